@@ -1,0 +1,21 @@
+"""Latent-variable energy-based models behind scikit-learn's interface."""
+
+from sklvebm.energies import AnchoredEnergy, BridgedEnergy, Energy, LinearGaussianEnergy, MLPEnergy
+from sklvebm.estimators.particle_lvebm import ParticleLVEBM
+from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.log_partition import LogPartition
+from sklvebm.reference import MixtureReference
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnchoredEnergy",
+    "BridgedEnergy",
+    "Energy",
+    "LinearGaussianEnergy",
+    "LogPartition",
+    "MLPEnergy",
+    "MixtureReference",
+    "ParticleDivergenceError",
+    "ParticleLVEBM",
+]

@@ -1,0 +1,132 @@
+"""Arrays in, arrays out: conversion, standardisation, seeds, devices and global state."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor
+
+from sklvebm.thread_limits import limited_threads
+
+# float64 numbers of one chunk of particles: 32 MB per activation layer of 128 units
+_CHUNK_PARTICLES = 2**15
+
+
+class Standardisation(NamedTuple):
+    """Affine map of the data to zero mean and unit variance, column by column."""
+
+    mean: np.ndarray  # (D,)
+    scale: np.ndarray  # (D,), standard deviation, 1 for constant columns
+
+    def apply(self, X: np.ndarray) -> np.ndarray:
+        """Return standardised rows in float64; X is not modified."""
+        return (np.asarray(X, dtype=np.float64) - self.mean) / self.scale
+
+    def invert(self, X: np.ndarray) -> np.ndarray:
+        """Return rows in the units of the data, float64."""
+        return X * self.scale + self.mean
+
+    @property
+    def log_jacobian(self) -> float:
+        """Log density in data units minus log density in standardised units, in nats."""
+        return -float(np.log(self.scale).sum())
+
+
+def standardisation(X: np.ndarray) -> Standardisation:
+    """Measure mean and standard deviation of each column.
+
+    Warns
+    -----
+    UserWarning
+        If columns are constant: a density has no scale there.
+    """
+    X = np.asarray(X, dtype=np.float64)
+    mean = X.mean(axis=0)
+    scale = X.std(axis=0)
+    # a constant such as 0.1 has a standard deviation of rounding errors
+    constant = scale <= 10.0 * np.finfo(np.float64).eps * np.abs(mean)
+    if constant.any():
+        warnings.warn(
+            f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
+            "by a variance floor of 1e-6; remove them, or compare scores on this X only.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return Standardisation(mean, np.where(constant, 1.0, scale))
+
+
+def as_plain_array(X: Any) -> Any:
+    """Turn torch tensors into NumPy arrays and leave everything else alone."""
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype in (torch.bfloat16, torch.float16) else X).numpy()
+    return X
+
+
+def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
+    """Return a torch generator on `device`, seeded."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def draw_seed(random_state: Any) -> int:
+    """Return an integer seed from None, an int or a `numpy.random.RandomState`."""
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device of the parameter `device`.
+
+    Raises
+    ------
+    ValueError
+        If the device is not known or not available here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
+        ) from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={device!r} is not available on this machine; use device='auto' or 'cpu'."
+        )
+    return resolved
+
+
+@contextmanager
+def numerical_session(n_threads: int) -> Iterator[None]:
+    """Run the body outside of inference mode, without gradients, with few threads.
+
+    Global generators are saved and restored as well, because energies made by a user's factory may
+    draw their initial weights from them.
+
+    Parameters
+    ----------
+    n_threads : int
+        Upper limit on torch's threads.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        limited_threads(n_threads),
+    ):
+        yield
+
+
+def chunks(n_rows: int, particles_per_row: int) -> Iterator[slice]:
+    """Yield slices of rows whose particles fit into one chunk."""
+    size = max(1, _CHUNK_PARTICLES // particles_per_row)
+    for first in range(0, n_rows, size):
+        yield slice(first, first + size)
+
+
+def to_numpy(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
+    """Return a NumPy copy of a tensor in the wanted dtype."""
+    return tensor.detach().cpu().numpy().astype(dtype)

@@ -1,0 +1,280 @@
+"""The composition root of `ParticleLVEBM.fit`: standardise, reference, energy, train, normalise."""
+
+import copy
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
+from sklvebm.estimators._boundary import (
+    Standardisation,
+    numerical_session,
+    resolve_device,
+    seeded_generator,
+    standardisation,
+)
+from sklvebm.estimators._model import Model, n_weights
+from sklvebm.estimators._reference_selection import fit_reference
+from sklvebm.gradients import joint_target
+from sklvebm.log_partition import Ladder, estimate_log_partition
+from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+from sklvebm.particles import IndependentNoise, ParticleState
+from sklvebm.reference import MixtureReference
+from sklvebm.thread_limits import threads_for
+from sklvebm.training import Optimisation, Progress, start_optimisation, train
+
+_MAX_MONITOR_ROWS = 1000
+_EQUILIBRATION_SWEEPS = 40
+_NORMALISER_WALKERS = 512
+_NORMALISER_RUNGS = 8  # where training had no ladder of its own
+_NORMALISER_TOLERANCE = 0.02  # nats
+_NORMALISER_MAX_STEPS = 512
+
+
+class Training(NamedTuple):
+    """What `warm_start` and `partial_fit` continue from."""
+
+    optimisation: Optimisation
+    state: ParticleState
+
+
+class Outcome(NamedTuple):
+    """What a fit returns to the estimator."""
+
+    model: Model
+    training: Training
+    history: list[Progress]
+    lower_bound: float  # nats per row, units of X
+    converged: bool
+    device: torch.device
+
+
+def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
+    """Return the objective that the constructor parameters describe."""
+    return ParticleLikelihood(
+        dynamics=settings.dynamics,
+        n_particles=settings.n_particles,
+        n_chains=settings.n_chains,
+        n_temperatures=settings.n_temperatures,
+        n_langevin_steps=settings.n_langevin_steps,
+        step_size=settings.step_size,
+        information_weight=settings.information_weight,
+    )
+
+
+def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: int) -> PathEnergy:
+    """Join the reference to an MLP correction, or to a copy of the user's energy.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `energy` is not a module or factory, or does not return one energy per row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if settings.energy is None:
+        network = MLPEnergy(
+            reference.n_features,
+            reference.n_latents,
+            settings.hidden_layer_sizes,
+            settings.activation,
+            generator,
+        )
+        return AnchoredEnergy(reference, network)
+    if isinstance(settings.energy, nn.Module):
+        network = copy.deepcopy(settings.energy)
+    elif callable(settings.energy):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            network = settings.energy(reference.n_features, reference.n_latents)
+    else:
+        network = settings.energy
+    if not isinstance(network, nn.Module):
+        raise TypeError(
+            "energy must be None, a torch.nn.Module or a callable (n_features, n_latents) -> "
+            f"Module, got {settings.energy!r}."
+        )
+    energy = BridgedEnergy(reference, network.double())
+    x, z = reference.split(reference.sample(3, generator))
+    values = network(x, z)
+    if values.shape != (3,):
+        raise ValueError(
+            "energy must map x (B, n_features) and z (B, n_components) to energies of shape "
+            f"(B,); for B = 3 it returned shape {tuple(values.shape)}."
+        )
+    return energy
+
+
+class Rows(NamedTuple):
+    """Where each row of X goes."""
+
+    fitted: np.ndarray  # indices of the rows that reference and energy are fitted to
+    monitor: np.ndarray  # indices of the rows that the ELBO is monitored on
+
+
+def split_rows(
+    n_samples: int, settings: SimpleNamespace, random_state: np.random.RandomState
+) -> Rows:
+    """Hold out rows for early stopping; without it, monitor some of the training rows."""
+    order = random_state.permutation(n_samples)
+    if not settings.early_stopping:
+        return Rows(np.arange(n_samples), order[:_MAX_MONITOR_ROWS])
+    n_held_out = min(max(1, math.ceil(settings.validation_fraction * n_samples)), n_samples - 1)
+    return Rows(np.sort(order[n_held_out:]), order[: min(n_held_out, _MAX_MONITOR_ROWS)])
+
+
+def start_training(
+    X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
+) -> tuple[Standardisation, Training]:
+    """Standardise, fit the reference and set up an untrained model on it, on the device.
+
+    Held-out rows take no part in the reference either: else it looks better on them than it is,
+    and early stopping comes too early.
+    """
+    device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
+    chart = standardisation(X)
+    standardised = chart.apply(X[rows.fitted])
+    reference = fit_reference(standardised, settings.n_components, settings.reference, random_state)
+    seed = random_state.randint(np.iinfo(np.int32).max)
+    energy = build_energy(settings, reference, seed).to(device=device, dtype=dtype)
+    optimisation = start_optimisation(
+        energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
+    )
+    state = new_objective(settings).init(energy, 0, generator=seeded_generator(seed, device))
+    return chart, Training(optimisation, state)
+
+
+def continue_training(
+    X: np.ndarray,
+    rows: Rows,
+    chart: Standardisation,
+    training: Training,
+    settings: SimpleNamespace,
+    random_state: np.random.RandomState,
+    report: Callable[[Progress, float], None],
+    keep_best: bool,
+) -> Outcome:
+    """Train a model on the rows of X and normalise it.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows in the units of the data.
+    rows : Rows
+        Which of them train and which are monitored.
+    chart : Standardisation
+        Units of the model.
+    training : Training
+        Where to start; not modified.
+    settings : SimpleNamespace
+        Constructor parameters.
+    random_state : numpy.random.RandomState
+        Source of all seeds.
+    report : callable
+        Receives the progress of each epoch and its ELBO in the units of X.
+    keep_best : bool
+        Keep the epoch with the best monitored ELBO; else the running average after the last one.
+
+    Raises
+    ------
+    ParticleDivergenceError
+        If training stops being finite.
+    """
+    training = copy.deepcopy(training)
+    objective = new_objective(settings)
+    energy = training.optimisation.energy
+    like = energy.reference.location
+    seed = random_state.randint(np.iinfo(np.int32).max)
+    generator = seeded_generator(seed, like.device)
+    standardised = torch.from_numpy(chart.apply(X)).to(like)
+    fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
+    state = training.state
+    if len(state.latents) != len(fitted):
+        latents = objective.init_latents(energy, len(fitted), generator=generator)
+        state = state._replace(latents=latents)
+    batch_size = resolve_batch_size(settings.batch_size, len(fitted))
+    n_positions = max(
+        settings.n_temperatures * settings.n_chains, batch_size * settings.n_particles
+    )
+    with numerical_session(threads_for(n_positions, n_weights(energy))):
+        result = train(
+            training.optimisation,
+            objective,
+            fitted,
+            monitor,
+            state,
+            learning_rate=settings.learning_rate_init,
+            batch_size=batch_size,
+            max_iter=settings.max_iter,
+            tol=settings.tol,
+            n_iter_no_change=settings.n_iter_no_change,
+            generator=generator,
+            callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
+        )
+        kept = result.best if keep_best else result.optimisation.average
+        model = normalise(kept, result.state, settings, chart, seed, generator)
+    return Outcome(
+        model=model,
+        training=Training(result.optimisation, result.state),
+        history=result.history,
+        lower_bound=result.best_lower_bound + chart.log_jacobian,
+        converged=result.converged,
+        device=like.device,
+    )
+
+
+def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
+    """Return the rows per update: "auto" gives about eight updates per epoch, 32 to 256 rows."""
+    if batch_size == "auto":
+        batch_size = int(np.clip(n_rows // 8, 32, 256))
+    return min(batch_size, n_rows)
+
+
+def normalise(
+    energy: PathEnergy,
+    state: ParticleState,
+    settings: SimpleNamespace,
+    chart: Standardisation,
+    seed: int,
+    generator: torch.Generator,
+) -> Model:
+    """Equilibrate the tempered pool under the final parameters and bracket log Z."""
+    has_ladder = settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson"
+    tempered = SimpleNamespace(**vars(settings))
+    tempered.dynamics = "crank-nicolson"
+    if not has_ladder:
+        tempered.n_temperatures, tempered.step_size = _NORMALISER_RUNGS, None
+    objective = new_objective(tempered)
+    if not has_ladder:
+        state = objective.init(energy, 0, generator=generator)
+    n_snapshots = math.ceil(_NORMALISER_WALKERS / settings.n_chains)
+    state, draws = objective.equilibrate(
+        energy, state, max(_EQUILIBRATION_SWEEPS, 2 * n_snapshots), n_snapshots, generator
+    )
+    ladder = objective.ladder(state)
+    draws = draws[-_NORMALISER_WALKERS:]
+    base = energy.reference.sample(len(draws), generator)
+    target = joint_target(energy, select_correction_and_grad(energy))
+    estimate, n_steps = estimate_log_partition(
+        target,
+        base,
+        draws,
+        ladder,
+        noise=IndependentNoise(generator),
+        tolerance=_NORMALISER_TOLERANCE,
+        max_steps=_NORMALISER_MAX_STEPS,
+    )
+    return Model(
+        energy=copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False),
+        standardisation=chart,
+        log_partition=estimate,
+        ladder=Ladder(*(part.cpu().double() for part in ladder)),
+        n_annealing_steps=n_steps,
+        latent_step_size=float(state.latent_step_size),
+        seed=seed,
+    )

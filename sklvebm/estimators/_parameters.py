@@ -1,0 +1,103 @@
+"""Legal values of constructor parameters, checked at the start of `fit`."""
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+
+class Number(NamedTuple):
+    """An interval of integers or real numbers; `low` is included unless `open_low`."""
+
+    integer: bool
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    none: bool = False  # None is allowed as well
+    word: str = ""  # a string that is allowed as well
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is outside; see `check_parameters`."""
+        if (self.none and value is None) or (self.word and value == self.word):
+            return
+        kind = Integral if self.integer else Real
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{name} must be {self}, got {value!r} of type {type(value).__name__}.")
+        above = value > self.low if self.open_low else value >= self.low
+        if not (above and value <= self.high and math.isfinite(value)):
+            raise ValueError(f"{name} must be {self}, got {value!r}.")
+
+    def __str__(self) -> str:
+        noun = "an integer" if self.integer else "a number"
+        rule = f"{noun} {'>' if self.open_low else '>='} {self.low:g}"
+        if math.isfinite(self.high):
+            rule += f" and <= {self.high:g}"
+        if self.none:
+            rule += " or None"
+        return f"{rule} or {self.word!r}" if self.word else rule
+
+
+class OneOf(NamedTuple):
+    """One of a set of strings."""
+
+    options: tuple[str, ...]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is not one of the options; see `check_parameters`."""
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be {self}, got {value!r} of type {type(value).__name__}.")
+        if value not in self.options:
+            raise ValueError(f"{name} must be {self}, got {value!r}.")
+
+    def __str__(self) -> str:
+        return "one of " + ", ".join(repr(option) for option in self.options)
+
+
+class Flag(NamedTuple):
+    """True or False."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is not a boolean; see `check_parameters`."""
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"{name} must be True or False, got {value!r} of type {type(value).__name__}."
+            )
+
+
+class Widths(NamedTuple):
+    """A non-empty sequence of positive integers."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is not a sequence of widths; see `check_parameters`."""
+        rule = f"{name} must be a non-empty sequence of integers >= 1, got {value!r}"
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(f"{rule} of type {type(value).__name__}.")
+        widths = list(value)
+        if not widths or any(
+            isinstance(w, bool) or not isinstance(w, Integral) or w < 1 for w in widths
+        ):
+            raise ValueError(f"{rule}.")
+
+
+Rule = Number | OneOf | Flag | Widths
+
+
+def check_parameters(parameters: dict[str, Any], rules: dict[str, Rule]) -> None:
+    """Check parameters against their rules.
+
+    Parameters
+    ----------
+    parameters : dict
+        Name to value, as `get_params(deep=False)` returns it.
+    rules : dict
+        Name to rule.
+
+    Raises
+    ------
+    TypeError
+        If a value has the wrong type; names the parameter, the rule and the value.
+    ValueError
+        If a value has the right type and is not allowed; likewise.
+    """
+    for name, rule in rules.items():
+        rule.check(name, parameters[name])

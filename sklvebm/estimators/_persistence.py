@@ -1,0 +1,193 @@
+"""Fitted state as NumPy arrays and plain types, to be stored anywhere and read anywhere.
+
+Modules become a description and their arrays; a user's own energy stays the module it is, on the
+CPU. Posterior particles of the training rows are left out: they are as large as the data.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
+from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._fitting import Training
+from sklvebm.estimators._model import Model
+from sklvebm.log_partition import Ladder, LogPartition
+from sklvebm.particles import ParticleState
+from sklvebm.reference import MixtureReference
+from sklvebm.training import Optimisation, start_optimisation
+
+
+def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
+    """Return parameters and buffers as NumPy arrays."""
+    return {name: value.cpu().numpy() for name, value in module.state_dict().items()}
+
+
+def load_arrays(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
+    """Load what `arrays_of` returned, in its own dtype, in place."""
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    module.load_state_dict(tensors, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+
+
+def plain_reference(reference: MixtureReference) -> dict[str, Any]:
+    """Describe a reference by its arrays."""
+    return {"is_diagonal": reference.is_diagonal, "arrays": arrays_of(reference)}
+
+
+def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
+    """Rebuild what `plain_reference` described."""
+    reference = MixtureReference.__new__(MixtureReference)
+    nn.Module.__init__(reference)
+    reference.is_diagonal = bool(plain["is_diagonal"])
+    for name, value in plain["arrays"].items():
+        reference.register_buffer(name, torch.from_numpy(np.array(value)))
+    return reference
+
+
+def plain_energy(energy: PathEnergy) -> dict[str, Any]:
+    """Describe the trained part of an energy; the reference is kept apart."""
+    network = energy.network
+    if isinstance(energy, BridgedEnergy):
+        return {"kind": "user", "network": network.cpu()}
+    return {
+        "kind": "mlp",
+        "bound": energy.bound,
+        "hidden_layer_sizes": list(network.hidden_layer_sizes),
+        "activation": network.activation,
+        "arrays": arrays_of(network),
+    }
+
+
+def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> PathEnergy:
+    """Rebuild what `plain_energy` described, on the given reference."""
+    if plain["kind"] == "user":
+        return BridgedEnergy(reference, plain["network"])
+    network = MLPEnergy(
+        reference.n_features,
+        reference.n_latents,
+        plain["hidden_layer_sizes"],
+        plain["activation"],
+    )
+    load_arrays(network, plain["arrays"])
+    return AnchoredEnergy(reference, network, plain["bound"])
+
+
+def plain_optimisation(optimisation: Optimisation) -> dict[str, Any]:
+    """Describe parameters, running average and Adam moments."""
+    state = optimisation.optimizer.state_dict()["state"]
+    moments = {
+        str(index): {name: value.cpu().numpy() for name, value in entry.items()}
+        for index, entry in state.items()
+    }
+    return {
+        "energy": plain_energy(optimisation.energy),
+        "average": plain_energy(optimisation.average),
+        "moments": moments,
+        "learning_rate": optimisation.optimizer.param_groups[0]["lr"],
+        "alpha": optimisation.optimizer.param_groups[0]["weight_decay"],
+        "n_updates": optimisation.n_updates,
+    }
+
+
+def optimisation_from_plain(plain: dict[str, Any], reference: MixtureReference) -> Optimisation:
+    """Rebuild what `plain_optimisation` described, on the given reference."""
+    energy = energy_from_plain(plain["energy"], reference)
+    optimisation = start_optimisation(
+        energy, learning_rate=plain["learning_rate"], alpha=plain["alpha"]
+    )
+    state = optimisation.optimizer.state_dict()
+    state["state"] = {
+        int(index): {name: torch.from_numpy(np.array(value)) for name, value in entry.items()}
+        for index, entry in plain["moments"].items()
+    }
+    optimisation.optimizer.load_state_dict(state)
+    average = energy_from_plain(plain["average"], optimisation.energy.reference)
+    return optimisation._replace(average=average, n_updates=plain["n_updates"])
+
+
+def plain_particles(state: ParticleState) -> dict[str, Any]:
+    """Describe the pool and the adapted scalars; the latents are left out."""
+    fields = {name: value for name, value in state._asdict().items() if name != "latents"}
+    return {
+        name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in fields.items()
+    }
+
+
+def particles_from_plain(plain: dict[str, Any], n_particles: int, n_latents: int) -> ParticleState:
+    """Rebuild what `plain_particles` described, with no rows in `latents`."""
+    fields = {
+        name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        for name, value in plain.items()
+    }
+    empty = fields["pool"].new_empty(0, n_particles, n_latents)
+    return ParticleState(latents=empty, **fields)
+
+
+def to_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Replace the modules and tensors in an estimator's attributes by arrays and plain types."""
+    if "_model" not in state:
+        return state
+    plain = dict(state)
+    model: Model = plain.pop("_model")
+    training: Training = plain.pop("_training")
+    for name in _DERIVED:
+        plain.pop(name)
+    plain["_plain"] = {
+        "reference": plain_reference(model.energy.reference),
+        "energy": plain_energy(model.energy),
+        "standardisation": model.standardisation._asdict(),
+        "log_partition": model.log_partition._asdict(),
+        "ladder": {name: value.numpy() for name, value in model.ladder._asdict().items()},
+        "n_annealing_steps": model.n_annealing_steps,
+        "latent_step_size": model.latent_step_size,
+        "seed": model.seed,
+        "optimisation": plain_optimisation(training.optimisation),
+        "particles": plain_particles(training.state),
+        "n_particles": training.state.latents.shape[1],
+    }
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
+    """Undo `to_plain`."""
+    if "_plain" not in plain:
+        return plain
+    state = dict(plain)
+    parts = state.pop("_plain")
+    reference = reference_from_plain(parts["reference"])
+    model = Model(
+        energy=energy_from_plain(parts["energy"], reference).requires_grad_(False),
+        standardisation=Standardisation(**parts["standardisation"]),
+        log_partition=LogPartition(**parts["log_partition"]),
+        ladder=Ladder(**{k: torch.from_numpy(np.array(v)) for k, v in parts["ladder"].items()}),
+        n_annealing_steps=parts["n_annealing_steps"],
+        latent_step_size=parts["latent_step_size"],
+        seed=parts["seed"],
+    )
+    particles = particles_from_plain(parts["particles"], parts["n_particles"], reference.n_latents)
+    trained_on = reference_from_plain(parts["reference"]).to(particles.pool.dtype)
+    state["_model"] = model
+    state["_training"] = Training(
+        optimisation_from_plain(parts["optimisation"], trained_on), particles
+    )
+    state.update(derived_attributes(model))
+    return state
+
+
+def derived_attributes(model: Model) -> dict[str, Any]:
+    """Return the public attributes of an estimator that are parts of its model."""
+    return {
+        "energy_": model.energy,
+        "reference_": model.energy.reference,
+        "mean_": model.standardisation.mean,
+        "scale_": model.standardisation.scale,
+        "log_partition_": model.log_partition,
+    }
+
+
+_DERIVED = ("energy_", "reference_", "mean_", "scale_", "log_partition_")

@@ -1,0 +1,188 @@
+"""Chooses the reference from standardised rows: a Gaussian mixture by BIC, or probabilistic PCA."""
+
+import copy
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn import config_context
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from sklvebm.reference import MixtureReference
+
+_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 80)
+_COVARIANCE_TYPES = ("full", "tied", "diag")
+_N_WORSE = 3  # grid points without improvement of BIC that end the search of a covariance type
+_MAX_SELECTION_ROWS = 20_000
+_COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's own reg_covar
+_LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
+_WIDE_WEIGHT = 0.05
+_WIDE_SPREAD = 2.0  # standard deviations of the data
+
+
+class LatentMap(NamedTuple):
+    """Probabilistic PCA: posterior of z given x is `N(matrix (x - mean), diag(variance))`."""
+
+    matrix: np.ndarray  # (L, D)
+    variance: np.ndarray  # (L,)
+    mean: np.ndarray  # (D,)
+    covariance: np.ndarray  # (D, D), of x under the model
+
+
+def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
+    """Fit probabilistic PCA in closed form.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    n_components : int
+        Latents L. Those beyond the rank of X carry nothing: their posterior is their prior.
+
+    Returns
+    -------
+    latent_map : LatentMap
+        Posterior map and marginal covariance. When no direction is left to estimate the noise
+        from, its variance is zero, latents are whitened scores, and their posterior variance is a
+        floor of 0.01 (the prior variance is 1).
+    """
+    n_samples, n_features = X.shape
+    mean = X.mean(axis=0)
+    centred = X - mean
+    divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
+    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / divisor)
+    eigenvalues, vectors = eigenvalues[::-1].clip(min=0.0), vectors[:, ::-1]
+    # a sign that does not depend on the LAPACK in use
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n_features)])
+    vectors = vectors * signs
+    kept = min(n_components, n_features)
+    noise = eigenvalues[kept:].mean() if kept < n_features else 0.0
+    top = eigenvalues[:kept]
+    used = top > max(noise, 1e-10 * eigenvalues[0], 1e-300)
+    matrix = np.zeros((n_components, n_features))
+    variance = np.ones(n_components)
+    scale = np.sqrt(np.where(used, top - noise, 0.0)) / np.where(used, top, 1.0)
+    matrix[:kept] = scale[:, None] * vectors[:, :kept].T
+    shrunk = np.where(used, noise / np.where(used, top, 1.0), 1.0)
+    variance[:kept] = shrunk.clip(min=_LATENT_VARIANCE_FLOOR)
+    floor = max(noise, _COVARIANCE_FLOOR)
+    signal = np.where(used, top - noise, 0.0)
+    covariance = (vectors[:, :kept] * signal) @ vectors[:, :kept].T + floor * np.eye(n_features)
+    return LatentMap(matrix, variance, mean, covariance)
+
+
+def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> GaussianMixture:
+    """Return the Gaussian mixture with the lowest BIC over components and covariance types.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows; at most 20,000 random ones are used to choose.
+    random_state : numpy.random.RandomState
+        Source of the initialisations.
+    """
+    if len(X) > _MAX_SELECTION_ROWS:
+        X = X[random_state.choice(len(X), _MAX_SELECTION_ROWS, replace=False)]
+    n_distinct = len(np.unique(X, axis=0))
+    best, best_bic = None, np.inf
+    seed = random_state.randint(np.iinfo(np.int32).max)
+    for covariance_type in _COVARIANCE_TYPES:
+        type_best, n_worse = np.inf, 0
+        for n_components in _COMPONENT_GRID:
+            # with fewer than five rows a component, k-means meets empty clusters
+            if n_components > max(1, n_distinct // 5) or n_worse >= _N_WORSE:
+                break
+            mixture = GaussianMixture(
+                n_components,
+                covariance_type=covariance_type,
+                reg_covar=_COVARIANCE_FLOOR,
+                random_state=seed,
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                mixture.fit(X)
+            bic = mixture.bic(X)
+            n_worse = 0 if bic < type_best else n_worse + 1
+            type_best = min(type_best, bic)
+            if bic < best_bic:
+                best, best_bic = mixture, bic
+    return best
+
+
+def full_covariances(mixture: GaussianMixture) -> np.ndarray:
+    """Return the component covariances of any covariance type, (M, D, D)."""
+    n_components, n_features = mixture.means_.shape
+    covariances = mixture.covariances_
+    if mixture.covariance_type == "full":
+        return covariances
+    if mixture.covariance_type == "tied":
+        return np.broadcast_to(covariances, (n_components, n_features, n_features))
+    if mixture.covariance_type == "spherical":
+        covariances = np.repeat(covariances[:, None], n_features, axis=1)
+    return np.stack([np.diag(variances) for variances in covariances])
+
+
+def fit_reference(
+    X: np.ndarray,
+    n_components: int,
+    kind: str | GaussianMixture | MixtureReference,
+    random_state: np.random.RandomState,
+) -> MixtureReference:
+    """Fit the reference to standardised rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    n_components : int
+        Latents.
+    kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
+        Gaussian mixture by BIC with one wide defensive component; the Gaussian of probabilistic
+        PCA; a mixture estimator, of which a clone is fitted and given the wide component; or a
+        complete reference in standardised units, which is copied.
+    random_state : numpy.random.RandomState
+        Source of the mixture's initialisations.
+
+    Returns
+    -------
+    reference : MixtureReference
+        Float64, on the CPU.
+    """
+    if isinstance(kind, MixtureReference):
+        if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
+            raise ValueError(
+                f"reference must have n_features={X.shape[1]} and n_latents={n_components}, got "
+                f"n_features={kind.n_features} and n_latents={kind.n_latents}."
+            )
+        return copy.deepcopy(kind).cpu().double()
+    latent = probabilistic_pca(X, n_components)
+    maps = {
+        "latent_map": torch.from_numpy(latent.matrix),
+        "latent_variance": torch.from_numpy(latent.variance),
+        "location": torch.from_numpy(latent.mean),
+    }
+    if kind != "gaussian":
+        # X is NumPy here; mixtures refuse to start from k-means under array API dispatch
+        with config_context(array_api_dispatch=False):
+            is_estimator = isinstance(kind, GaussianMixture)
+            mixture = clone(kind).fit(X) if is_estimator else select_mixture(X, random_state)
+    else:
+        return MixtureReference(
+            torch.ones(1),
+            torch.from_numpy(latent.mean)[None],
+            torch.from_numpy(latent.covariance)[None],
+            **maps,
+        )
+    spread = np.cov(X.T, bias=True).reshape(X.shape[1], -1) if len(X) > 1 else np.eye(X.shape[1])
+    wide = _WIDE_SPREAD**2 * (spread + _COVARIANCE_FLOOR * np.eye(X.shape[1]))
+    return MixtureReference(
+        torch.from_numpy(mixture.weights_),
+        torch.from_numpy(mixture.means_),
+        torch.from_numpy(np.array(full_covariances(mixture))),
+        **maps,
+        wide_weight=_WIDE_WEIGHT,
+        wide_covariance=torch.from_numpy(wide),
+    )

@@ -1,0 +1,596 @@
+"""`ParticleLVEBM`: the latent-variable energy-based model as a scikit-learn estimator."""
+
+import time
+import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    DensityMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sklvebm.dynamics.langevin import KERNELS
+from sklvebm.energies import ACTIVATIONS
+from sklvebm.estimators import _persistence as persistence
+from sklvebm.estimators._boundary import as_plain_array, draw_seed, resolve_device
+from sklvebm.estimators._fitting import (
+    Outcome,
+    continue_training,
+    split_rows,
+    start_training,
+)
+from sklvebm.estimators._model import (
+    features,
+    latent_draws,
+    latent_means,
+    log_density,
+    samples,
+)
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Widths, check_parameters
+from sklvebm.reference import MixtureReference
+
+_RULES = {
+    "n_components": Number(True, 1),
+    "hidden_layer_sizes": Widths(),
+    "activation": OneOf(tuple(ACTIVATIONS)),
+    "dynamics": OneOf(tuple(KERNELS)),
+    "step_size": Number(False, 0.0, open_low=True, none=True),
+    "n_particles": Number(True, 1),
+    "n_chains": Number(True, 2),
+    "n_temperatures": Number(True, 1),
+    "n_langevin_steps": Number(True, 1),
+    "information_weight": Number(False, 0.0),
+    "learning_rate_init": Number(False, 0.0, open_low=True),
+    "alpha": Number(False, 0.0),
+    "batch_size": Number(True, 1, word="auto"),
+    "max_iter": Number(True, 0),
+    "tol": Number(False, 0.0),
+    "early_stopping": Flag(),
+    "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
+    "n_iter_no_change": Number(True, 1),
+    "warm_start": Flag(),
+    "dtype": OneOf(("float32", "float64")),
+    "verbose": Number(True, 0),
+}
+_TRUSTED_SAMPLE_SIZE = 20.0  # effective walkers below which log Z is called uncertain
+_TRUSTED_WIDTH = 0.5  # nats: bracket of log Z above which it is called uncertain
+
+
+class ParticleLVEBM(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, BaseEstimator):
+    r"""Latent-variable energy-based model trained by Langevin particles.
+
+    .. math:: p(x, z) = \exp(-E(x, z)) / Z, \qquad E = E_{ref} + c \tanh(g_\theta / c)
+
+    Maximum likelihood as a saddle problem [1]_: a tempered pool of joint particles `(x, z)`
+    stands for the model, a few posterior particles `z` per row for the data, both move by
+    Langevin dynamics while the parameters climb. `E_ref` is a normalised density (a Gaussian
+    mixture by default), so an untrained model is that mixture and every density is in nats.
+
+    Parameters
+    ----------
+    n_components : int, default=2
+        Number of latents z.
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Hidden layers of the network g; ignored when `energy` is given.
+    activation : {"silu", "softplus", "tanh"}, default="silu"
+        Activation of the network g.
+    energy : torch.nn.Module, callable or None, default=None
+        A complete energy instead of the anchored network: a module with
+        `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
+        `(n_features, n_components) -> module`. Copied, never trained in place. Its
+        `exp(-energy)` must be integrable.
+    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
+        The density that the energy is anchored on: a Gaussian mixture with components and
+        covariance type by BIC, plus a wide component of weight 0.05; the Gaussian of probabilistic
+        PCA; a clone of the mixture given, fitted to the standardised rows; or a complete reference
+        in standardised units.
+    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}, default="crank-nicolson"
+        Langevin kernel of all particles. The first is a Metropolis-adjusted Langevin step whose
+        proposals are exact on the reference; "ula" with `n_temperatures=1` is the published
+        algorithm.
+    step_size : float or None, default=None
+        Langevin step, in squared whitened units per nat. None chooses by kernel. The two
+        Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
+    n_particles : int, default=4
+        Posterior particles per row.
+    n_chains : int, default=128
+        Joint particles per temperature.
+    n_temperatures : int, default=8
+        Rungs of the ladder between reference and model; 1 is the plain persistent pool.
+    n_langevin_steps : int, default=2
+        Steps of the pool per update; latents take half as many, at least one.
+    information_weight : float, default=0.0
+        Weight of a contrastive (InfoNCE) term that makes the latents tell rows apart. The score
+        stays a bound on the likelihood.
+    learning_rate_init : float, default=0.01
+        Step of Adam; divided by about 3 at each of two plateaus, the third ends training.
+    alpha : float, default=0.0001
+        Decoupled weight decay, relative to the learning rate.
+    batch_size : int or "auto", default="auto"
+        Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
+    max_iter : int, default=200
+        Epochs at most; 0 keeps the reference.
+    tol : float, default=0.001
+        Improvement of the monitored ELBO, in nats per row, that counts.
+    early_stopping : bool, default=True
+        Monitor the ELBO on held-out rows, which take no part in reference or training, and keep
+        the best parameters. False monitors training rows.
+    validation_fraction : float, default=0.1
+        Share of rows held out by early stopping.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that make a plateau.
+    warm_start : bool, default=False
+        Continue from the last fit: same reference and units, particles and optimiser.
+    device : str, default="auto"
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+    dtype : {"float32", "float64"}, default="float32"
+        Precision of training. Scores and latents are computed in float64.
+    verbose : int, default=0
+        Print a line every `verbose` epochs; 0 prints nothing.
+    random_state : int, RandomState instance or None, default=None
+        Source of all randomness of `fit`.
+
+    Attributes
+    ----------
+    energy_ : AnchoredEnergy or BridgedEnergy
+        Trained energy `E(x, z)` in nats, in standardised units, float64.
+    reference_ : MixtureReference
+        The density it is anchored on, in standardised units.
+    mean_, scale_ : ndarray of shape (n_features,)
+        Standardisation of the columns.
+    log_partition_ : LogPartition
+        Named tuple `value, lower, upper, standard_error, effective_sample_size`; nats.
+    lower_bound_ : float
+        Best monitored ELBO, nats per row, in the units of X.
+    lower_bounds_ : list of float
+        Monitored ELBO after each epoch.
+    history_ : list of dict
+        Epoch, ELBO, learning rate, swap rate and acceptances of each epoch.
+    n_iter_ : int
+        Epochs run.
+    converged_ : bool
+        Whether training ended at a plateau before `max_iter`.
+    n_features_in_ : int
+        Number of features seen by `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, when X has string column names.
+    device_ : str
+        Device that training ran on.
+
+    See Also
+    --------
+    sklearn.mixture.GaussianMixture : The default reference, and a fast density of its own.
+    sklearn.decomposition.PCA : Linear latents; its `score` is a density, too.
+    sklearn.neighbors.KernelDensity : Its `score` is a sum, not a mean.
+
+    Notes
+    -----
+    `score` uses the upper estimate of log Z and a free energy bounded from the safe side, so its
+    expectation is not above the log-likelihood. What latents mean is a gauge of the model: the
+    likelihood alone leaves `p(z | x)` free. See `docs/theory.md`.
+
+    References
+    ----------
+    .. [1] S. Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
+       Proceedings of Machine Learning Research 337, 2026.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import ParticleLVEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> model = ParticleLVEBM(n_components=1, random_state=0).fit(X)
+    >>> model.transform(X).shape
+    (200, 1)
+    >>> model.sample(5, random_state=0).shape
+    (5, 2)
+    >>> bool(model.score(X) > -1.2)
+    True
+    """
+
+    def __init__(
+        self,
+        n_components=2,
+        *,
+        hidden_layer_sizes=(128, 128),
+        activation="silu",
+        energy=None,
+        reference="mixture",
+        dynamics="crank-nicolson",
+        step_size=None,
+        n_particles=4,
+        n_chains=128,
+        n_temperatures=8,
+        n_langevin_steps=2,
+        information_weight=0.0,
+        learning_rate_init=0.01,
+        alpha=0.0001,
+        batch_size="auto",
+        max_iter=200,
+        tol=0.001,
+        early_stopping=True,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        warm_start=False,
+        device="auto",
+        dtype="float32",
+        verbose=0,
+        random_state=None,
+    ):
+        self.n_components = n_components
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.energy = energy
+        self.reference = reference
+        self.dynamics = dynamics
+        self.step_size = step_size
+        self.n_particles = n_particles
+        self.n_chains = n_chains
+        self.n_temperatures = n_temperatures
+        self.n_langevin_steps = n_langevin_steps
+        self.information_weight = information_weight
+        self.learning_rate_init = learning_rate_init
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # Fitting -----------------------------------------------------------------------------------
+
+    def fit(self, X, y=None):
+        """Fit the model to rows X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, at least two; not modified.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : ParticleLVEBM
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X or a parameter is not usable; names it, the rule and the value.
+        ParticleDivergenceError
+            If training stops being finite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` ends before a plateau, or log Z is uncertain.
+        """
+        with self._unchanged_on_failure():
+            continues = self.warm_start and hasattr(self, "_training")
+            X = self._validated(X, reset=not continues)
+            settings = self._settings()
+            outcome, n_earlier = self._train(X, settings, continues, keep_best=True)
+            self._adopt(outcome, n_earlier)
+        self._warn(outcome)
+        return self
+
+    def partial_fit(self, X, y=None):
+        """Pass over the rows X once, starting a model at the first call.
+
+        Units and reference come from the first call's rows, so make them representative.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of this chunk; at least two at the first call.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : ParticleLVEBM
+            The estimator after one more epoch, with the running average of its parameters.
+
+        Raises
+        ------
+        ValueError, TypeError, ParticleDivergenceError
+            As `fit`.
+        """
+        with self._unchanged_on_failure():
+            continues = hasattr(self, "_training")
+            X = self._validated(X, reset=not continues)
+            settings = self._settings()
+            settings.max_iter, settings.early_stopping = 1, False
+            outcome, n_earlier = self._train(X, settings, continues, keep_best=False)
+            self._adopt(outcome, n_earlier)
+        return self
+
+    def _train(self, X, settings, continues, *, keep_best):
+        """Start or continue training on the rows X; return the outcome and earlier epochs."""
+        if continues:
+            chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
+            self._check_continuation(training)
+            # an integer seed must not repeat the noise of earlier epochs
+            random_state = np.random.RandomState([self._model.seed, n_earlier])
+            rows = split_rows(len(X), settings, random_state)
+        else:
+            random_state = check_random_state(self.random_state)
+            rows = split_rows(len(X), settings, random_state)
+            chart, training = start_training(X, rows, settings, random_state)
+            n_earlier = 0
+        outcome = continue_training(
+            X, rows, chart, training, settings, random_state, self._reporter(), keep_best
+        )
+        return outcome, n_earlier
+
+    @contextmanager
+    def _unchanged_on_failure(self):
+        """Put every attribute back if the body raises, also on KeyboardInterrupt."""
+        previous = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(previous)
+            raise
+
+    def _settings(self):
+        """Return checked parameters; raises TypeError or ValueError."""
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters, _RULES)
+        reference = self.reference
+        if not isinstance(reference, GaussianMixture | MixtureReference):
+            OneOf(("mixture", "gaussian")).check("reference", reference)
+        if self.validation_fraction == 1.0:
+            raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
+        return SimpleNamespace(**parameters)
+
+    def _validated(self, X, *, reset):
+        """Return X as a float array, (n_samples, n_features), checked by scikit-learn."""
+        return validate_data(
+            self,
+            as_plain_array(X),
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_min_samples=2 if reset else 1,
+        )
+
+    def _check_continuation(self, training):
+        """Raise ValueError if a parameter that shapes the model changed since it was made."""
+        state = training.state
+        for name, was in {
+            "n_temperatures": state.pool.shape[0],
+            "n_chains": state.pool.shape[1],
+            "n_particles": state.latents.shape[1],
+            "n_components": state.latents.shape[2],
+        }.items():
+            if getattr(self, name) != was:
+                raise ValueError(
+                    f"{name} must stay {was} while a fit is continued, got {getattr(self, name)}; "
+                    "use warm_start=False, or a clone, to start anew."
+                )
+
+    def _reporter(self):
+        """Return the callback that prints progress."""
+        begin = time.perf_counter()
+
+        def report(progress, lower_bound):
+            if self.verbose and progress.epoch % self.verbose == 0:
+                print(
+                    f"[ParticleLVEBM] epoch {progress.epoch}, ELBO {lower_bound:.3f} nats, "
+                    f"learning rate {progress.learning_rate:.2g}, "
+                    f"{time.perf_counter() - begin:.1f} s",
+                    flush=True,
+                )
+
+        return report
+
+    def _adopt(self, outcome: Outcome, n_earlier):
+        """Set the fitted attributes, all at once."""
+        jacobian = outcome.model.standardisation.log_jacobian
+        bounds = [p.lower_bound + jacobian for p in outcome.history]
+        earlier_bounds = self.lower_bounds_ if n_earlier else []
+        earlier_history = self.history_ if n_earlier else []
+        self._model = outcome.model
+        self._training = outcome.training
+        self.__dict__.update(persistence.derived_attributes(outcome.model))
+        self.lower_bound_ = outcome.lower_bound
+        self.lower_bounds_ = earlier_bounds + bounds
+        self.history_ = earlier_history + [
+            {
+                "epoch": p.epoch + n_earlier,
+                "lower_bound": bound,
+                "learning_rate": p.learning_rate,
+                **p.metrics,
+            }
+            for p, bound in zip(outcome.history, bounds, strict=True)
+        ]
+        self.n_iter_ = n_earlier + len(outcome.history)
+        self.converged_ = outcome.converged
+        self.device_ = str(outcome.device)
+
+    def _warn(self, outcome: Outcome):
+        """Warn if training did not reach a plateau or log Z is uncertain."""
+        if self.max_iter > 0 and not outcome.converged:
+            warnings.warn(
+                f"Training stopped at max_iter={self.max_iter} epochs before the ELBO reached a "
+                "plateau; increase max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        estimate = outcome.model.log_partition
+        width = estimate.upper - estimate.lower
+        if estimate.effective_sample_size < _TRUSTED_SAMPLE_SIZE or width > _TRUSTED_WIDTH:
+            warnings.warn(
+                f"log Z is uncertain: its bracket is {width:.2g} nats wide and "
+                f"{estimate.effective_sample_size:.0f} walkers are effective. Scores have that "
+                "error in common; increase n_chains or n_temperatures, or alpha for a smoother "
+                "energy.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    # Answers -----------------------------------------------------------------------------------
+
+    def score_samples(self, X):
+        """Return a lower bound on the log-density of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            ELBO of each row, nats, in the units of X; a deterministic function of the row.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError, TypeError
+            If X does not fit the training data.
+        """
+        X = self._checked_rows(X)
+        return log_density(self._model, X, self._run_device()).astype(X.dtype)
+
+    def score(self, X, y=None):
+        """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        score : float
+            Mean ELBO, nats per row, in the units of X.
+        """
+        return float(self.score_samples(X).mean(dtype=np.float64))
+
+    def transform(self, X):
+        """Return posterior means of the latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            `E[z | x]`; a deterministic function of the row.
+        """
+        X = self._checked_rows(X)
+        return latent_means(self._model, X, self._run_device()).astype(X.dtype)
+
+    def inverse_transform(self, Z):
+        """Return the mean of the features given latents.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Latents.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            `E[x | z]`, in the units of the training data; deterministic.
+        """
+        check_is_fitted(self, "energy_")
+        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32])
+        n_latents = self._model.energy.n_latents
+        if Z.shape[1] != n_latents:
+            raise ValueError(f"Z must have {n_latents} columns (n_components), got {Z.shape[1]}.")
+        return features(self._model, Z, self._run_device()).astype(Z.dtype)
+
+    def sample(self, n_samples=1, random_state=None, return_latents=False):
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            None draws afresh at each call, an integer repeats.
+        return_latents : bool, default=False
+            Return the latents of the draws as well.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Draws in the units of the training data.
+        Z : ndarray of shape (n_samples, n_components)
+            Only if `return_latents`.
+        """
+        check_is_fitted(self, "energy_")
+        Number(True, 1).check("n_samples", n_samples)
+        X, Z = samples(self._model, int(n_samples), draw_seed(random_state), self._run_device())
+        return (X, Z) if return_latents else X
+
+    def sample_posterior(self, X, n_draws=1, random_state=None):
+        """Draw latents from the posterior of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        n_draws : int, default=1
+            Draws per row.
+        random_state : int, RandomState instance or None, default=None
+            None draws afresh at each call, an integer repeats.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_draws, n_components)
+            Draws of `p(z | x)`.
+        """
+        X = self._checked_rows(X)
+        Number(True, 1).check("n_draws", n_draws)
+        seed = draw_seed(random_state)
+        draws = latent_draws(self._model, X, int(n_draws), seed, self._run_device())
+        return draws.astype(X.dtype)
+
+    def _checked_rows(self, X):
+        check_is_fitted(self, "energy_")
+        return validate_data(self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32])
+
+    def _run_device(self):
+        """Return the device that answers are computed on: the parameter's, resolved now."""
+        return resolve_device(self.device)
+
+    @property
+    def _n_features_out(self):
+        return self._model.energy.n_latents
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # Persistence -------------------------------------------------------------------------------
+
+    def __getstate__(self):
+        return persistence.to_plain(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(persistence.from_plain(state))

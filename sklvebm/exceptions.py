@@ -1,0 +1,9 @@
+"""Errors of the package that are not plain `ValueError` or `TypeError`."""
+
+
+class ParticleDivergenceError(ArithmeticError):
+    """Raised when particles, energies or parameters stop being finite during training.
+
+    The estimator is left as it was before the call: a first `fit` leaves it unfitted.
+    The message names the quantity that diverged and the parameter to change.
+    """

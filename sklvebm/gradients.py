@@ -1,0 +1,110 @@
+"""How energies are differentiated with respect to positions: paths on joint, latent and data space.
+
+Each function closes over an energy and returns a `Target` on positions in the reference's
+coordinates. Only the correction is differentiated here; the gradient of the
+reference is analytic.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sklvebm.energies import PathEnergy
+from sklvebm.particles import STANDARD_FRAME, Frame, Noise, Target, Value
+
+# (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
+CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def autograd_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
+    """Differentiate any energy's correction by reverse-mode automatic differentiation.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Its `correction(x, z)` must be differentiable in x and z.
+
+    Returns
+    -------
+    correction_and_grad : callable
+        Maps x (B, D), z (B, L) to the correction (B,) in nats and both gradients.
+    """
+
+    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            x, z = x.detach().requires_grad_(), z.detach().requires_grad_()
+            correction = energy.correction(x, z)
+            grad_x, grad_z = torch.autograd.grad(
+                correction.sum(), (x, z), allow_unused=True, materialize_grads=True
+            )
+        return correction.detach(), grad_x, grad_z
+
+    return correction_and_grad
+
+
+def joint_target(energy: PathEnergy, correction_and_grad: CorrectionAndGrad) -> Target:
+    """Return the path of joint targets: positions are `(y, e)`, (B, D + L)."""
+    reference = energy.reference
+    n_features = reference.n_features
+
+    def evaluate(position: Tensor) -> Value:
+        x, z = reference.split(position)
+        correction, grad_x, grad_z = correction_and_grad(x, z)
+        # chain rule through x = location + root y and z = A root y + scale e
+        grad_y = torch.addmm(grad_x, grad_z, reference.latent_map) @ reference.root
+        return Value(correction, torch.cat([grad_y, grad_z * reference.latent_scale], 1))
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        y, e = position[:, :n_features], position[:, n_features:]
+        energies, grad = reference.marginal_energy_and_grad(y)
+        return energies + 0.5 * e.square().sum(1), torch.cat([grad, e], 1)
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        y_frame = reference.frame(position[:, :n_features], noise)
+
+        def on_features(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda u: torch.cat([function(u[:, :n_features]), u[:, n_features:]], 1)
+
+        return Frame(*(on_features(function) for function in y_frame))
+
+    return Target(evaluate, base, frames)
+
+
+def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: CorrectionAndGrad) -> Target:
+    """Return the path of posteriors of z given the rows x (B, D): positions are e, (B, L)."""
+    reference = energy.reference
+    mean, scale = reference.latent_mean(x), reference.latent_scale
+
+    def evaluate(position: Tensor) -> Value:
+        correction, _, grad_z = correction_and_grad(x, torch.addcmul(mean, position, scale))
+        return Value(correction, grad_z * scale)
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * position.square().sum(1), position
+
+    return Target(evaluate, base, lambda position, noise: STANDARD_FRAME)
+
+
+def feature_target(energy: PathEnergy, z: Tensor, correction_and_grad: CorrectionAndGrad) -> Target:
+    """Return the path of conditionals of x given latents z (B, L): positions are y, (B, D)."""
+    reference = energy.reference
+    conditional = reference.feature_conditional(z)
+    design = reference.latent_map @ reference.root
+    variance = reference.latent_scale.square()
+
+    def evaluate(position: Tensor) -> Value:
+        correction, grad_x, _ = correction_and_grad(reference.to_features(position), z)
+        return Value(correction, grad_x @ reference.root)
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        energies, grad = reference.marginal_energy_and_grad(position)
+        residual = z - position @ design.T
+        scaled = residual / variance
+        return energies + 0.5 * (residual * scaled).sum(1), grad - scaled @ design
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        # z depends on y alone, so the component given (y, z) is the component given y
+        return conditional.frame(reference.draw_components(position, noise))
+
+    return Target(evaluate, base, frames)

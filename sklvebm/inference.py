@@ -1,0 +1,260 @@
+"""What a trained energy says about rows: posterior particles, conditional features, fresh draws.
+
+Rows are handled with the same random numbers (`SharedNoise`), so every result is a deterministic
+function of its row. A row starts with importance sampling from the exact conditional of the
+reference; where the effective sample size is too small, it is annealed, with more steps if needed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.dynamics.langevin import crank_nicolson_step, start
+from sklvebm.energies import PathEnergy
+from sklvebm.gradients import feature_target, joint_target, latent_target
+from sklvebm.log_partition import (
+    Ladder,
+    anneal,
+    annealing_schedule,
+    effective_sample_size,
+    latent_nodes,
+    systematic_resample,
+)
+from sklvebm.particles import (
+    IndependentNoise,
+    Noise,
+    SharedNoise,
+    Target,
+    stack_rows,
+    take_chains,
+)
+
+ROW_PARTICLES = 64  # particles per row of deterministic results
+_ENOUGH = 0.5  # share of effective particles below which a row is annealed (further)
+_STAGES = (16, 64)  # annealing steps of the rows that need them
+_POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
+_JOINT_WALKERS = 256  # fewest walkers of a joint annealing run
+
+
+class WeightedParticles(NamedTuple):
+    """Particles of each row with importance weights."""
+
+    position: Tensor  # (N, K, P)
+    log_weights: Tensor  # (N, K), nats; their log mean estimates the log normaliser ratio
+
+    def mean(self) -> Tensor:
+        """Return the weighted mean position, (N, P)."""
+        weights = torch.softmax(self.log_weights, 1).to(self.position.dtype)
+        return torch.einsum("nk,nkp->np", weights, self.position)
+
+    def log_mean_weight(self) -> Tensor:
+        """Return the log mean weight of each row, (N,), nats."""
+        n = self.log_weights.shape[1]
+        return torch.logsumexp(self.log_weights, 1) - torch.log(torch.tensor(float(n)))
+
+
+def weighted_particles(
+    make_target: Callable[[Tensor], Target],
+    base_draws: Tensor,
+    *,
+    step_size: float,
+    make_noise: Callable[[int], Noise],
+) -> WeightedParticles:
+    """Carry particles of every row from its base to its target, with as much effort as it needs.
+
+    Parameters
+    ----------
+    make_target : callable
+        Maps row indices (n,) to the target of their particles, stacked row by row.
+    base_draws : Tensor of shape (N, K, P)
+        Exact draws of each row's base.
+    step_size : float
+        Crank-Nicolson step at the target, squared white units per nat; 2 at the base.
+    make_noise : callable
+        Maps the number of a stage to its noise.
+
+    Returns
+    -------
+    particles : WeightedParticles
+        Rows whose effective sample size is at least half of K carry their base draws.
+    """
+    n_rows, n_particles, width = base_draws.shape
+    rows = torch.arange(n_rows, device=base_draws.device)
+    target = make_target(rows)
+    chains = start(base_draws.reshape(-1, width), target)
+    position = base_draws.clone()
+    log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
+    for stage, n_steps in enumerate(_STAGES):
+        poor = effective_sample_size(log_weights) < _ENOUGH * n_particles
+        rows = torch.nonzero(poor).squeeze(1)
+        if len(rows) == 0:
+            break
+        betas = torch.linspace(0.0, 1.0, n_steps + 1, dtype=base_draws.dtype).to(base_draws.device)
+        step_sizes = 2.0 * (step_size / 2.0) ** betas
+        target = make_target(rows)
+        annealed, chains = anneal(
+            start(base_draws[rows].reshape(-1, width), target),
+            target,
+            betas,
+            step_sizes=step_sizes,
+            noise=make_noise(stage),
+        )
+        position[rows] = chains.position.reshape(len(rows), n_particles, width)
+        log_weights[rows] = annealed.reshape(len(rows), n_particles)
+    return WeightedParticles(position, log_weights)
+
+
+def _shared_noise(seed: int, n_particles: int) -> Callable[[int], Noise]:
+    def make(stage: int) -> Noise:
+        return SharedNoise(torch.Generator().manual_seed(seed + 1 + stage), n_particles)
+
+    return make
+
+
+def posterior_particles(
+    energy: PathEnergy, x: Tensor, *, step_size: float, seed: int
+) -> WeightedParticles:
+    """Return whitened posterior particles e of rows x (N, D), the same numbers for every row.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Trained model in the dtype of x.
+    x : Tensor of shape (N, D)
+        Standardised rows.
+    step_size : float
+        Crank-Nicolson step of the latents.
+    seed : int
+        Seed of nodes and noise.
+
+    Returns
+    -------
+    particles : WeightedParticles
+        `log_mean_weight` is `log r(x) - F(x)` up to sign: the free energy is
+        `-log r(x) - log_mean_weight` (docs/theory.md, eq. 10).
+    """
+    nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed).to(x)
+    correction_and_grad = select_correction_and_grad(energy)
+    return weighted_particles(
+        lambda rows: latent_target(energy, stack_rows(x[rows], ROW_PARTICLES), correction_and_grad),
+        nodes.expand(len(x), *nodes.shape),
+        step_size=step_size,
+        make_noise=_shared_noise(seed, ROW_PARTICLES),
+    )
+
+
+def posterior_draws(
+    energy: PathEnergy,
+    x: Tensor,
+    n_draws: int,
+    *,
+    step_size: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw latents z from the posterior of each row x (N, D); shape (N, n_draws, L)."""
+    n_particles = max(ROW_PARTICLES, 2 * n_draws)
+    correction_and_grad = select_correction_and_grad(energy)
+    noise = IndependentNoise(generator)
+    base = noise.normal(x.new_empty(len(x), n_particles, energy.n_latents))
+    particles = weighted_particles(
+        lambda rows: latent_target(energy, stack_rows(x[rows], n_particles), correction_and_grad),
+        base,
+        step_size=step_size,
+        make_noise=lambda stage: noise,
+    )
+    weights = torch.softmax(particles.log_weights, 1)
+    index = torch.multinomial(weights, n_draws, replacement=True, generator=generator)
+    e = particles.position[torch.arange(len(x), device=x.device)[:, None], index]
+    stacked = stack_rows(x, n_draws)
+    target = latent_target(energy, stacked, correction_and_grad)
+    chains = start(e.reshape(-1, energy.n_latents), target)
+    chains = _polish(chains, target, x.new_tensor(step_size), noise)
+    z = energy.reference.to_latents(stacked, chains.position)
+    return z.reshape(len(x), n_draws, -1)
+
+
+def conditional_features(energy: PathEnergy, z: Tensor, *, step_size: float, seed: int) -> Tensor:
+    """Return `E[x | z]` of latents z (N, L), standardised, (N, D); deterministic given the seed.
+
+    Notes
+    -----
+    Rows that need no annealing use the exact reference mean as a control variate.
+    """
+    reference = energy.reference
+    correction_and_grad = select_correction_and_grad(energy)
+    conditional = reference.feature_conditional(z)
+    exact = torch.einsum("bm,bmd->bd", conditional.log_weights.exp(), conditional.means)
+    stacked = stack_rows(z, ROW_PARTICLES)
+    noise = SharedNoise(torch.Generator().manual_seed(seed), ROW_PARTICLES)
+    draws = reference.feature_conditional(stacked).sample(noise)
+    base = draws.reshape(len(z), ROW_PARTICLES, -1)
+    particles = weighted_particles(
+        lambda rows: feature_target(
+            energy, stack_rows(z[rows], ROW_PARTICLES), correction_and_grad
+        ),
+        base,
+        step_size=step_size,
+        make_noise=_shared_noise(seed, ROW_PARTICLES),
+    )
+    mean = particles.mean()
+    untouched = (particles.position == base).all(2).all(1, keepdim=True)
+    mean = torch.where(untouched, mean - base.mean(1) + exact, mean)
+    return reference.to_features(mean)
+
+
+def joint_draws(
+    energy: PathEnergy,
+    n: int,
+    ladder: Ladder,
+    *,
+    n_steps: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Draw `(x, z)` from the model by annealing exact draws of the reference.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Trained model.
+    n : int
+        Number of draws.
+    ladder : Ladder
+        Shapes the annealing schedule.
+    n_steps : int
+        Annealing steps.
+    generator : torch.Generator
+        Source of all randomness.
+
+    Returns
+    -------
+    x : Tensor of shape (n, D)
+        Standardised features.
+    z : Tensor of shape (n, L)
+        Latents.
+    """
+    noise = IndependentNoise(generator)
+    target = joint_target(energy, select_correction_and_grad(energy))
+    betas, step_sizes = annealing_schedule(ladder, n_steps)
+    chains = start(energy.reference.sample(max(n, _JOINT_WALKERS), generator), target)
+    log_weights, chains = anneal(
+        chains, target, betas, step_sizes=step_sizes, noise=noise, resample_below=0.5
+    )
+    index = systematic_resample(log_weights, noise, n)
+    order = torch.randperm(n, generator=generator, device=index.device)
+    chains = take_chains(chains, index[order])
+    chains = _polish(chains, target, step_sizes[-1], noise)
+    return energy.reference.split(chains.position)
+
+
+def _polish(chains, target: Target, step_size: Tensor, noise: Noise):
+    """Move chains at the model's temperature, which separates copies made by resampling."""
+    n = len(chains.position)
+    beta = torch.ones_like(chains.value.correction)
+    for _ in range(_POLISH_STEPS):
+        chains, _ = crank_nicolson_step(
+            chains, target, beta=beta, step_size=step_size.expand(n), noise=noise
+        )
+    return chains

@@ -1,0 +1,1 @@
+"""Faster versions of plain functions, with the same signature; reached through `backends` only."""

@@ -1,0 +1,333 @@
+r"""Integrals of `exp(-E)`: annealed importance sampling, Bennett and multistate ratio estimates.
+
+`log Z` of the model and the free energy `F(x)` of a row are one routine, `anneal`, on two paths.
+Everything is relative to the base of the path, whose log normaliser is zero.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from scipy.optimize import brentq
+from scipy.special import expit, ndtri
+from scipy.stats import qmc
+from torch import Tensor
+
+from sklvebm.dynamics.langevin import crank_nicolson_step, start
+from sklvebm.dynamics.tempering import interpolate, respaced_ladder, thermodynamic_length
+from sklvebm.particles import Chains, Noise, Target, take_chains
+
+_ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
+
+
+class LogPartition(NamedTuple):
+    """Estimate of log Z with a side and an error; all but the last in nats.
+
+    Attributes
+    ----------
+    value : float
+        Bennett estimate from annealing in both directions.
+    lower : float
+        Annealing from the reference to the model; its expectation is at most log Z.
+    upper : float
+        Annealing from the model to the reference; its expectation is at least log Z when the
+        particles it starts from follow the model.
+    standard_error : float
+        Asymptotic standard error of `value`.
+    effective_sample_size : float
+        Effective number of walkers from the reference to the model. (Towards the reference a
+        single walker in a region that the model hardly visits can carry all weight; that region
+        does not matter, and `value` is not sensitive to it.)
+    """
+
+    value: float
+    lower: float
+    upper: float
+    standard_error: float
+    effective_sample_size: float
+
+
+def anneal(
+    chains: Chains,
+    target: Target,
+    betas: Tensor,
+    *,
+    step_sizes: Tensor,
+    noise: Noise,
+    resample_below: float = 0.0,
+) -> tuple[Tensor, Chains]:
+    r"""Carry particles along a path of targets and accumulate their importance weights.
+
+    .. math:: \log w = \sum_k (b_{k-1} - b_k)\, f(u_{k-1})             (docs/theory.md, eq. 9)
+
+    with one Metropolis-adjusted step at every new inverse temperature.
+
+    Parameters
+    ----------
+    chains : Chains
+        Positions (B, P) that follow the target at `betas[0]`, and their values.
+    target : Target
+        The path.
+    betas : Tensor of shape (n_steps + 1,)
+        Inverse temperatures, ascending (from the base) or descending (towards it).
+    step_sizes : Tensor of shape (n_steps + 1,)
+        Langevin step size at each of them, squared position units per nat.
+    noise : IndependentNoise or SharedNoise
+        Source of the moves. Resampling needs `IndependentNoise`.
+    resample_below : float, default=0.0
+        Resample (systematically) when the effective sample size falls below this share of B.
+
+    Returns
+    -------
+    log_weights : Tensor of shape (B,), float64
+        Log importance weights, in nats; `logsumexp - log B` estimates the log ratio of the
+        normalisers at the last and the first inverse temperature.
+    chains : Chains
+        Final positions; with their weights they represent the last target.
+    """
+    log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
+    done = 0.0
+    for k in range(1, len(betas)):
+        log_weights = log_weights - (betas[k] - betas[k - 1]).double() * chains.value.correction
+        if resample_below > 0.0 and effective_sample_size(log_weights) < resample_below * len(
+            log_weights
+        ):
+            done += float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
+            index = systematic_resample(log_weights, noise)
+            chains = take_chains(chains, index)
+            log_weights = torch.zeros_like(log_weights)
+        chains, _ = crank_nicolson_step(
+            chains,
+            target,
+            beta=betas[k].expand(len(log_weights)),
+            step_size=step_sizes[k].expand(len(log_weights)),
+            noise=noise,
+        )
+    return log_weights + done, chains
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """Return `(sum w)^2 / sum w^2` along the last axis of log weights, shape (..., n)."""
+    total = torch.logsumexp(log_weights, -1)
+    return torch.exp(2.0 * total - torch.logsumexp(2.0 * log_weights, -1))
+
+
+def systematic_resample(log_weights: Tensor, noise: Noise, n: int | None = None) -> Tensor:
+    """Draw `n` indices (default: as many as weights) with one uniform number; shape (n,)."""
+    n = len(log_weights) if n is None else n
+    cumulative = torch.cumsum(torch.softmax(log_weights, 0), 0)
+    offset = noise.uniform(log_weights[:1])
+    at = (torch.arange(n, dtype=cumulative.dtype, device=cumulative.device) + offset) / n
+    return torch.searchsorted(cumulative, at).clamp(max=len(log_weights) - 1)
+
+
+def log_mean_exp(log_weights: Tensor) -> float:
+    """Return the logarithm of the mean weight, in nats."""
+    return float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
+
+
+def mbar(
+    correction: Tensor,
+    betas: Tensor,
+    guess: Tensor,
+    *,
+    max_iter: int = 200,
+    tol: float = 1e-7,
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate log normalisers of all rungs of a ladder from samples of all rungs.
+
+    Solves the self-consistent equations of the multistate Bennett acceptance ratio,
+    `Z_s = sum_i exp(-b_s f_i) / sum_t C exp(-b_t f_i) / Z_t`  (docs/theory.md, eq. 7).
+
+    Parameters
+    ----------
+    correction : Tensor of shape (T, C)
+        Correction f of C samples at each of T inverse temperatures, in nats.
+    betas : Tensor of shape (T,)
+        Inverse temperatures, ascending from 0.
+    guess : Tensor of shape (T,), float64
+        Log normalisers to start from, in nats.
+    max_iter : int, default=200
+        Fixed-point iterations at most.
+    tol : float, default=1e-7
+        Largest change, in nats, at which the iteration stops.
+
+    Returns
+    -------
+    log_partitions : Tensor of shape (T,), float64
+        Log normalisers relative to the first rung, in nats.
+    log_mixture : Tensor of shape (T * C,), float64
+        Logarithm of the pooled density of the samples relative to the base:
+        `logsumexp(-g - log_mixture)` estimates the log normaliser of any correction g.
+    """
+    f = correction.double().reshape(-1)
+    betas = betas.double()
+    log_n = math.log(correction.shape[1])
+    potentials = -betas[:, None] * f  # (T, T * C)
+    log_z = guess.double()
+    log_mixture = torch.logsumexp(potentials - log_z[:, None], 0) + log_n
+    for _ in range(max_iter):
+        new = torch.logsumexp(potentials - log_mixture, 1)
+        new = new - new[0]
+        change = float((new - log_z).abs().max())
+        log_z = new
+        log_mixture = torch.logsumexp(potentials - log_z[:, None], 0) + log_n
+        if change < tol:
+            break
+    return log_z, log_mixture
+
+
+def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
+    """Combine log weights of annealing in both directions into one log normaliser.
+
+    Parameters
+    ----------
+    forward : Tensor of shape (n_forward,)
+        Log weights from the base to the target; their mean weight estimates Z.
+    reverse : Tensor of shape (n_reverse,)
+        Log weights from the target to the base; their mean weight estimates 1 / Z.
+
+    Returns
+    -------
+    value : float
+        log Z, in nats.
+    standard_error : float
+        Asymptotic standard error for independent weights, in nats.
+    """
+    forward, reverse = forward.double().cpu().numpy(), reverse.double().cpu().numpy()
+    shift = math.log(len(forward) / len(reverse))
+
+    def imbalance(log_z: float) -> float:
+        return float(expit(-shift + forward - log_z).sum() - expit(shift + reverse + log_z).sum())
+
+    low = min(forward.min(), (-reverse).min()) - 50.0
+    high = max(forward.max(), (-reverse).max()) + 50.0
+    value = brentq(imbalance, low, high, xtol=1e-10)
+    ahead, back = expit(-shift + forward - value), expit(shift + reverse + value)
+    variance = (ahead.var() / ahead.mean() ** 2) / len(ahead) + (
+        back.var() / back.mean() ** 2
+    ) / len(back)
+    return float(value), float(math.sqrt(variance))
+
+
+def latent_nodes(n_nodes: int, n_latents: int, seed: int) -> Tensor:
+    """Return quasi-random standard normal nodes in antithetic pairs, (n_nodes, L), float64.
+
+    Parameters
+    ----------
+    n_nodes : int
+        A power of two, at least 2.
+    n_latents : int
+        Width L.
+    seed : int
+        Seed of the scrambling, which makes every node an exact draw.
+
+    Notes
+    -----
+    Node k and node k + n_nodes / 2 are mirror images, so linear functions are integrated exactly.
+    """
+    uniform = qmc.Sobol(n_latents, scramble=True, rng=seed).random(n_nodes // 2)
+    half = torch.from_numpy(ndtri(uniform.clip(1e-12, 1.0 - 1e-12)))
+    return torch.cat([half, -half])
+
+
+class Ladder(NamedTuple):
+    """A tempered pool's inverse temperatures with what was measured on each."""
+
+    betas: Tensor  # (T,)
+    step_size: Tensor  # (T,), squared position units per nat
+    spread: Tensor  # (T,), variance of the correction, nats^2
+
+
+def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Return inverse temperatures at equal thermodynamic length and step sizes for them.
+
+    Parameters
+    ----------
+    ladder : Ladder
+        Measured on the tempered pool; a single rung at b = 1 counts as constant.
+    n_steps : int
+        Number of annealing steps.
+
+    Returns
+    -------
+    betas, step_sizes : Tensor of shape (n_steps + 1,)
+        From the base (b = 0) to the model (b = 1).
+    """
+    if len(ladder.betas) == 1:
+        uniform = torch.linspace(0.0, 1.0, n_steps + 1, dtype=ladder.betas.dtype)
+        uniform = uniform.to(ladder.betas.device)
+        return uniform, ladder.step_size.expand(n_steps + 1)
+    betas = respaced_ladder(ladder.betas, ladder.spread, n_steps + 1)
+    log_step = interpolate(betas, ladder.betas, torch.log(ladder.step_size))
+    return betas, torch.exp(log_step)
+
+
+def estimate_log_partition(
+    target: Target,
+    base_draws: Tensor,
+    model_draws: Tensor,
+    ladder: Ladder,
+    *,
+    noise: Noise,
+    tolerance: float,
+    max_steps: int,
+) -> tuple[LogPartition, int]:
+    """Bracket log Z by annealing in both directions, with as many steps as it takes.
+
+    Parameters
+    ----------
+    target : Target
+        Path from the reference to the model on joint positions.
+    base_draws : Tensor of shape (n_walkers, P)
+        Exact draws of the reference.
+    model_draws : Tensor of shape (n_walkers, P)
+        Equilibrated particles of the model.
+    ladder : Ladder
+        Shapes the schedule.
+    noise : IndependentNoise
+        Source of the moves.
+    tolerance : float
+        Width of the bracket, in nats, and standard error at which the effort stops growing, once a
+        quarter of the walkers is effective.
+    max_steps : int
+        Annealing steps at most.
+
+    Returns
+    -------
+    estimate : LogPartition
+        The last and longest run's result.
+    n_steps : int
+        Annealing steps of that run.
+    """
+    length = thermodynamic_length(ladder.betas, ladder.spread) if len(ladder.betas) > 1 else 4.0
+    n_steps = min(max_steps, 8 + int(4.0 * length**2))
+    while True:
+        betas, step_sizes = annealing_schedule(ladder, n_steps)
+        forward, _ = anneal(
+            start(base_draws, target), target, betas, step_sizes=step_sizes, noise=noise
+        )
+        reverse, _ = anneal(
+            start(model_draws, target),
+            target,
+            betas.flip(0),
+            step_sizes=step_sizes.flip(0),
+            noise=noise,
+        )
+        value, error = bennett(forward, reverse)
+        below, above = log_mean_exp(forward), -log_mean_exp(reverse)
+        estimate = LogPartition(
+            value=value,
+            lower=min(below, value),
+            upper=max(above, value),
+            standard_error=error,
+            effective_sample_size=float(effective_sample_size(forward)),
+        )
+        precise = (
+            estimate.upper - estimate.lower <= tolerance
+            and error <= tolerance
+            and estimate.effective_sample_size >= _ENOUGH * len(forward)
+        )
+        if precise or n_steps >= max_steps:
+            return estimate, n_steps
+        n_steps = min(max_steps, 2 * n_steps)

@@ -1,0 +1,165 @@
+"""Who moves: particles, the path of targets they move on, and the noise that moves them.
+
+Shape letters of the package: `N` rows of X, `B` any list of positions, `K` particles per row,
+`T` temperatures, `C` chains per temperature, `D` features, `L` latents, `P` position width.
+
+Every target is a point of a path from a known density to the wanted one (docs/theory.md, eq. 4),
+
+    E_b(position) = base(position) + b * correction(position),   0 <= b <= 1,
+
+so that tempering, annealing and plain sampling (b = 1) share one kind of evaluation.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Value(NamedTuple):
+    """The correction at each position, cached from one step to the next; detached."""
+
+    correction: Tensor  # (B,), nats
+    grad: Tensor  # (B, P), nats per unit of position
+
+
+class Frame(NamedTuple):
+    """Coordinates in which the base of a path is a standard normal, one for every position.
+
+    A base that is a mixture has one frame per component; which one a position uses is drawn from
+    the component's probability given the position, a Gibbs move that leaves every target of the
+    path invariant (docs/theory.md, eq. 5).
+    """
+
+    whiten: Callable[[Tensor], Tensor]  # positions (B, P) -> white coordinates (B, P)
+    colour: Callable[[Tensor], Tensor]  # its inverse
+    pull: Callable[[Tensor], Tensor]  # gradients in positions -> gradients in white coordinates
+
+
+class Target(NamedTuple):
+    """A path of densities that kernels can move particles on."""
+
+    evaluate: Callable[[Tensor], Value]  # positions (B, P) -> corrections and gradients
+    base: Callable[[Tensor], tuple[Tensor, Tensor]]  # -> energies (B,) and gradients (B, P)
+    frames: Callable[[Tensor, "Noise"], Frame]  # positions, noise -> a frame for each
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+STANDARD_FRAME = Frame(_unchanged, _unchanged, _unchanged)  # for a standard normal base
+
+
+class Chains(NamedTuple):
+    """Positions with the cached correction at each of them."""
+
+    position: Tensor  # (B, P)
+    value: Value
+
+
+class Batch(NamedTuple):
+    """Rows of one update."""
+
+    x: Tensor  # (B, D)
+    index: Tensor  # (B,), addresses the particles that belong to the rows
+
+
+class StepInfo(NamedTuple):
+    """What a human or an adaptation rule wants to know about one step."""
+
+    acceptance: Tensor  # (B,), probability of acceptance; one for unadjusted kernels
+
+
+class ParticleState(NamedTuple):
+    """Everything that the particle likelihood carries from one update to the next.
+
+    Positions are in the reference's own coordinates (`MixtureReference.split`), where the
+    reference posterior of the latents is a standard normal.
+    """
+
+    # moved at every update
+    latents: Tensor  # (N, K, L) posterior particles, K per training row
+    pool: Tensor  # (T, C, D + L) joint negative particles, one slice per temperature
+    # adapted at every update
+    pool_step_size: Tensor  # (T,), squared position units per nat
+    latent_step_size: Tensor  # 0-d, squared position units per nat
+    log_partitions: Tensor  # (T,) float64, nats, relative to the reference; zero first
+    spread: Tensor  # (T,) running variance of the correction at each rung, nats^2
+    # adapted now and then
+    betas: Tensor  # (T,) inverse temperatures, ascending, last one 1
+    n_updates: int
+
+
+def take_chains(chains: Chains, index: Tensor) -> Chains:
+    """Select or reorder chains by an integer index (n,)."""
+    return Chains(chains.position[index], Value(*(part[index] for part in chains.value)))
+
+
+def stack_rows(index: Tensor, n_copies: int) -> Tensor:
+    """Repeat each row `n_copies` times in place: (B, ...) -> (B * n_copies, ...)."""
+    return index.repeat_interleave(n_copies, dim=0)
+
+
+class IndependentNoise:
+    """Fresh random numbers for every position, from one generator.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+        Source of all numbers; lives on the device of the particles.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Return standard normal numbers with the shape, dtype and device of `like`."""
+        return torch.randn(
+            like.shape, generator=self.generator, dtype=like.dtype, device=like.device
+        )
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Return uniform numbers on [0, 1) with the shape, dtype and device of `like`."""
+        return torch.rand(
+            like.shape, generator=self.generator, dtype=like.dtype, device=like.device
+        )
+
+
+class SharedNoise:
+    """The same random numbers for every row, so that a row's result depends on that row alone.
+
+    Positions are stacked row by row, `n_copies` particles each; particle k of every row receives
+    the same numbers. Rows become correlated with one another, each stays correct.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+        Source of all numbers.
+    n_copies : int
+        Particles per row.
+    """
+
+    def __init__(self, generator: torch.Generator, n_copies: int) -> None:
+        self.generator = generator
+        self.n_copies = n_copies
+
+    def _expand(self, numbers: Tensor, like: Tensor) -> Tensor:
+        n_rows = like.shape[0] // self.n_copies
+        return numbers.expand(n_rows, *numbers.shape).reshape(like.shape)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Return standard normal numbers, (n_rows * n_copies, ...), equal across rows."""
+        shape = (self.n_copies, *like.shape[1:])
+        numbers = torch.randn(shape, generator=self.generator, dtype=like.dtype)
+        return self._expand(numbers.to(like.device), like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Return uniform numbers on [0, 1), (n_rows * n_copies, ...), equal across rows."""
+        shape = (self.n_copies, *like.shape[1:])
+        numbers = torch.rand(shape, generator=self.generator, dtype=like.dtype)
+        return self._expand(numbers.to(like.device), like)
+
+
+Noise = IndependentNoise | SharedNoise

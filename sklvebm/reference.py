@@ -1,0 +1,340 @@
+r"""The reference: a normalised joint density that can be evaluated and drawn from exactly.
+
+.. math:: \exp(-E_{ref}(x, z)) = r(x)\, N(z; A(x - \mu), S)          (docs/theory.md, eq. 2)
+
+`r` is a Gaussian mixture, `A` and `S` are the posterior map of probabilistic PCA. Particles live in
+the reference's own coordinates `(y, e)`,
+
+.. math:: x = \mu + P y, \qquad z = A P y + S^{1/2} e,                (docs/theory.md, eq. 3)
+
+with `P` a square root of the pooled within-component covariance: there the mixture components have
+about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for every row.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sklvebm.particles import Frame, Noise
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+class MixtureReference(nn.Module):
+    r"""Gaussian mixture over the features with a linear-Gaussian posterior over the latents.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n_mixture_components,)
+        Mixture weights, positive, summing to one.
+    means : Tensor of shape (n_mixture_components, n_features)
+        Component means, in the units of the features.
+    covariances : Tensor of shape (n_mixture_components, n_features, n_features)
+        Component covariances, positive definite.
+    latent_map : Tensor of shape (n_latents, n_features)
+        The matrix A of the posterior mean `A (x - location)`.
+    latent_variance : Tensor of shape (n_latents,)
+        Diagonal of the posterior covariance S, positive.
+    location : Tensor of shape (n_features,)
+        The point where the posterior mean is zero.
+    wide_weight : float, default=0.0
+        Weight of one defensive component at `location`, which keeps the tails of the reference
+        wider than the data so that wells of an energy cannot grow where no particle ever looks.
+        The other weights are multiplied by `1 - wide_weight`.
+    wide_covariance : Tensor of shape (n_features, n_features) or None, default=None
+        Covariance of the defensive component; required when `wide_weight` is positive.
+
+    Notes
+    -----
+    The log normaliser is zero. Components whose covariances are all diagonal after the change of
+    coordinates (diagonal, tied and single components) are stored as variances and evaluated by two
+    matrix products; others as triangular factors.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        covariances: Tensor,
+        *,
+        latent_map: Tensor,
+        latent_variance: Tensor,
+        location: Tensor,
+        wide_weight: float = 0.0,
+        wide_covariance: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        weights, means, covariances = weights.double(), means.double(), covariances.double()
+        location = location.double()
+        pooled = torch.einsum("m,mde->de", weights, covariances)
+        root = torch.linalg.cholesky(pooled)
+        inverse_root = torch.linalg.inv(root)
+        means = (means - location) @ inverse_root.T
+        covariances = inverse_root @ covariances @ inverse_root.T
+        off_diagonal = covariances - torch.diag_embed(torch.diagonal(covariances, dim1=1, dim2=2))
+        self.is_diagonal = bool(off_diagonal.abs().max() < 1e-8)
+        if wide_weight > 0.0:
+            wide = inverse_root @ wide_covariance.double() @ inverse_root.T
+            if self.is_diagonal:
+                wide = torch.diag(torch.diagonal(wide))
+            weights = torch.cat([weights * (1.0 - wide_weight), weights.new_tensor([wide_weight])])
+            means = torch.cat([means, torch.zeros_like(means[:1])])
+            covariances = torch.cat([covariances, wide.unsqueeze(0)])
+        self._set_buffers(
+            log_weights=torch.log(weights),
+            means=means,
+            factors=_factors(covariances, self.is_diagonal),
+            roots=_roots(covariances, self.is_diagonal),
+            root=root,
+            inverse_root=inverse_root,
+            location=location,
+            latent_map=latent_map.double(),
+            latent_scale=torch.sqrt(latent_variance.double()),
+        )
+
+    def _set_buffers(self, **buffers: Tensor) -> None:
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    @property
+    def n_features(self) -> int:
+        """Width of x."""
+        return self.location.shape[0]
+
+    @property
+    def n_latents(self) -> int:
+        """Width of z."""
+        return self.latent_scale.shape[0]
+
+    # Coordinates -------------------------------------------------------------------------------
+
+    def split(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Map particles (B, D + L) in the reference's coordinates to `(x, z)`."""
+        y, e = position[:, : self.n_features], position[:, self.n_features :]
+        x = self.to_features(y)
+        return x, self.to_latents(x, e)
+
+    def to_features(self, y: Tensor) -> Tensor:
+        """Map y (B, D) to x (B, D)."""
+        return torch.addmm(self.location, y, self.root.T)
+
+    def from_features(self, x: Tensor) -> Tensor:
+        """Map x (B, D) to y (B, D)."""
+        return (x - self.location) @ self.inverse_root.T
+
+    def latent_mean(self, x: Tensor) -> Tensor:
+        """Return the reference posterior mean of z given x, (B, L)."""
+        return (x - self.location) @ self.latent_map.T
+
+    def to_latents(self, x: Tensor, e: Tensor) -> Tensor:
+        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
+        return torch.addcmul(self.latent_mean(x), e, self.latent_scale)
+
+    def from_latents(self, x: Tensor, z: Tensor) -> Tensor:
+        """Map z (B, L) at rows x (B, D) to whitened latents e (B, L)."""
+        return (z - self.latent_mean(x)) / self.latent_scale
+
+    # Densities ---------------------------------------------------------------------------------
+
+    def _log_components(self, y: Tensor) -> Tensor:
+        """Return `log w_m N(y; m_m, C_m)` in double precision, (B, M).
+
+        Double, because the quadratic forms of narrow components cancel many digits.
+        """
+        y = y.double()
+        log_weights, means, factors = (
+            self.log_weights.double(),
+            self.means.double(),
+            self.factors.double(),
+        )
+        if self.is_diagonal:  # factors (M, D) are inverse standard deviations
+            precision = factors.square()
+            quadratic = (
+                y.square() @ precision.T
+                - 2.0 * (y @ (means * precision).T)
+                + (means.square() * precision).sum(1)
+            )
+            log_det = torch.log(factors).sum(1)
+        else:  # factors (M, D, D) with precision = factor factor^T
+            quadratic = (_scaled_residuals(y, means, factors)).square().sum(-1).T
+            log_det = torch.log(torch.diagonal(factors, dim1=1, dim2=2)).sum(1)
+        return log_weights + log_det - 0.5 * (quadratic + self.n_features * LOG_2PI)
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """Return `log r(x)`, (B,), in nats."""
+        log_components = self._log_components(self.from_features(x))
+        log_det = torch.log(torch.diagonal(self.root.double())).sum()
+        return (torch.logsumexp(log_components, 1) - log_det).to(x.dtype)
+
+    def log_conditional(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `log N(z; A (x - location), S)`, (B,), in nats."""
+        e = self.from_latents(x, z)
+        log_det = torch.log(self.latent_scale).sum()
+        return -0.5 * (e.square().sum(1) + self.n_latents * LOG_2PI) - log_det
+
+    def energy(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `E_ref(x, z)`, (B,), in nats; normalised: its partition function is one."""
+        return -self.log_marginal(x) - self.log_conditional(x, z)
+
+    def marginal_energy_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the energy of y under the mixture and its gradient.
+
+        Parameters
+        ----------
+        y : Tensor of shape (B, D)
+            Whitened features.
+
+        Returns
+        -------
+        energy : Tensor of shape (B,)
+            `-log` density of y (not of x: no Jacobian), in nats.
+        grad : Tensor of shape (B, D)
+            Its gradient with respect to y.
+        """
+        log_components = self._log_components(y)
+        log_density = torch.logsumexp(log_components, 1)
+        responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
+        y64, means, factors = y.double(), self.means.double(), self.factors.double()
+        if self.is_diagonal:
+            precision = factors.square()
+            grad = (responsibility @ precision) * y64 - responsibility @ (means * precision)
+        else:
+            residuals = _scaled_residuals(y64, means, factors) * responsibility.T[:, :, None]
+            grad = torch.einsum("mbd,med->be", residuals, factors)
+        return -log_density.to(y.dtype), grad.to(y.dtype)
+
+    # Draws -------------------------------------------------------------------------------------
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates."""
+        like = self.means
+        component = torch.multinomial(
+            torch.exp(self.log_weights), n, replacement=True, generator=generator
+        )
+        noise = torch.randn(
+            (n, self.n_features + self.n_latents),
+            generator=generator,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        y, e = noise[:, : self.n_features], noise[:, self.n_features :]
+        if self.is_diagonal:
+            y = self.means[component] + y / self.factors[component]
+        else:
+            y = self.means[component] + _row_products(y, self.roots[component].transpose(1, 2))
+        return torch.cat([y, e], 1)
+
+    # Frames ------------------------------------------------------------------------------------
+
+    def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
+        """Draw a mixture component for each y (B, D) from its probability given y; (B,)."""
+        return _categorical(self._log_components(y), noise)
+
+    def frame(self, y: Tensor, noise: Noise) -> Frame:
+        """Return frames for y (B, D), in which one drawn component of r is N(0, I)."""
+        component = self.draw_components(y, noise)
+        means, factors = self.means[component], self.factors[component]
+        if self.is_diagonal:
+            return Frame(
+                whiten=lambda u: (u - means) * factors,
+                colour=lambda s: means + s / factors,
+                pull=lambda grad: grad / factors,
+            )
+        roots = self.roots[component]  # (B, D, D) with root^T = factor^{-1}
+        return Frame(
+            whiten=lambda u: _row_products(u - means, factors),
+            colour=lambda s: means + _row_products(s, roots.transpose(1, 2)),
+            pull=lambda grad: _row_products(grad, roots),
+        )
+
+    def feature_conditional(self, z: Tensor) -> "FeatureConditional":
+        """Return the exact conditional law of y given latents z (B, L): a Gaussian mixture."""
+        z = z.double()
+        design = (self.latent_map @ self.root).double()  # z | y ~ N(design y, S)
+        variance = self.latent_scale.double().square()
+        means, factors = self.means.double(), self.factors.double()
+        if self.is_diagonal:
+            precision = torch.diag_embed(factors.square())
+        else:
+            precision = factors @ factors.transpose(1, 2)
+        posterior = precision + design.T @ (design / variance[:, None])
+        root = torch.linalg.cholesky(torch.linalg.inv(posterior))
+        shift = torch.einsum("mde,me->md", precision, means)
+        pull = (z / variance) @ design  # (B, D)
+        linear = shift[None] + pull[:, None]  # (B, M, D)
+        conditional_means = torch.einsum("mde,bme->bmd", root @ root.transpose(1, 2), linear)
+        predictive = design @ torch.linalg.inv(precision) @ design.T + torch.diag(variance)
+        factor = torch.linalg.cholesky(predictive)  # (M, L, L)
+        residual = z[:, None] - (means @ design.T)[None]  # (B, M, L)
+        scaled = torch.linalg.solve_triangular(
+            factor, residual.permute(1, 2, 0), upper=False
+        )  # (M, L, B)
+        log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
+        log_weights = self.log_weights.double() - log_det - 0.5 * scaled.square().sum(1).T
+        return FeatureConditional(torch.log_softmax(log_weights, 1), conditional_means, root)
+
+
+class FeatureConditional(NamedTuple):
+    """Mixture law of y given z, one row per z; double precision."""
+
+    log_weights: Tensor  # (B, M), normalised
+    means: Tensor  # (B, M, D)
+    roots: Tensor  # (M, D, D), lower triangular square roots of the covariances
+
+    def frame(self, component: Tensor) -> Frame:
+        """Return frames in which component (B,) of each row is N(0, I)."""
+        means = self.means[torch.arange(len(component)), component]
+        roots = self.roots[component]
+
+        def solve(u: Tensor) -> Tensor:
+            residual = (u - means).unsqueeze(-1)
+            return torch.linalg.solve_triangular(roots, residual, upper=False).squeeze(-1)
+
+        return Frame(
+            whiten=solve,
+            colour=lambda s: means + _row_products(s, roots.transpose(1, 2)),
+            pull=lambda grad: _row_products(grad, roots),
+        )
+
+    def sample(self, noise: Noise) -> Tensor:
+        """Draw one y for each row, (B, D)."""
+        frame = self.frame(_categorical(self.log_weights, noise))
+        return frame.colour(noise.normal(self.means[:, 0]))
+
+
+def _categorical(log_weights: Tensor, noise: Noise) -> Tensor:
+    """Draw an index for each row of unnormalised log weights (B, M); (B,)."""
+    cumulative = torch.cumsum(torch.softmax(log_weights, 1), 1)
+    uniform = noise.uniform(cumulative[:, -1])
+    return (cumulative < (uniform * cumulative[:, -1]).unsqueeze(1)).sum(1)
+
+
+def _row_products(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Return `row @ matrix` for rows (B, D) and matrices (B, D, D)."""
+    return torch.bmm(rows.unsqueeze(1), matrices).squeeze(1)
+
+
+def _factors(covariances: Tensor, is_diagonal: bool) -> Tensor:
+    """Return inverse standard deviations (M, D) or factors F (M, D, D), precision = F F^T."""
+    if is_diagonal:
+        return torch.diagonal(covariances, dim1=1, dim2=2).rsqrt()
+    lower = torch.linalg.cholesky(covariances)
+    identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
+    return inverse.transpose(1, 2).contiguous()
+
+
+def _roots(covariances: Tensor, is_diagonal: bool) -> Tensor:
+    """Return standard deviations (M, D) or lower triangular roots R (M, D, D), C = R R^T."""
+    if is_diagonal:
+        return torch.diagonal(covariances, dim1=1, dim2=2).sqrt()
+    return torch.linalg.cholesky(covariances)
+
+
+def _scaled_residuals(y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
+    """Return `(y - m) F` for every component, (M, B, D), with precision F F^T."""
+    return torch.baddbmm(
+        -torch.bmm(means.unsqueeze(1), factors), y.expand(len(means), *y.shape), factors
+    )

@@ -1,0 +1,267 @@
+"""The training loop: epochs, batches, optimiser, averaging, plateaus, history. It knows no loss."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.particles import Batch
+
+_AVERAGE_OVER = 50  # updates: memory of the running average of the parameters
+_WARM_UP = 20  # updates until the learning rate is reached
+_LEARNING_RATE_FACTOR = 0.3  # applied on a plateau
+_N_REDUCTIONS = 2  # reductions before a plateau ends training
+_CLIP_NORM = 10.0
+
+
+class Objective(Protocol):
+    """What the loop needs of an objective; `state` is whatever `step` returns."""
+
+    def step(
+        self, energy: Any, batch: Batch, state: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Return the loss, the new state and 0-d metrics."""
+
+    def lower_bound(
+        self, energy: Any, state: Any, target: Any, x: Tensor, generator: torch.Generator
+    ) -> float:
+        """Return the mean ELBO of `target` on rows x, in nats, given the state of `energy`."""
+
+
+class Progress(NamedTuple):
+    """What one epoch came to; handed to the callback and kept as history."""
+
+    epoch: int
+    lower_bound: float  # nats per row, in the objective's units
+    learning_rate: float
+    metrics: dict[str, float]
+
+
+class Optimisation(NamedTuple):
+    """Everything besides particles that training carries on with."""
+
+    energy: nn.Module  # last iterate
+    average: nn.Module  # its running average: the model that is evaluated and kept
+    optimizer: torch.optim.Optimizer
+    n_updates: int
+
+
+class TrainingResult(NamedTuple):
+    """Outcome of `train`."""
+
+    optimisation: Optimisation
+    state: Any
+    best: nn.Module
+    best_lower_bound: float  # nats per row
+    history: list[Progress]
+    converged: bool
+
+
+def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float) -> Optimisation:
+    """Return an Adam optimisation of a copy of `energy`.
+
+    Parameters
+    ----------
+    energy : torch.nn.Module
+        The model at its initial parameters; not modified.
+    learning_rate : float
+        Adam's step.
+    alpha : float
+        Decoupled weight decay per unit of learning rate.
+    """
+    energy = copy.deepcopy(energy)
+    optimizer = torch.optim.AdamW(
+        energy.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=alpha
+    )
+    return Optimisation(energy, copy.deepcopy(energy), optimizer, 0)
+
+
+def batches(
+    n_rows: int, batch_size: int, generator: torch.Generator, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield a random partition of the rows into index tensors of nearly equal size."""
+    order = torch.randperm(n_rows, generator=generator, device=device)
+    yield from torch.tensor_split(order, max(1, math.ceil(n_rows / batch_size)))
+
+
+def train_epoch(
+    optimisation: Optimisation,
+    objective: Objective,
+    x: Tensor,
+    state: Any,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> tuple[Optimisation, Any, dict[str, float]]:
+    """Pass over the rows x (N, D) once; return the optimisation, the state and mean metrics.
+
+    Raises
+    ------
+    ParticleDivergenceError
+        If the loss or a parameter is not finite after the epoch.
+    """
+    energy, average, optimizer, n_updates = optimisation
+    parameters = list(energy.parameters())
+    sums: dict[str, Tensor] = {}
+    n_batches = 0
+    for index in batches(len(x), batch_size, generator, x.device):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
+            loss.backward()
+        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
+        optimizer.step()
+        n_updates += 1
+        _update_average(average, energy, n_updates)
+        n_batches += 1
+        for name, value in {"contrast": loss.detach(), **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    means = {name: float(total) / n_batches for name, total in sums.items()}
+    _check_finite(energy, means, learning_rate)
+    return Optimisation(energy, average, optimizer, n_updates), state, means
+
+
+def _update_average(average: nn.Module, energy: nn.Module, n_updates: int) -> None:
+    """Move the running average towards the last iterate, in place."""
+    share = 1.0 / min(1.0 + 0.5 * n_updates, _AVERAGE_OVER)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(energy.parameters()), share)
+
+
+def _check_finite(energy: nn.Module, metrics: dict[str, float], learning_rate: float) -> None:
+    finite = all(math.isfinite(value) for value in metrics.values()) and all(
+        bool(torch.isfinite(p).all()) for p in energy.parameters()
+    )
+    if not finite:
+        raise ParticleDivergenceError(
+            "Particles or parameters are not finite any more: "
+            f"{ {name: round(value, 3) for name, value in metrics.items()} }. Decrease "
+            f"learning_rate_init (now {learning_rate:g}) or step_size, or use dynamics='mala' "
+            "with n_temperatures > 1."
+        )
+
+
+class Plateau:
+    """Counts epochs without improvement and says when to slow down and when to stop.
+
+    Parameters
+    ----------
+    tol : float
+        Improvement, in nats, that counts.
+    patience : int
+        Epochs without one that make a plateau.
+    """
+
+    def __init__(self, tol: float, patience: int) -> None:
+        self.tol, self.patience = tol, patience
+        self.reference, self.n_stale, self.n_reductions = -math.inf, 0, 0
+
+    def update(self, lower_bound: float) -> None:
+        """Take note of one epoch's ELBO."""
+        if lower_bound > self.reference + self.tol:
+            self.reference, self.n_stale = lower_bound, 0
+        else:
+            self.n_stale += 1
+
+    def reached(self) -> bool:
+        """Return True at a plateau, and start counting anew."""
+        if self.n_stale < self.patience:
+            return False
+        self.n_stale = 0
+        self.n_reductions += 1
+        return True
+
+
+def train(
+    optimisation: Optimisation,
+    objective: Objective,
+    x: Tensor,
+    x_monitor: Tensor,
+    state: Any,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    max_iter: int,
+    tol: float,
+    n_iter_no_change: int,
+    generator: torch.Generator,
+    callback: Callable[[Progress], None],
+) -> TrainingResult:
+    """Train until the monitored ELBO stops improving, keeping the best model seen.
+
+    Parameters
+    ----------
+    optimisation : Optimisation
+        Model, running average and optimiser; modified in place.
+    objective : Objective
+        What to descend.
+    x : Tensor of shape (N, D)
+        Training rows.
+    x_monitor : Tensor of shape (N_monitor, D)
+        Rows whose mean ELBO decides: held out, or training rows.
+    state : object
+        The objective's particles.
+    learning_rate : float
+        Multiplied by 0.3 at the first two plateaus; the third ends training.
+    batch_size : int
+        Rows per update.
+    max_iter : int
+        Epochs at most.
+    tol : float
+        Smallest improvement, in nats.
+    n_iter_no_change : int
+        Epochs without improvement that make a plateau.
+    generator : torch.Generator
+        Source of all randomness.
+    callback : callable
+        Called with `Progress` after every epoch.
+
+    Returns
+    -------
+    result : TrainingResult
+        `best` is the running average with the highest monitored ELBO, the initial model included.
+
+    Raises
+    ------
+    ParticleDivergenceError
+        If anything stops being finite.
+    """
+
+    def monitored() -> float:
+        return objective.lower_bound(
+            optimisation.energy, state, optimisation.average, x_monitor, generator
+        )
+
+    best, best_lower_bound = copy.deepcopy(optimisation.average), monitored()
+    plateau = Plateau(tol, n_iter_no_change)
+    plateau.update(best_lower_bound)
+    history: list[Progress] = []
+    for epoch in range(1, max_iter + 1):
+        optimisation, state, metrics = train_epoch(
+            optimisation,
+            objective,
+            x,
+            state,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            generator=generator,
+        )
+        lower_bound = monitored()
+        history.append(Progress(epoch, lower_bound, learning_rate, metrics))
+        callback(history[-1])
+        if lower_bound > best_lower_bound:
+            best, best_lower_bound = copy.deepcopy(optimisation.average), lower_bound
+        plateau.update(lower_bound)
+        if plateau.reached():
+            if plateau.n_reductions > _N_REDUCTIONS:
+                break
+            learning_rate *= _LEARNING_RATE_FACTOR
+    converged = plateau.n_reductions > _N_REDUCTIONS
+    return TrainingResult(optimisation, state, best, best_lower_bound, history, converged)
