@@ -1,0 +1,173 @@
+"""The questions a fitted latent-variable density answers, shared by its estimators."""
+
+import numpy as np
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from sklvebm.estimators import _persistence as persistence
+from sklvebm.estimators._boundary import as_plain_array, draw_seed, resolve_device
+from sklvebm.estimators._model import (
+    features,
+    latent_draws,
+    latent_means,
+    log_density,
+    samples,
+)
+from sklvebm.estimators._parameters import Number
+
+
+class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin):
+    """Score, transform and sample from the fitted attribute `_model`.
+
+    No state, no constructor: an estimator provides `fit`, which sets `_model` and `energy_`, and a
+    parameter `device`.
+    """
+
+    def score_samples(self, X):
+        """Return a lower bound on the log-density of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            ELBO of each row, nats, in the units of X; a deterministic function of the row.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError, TypeError
+            If X does not fit the training data.
+        """
+        X = self._checked_rows(X)
+        return log_density(self._model, X, self._run_device()).astype(X.dtype)
+
+    def score(self, X, y=None):
+        """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        score : float
+            Mean ELBO, nats per row, in the units of X.
+        """
+        return float(self.score_samples(X).mean(dtype=np.float64))
+
+    def transform(self, X):
+        """Return posterior means of the latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            `E[z | x]`; a deterministic function of the row.
+        """
+        X = self._checked_rows(X)
+        return latent_means(self._model, X, self._run_device()).astype(X.dtype)
+
+    def inverse_transform(self, Z):
+        """Return the mean of the features given latents.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Latents.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            `E[x | z]`, in the units of the training data; deterministic.
+        """
+        check_is_fitted(self, "energy_")
+        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32])
+        n_latents = self._model.energy.n_latents
+        if Z.shape[1] != n_latents:
+            raise ValueError(f"Z must have {n_latents} columns (n_components), got {Z.shape[1]}.")
+        return features(self._model, Z, self._run_device()).astype(Z.dtype)
+
+    def sample(self, n_samples=1, random_state=None, return_latents=False):
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            None draws afresh at each call, an integer repeats.
+        return_latents : bool, default=False
+            Return the latents of the draws as well.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Draws in the units of the training data.
+        Z : ndarray of shape (n_samples, n_components)
+            Only if `return_latents`.
+        """
+        check_is_fitted(self, "energy_")
+        Number(True, 1).check("n_samples", n_samples)
+        X, Z = samples(self._model, int(n_samples), draw_seed(random_state), self._run_device())
+        return (X, Z) if return_latents else X
+
+    def sample_posterior(self, X, n_draws=1, random_state=None):
+        """Draw latents from the posterior of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        n_draws : int, default=1
+            Draws per row.
+        random_state : int, RandomState instance or None, default=None
+            None draws afresh at each call, an integer repeats.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_draws, n_components)
+            Draws of `p(z | x)`.
+        """
+        X = self._checked_rows(X)
+        Number(True, 1).check("n_draws", n_draws)
+        seed = draw_seed(random_state)
+        draws = latent_draws(self._model, X, int(n_draws), seed, self._run_device())
+        return draws.astype(X.dtype)
+
+    def _checked_rows(self, X):
+        check_is_fitted(self, "energy_")
+        return validate_data(self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32])
+
+    def _run_device(self):
+        """Return the device that answers are computed on: the parameter's, resolved now."""
+        return resolve_device(self.device)
+
+    @property
+    def _n_features_out(self):
+        return self._model.energy.n_latents
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # Persistence -------------------------------------------------------------------------------
+
+    def __getstate__(self):
+        return persistence.to_plain(super().__getstate__())
+
+    def __setstate__(self, state):
+        super().__setstate__(persistence.from_plain(state))
