@@ -5,6 +5,7 @@ function of its row. A row starts with importance sampling from the exact condit
 reference; where the effective sample size is too small, it is annealed, with more steps if needed.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ from sklvebm.particles import (
 )
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
-_ENOUGH = 0.5  # share of effective particles below which a row is annealed (further)
-_STAGES = (16, 64)  # annealing steps of the rows that need them
+_ENOUGH = 0.9  # share of effective particles below which a row is annealed (further)
+_STAGES = (16, 64, 256)  # annealing steps of the rows that need them
 _POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
 _JOINT_WALKERS = 256  # fewest walkers of a joint annealing run
 
@@ -52,8 +53,7 @@ class WeightedParticles(NamedTuple):
 
     def log_mean_weight(self) -> Tensor:
         """Return the log mean weight of each row, (N,), nats."""
-        n = self.log_weights.shape[1]
-        return torch.logsumexp(self.log_weights, 1) - torch.log(torch.tensor(float(n)))
+        return torch.logsumexp(self.log_weights, 1) - math.log(self.log_weights.shape[1])
 
 
 def weighted_particles(
@@ -79,7 +79,7 @@ def weighted_particles(
     Returns
     -------
     particles : WeightedParticles
-        Rows whose effective sample size is at least half of K carry their base draws.
+        Rows whose effective sample size is at least 0.9 K carry their base draws.
     """
     n_rows, n_particles, width = base_draws.shape
     rows = torch.arange(n_rows, device=base_draws.device)

@@ -14,6 +14,7 @@ import torch
 _MULTIPLY_ADDS_PER_THREAD = 2.0e7
 
 _lock = threading.Lock()
+_own = threading.local()
 _active = 0
 _restore = 1
 
@@ -41,8 +42,9 @@ def threads_for(n_positions: int, n_weights: int) -> int:
 def limited_threads(n_threads: int) -> Iterator[None]:
     """Run the body with at most `n_threads` torch threads and restore the setting afterwards.
 
-    Nested and concurrent uses share one counter: the setting found by the first to enter is
-    restored by the last to leave, so fits in several Python threads cannot leak a limit.
+    The count that torch keeps belongs to the Python thread. Each thread gets back what it had when
+    it entered; one that is new to torch starts with a limit that another set, and gets back what
+    the first to enter had.
 
     Parameters
     ----------
@@ -54,12 +56,14 @@ def limited_threads(n_threads: int) -> Iterator[None]:
         if _active == 0:
             _restore = torch.get_num_threads()
         _active += 1
-        if n_threads < torch.get_num_threads():
-            torch.set_num_threads(n_threads)
+        depth = getattr(_own, "depth", 0)
+        before = torch.get_num_threads() if depth else _restore
+        _own.depth = depth + 1
+        torch.set_num_threads(min(n_threads, before))
     try:
         yield
     finally:
         with _lock:
             _active -= 1
-            if _active == 0:
-                torch.set_num_threads(_restore)
+            _own.depth = depth
+            torch.set_num_threads(before)

@@ -240,6 +240,11 @@ def train(
         )
 
     best, best_lower_bound = copy.deepcopy(optimisation.average), monitored()
+    if not math.isfinite(best_lower_bound):
+        raise ParticleDivergenceError(
+            f"The model has no finite ELBO ({best_lower_bound}) before the first update; is "
+            "exp(-energy) integrable?"
+        )
     plateau = Plateau(tol, n_iter_no_change)
     plateau.update(best_lower_bound)
     history: list[Progress] = []

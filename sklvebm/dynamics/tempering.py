@@ -36,7 +36,8 @@ def swap_replicas(
     n_temperatures, n_chains = correction.shape
     places = torch.arange(n_temperatures * n_chains, device=correction.device)
     index = places.reshape(n_temperatures, n_chains).clone()
-    low = torch.arange(parity, n_temperatures - 1, 2, device=correction.device)
+    last = max(parity, n_temperatures - 1)
+    low = torch.arange(parity, last, 2, device=correction.device)
     if len(low) == 0:
         return places, correction.new_ones(())
     high = low + 1

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sklvebm.thread_limits import limited_threads
 
-# float64 numbers of one chunk of particles: 32 MB per activation layer of 128 units
-_CHUNK_PARTICLES = 2**15
+# particles handled at once: 8 MB per activation of a layer of 128 units in float64
+_CHUNK_PARTICLES = 2**13
 
 
 class Standardisation(NamedTuple):
@@ -103,9 +103,6 @@ def resolve_device(device: str) -> torch.device:
 @contextmanager
 def numerical_session(n_threads: int) -> Iterator[None]:
     """Run the body outside of inference mode, without gradients, with few threads.
-
-    Global generators are saved and restored as well, because energies made by a user's factory may
-    draw their initial weights from them.
 
     Parameters
     ----------

@@ -30,6 +30,7 @@ from sklvebm.thread_limits import threads_for
 from sklvebm.training import Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
+_BURN_IN_SWEEPS = 200
 _EQUILIBRATION_SWEEPS = 40
 _NORMALISER_WALKERS = 512
 _NORMALISER_RUNGS = 8  # where training had no ladder of its own
@@ -202,6 +203,9 @@ def continue_training(
         settings.n_temperatures * settings.n_chains, batch_size * settings.n_particles
     )
     with numerical_session(threads_for(n_positions, n_weights(energy))):
+        if training.optimisation.n_updates == 0 and isinstance(energy, BridgedEnergy):
+            # an energy of the user's own does not start at the reference, where the pool is
+            state, _ = objective.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
         result = train(
             training.optimisation,
             objective,

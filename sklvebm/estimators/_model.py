@@ -1,10 +1,13 @@
 """A fitted model and what it answers: arrays in the units of the data in, arrays out."""
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
+from torch import Tensor
 
 from sklvebm.energies import PathEnergy
 from sklvebm.estimators._boundary import (
@@ -21,7 +24,7 @@ from sklvebm.inference import (
     posterior_particles,
 )
 from sklvebm.log_partition import Ladder, LogPartition
-from sklvebm.thread_limits import threads_for
+from sklvebm.thread_limits import limited_threads, threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
 
@@ -43,76 +46,86 @@ def n_weights(energy: PathEnergy) -> int:
     return sum(parameter.numel() for parameter in energy.parameters())
 
 
-def _session(model: Model, n_rows: int):
-    n_positions = min(n_rows * ROW_PARTICLES, 2**15)
-    return numerical_session(threads_for(n_positions, n_weights(model.energy)))
+def _answer_rows(
+    model: Model,
+    rows: np.ndarray,
+    device: torch.device,
+    answer: Callable[[PathEnergy, Tensor, int], Tensor],
+    particles_per_row: int = ROW_PARTICLES,
+) -> np.ndarray:
+    """Apply `answer(energy, rows, number of the chunk)` to chunks of rows and join the results.
 
+    On the CPU, chunks run side by side with one torch thread each: no thread waits for another,
+    so a busy core costs its share and nothing more. Results do not depend on the number of threads.
+    """
+    energy = model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
 
-def _energy_on(model: Model, device: torch.device) -> PathEnergy:
-    """Return the energy on a device; a copy unless it lives there already."""
-    return model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
+    def run(number: int, part: slice) -> np.ndarray:
+        with torch.inference_mode(False), torch.no_grad():
+            return answer(energy, torch.from_numpy(rows[part]).to(device), number).cpu().numpy()
+
+    tasks = list(enumerate(chunks(len(rows), particles_per_row)))
+    n_jobs = min(len(tasks), torch.get_num_threads()) if device.type == "cpu" else 1
+    with limited_threads(1):
+        if n_jobs == 1:
+            return np.concatenate([run(*task) for task in tasks])
+        results = Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(run)(*t) for t in tasks)
+    return np.concatenate(results)
 
 
 def log_density(model: Model, X: np.ndarray, device: torch.device) -> np.ndarray:
     """Return a lower bound on `log p(x)` of rows X, (n_samples,), nats in the units of X."""
-    out = np.empty(len(X))
+
+    def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
+        particles = posterior_particles(
+            energy, x, step_size=model.latent_step_size, seed=model.seed
+        )
+        return energy.reference.log_marginal(x) + particles.log_mean_weight()
+
     chart = model.standardisation
-    with _session(model, len(X)):
-        energy = _energy_on(model, device)
-        for rows in chunks(len(X), ROW_PARTICLES):
-            x = torch.from_numpy(chart.apply(X[rows])).to(device)
-            particles = posterior_particles(
-                energy, x, step_size=model.latent_step_size, seed=model.seed
-            )
-            free_energy = -energy.reference.log_marginal(x) - particles.log_mean_weight()
-            out[rows] = -free_energy.cpu().numpy()
+    out = _answer_rows(model, chart.apply(X), device, answer)
     # log Z from above, so that the bound keeps its side
     return out - model.log_partition.upper + chart.log_jacobian
 
 
 def latent_means(model: Model, X: np.ndarray, device: torch.device) -> np.ndarray:
     """Return posterior means of z given rows X, (n_samples, n_components)."""
-    out = np.empty((len(X), model.energy.n_latents))
-    with _session(model, len(X)):
-        energy = _energy_on(model, device)
-        for rows in chunks(len(X), ROW_PARTICLES):
-            x = torch.from_numpy(model.standardisation.apply(X[rows])).to(device)
-            particles = posterior_particles(
-                energy, x, step_size=model.latent_step_size, seed=model.seed
-            )
-            out[rows] = energy.reference.to_latents(x, particles.mean()).cpu().numpy()
-    return out
+
+    def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
+        particles = posterior_particles(
+            energy, x, step_size=model.latent_step_size, seed=model.seed
+        )
+        return energy.reference.to_latents(x, particles.mean())
+
+    return _answer_rows(model, model.standardisation.apply(X), device, answer)
 
 
 def latent_draws(
     model: Model, X: np.ndarray, n_draws: int, seed: int, device: torch.device
 ) -> np.ndarray:
     """Return posterior draws of z given rows X, (n_samples, n_draws, n_components)."""
-    out = np.empty((len(X), n_draws, model.energy.n_latents))
-    with _session(model, len(X)):
-        energy, generator = _energy_on(model, device), seeded_generator(seed, device)
-        for rows in chunks(len(X), max(ROW_PARTICLES, 2 * n_draws)):
-            x = torch.from_numpy(model.standardisation.apply(X[rows])).to(device)
-            z = posterior_draws(
-                energy, x, n_draws, step_size=model.latent_step_size, generator=generator
-            )
-            out[rows] = z.cpu().numpy()
-    return out
+
+    def answer(energy: PathEnergy, x: Tensor, number: int) -> Tensor:
+        generator = seeded_generator(seed + number, device)
+        return posterior_draws(
+            energy, x, n_draws, step_size=model.latent_step_size, generator=generator
+        )
+
+    rows = model.standardisation.apply(X)
+    return _answer_rows(model, rows, device, answer, max(ROW_PARTICLES, 2 * n_draws))
 
 
 def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
     """Return `E[x | z]` for latents Z in the units of X, (n_samples, n_features)."""
-    out = np.empty((len(Z), model.energy.n_features))
-    with _session(model, len(Z)):
-        energy = _energy_on(model, device)
-        step_size = float(model.ladder.step_size[-1])
-        # each particle of a row holds its mixture components' means as well
-        per_row = ROW_PARTICLES * max(1, len(energy.reference.log_weights) // 4)
-        for rows in chunks(len(Z), per_row):
-            z = torch.from_numpy(np.asarray(Z[rows], dtype=np.float64)).to(device)
-            x = conditional_features(energy, z, step_size=step_size, seed=model.seed)
-            out[rows] = x.cpu().numpy()
-    return model.standardisation.invert(out)
+    step_size = float(model.ladder.step_size[-1])
+
+    def answer(energy: PathEnergy, z: Tensor, _: int) -> Tensor:
+        return conditional_features(energy, z, step_size=step_size, seed=model.seed)
+
+    # each particle of a row holds the means of all mixture components as well
+    per_row = ROW_PARTICLES * max(1, len(model.energy.reference.log_weights) // 4)
+    standardised = _answer_rows(model, np.asarray(Z, dtype=np.float64), device, answer, per_row)
+    return model.standardisation.invert(standardised)
 
 
 def samples(
@@ -121,7 +134,8 @@ def samples(
     """Return draws `(X, Z)` of the model, X in the units of the data."""
     X = np.empty((n_samples, model.energy.n_features))
     Z = np.empty((n_samples, model.energy.n_latents))
-    with _session(model, n_samples):
+    n_threads = threads_for(min(n_samples, _MAX_JOINT_WALKERS), n_weights(model.energy))
+    with numerical_session(n_threads):
         # single precision: draws carry Monte Carlo error far above its rounding
         energy = copy.deepcopy(model.energy).to(device=device, dtype=torch.float32)
         ladder = Ladder(*(part.to(device=device, dtype=torch.float32) for part in model.ladder))

@@ -1,0 +1,234 @@
+"""Probabilistic PCA and the selection of the reference against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+from sklvebm.estimators._reference_selection import (
+    fit_reference,
+    full_covariances,
+    probabilistic_pca,
+    select_mixture,
+)
+
+
+def rows(n=400, n_features=5, seed=0):
+    random = np.random.RandomState(seed)
+    X = random.standard_normal((n, 3)) @ random.standard_normal((3, n_features))
+    X = X + 0.5 * random.standard_normal((n, n_features))
+    return (X - X.mean(axis=0)) / X.std(axis=0)
+
+
+def clusters(n_per_cluster=120, seed=0):
+    """Return four clusters twenty standard deviations apart, and their centres."""
+    random = np.random.RandomState(seed)
+    centres = np.array([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0]])
+    X = np.concatenate([c + random.standard_normal((n_per_cluster, 2)) for c in centres])
+    return X, centres
+
+
+def random_state():
+    return np.random.RandomState(0)
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 4])
+def test_gaussian_reference_scores_rows_like_pca(n_components):
+    X = rows() + 0.3  # not centred: the mean has to be taken out
+    reference = fit_reference(X, n_components, "gaussian", random_state())
+    pca = PCA(n_components, svd_solver="full").fit(X)
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(), pca.score_samples(X), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 4])
+def test_posterior_mean_is_the_scaled_transform_of_pca(n_components):
+    X = rows() + 0.3
+    latent = probabilistic_pca(X, n_components)
+    pca = PCA(n_components, svd_solver="full").fit(X)
+    mean = (X - latent.mean) @ latent.matrix.T
+    scale = np.sqrt(pca.explained_variance_ - pca.noise_variance_) / pca.explained_variance_
+    expected = pca.transform(X) * scale
+    # eigenvectors have no sign
+    np.testing.assert_allclose(np.abs(mean), np.abs(expected), rtol=1e-8, atol=1e-10)
+    signs = np.sign((mean * expected).sum(axis=0))
+    np.testing.assert_allclose(mean, expected * signs, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("n_components", [1, 2, 4])
+def test_posterior_is_bayes_rule_in_the_factor_model(n_components):
+    latent = probabilistic_pca(rows(), n_components)
+    pca = PCA(n_components, svd_solver="full").fit(rows())
+    signal = pca.explained_variance_ - pca.noise_variance_
+    # x = loadings z + noise, z ~ N(0, I)
+    loadings = np.sqrt(signal)[:, None] * pca.components_
+    loadings *= np.sign((loadings * latent.matrix).sum(axis=1, keepdims=True))
+    covariance = np.linalg.inv(np.eye(n_components) + loadings @ loadings.T / pca.noise_variance_)
+    np.testing.assert_allclose(np.diag(latent.variance), covariance, atol=1e-10)
+    np.testing.assert_allclose(
+        latent.matrix, covariance @ loadings / pca.noise_variance_, rtol=1e-7, atol=1e-10
+    )
+    np.testing.assert_allclose(latent.covariance, pca.get_covariance(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_components", [5, 7])
+def test_latents_beyond_the_features_keep_their_prior(n_components):
+    X = rows()
+    latent = probabilistic_pca(X, n_components)
+    assert latent.matrix.shape == (n_components, 5)
+    assert np.array_equal(latent.matrix[5:], np.zeros((n_components - 5, 5)))
+    assert np.array_equal(latent.variance[5:], np.ones(n_components - 5))
+    # nothing is left to estimate the noise from: scores are white, their variance a floor
+    scores = (X - latent.mean) @ latent.matrix.T
+    np.testing.assert_allclose(np.cov(scores[:, :5].T), np.eye(5), atol=1e-9)
+    np.testing.assert_allclose(latent.variance[:5], 0.01)
+    np.testing.assert_allclose(latent.covariance, np.cov(X.T) + 1e-6 * np.eye(5), atol=1e-9)
+    reference = fit_reference(X, n_components, "gaussian", random_state())
+    assert bool(torch.isfinite(reference.log_marginal(torch.from_numpy(X))).all())
+
+
+@pytest.mark.parametrize("n_components", [1, 3, 6])
+def test_data_of_low_rank_give_finite_references(n_components):
+    random = np.random.RandomState(0)
+    X = random.standard_normal((50, 2)) @ random.standard_normal((2, 6))
+    latent = probabilistic_pca(X, n_components)
+    n_used = min(n_components, 2)
+    assert np.array_equal(latent.matrix[n_used:], np.zeros((n_components - n_used, 6)))
+    assert np.array_equal(latent.variance[n_used:], np.ones(n_components - n_used))
+    assert np.all(latent.variance > 0.0)
+    assert np.linalg.eigvalsh(latent.covariance).min() > 0.0
+    for kind in ("gaussian", "mixture"):
+        reference = fit_reference(X, n_components, kind, random_state())
+        log_marginal = reference.log_marginal(torch.from_numpy(X))
+        assert bool(torch.isfinite(log_marginal).all())
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_one_or_two_rows_are_enough_for_a_finite_reference(n_samples):
+    X = np.arange(3.0 * n_samples).reshape(n_samples, 3)
+    latent = probabilistic_pca(X, 2)
+    for part in latent:
+        assert np.isfinite(part).all()
+    reference = fit_reference(X, 2, "gaussian", random_state())
+    assert bool(torch.isfinite(reference.log_marginal(torch.from_numpy(X))).all())
+
+
+def test_largest_loading_of_every_direction_is_positive():
+    matrix = probabilistic_pca(rows(), 3).matrix
+    assert np.all(matrix[np.arange(3), np.abs(matrix).argmax(axis=1)] > 0.0)
+
+
+def test_select_mixture_counts_well_separated_clusters():
+    X, centres = clusters()
+    mixture = select_mixture(X, random_state())
+    assert mixture.n_components == 4
+    nearest = np.linalg.norm(mixture.means_[:, None] - centres[None], axis=2).argmin(axis=1)
+    assert sorted(nearest) == [0, 1, 2, 3]
+    for mean, k in zip(mixture.means_, nearest, strict=True):
+        # five standard errors of the mean of 120 unit normals
+        assert np.abs(mean - centres[k]).max() < 5.0 / np.sqrt(120)
+
+
+def test_select_mixture_takes_the_lowest_criterion():
+    X = rows(n_features=2)
+    chosen = select_mixture(X, random_state())
+    for covariance_type in ("full", "tied", "diag"):
+        for n_components in (1, 2, 3):
+            other = GaussianMixture(
+                n_components,
+                covariance_type=covariance_type,
+                random_state=random_state().randint(np.iinfo(np.int32).max),
+            ).fit(X)
+            assert chosen.bic(X) <= other.bic(X) + 1e-9
+
+
+def test_select_mixture_needs_no_more_than_one_component_for_a_gaussian():
+    assert select_mixture(rows(n_features=3), random_state()).n_components == 1
+
+
+@pytest.mark.parametrize("n_samples", [2, 4, 9])
+def test_select_mixture_manages_with_few_rows(n_samples):
+    mixture = select_mixture(rows(n_samples, 2), random_state())
+    assert mixture.n_components == 1
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_full_covariances_score_like_the_original(covariance_type):
+    X, _ = clusters()
+    mixture = GaussianMixture(3, covariance_type=covariance_type, random_state=0).fit(X)
+    full = GaussianMixture(3, covariance_type="full")
+    full.weights_, full.means_ = mixture.weights_, mixture.means_
+    covariances = np.array(full_covariances(mixture))
+    full.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
+    np.testing.assert_allclose(full.score_samples(X), mixture.score_samples(X), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "kind", ["mixture", GaussianMixture(2, covariance_type="full", random_state=0)]
+)
+def test_mixtures_get_a_wide_component_of_weight_one_twentieth(kind):
+    X = rows(n_features=3)
+    reference = fit_reference(X, 2, kind, random_state())
+    if isinstance(kind, str):
+        mixture = select_mixture(X, random_state())
+    else:
+        mixture = GaussianMixture(2, covariance_type="full", random_state=0).fit(X)
+    wide = GaussianMixture(1)
+    wide.weights_, wide.means_ = np.ones(1), X.mean(axis=0)[None]
+    covariance = 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(3))
+    if reference.is_diagonal:
+        root = reference.root.numpy()
+        white = np.linalg.inv(root) @ covariance @ np.linalg.inv(root).T
+        covariance = root @ np.diag(np.diag(white)) @ root.T
+    wide.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariance)).T[None]
+    expected = np.logaddexp(
+        np.log(0.95) + mixture.score_samples(X), np.log(0.05) + wide.score_samples(X)
+    )
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(), expected, rtol=1e-8
+    )
+
+
+def test_given_mixture_is_cloned_and_left_unfitted():
+    mixture = GaussianMixture(2, random_state=0)
+    reference = fit_reference(rows(), 2, mixture, random_state())
+    assert not hasattr(mixture, "means_")
+    assert len(reference.log_weights) == 3
+
+
+@pytest.mark.parametrize("kind", ["mixture", "gaussian"])
+def test_latents_of_every_reference_are_those_of_pca(kind):
+    X = rows()
+    reference = fit_reference(X, 2, kind, random_state())
+    latent = probabilistic_pca(X, 2)
+    x = torch.from_numpy(X)
+    np.testing.assert_allclose(
+        reference.latent_mean(x).numpy(), (X - latent.mean) @ latent.matrix.T, atol=1e-12
+    )
+    np.testing.assert_allclose(reference.latent_scale.square().numpy(), latent.variance)
+    assert (reference.n_features, reference.n_latents) == (5, 2)
+    assert reference.location.dtype == torch.float64
+
+
+def test_complete_reference_is_copied():
+    given = fit_reference(rows(), 2, "gaussian", random_state()).float()
+    reference = fit_reference(rows(), 2, given, random_state())
+    assert reference is not given
+    assert reference.location.dtype == torch.float64
+    assert given.location.dtype == torch.float32
+    assert reference.location.data_ptr() != given.location.data_ptr()
+
+
+@pytest.mark.parametrize(("n_features", "n_components"), [(4, 2), (5, 3)])
+def test_complete_reference_of_other_widths_is_refused(n_features, n_components):
+    given = fit_reference(rows(), 2, "gaussian", random_state())
+    with pytest.raises(ValueError, match="n_features=5 and n_latents=2"):
+        fit_reference(rows(n_features=n_features), n_components, given, random_state())
+
+
+def test_same_random_state_gives_the_same_reference():
+    X, _ = clusters()
+    first, second = (fit_reference(X, 1, "mixture", random_state()) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))

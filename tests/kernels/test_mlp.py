@@ -1,0 +1,132 @@
+"""The hand-derived gradient of the anchored perceptron against automatic differentiation."""
+
+import pytest
+import torch
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.energies import (
+    ACTIVATIONS,
+    AnchoredEnergy,
+    BridgedEnergy,
+    LinearGaussianEnergy,
+    MLPEnergy,
+)
+from sklvebm.gradients import autograd_correction_and_grad
+from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.reference import MixtureReference
+
+D, L = 3, 2
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def reference():
+    return MixtureReference(
+        torch.ones(1),
+        torch.zeros(1, D),
+        torch.eye(D)[None],
+        latent_map=torch.ones(L, D),
+        latent_variance=torch.ones(L),
+        location=torch.zeros(D),
+    )
+
+
+def anchored(activation="silu", hidden_layer_sizes=(16, 8), dtype=torch.float64):
+    network = MLPEnergy(D, L, hidden_layer_sizes, activation, generator())
+    with torch.no_grad():
+        network.output.normal_(0.0, 1.0, generator=generator(1))
+    # a small bound, so that the saturation takes part in the gradient
+    return AnchoredEnergy(reference(), network, bound=2.0).to(dtype)
+
+
+def inputs(dtype=torch.float64, n=40):
+    g = generator(2)
+    draws = 2.0 * torch.randn(n, D + L, generator=g, dtype=torch.float64).to(dtype)
+    return draws[:, :D], draws[:, D:]
+
+
+def largest_relative_error(actual, expected):
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("hidden_layer_sizes", [(16,), (16, 8), (16, 8, 12)])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernel_equals_automatic_differentiation(activation, hidden_layer_sizes, dtype, tolerance):
+    energy = anchored(activation, hidden_layer_sizes, dtype)
+    x, z = inputs(dtype)
+    expected = autograd_correction_and_grad(energy)(x, z)
+    for fast, plain in zip(mlp_correction_and_grad(energy)(x, z), expected, strict=True):
+        assert fast.shape == plain.shape
+        assert fast.dtype == dtype
+        assert largest_relative_error(fast, plain) < tolerance
+
+
+def test_kernel_reads_the_weights_at_each_call():
+    energy = anchored()
+    x, z = inputs()
+    fast = mlp_correction_and_grad(energy)
+    before = fast(x, z)[0]
+    with torch.no_grad():
+        for parameter in energy.network.parameters():
+            parameter.mul_(0.5)
+    expected = autograd_correction_and_grad(energy)(x, z)
+    assert not torch.allclose(before, expected[0])
+    for actual, plain in zip(fast(x, z), expected, strict=True):
+        assert largest_relative_error(actual, plain) < 1e-12
+
+
+def test_kernel_leaves_weights_and_inputs_alone():
+    energy = anchored()
+    x, z = inputs()
+    copies = [p.detach().clone() for p in energy.parameters()]
+    results = mlp_correction_and_grad(energy)(x, z)
+    assert not any(result.requires_grad for result in results)
+    assert all(torch.equal(p, c) for p, c in zip(energy.parameters(), copies, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((x, z), inputs(), strict=True))
+
+
+def test_kernel_of_an_untrained_network_is_zero():
+    energy = AnchoredEnergy(reference(), MLPEnergy(D, L, (8,), generator=generator()).double())
+    assert all(
+        torch.equal(part, torch.zeros_like(part))
+        for part in mlp_correction_and_grad(energy)(*inputs())
+    )
+
+
+class OtherMLP(MLPEnergy):
+    """A subclass may compute anything; the kernel must not take it for its parent."""
+
+    def forward(self, x, z):
+        return 2.0 * super().forward(x, z) + x[:, 0]
+
+
+def test_backends_pick_the_kernel_for_anchored_perceptrons_only(monkeypatch):
+    chosen = []
+
+    def spy(energy):
+        chosen.append(energy)
+        return mlp_correction_and_grad(energy)
+
+    monkeypatch.setattr("sklvebm.kernels.mlp.mlp_correction_and_grad", spy)
+    network = anchored().network
+    other = OtherMLP(D, L, (8,), generator=generator()).double()
+    with torch.no_grad():
+        other.output.normal_(0.0, 1.0, generator=generator(1))
+    fast = anchored()
+    plain = [
+        AnchoredEnergy(reference(), LinearGaussianEnergy(D, L).double()),
+        AnchoredEnergy(reference(), other),
+        BridgedEnergy(reference(), network),
+        BridgedEnergy(reference(), LinearGaussianEnergy(D, L).double()),
+    ]
+    x, z = inputs()
+    for energy in [fast, *plain]:
+        results = select_correction_and_grad(energy)(x, z)
+        for actual, expected in zip(
+            results, autograd_correction_and_grad(energy)(x, z), strict=True
+        ):
+            torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+    assert chosen == [fast]

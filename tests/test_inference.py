@@ -1,0 +1,326 @@
+"""Posterior particles, conditional features and fresh draws against quadrature."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.inference import (
+    ROW_PARTICLES,
+    conditional_features,
+    joint_draws,
+    posterior_draws,
+    posterior_particles,
+)
+from sklvebm.log_partition import Ladder, effective_sample_size
+from sklvebm.reference import MixtureReference
+
+SIGMAS = 5.0
+N_SEEDS = 24
+STEP = 0.5
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def reference(n_features, n_latents, seed=0):
+    g = generator(seed)
+    roots = torch.eye(n_features) + 0.2 * torch.randn(2, n_features, n_features, generator=g)
+    return MixtureReference(
+        torch.tensor([0.4, 0.6]),
+        torch.randn(2, n_features, generator=g),
+        roots @ roots.transpose(1, 2),
+        latent_map=0.7 * torch.randn(n_latents, n_features, generator=g),
+        latent_variance=0.3 + torch.rand(n_latents, generator=g),
+        location=0.3 * torch.ones(n_features),
+    )
+
+
+def wavy_energy(n_features, n_latents):
+    """Return a mixture reference with a random network of output scale two."""
+    base = reference(n_features, n_latents)
+    g = generator(1)
+    network = MLPEnergy(n_features, n_latents, (16, 16), "tanh", g).double()
+    with torch.no_grad():
+        network.output.normal_(0.0, 1.0, generator=g)
+        values = network(*base.split(base.sample(1000, g)))
+        network.output.mul_(2.0 / values.std())
+    return AnchoredEnergy(base, network).requires_grad_(False)
+
+
+class TwoLatentWells(nn.Module):
+    """Wells at z = -1.5 and z = 1.5, seven nats deep; the row decides which one is likelier."""
+
+    def forward(self, x, z):
+        return 1.4 * (z[:, 0].square() - 2.25).square() - 0.5 * x[:, 0] * z[:, 0]
+
+
+def bimodal_energy():
+    base = MixtureReference(
+        torch.ones(1),
+        torch.zeros(1, 1),
+        torch.ones(1, 1, 1),
+        latent_map=torch.zeros(1, 1),
+        latent_variance=torch.ones(1),
+        location=torch.zeros(1),
+    )
+    return AnchoredEnergy(base, TwoLatentWells(), bound=15.0)
+
+
+ENERGIES = {
+    "one latent": lambda: wavy_energy(2, 1),
+    "two latents": lambda: wavy_energy(1, 2),
+    "bimodal": bimodal_energy,
+}
+
+
+@pytest.fixture(params=ENERGIES)
+def energy(request):
+    return ENERGIES[request.param]()
+
+
+def rows_of(energy, n=6):
+    x, _ = energy.reference.split(energy.reference.sample(n, generator(2)))
+    return x
+
+
+def posterior_by_quadrature(energy, x):
+    """Return free energies (N,), posterior means and second moments of z (N, L)."""
+    free, means, squares = [], [], []
+    axis = torch.linspace(-8.0, 8.0, 321, dtype=torch.float64)
+    e = torch.cartesian_prod(*[axis] * energy.n_latents).reshape(-1, energy.n_latents)
+    log_cell = energy.n_latents * math.log(float(axis[1] - axis[0]))
+    for row in x:
+        rows = row.expand(len(e), -1)
+        z = energy.reference.to_latents(rows, e)
+        log_joint = -energy(rows, z)
+        jacobian = float(torch.log(energy.reference.latent_scale).sum())
+        free.append(-float(torch.logsumexp(log_joint, 0)) - log_cell - jacobian)
+        weights = torch.softmax(log_joint, 0)
+        means.append(weights @ z)
+        squares.append(weights @ z.square())
+    return torch.tensor(free, dtype=torch.float64), torch.stack(means), torch.stack(squares)
+
+
+def assert_mean_over_seeds(estimates, expected, largest_error):
+    """Compare the mean of estimates (seeds, ...) with the truth; the error must be small too."""
+    error = estimates.std(0) / math.sqrt(len(estimates))
+    assert float(error.max()) < largest_error
+    assert torch.all((estimates.mean(0) - expected).abs() < SIGMAS * error)
+
+
+def test_free_energy_of_posterior_particles_agrees_with_quadrature(energy):
+    x = rows_of(energy)
+    exact, _, _ = posterior_by_quadrature(energy, x)
+    log_marginal = energy.reference.log_marginal(x)
+    estimates = torch.stack(
+        [
+            -log_marginal - posterior_particles(energy, x, step_size=STEP, seed=s).log_mean_weight()
+            for s in range(N_SEEDS)
+        ]
+    )
+    assert_mean_over_seeds(estimates, exact, largest_error=0.06)
+    # a single call is what users get
+    assert float((estimates - exact).square().mean().sqrt()) < 0.25
+
+
+def test_posterior_mean_agrees_with_quadrature(energy):
+    x = rows_of(energy)
+    _, exact, _ = posterior_by_quadrature(energy, x)
+    estimates = torch.stack(
+        [
+            energy.reference.to_latents(
+                x, posterior_particles(energy, x, step_size=STEP, seed=s).mean()
+            )
+            for s in range(N_SEEDS)
+        ]
+    )
+    assert_mean_over_seeds(estimates, exact, largest_error=0.15)
+
+
+def test_the_correction_moves_the_posterior(energy):
+    x = rows_of(energy)
+    _, exact, _ = posterior_by_quadrature(energy, x)
+    assert float((exact - energy.reference.latent_mean(x)).abs().max()) > 0.2
+
+
+def test_rows_that_importance_sampling_serves_badly_are_annealed():
+    energy = bimodal_energy()
+    x = torch.tensor([[-2.0], [0.0], [2.0]], dtype=torch.float64)
+    particles = posterior_particles(energy, x, step_size=STEP, seed=0)
+    base_weights = -energy.correction(
+        x.repeat_interleave(ROW_PARTICLES, 0),
+        energy.reference.to_latents(
+            x.repeat_interleave(ROW_PARTICLES, 0), particles.position.reshape(-1, 1)
+        ),
+    ).reshape(3, -1)
+    assert not torch.allclose(base_weights.double(), particles.log_weights)
+    assert bool((effective_sample_size(particles.log_weights) > 0.4 * ROW_PARTICLES).all())
+
+
+def test_bimodal_posteriors_keep_both_modes():
+    energy = bimodal_energy()
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    right, near_centre = [], []
+    for seed in range(N_SEEDS):
+        particles = posterior_particles(energy, x, step_size=STEP, seed=seed)
+        weights = torch.softmax(particles.log_weights[0], 0)
+        position = particles.position[0, :, 0]
+        right.append(weights @ (position > 0.0).double())
+        near_centre.append(weights @ (position.abs() < 0.5).double())
+    # x = 0 makes the two modes equally likely
+    assert_mean_over_seeds(
+        torch.stack(right), torch.tensor(0.5, dtype=torch.float64), largest_error=0.05
+    )
+    assert float(torch.stack(near_centre).mean()) < 0.05
+
+
+def test_rows_do_not_depend_on_their_companions(energy):
+    x = rows_of(energy, 8)
+    together = posterior_particles(energy, x, step_size=STEP, seed=0)
+    reversed_rows = posterior_particles(energy, x.flip(0), step_size=STEP, seed=0)
+    torch.testing.assert_close(
+        reversed_rows.position.flip(0), together.position, rtol=1e-10, atol=1e-10
+    )
+    for row in range(len(x)):
+        alone = posterior_particles(energy, x[row : row + 1], step_size=STEP, seed=0)
+        for part, companion in zip(alone, together, strict=True):
+            torch.testing.assert_close(part[0], companion[row], rtol=1e-10, atol=1e-10)
+
+
+def test_posterior_draws_have_the_posterior_moments(energy):
+    n_copies = 60
+    x = rows_of(energy, 3)
+    _, means, squares = posterior_by_quadrature(energy, x)
+    draws = posterior_draws(
+        energy, x.repeat_interleave(n_copies, 0), 100, step_size=STEP, generator=generator(3)
+    )
+    assert draws.shape == (3 * n_copies, 100, energy.n_latents)
+    # the draws of a row share particles, copies of a row share nothing
+    by_copy = draws.reshape(3, n_copies, 100, -1)
+    assert_mean_over_seeds(by_copy.mean(2).transpose(0, 1), means, largest_error=0.08)
+    assert_mean_over_seeds(by_copy.square().mean(2).transpose(0, 1), squares, largest_error=0.2)
+
+
+def test_posterior_draws_of_a_row_are_distinct():
+    energy = bimodal_energy()
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    draws = posterior_draws(energy, x, 50, step_size=STEP, generator=generator())[0, :, 0]
+    # rejections and resampling may leave a few copies
+    assert len(torch.unique(draws)) > 40
+
+
+def features_by_quadrature(energy, z):
+    """Return E[x | z], (N, D), of latents z (N, L)."""
+    axis = torch.linspace(-9.0, 9.0, 241, dtype=torch.float64)
+    y = torch.cartesian_prod(*[axis] * energy.n_features).reshape(-1, energy.n_features)
+    x = energy.reference.to_features(y)
+    return torch.stack(
+        [torch.softmax(-energy(x, latents.expand(len(x), -1)), 0) @ x for latents in z]
+    )
+
+
+def latents_of(energy, n=5):
+    _, z = energy.reference.split(energy.reference.sample(n, generator(4)))
+    return z
+
+
+@pytest.mark.parametrize("name", ["one latent", "two latents"])
+def test_conditional_features_agree_with_quadrature(name):
+    energy = ENERGIES[name]()
+    z = latents_of(energy)
+    exact = features_by_quadrature(energy, z)
+    estimates = torch.stack(
+        [conditional_features(energy, z, step_size=STEP, seed=s) for s in range(N_SEEDS)]
+    )
+    assert_mean_over_seeds(estimates, exact, largest_error=0.12)
+
+
+@pytest.mark.parametrize("name", ["one latent", "two latents"])
+def test_conditional_features_do_not_depend_on_their_companions(name):
+    energy = ENERGIES[name]()
+    z = latents_of(energy, 6)
+    together = conditional_features(energy, z, step_size=STEP, seed=0)
+    for row in range(len(z)):
+        alone = conditional_features(energy, z[row : row + 1], step_size=STEP, seed=0)
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-10, atol=1e-10)
+
+
+def test_joint_draws_have_the_moments_of_the_model(energy):
+    axes = [torch.linspace(-8.0, 8.0, 101, dtype=torch.float64)] * energy.n_features
+    axes += [torch.linspace(-7.0, 7.0, 101, dtype=torch.float64)] * energy.n_latents
+    x, z = energy.reference.split(torch.cartesian_prod(*axes))
+    weights = torch.softmax(-energy(x, z), 0)
+    u = torch.cat([x, z], 1)
+    ladder = Ladder(
+        *(torch.tensor(part, dtype=torch.float64) for part in ([0.0, 1.0], [1.0, 0.5], [4.0, 1.0]))
+    )
+    n_runs = 30
+    g = generator(5)
+    first, second = [], []
+    for _ in range(n_runs):
+        draws = torch.cat(joint_draws(energy, 300, ladder, n_steps=32, generator=g), 1)
+        first.append(draws.mean(0))
+        second.append(torch.einsum("ni,nj->nij", draws, draws).mean(0))
+    # walkers of one run are resampled together, runs are independent
+    assert_mean_over_seeds(torch.stack(first), weights @ u, largest_error=0.06)
+    expected = torch.einsum("n,ni,nj->ij", weights, u, u)
+    assert_mean_over_seeds(torch.stack(second), expected, largest_error=0.15)
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+def test_joint_draws_return_as_many_rows_as_asked(n):
+    energy = wavy_energy(1, 2)
+    ladder = Ladder(*(torch.tensor([value], dtype=torch.float64) for value in (1.0, 0.5, 0.0)))
+    x, z = joint_draws(energy, n, ladder, n_steps=4, generator=generator())
+    assert x.shape == (n, 1)
+    assert z.shape == (n, 2)
+
+
+def untrained(n_features, n_latents):
+    network = MLPEnergy(n_features, n_latents, (8,), generator=generator()).double()
+    return AnchoredEnergy(reference(n_features, n_latents), network).requires_grad_(False)
+
+
+@pytest.mark.parametrize("n_latents", [1, 2])
+def test_untrained_posterior_is_that_of_the_reference(n_latents):
+    energy = untrained(2, n_latents)
+    x = rows_of(energy)
+    particles = posterior_particles(energy, x, step_size=STEP, seed=0)
+    # nodes come in mirrored pairs, so that their mean is zero to rounding
+    torch.testing.assert_close(
+        energy.reference.to_latents(x, particles.mean()),
+        energy.reference.latent_mean(x),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    assert float(particles.log_mean_weight().abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("n_latents", [1, 2])
+def test_untrained_conditional_features_are_the_exact_mean_of_the_mixture(n_latents):
+    energy = untrained(2, n_latents)
+    z = latents_of(energy)
+    conditional = energy.reference.feature_conditional(z)
+    mean = torch.einsum("bm,bmd->bd", conditional.log_weights.exp(), conditional.means)
+    torch.testing.assert_close(
+        conditional_features(energy, z, step_size=STEP, seed=0),
+        energy.reference.to_features(mean),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_results_depend_on_the_seed_alone():
+    energy = wavy_energy(2, 1)
+    x, z = rows_of(energy), latents_of(energy)
+    for function in (
+        lambda seed: posterior_particles(energy, x, step_size=STEP, seed=seed).position,
+        lambda seed: conditional_features(energy, z, step_size=STEP, seed=seed),
+        lambda seed: posterior_draws(energy, x, 3, step_size=STEP, generator=generator(seed)),
+    ):
+        assert torch.equal(function(1), function(1))
+        assert not torch.equal(function(1), function(2))

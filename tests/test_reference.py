@@ -1,0 +1,349 @@
+"""The reference density against scikit-learn, quadrature and automatic differentiation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.mixture import GaussianMixture
+from torch.autograd.functional import jacobian
+
+from sklvebm.estimators._reference_selection import full_covariances
+from sklvebm.particles import IndependentNoise, SharedNoise
+from sklvebm.reference import MixtureReference
+
+SIGMAS = 5.0
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def reference_of(mixture, n_latents=2, **wide):
+    n_features = mixture.means_.shape[1]
+    g = generator(7)
+    return MixtureReference(
+        torch.from_numpy(mixture.weights_),
+        torch.from_numpy(mixture.means_),
+        torch.from_numpy(np.array(full_covariances(mixture))),
+        latent_map=torch.randn(n_latents, n_features, generator=g, dtype=torch.float64),
+        latent_variance=0.2 + torch.rand(n_latents, generator=g, dtype=torch.float64),
+        location=torch.randn(n_features, generator=g, dtype=torch.float64),
+        **wide,
+    )
+
+
+def fitted_mixture(covariance_type, n_components=3, n_features=3):
+    random = np.random.RandomState(0)
+    X = np.concatenate(
+        [
+            random.standard_normal((80, n_features))
+            @ random.standard_normal((n_features, n_features))
+            + 2.0 * random.standard_normal(n_features)
+            for _ in range(n_components)
+        ]
+    )
+    mixture = GaussianMixture(n_components, covariance_type=covariance_type, random_state=0)
+    return mixture.fit(X), X
+
+
+def small_reference(n_features=2, n_latents=1, covariance_type="full", wide_weight=0.1):
+    mixture, X = fitted_mixture(covariance_type, n_features=n_features)
+    wide = torch.from_numpy(4.0 * np.cov(X.T).reshape(n_features, n_features))
+    return reference_of(mixture, n_latents, wide_weight=wide_weight, wide_covariance=wide)
+
+
+@pytest.fixture(params=["full", "tied", "diag"])
+def any_reference(request):
+    return small_reference(covariance_type=request.param)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag"])
+def test_log_marginal_is_the_score_of_the_fitted_mixture(covariance_type):
+    mixture, X = fitted_mixture(covariance_type)
+    reference = reference_of(mixture)
+    # diagonal covariances stay diagonal because the pooled root is diagonal as well
+    assert reference.is_diagonal == (covariance_type != "full")
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(), mixture.score_samples(X), rtol=1e-10
+    )
+
+
+def test_log_marginal_counts_the_wide_component_at_the_location():
+    mixture, X = fitted_mixture("full")
+    wide_covariance = 4.0 * np.cov(X.T)
+    reference = reference_of(
+        mixture, wide_weight=0.05, wide_covariance=torch.from_numpy(wide_covariance)
+    )
+    expected = GaussianMixture(4, covariance_type="full")
+    expected.weights_ = np.append(0.95 * mixture.weights_, 0.05)
+    expected.means_ = np.vstack([mixture.means_, reference.location.numpy()])
+    covariances = np.concatenate([mixture.covariances_, wide_covariance[None]])
+    expected.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(
+        0, 2, 1
+    )
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(), expected.score_samples(X), rtol=1e-10
+    )
+
+
+def test_wide_component_of_a_diagonal_reference_is_the_diagonal_in_white_coordinates():
+    mixture, X = fitted_mixture("tied")
+    wide_covariance = 4.0 * np.cov(X.T)
+    reference = reference_of(
+        mixture, wide_weight=0.05, wide_covariance=torch.from_numpy(wide_covariance)
+    )
+    root = np.linalg.cholesky(mixture.covariances_)
+    white = np.linalg.inv(root) @ wide_covariance @ np.linalg.inv(root).T
+    reduced = root @ np.diag(np.diag(white)) @ root.T
+    expected = GaussianMixture(4, covariance_type="full")
+    expected.weights_ = np.append(0.95 * mixture.weights_, 0.05)
+    expected.means_ = np.vstack([mixture.means_, reference.location.numpy()])
+    covariances = np.stack([mixture.covariances_] * 3 + [reduced])
+    expected.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(
+        0, 2, 1
+    )
+    assert reference.is_diagonal
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(), expected.score_samples(X), rtol=1e-10
+    )
+
+
+def test_energy_is_normalised():
+    reference = small_reference(n_features=1, n_latents=1)
+    x = torch.linspace(-40.0, 40.0, 1601, dtype=torch.float64)
+    # in z the conditional moves with x, hence nodes relative to its mean
+    e = torch.linspace(-10.0, 10.0, 201, dtype=torch.float64)
+    rows, nodes = torch.cartesian_prod(x, e).split(1, 1)
+    z = reference.to_latents(rows, nodes)
+    cell = (x[1] - x[0]) * (e[1] - e[0]) * reference.latent_scale[0]
+    total = torch.exp(-reference.energy(rows, z)).sum() * cell
+    assert float(total) == pytest.approx(1.0, abs=1e-8)
+
+
+def test_energy_is_the_sum_of_its_two_parts(any_reference):
+    g = generator()
+    x, z = torch.randn(6, 2, generator=g).double(), torch.randn(6, 1, generator=g).double()
+    normal = torch.distributions.Normal(
+        any_reference.latent_mean(x), any_reference.latent_scale
+    ).log_prob(z)
+    expected = -any_reference.log_marginal(x) - normal.sum(1)
+    torch.testing.assert_close(any_reference.energy(x, z), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_marginal_gradient_equals_automatic_differentiation(any_reference):
+    y = 2.0 * torch.randn(20, 2, generator=generator(), dtype=torch.float64)
+    y.requires_grad_()
+    energy, grad = any_reference.marginal_energy_and_grad(y)
+    (expected,) = torch.autograd.grad(energy.sum(), y)
+    torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_marginal_energy_differs_from_log_marginal_by_the_jacobian(any_reference):
+    y = 2.0 * torch.randn(20, 2, generator=generator(), dtype=torch.float64)
+    energy, _ = any_reference.marginal_energy_and_grad(y)
+    log_marginal = any_reference.log_marginal(any_reference.to_features(y))
+    jacobian_term = torch.linalg.slogdet(any_reference.root).logabsdet
+    torch.testing.assert_close(-energy, log_marginal + jacobian_term, rtol=1e-11, atol=1e-11)
+
+
+def test_single_precision_keeps_the_digits_of_narrow_components():
+    covariances = torch.stack([1e-4 * torch.eye(2), torch.eye(2)])
+    reference = MixtureReference(
+        torch.tensor([0.5, 0.5]),
+        torch.tensor([[50.0, 50.0], [0.0, 0.0]]),
+        covariances,
+        latent_map=torch.zeros(1, 2),
+        latent_variance=torch.ones(1),
+        location=torch.zeros(2),
+    )
+    # on a grid of powers of two the coordinates are exact in both precisions
+    single = reference.float()
+    y = single.means[0] + torch.tensor([[0.0, 0.0], [1 / 64, -1 / 64]])
+    energy, grad = single.marginal_energy_and_grad(y)
+    exact_energy, exact_grad = single.double().marginal_energy_and_grad(y.double())
+    torch.testing.assert_close(energy.double(), exact_energy, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-6, atol=1e-6)
+
+
+def test_coordinate_maps_are_inverse_to_each_other(any_reference):
+    position = torch.randn(9, 3, generator=generator(), dtype=torch.float64)
+    x, z = any_reference.split(position)
+    torch.testing.assert_close(any_reference.from_features(x), position[:, :2])
+    torch.testing.assert_close(any_reference.from_latents(x, z), position[:, 2:])
+    torch.testing.assert_close(any_reference.to_features(position[:, :2]), x)
+
+
+def test_features_map_through_the_root_of_the_pooled_covariance():
+    mixture, _ = fitted_mixture("full")
+    reference = reference_of(mixture)
+    pooled = np.einsum("m,mde->de", mixture.weights_, mixture.covariances_)
+    np.testing.assert_allclose((reference.root @ reference.root.T).numpy(), pooled, rtol=1e-10)
+
+
+def test_sample_moments_match_the_mixture(any_reference):
+    n = 40_000
+    draws = any_reference.sample(n, generator(3))
+    y, e = draws[:, :2], draws[:, 2:]
+    weights = torch.exp(any_reference.log_weights)
+    covariances = (
+        torch.diag_embed(any_reference.factors**-2)
+        if any_reference.is_diagonal
+        else torch.linalg.inv(any_reference.factors @ any_reference.factors.transpose(1, 2))
+    )
+    mean = weights @ any_reference.means
+    second = torch.einsum(
+        "m,mde->de", weights, covariances + torch.einsum("md,me->mde", *[any_reference.means] * 2)
+    )
+    for statistic, expected in [
+        (y, mean),
+        (torch.einsum("bd,be->bde", y, y), second),
+        (e, torch.zeros(1).double()),
+        (e.square(), torch.ones(1).double()),
+        (y * e, torch.zeros(2).double()),
+    ]:
+        error = statistic.std(0) / math.sqrt(n)
+        assert torch.all((statistic.mean(0) - expected).abs() < SIGMAS * error)
+
+
+def test_sample_visits_components_at_their_weights():
+    # components 200 standard deviations apart, so that the nearest mean names the component
+    reference = MixtureReference(
+        torch.tensor([0.2, 0.7, 0.1]),
+        torch.tensor([[-200.0], [0.0], [200.0]]),
+        torch.ones(3, 1, 1),
+        latent_map=torch.ones(1, 1),
+        latent_variance=torch.ones(1),
+        location=torch.zeros(1),
+    )
+    n = 20_000
+    x, _ = reference.split(reference.sample(n, generator(1)))
+    nearest = (x / 200.0).round().long().squeeze(1) + 1
+    frequency = torch.bincount(nearest, minlength=3) / n
+    weights = torch.tensor([0.2, 0.7, 0.1])
+    error = torch.sqrt(weights * (1.0 - weights) / n)
+    assert torch.all((frequency - weights).abs() < SIGMAS * error)
+
+
+def test_sampled_latents_follow_the_conditional_law(any_reference):
+    n = 40_000
+    x, z = any_reference.split(any_reference.sample(n, generator(5)))
+    residual = z - (x - any_reference.location) @ any_reference.latent_map.T
+    variance = any_reference.latent_scale.square()
+    for statistic, expected in [
+        (residual, 0.0 * variance),
+        (residual.square(), variance),
+        (residual * (x - any_reference.location), torch.zeros(2).double()),
+    ]:
+        error = statistic.std(0) / math.sqrt(n)
+        assert torch.all((statistic.mean(0) - expected).abs() < SIGMAS * error)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_feature_conditional_is_bayes_rule_on_a_grid(covariance_type):
+    reference = small_reference(n_features=2, n_latents=1, covariance_type=covariance_type)
+    z = torch.tensor([[-1.5], [0.3], [2.0]], dtype=torch.float64)
+    conditional = reference.feature_conditional(z)
+    axis = torch.linspace(-14.0, 14.0, 561, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    energy, _ = reference.marginal_energy_and_grad(grid)
+    x = reference.to_features(grid)
+    for row in range(len(z)):
+        log_joint = -energy + reference.log_conditional(x, z[row].expand(len(x), 1))
+        expected = torch.softmax(log_joint, 0) / (axis[1] - axis[0]) ** 2
+        density = torch.zeros_like(expected)
+        for m in range(conditional.roots.shape[0]):
+            law = torch.distributions.MultivariateNormal(
+                conditional.means[row, m], scale_tril=conditional.roots[m], validate_args=False
+            )
+            density += torch.exp(conditional.log_weights[row, m] + law.log_prob(grid))
+        # the trapezoidal rule is exact to rounding for smooth densities inside the box
+        torch.testing.assert_close(density, expected, rtol=1e-6, atol=1e-9 * float(expected.max()))
+
+
+def test_feature_conditional_samples_have_its_moments():
+    reference = small_reference(n_features=2, n_latents=1)
+    n = 40_000
+    z = torch.full((n, 1), 0.7, dtype=torch.float64)
+    conditional = reference.feature_conditional(z)
+    y = conditional.sample(IndependentNoise(generator(2)))
+    weights, means = conditional.log_weights[0].exp(), conditional.means[0]
+    covariances = conditional.roots @ conditional.roots.transpose(1, 2)
+    mean = weights @ means
+    second = torch.einsum(
+        "m,mde->de", weights, covariances + torch.einsum("md,me->mde", means, means)
+    )
+    for statistic, expected in [(y, mean), (torch.einsum("bd,be->bde", y, y), second)]:
+        error = statistic.std(0) / math.sqrt(n)
+        assert torch.all((statistic.mean(0) - expected).abs() < SIGMAS * error)
+
+
+def conditional_frame(reference, y):
+    z = torch.zeros(len(y), reference.n_latents, dtype=torch.float64)
+    component = reference.draw_components(y, IndependentNoise(generator(4)))
+    return reference.feature_conditional(z).frame(component)
+
+
+def marginal_frame(reference, y):
+    return reference.frame(y, IndependentNoise(generator(4)))
+
+
+@pytest.mark.parametrize("make_frame", [marginal_frame, conditional_frame])
+def test_frames_whiten_and_colour_inversely(any_reference, make_frame):
+    y = torch.randn(12, 2, generator=generator(), dtype=torch.float64)
+    frame = make_frame(any_reference, y)
+    torch.testing.assert_close(frame.whiten(frame.colour(y)), y, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(frame.colour(frame.whiten(y)), y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("make_frame", [marginal_frame, conditional_frame])
+def test_frames_pull_gradients_by_the_transposed_jacobian(any_reference, make_frame):
+    y = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
+    grad = torch.randn(5, 2, generator=generator(9), dtype=torch.float64)
+    frame = make_frame(any_reference, y)
+    matrices = jacobian(lambda s: frame.colour(s).sum(0), frame.whiten(y)).permute(1, 0, 2)
+    expected = torch.einsum("bde,bd->be", matrices, grad)
+    torch.testing.assert_close(frame.pull(grad), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_frame_of_the_drawn_component_makes_that_component_standard_normal(any_reference):
+    y = any_reference.sample(50, generator(6))[:, :2]
+    component = any_reference.draw_components(y, IndependentNoise(generator(4)))
+    frame = any_reference.frame(y, IndependentNoise(generator(4)))
+    moved = y + torch.randn(50, 2, generator=generator(8), dtype=torch.float64)
+    rows = torch.arange(50)
+    difference = (
+        any_reference._log_components(moved)[rows, component]
+        - any_reference._log_components(y)[rows, component]
+    )
+    white = 0.5 * (frame.whiten(y).square() - frame.whiten(moved).square()).sum(1)
+    torch.testing.assert_close(difference, white, rtol=1e-9, atol=1e-9)
+
+
+def test_a_single_component_is_standard_normal_in_its_frame():
+    mixture, X = fitted_mixture("full", n_components=1)
+    reference = reference_of(mixture)
+    y = reference.from_features(torch.from_numpy(X[:30]))
+    energy, _ = reference.marginal_energy_and_grad(y)
+    white = reference.frame(y, IndependentNoise(generator())).whiten(y)
+    half = 0.5 * white.square().sum(1)
+    torch.testing.assert_close(energy - energy[0], half - half[0], rtol=1e-10, atol=1e-10)
+
+
+def test_components_are_drawn_from_their_probability_given_the_position():
+    reference = small_reference(n_features=1)
+    n = 20_000
+    y = torch.full((n, 1), 0.4, dtype=torch.float64)
+    drawn = reference.draw_components(y, IndependentNoise(generator(1)))
+    probability = torch.softmax(reference._log_components(y[:1])[0], 0)
+    frequency = torch.bincount(drawn, minlength=len(probability)) / n
+    error = torch.sqrt(probability * (1.0 - probability) / n)
+    assert torch.all((frequency - probability).abs() < SIGMAS * error + 1e-12)
+
+
+def test_shared_noise_draws_the_same_for_every_row():
+    reference = small_reference()
+    z = torch.tensor([[0.5], [0.5]], dtype=torch.float64).repeat_interleave(8, 0)
+    y = reference.feature_conditional(z).sample(SharedNoise(generator(), 8)).reshape(2, 8, 2)
+    assert torch.equal(y[0], y[1])
+    assert len(torch.unique(y[0], dim=0)) == 8

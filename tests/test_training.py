@@ -1,0 +1,298 @@
+"""The training loop on objectives whose outcome is known in advance."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.training import Plateau, batches, start_optimisation, train, train_epoch
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Point(nn.Module):
+    """A model that is one vector."""
+
+    def __init__(self, start=(0.0, 0.0)):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+
+class Quadratic:
+    """Descend the squared distance to a goal; keep a record of everything the loop does."""
+
+    def __init__(self, goal=(1.0, -2.0), bounds=None):
+        self.goal = torch.tensor(goal, dtype=torch.float64)
+        self.bounds = None if bounds is None else list(bounds)
+        self.seen, self.rows, self.iterates, self.monitored = [], [], [], []
+
+    def step(self, energy, batch, state, generator):
+        self.seen.append(batch.index)
+        self.rows.append(batch.x)
+        self.iterates.append(energy.theta.detach().clone())
+        loss = (energy.theta - self.goal).square().sum()
+        return loss, state + 1, {"distance": loss.detach().sqrt()}
+
+    def lower_bound(self, energy, state, target, x, generator):
+        self.monitored.append(target.theta.detach().clone())
+        if self.bounds is not None:
+            return self.bounds.pop(0)
+        return -float((target.theta.detach() - self.goal).square().sum())
+
+
+X = torch.arange(20, dtype=torch.float64).reshape(10, 2)
+
+
+def run(objective, model=None, **options):
+    model = Point() if model is None else model
+    settings = {
+        "learning_rate": 0.1,
+        "batch_size": 4,
+        "max_iter": 200,
+        "tol": 1e-6,
+        "n_iter_no_change": 5,
+        "generator": generator(),
+        "callback": lambda progress: None,
+    }
+    settings.update(options)
+    optimisation = start_optimisation(
+        model, learning_rate=settings["learning_rate"], alpha=settings.pop("alpha", 0.0)
+    )
+    return train(optimisation, objective, X, X[:3], 0, **settings)
+
+
+def epoch(objective, model=None, *, n_epochs=1, learning_rate=0.1, batch_size=10):
+    optimisation = start_optimisation(
+        Point() if model is None else model, learning_rate=learning_rate, alpha=0.0
+    )
+    state, g = 0, generator()
+    for _ in range(n_epochs):
+        optimisation, state, metrics = train_epoch(
+            optimisation,
+            objective,
+            X,
+            state,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            generator=g,
+        )
+    return optimisation, state, metrics
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size"), [(10, 3), (10, 10), (10, 100), (7, 1), (1, 5), (256, 100)]
+)
+def test_batches_partition_the_rows_into_nearly_equal_parts(n_rows, batch_size):
+    parts = list(batches(n_rows, batch_size, generator(), torch.device("cpu")))
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(n_rows))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(parts) == math.ceil(n_rows / batch_size)
+
+
+def test_batches_are_shuffled_by_the_generator():
+    def order(seed):
+        return torch.cat(list(batches(50, 8, generator(seed), torch.device("cpu"))))
+
+    assert torch.equal(order(0), order(0))
+    assert not torch.equal(order(0), order(1))
+    assert not torch.equal(order(0), torch.arange(50))
+
+
+def test_an_epoch_shows_every_row_once_with_its_index():
+    objective = Quadratic()
+    before = X.clone()
+    _, state, _ = epoch(objective, batch_size=4)
+    assert torch.equal(torch.cat(objective.seen).sort().values, torch.arange(10))
+    assert torch.equal(torch.cat(objective.rows), X[torch.cat(objective.seen)])
+    assert state == 3  # what `step` returns is passed on
+    assert torch.equal(X, before)
+
+
+def test_metrics_are_means_over_the_batches():
+    objective = Quadratic()
+    _, _, metrics = epoch(objective, batch_size=4)
+    distances = [float((theta - objective.goal).norm()) for theta in objective.iterates]
+    assert metrics["distance"] == pytest.approx(sum(distances) / 3)
+    assert metrics["contrast"] == pytest.approx(sum(d * d for d in distances) / 3)
+
+
+def test_the_model_given_is_not_modified():
+    model = Point((0.5, 0.5))
+    optimisation = start_optimisation(model, learning_rate=0.1, alpha=0.0)
+    train_epoch(
+        optimisation, Quadratic(), X, 0, batch_size=4, learning_rate=0.1, generator=generator()
+    )
+    assert model.theta.tolist() == [0.5, 0.5]
+    assert optimisation.energy.theta.tolist() != [0.5, 0.5]
+
+
+def test_the_learning_rate_warms_up_over_twenty_updates():
+    objective = Quadratic(goal=(1e6, 1e6))
+    epoch(objective, n_epochs=26)
+    # far from the goal each of Adam's steps is as long as the learning rate
+    steps = torch.stack(objective.iterates).diff(dim=0)[:, 0]
+    expected = 0.1 * torch.clamp((torch.arange(25) + 1.0) / 20.0, max=1.0).double()
+    torch.testing.assert_close(steps, expected, rtol=1e-3, atol=0.0)
+
+
+def test_the_running_average_remembers_fifty_updates():
+    objective = Quadratic()
+    optimisation, _, _ = epoch(objective, n_epochs=150)
+    iterates = [*objective.iterates, optimisation.energy.theta.detach()]
+    average = iterates[0].clone()
+    for k, theta in enumerate(iterates[1:], start=1):
+        average = average + (theta - average) / min(1.0 + 0.5 * k, 50.0)
+    torch.testing.assert_close(optimisation.average.theta.detach(), average)
+    assert optimisation.n_updates == 150
+
+
+def test_large_gradients_are_clipped_to_norm_ten():
+    class Steep(Quadratic):
+        def step(self, energy, batch, state, generator):
+            loss, state, metrics = super().step(energy, batch, state, generator)
+            return 1e8 * loss, state, metrics
+
+    optimisation, _, _ = epoch(Steep())
+    assert float(optimisation.energy.theta.grad.norm()) == pytest.approx(10.0, rel=1e-5)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient():
+    class Indifferent(Quadratic):
+        def step(self, energy, batch, state, generator):
+            return 0.0 * energy.theta.sum(), state, {}
+
+    optimisation = start_optimisation(Point((1.0, -3.0)), learning_rate=0.1, alpha=0.5)
+    for _ in range(3):
+        optimisation, _, _ = train_epoch(
+            optimisation,
+            Indifferent(),
+            X,
+            0,
+            batch_size=10,
+            learning_rate=0.1,
+            generator=generator(),
+        )
+    factor = math.prod(1.0 - 0.5 * 0.1 * k / 20.0 for k in (1, 2, 3))
+    assert optimisation.energy.theta.tolist() == pytest.approx([factor, -3.0 * factor])
+
+
+def test_plateaus_count_epochs_without_enough_improvement():
+    plateau = Plateau(tol=0.1, patience=2)
+    outcomes = []
+    for bound in (0.0, 0.05, 0.2, 0.25, 0.29, 0.27, 0.28, 1.0, 1.05):
+        plateau.update(bound)
+        outcomes.append(plateau.reached())
+    # 0.2 counts as improvement on 0.0; what follows does not, up to 1.0
+    assert outcomes == [False, False, False, False, True, False, True, False, False]
+    assert plateau.n_reductions == 2
+
+
+def test_plateaus_ignore_small_steps_only_until_they_add_up():
+    plateau = Plateau(tol=0.1, patience=3)
+    for k in range(30):
+        plateau.update(0.06 * k)
+        assert not plateau.reached()
+
+
+def test_training_finds_the_optimum_of_a_quadratic():
+    objective = Quadratic()
+    result = run(objective, max_iter=2000)
+    assert result.converged
+    torch.testing.assert_close(result.best.theta.detach(), objective.goal, rtol=0.0, atol=1e-2)
+    assert result.best_lower_bound == max(p.lower_bound for p in result.history)
+    assert result.state == 3 * len(result.history)
+
+
+def test_the_best_model_is_returned_not_the_last():
+    bounds = [0.0, 1.0, 5.0, 2.0, 3.0, 4.0]
+    objective = Quadratic(bounds=bounds)
+    result = run(objective, max_iter=5, n_iter_no_change=100)
+    assert result.best_lower_bound == 5.0
+    assert torch.equal(result.best.theta.detach(), objective.monitored[2])
+    assert not torch.equal(result.optimisation.average.theta.detach(), objective.monitored[2])
+    assert not result.converged
+
+
+def test_the_initial_model_is_returned_where_training_only_hurts():
+    objective = Quadratic(bounds=[0.0, -1.0, -2.0, -3.0])
+    result = run(objective, Point((0.3, 0.4)), max_iter=3)
+    assert result.best_lower_bound == 0.0
+    assert result.best.theta.tolist() == [0.3, 0.4]
+
+
+def test_not_finite_bounds_are_never_best():
+    result = run(Quadratic(bounds=[0.0, math.nan, 1.0, math.nan]), max_iter=3)
+    assert result.best_lower_bound == 1.0
+
+
+def test_learning_rate_falls_twice_and_the_third_plateau_ends_training():
+    objective = Quadratic(bounds=[0.0] * 100)
+    result = run(objective, n_iter_no_change=4, max_iter=90)
+    rates = [progress.learning_rate for progress in result.history]
+    assert rates == pytest.approx([0.1] * 4 + [0.03] * 4 + [0.009] * 4)
+    assert result.converged
+
+
+def test_callbacks_see_every_epoch_in_order():
+    seen = []
+    result = run(Quadratic(), max_iter=4, callback=seen.append)
+    assert [progress.epoch for progress in seen] == [1, 2, 3, 4]
+    assert seen == result.history
+    assert set(seen[0].metrics) == {"contrast", "distance"}
+
+
+def test_the_average_is_monitored_not_the_last_iterate():
+    objective = Quadratic()
+    result = run(objective, max_iter=3)
+    average = result.optimisation.average.theta.detach()
+    assert torch.equal(objective.monitored[-1], average)
+    assert not torch.equal(average, result.optimisation.energy.theta.detach())
+
+
+def test_same_seed_gives_the_same_training():
+    first, second = (run(Quadratic(), max_iter=5) for _ in range(2))
+    assert torch.equal(first.best.theta, second.best.theta)
+    assert first.history == second.history
+
+
+class Diverging(Quadratic):
+    """Turn one quantity into not-a-number at the third update."""
+
+    def __init__(self, quantity):
+        super().__init__()
+        self.quantity, self.n_steps = quantity, 0
+
+    def step(self, energy, batch, state, generator):
+        loss, state, metrics = super().step(energy, batch, state, generator)
+        self.n_steps += 1
+        if self.n_steps == 3:
+            if self.quantity == "loss":
+                loss = loss * torch.nan
+            elif self.quantity == "metric":
+                metrics["distance"] = torch.tensor(torch.inf)
+            else:
+                loss = loss + torch.sqrt(energy.theta.sum() * 0.0) * 0.0
+        return loss, state, metrics
+
+
+@pytest.mark.parametrize("quantity", ["loss", "metric", "parameter"])
+def test_divergence_is_an_error_that_names_the_remedy(quantity):
+    objective = Diverging(quantity)
+    with pytest.raises(ParticleDivergenceError, match=r"learning_rate_init \(now 0\.1\)"):
+        run(objective)
+    assert objective.n_steps == 3  # the epoch in which it happened was the last
+
+
+def test_divergence_leaves_the_model_given_as_it_was():
+    model = Point((0.5, 0.5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ParticleDivergenceError):
+        run(Diverging("loss"), model)
+    assert torch.equal(model.theta, before["theta"])
