@@ -67,14 +67,15 @@ class MLPEnergy(Energy):
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
-            weight, bias = torch.empty(fan_out, fan_in), torch.empty(fan_out)
+            weight = torch.empty(fan_out, fan_in, dtype=torch.float32)
+            bias = torch.empty(fan_out, dtype=torch.float32)
             if generator is not None:
                 # variance 2 / fan_in keeps the scale of activations through SiLU layers
                 weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
                 bias.uniform_(-1.0, 1.0, generator=generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
-        self.output = nn.Parameter(torch.zeros(widths[-1]))
+        self.output = nn.Parameter(torch.zeros(widths[-1], dtype=torch.float32))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""

@@ -34,8 +34,8 @@ from sklvebm.particles import (
 )
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
-_ENOUGH = 0.9  # share of effective particles below which a row is annealed (further)
-_STAGES = (16, 64, 256)  # annealing steps of the rows that need them
+# annealing steps of a row, and the share of effective particles below which they are taken
+_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
 _POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
 _JOINT_WALKERS = 256  # fewest walkers of a joint annealing run
 
@@ -87,8 +87,8 @@ def weighted_particles(
     chains = start(base_draws.reshape(-1, width), target)
     position = base_draws.clone()
     log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
-    for stage, n_steps in enumerate(_STAGES):
-        poor = effective_sample_size(log_weights) < _ENOUGH * n_particles
+    for stage, (n_steps, enough) in enumerate(_STAGES):
+        poor = effective_sample_size(log_weights) < enough * n_particles
         rows = torch.nonzero(poor).squeeze(1)
         if len(rows) == 0:
             break

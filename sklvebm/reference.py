@@ -69,7 +69,9 @@ class MixtureReference(nn.Module):
         weights, means, covariances = weights.double(), means.double(), covariances.double()
         location = location.double()
         pooled = torch.einsum("m,mde->de", weights, covariances)
-        root = torch.linalg.cholesky(pooled)
+        # symmetric: what is done per coordinate does not depend on the order of the columns
+        variances, vectors = torch.linalg.eigh(pooled)
+        root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
         inverse_root = torch.linalg.inv(root)
         means = (means - location) @ inverse_root.T
         covariances = inverse_root @ covariances @ inverse_root.T
@@ -165,7 +167,7 @@ class MixtureReference(nn.Module):
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
         log_components = self._log_components(self.from_features(x))
-        log_det = torch.log(torch.diagonal(self.root.double())).sum()
+        log_det = torch.linalg.slogdet(self.root.double())[1]
         return (torch.logsumexp(log_components, 1) - log_det).to(x.dtype)
 
     def log_conditional(self, x: Tensor, z: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ def standardisation(X: np.ndarray) -> Standardisation:
     mean = X.mean(axis=0)
     scale = X.std(axis=0)
     # a constant such as 0.1 has a standard deviation of rounding errors
-    constant = scale <= 10.0 * np.finfo(np.float64).eps * np.abs(mean)
+    constant = (np.ptp(X, axis=0) == 0.0) | (
+        scale <= 10.0 * np.finfo(np.float64).eps * np.abs(mean)
+    )
     if constant.any():
         warnings.warn(
             f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
@@ -56,7 +58,7 @@ def standardisation(X: np.ndarray) -> Standardisation:
             UserWarning,
             stacklevel=4,
         )
-    return Standardisation(mean, np.where(constant, 1.0, scale))
+    return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
 
 
 def as_plain_array(X: Any) -> Any:
@@ -72,9 +74,14 @@ def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
+def generator_of(random_state: Any) -> np.random.RandomState:
+    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is."""
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
 def draw_seed(random_state: Any) -> int:
     """Return an integer seed from None, an int or a `numpy.random.RandomState`."""
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    return int(generator_of(random_state).randint(np.iinfo(np.int32).max))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -93,6 +100,8 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(
             f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
         ) from error
+    if resolved.type not in {"cpu", "cuda"}:
+        raise ValueError(f"device must be a CPU or CUDA device, got {device!r}.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device={device!r} is not available on this machine; use device='auto' or 'cpu'."
@@ -112,6 +121,7 @@ def numerical_session(n_threads: int) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
+        np.errstate(under="ignore"),
         limited_threads(n_threads),
     ):
         yield

@@ -1,6 +1,7 @@
 """The questions a fitted latent-variable density answers, shared by its estimators."""
 
 import numpy as np
+import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -94,7 +95,7 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
             `E[x | z]`, in the units of the training data; deterministic.
         """
         check_is_fitted(self, "energy_")
-        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32])
+        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32], order="C")
         n_latents = self._model.energy.n_latents
         if Z.shape[1] != n_latents:
             raise ValueError(f"Z must have {n_latents} columns (n_components), got {Z.shape[1]}.")
@@ -149,7 +150,9 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
 
     def _checked_rows(self, X):
         check_is_fitted(self, "energy_")
-        return validate_data(self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32])
+        return validate_data(
+            self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32], order="C"
+        )
 
     def _run_device(self):
         """Return the device that answers are computed on: the parameter's, resolved now."""
@@ -170,4 +173,6 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
         return persistence.to_plain(super().__getstate__())
 
     def __setstate__(self, state):
-        super().__setstate__(persistence.from_plain(state))
+        # tensors made in inference mode could not be trained on
+        with torch.inference_mode(False):
+            super().__setstate__(persistence.from_plain(state))

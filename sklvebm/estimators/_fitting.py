@@ -123,7 +123,7 @@ def split_rows(
 ) -> Rows:
     """Hold out rows for early stopping; without it, monitor some of the training rows."""
     order = random_state.permutation(n_samples)
-    if not settings.early_stopping:
+    if not settings.early_stopping or n_samples < 3:
         return Rows(np.arange(n_samples), order[:_MAX_MONITOR_ROWS])
     n_held_out = min(max(1, math.ceil(settings.validation_fraction * n_samples)), n_samples - 1)
     return Rows(np.sort(order[n_held_out:]), order[: min(n_held_out, _MAX_MONITOR_ROWS)])

@@ -124,7 +124,8 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
 
     # each particle of a row holds the means of all mixture components as well
     per_row = ROW_PARTICLES * max(1, len(model.energy.reference.log_weights) // 4)
-    standardised = _answer_rows(model, np.asarray(Z, dtype=np.float64), device, answer, per_row)
+    rows = np.array(Z, dtype=np.float64)  # a copy: torch refuses read-only memory
+    standardised = _answer_rows(model, rows, device, answer, per_row)
     return model.standardisation.invert(standardised)
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Number(NamedTuple):
     """An interval of integers or real numbers; `low` is included unless `open_low`."""
@@ -15,10 +17,13 @@ class Number(NamedTuple):
     open_low: bool = False
     none: bool = False  # None is allowed as well
     word: str = ""  # a string that is allowed as well
+    flag: bool = False  # True and False are allowed as well, for 1 and 0
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is outside; see `check_parameters`."""
         if (self.none and value is None) or (self.word and value == self.word):
+            return
+        if self.flag and isinstance(value, bool):
             return
         kind = Integral if self.integer else Real
         if isinstance(value, bool) or not isinstance(value, kind):
@@ -58,7 +63,7 @@ class Flag(NamedTuple):
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not a boolean; see `check_parameters`."""
-        if not isinstance(value, bool):
+        if not isinstance(value, bool | np.bool_):
             raise TypeError(
                 f"{name} must be True or False, got {value!r} of type {type(value).__name__}."
             )
@@ -79,7 +84,23 @@ class Widths(NamedTuple):
             raise ValueError(f"{rule}.")
 
 
-Rule = Number | OneOf | Flag | Widths
+class Seed(NamedTuple):
+    """What `numpy.random.RandomState` can be seeded with."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is not a seed; see `check_parameters`."""
+        rule = (
+            f"{name} must be None, a RandomState or an integer from 0 to 2**32 - 1, got {value!r}"
+        )
+        if value is None or value is np.random or isinstance(value, np.random.RandomState):
+            return
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"{rule} of type {type(value).__name__}.")
+        if not 0 <= value < 2**32:
+            raise ValueError(f"{rule}.")
+
+
+Rule = Number | OneOf | Flag | Widths | Seed
 
 
 def check_parameters(parameters: dict[str, Any], rules: dict[str, Rule]) -> None:

@@ -4,6 +4,7 @@ Modules become a description and their arrays; a user's own energy stays the mod
 CPU. Posterior particles of the training rows are left out: they are as large as the data.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def plain_energy(energy: PathEnergy) -> dict[str, Any]:
     """Describe the trained part of an energy; the reference is kept apart."""
     network = energy.network
     if isinstance(energy, BridgedEnergy):
-        return {"kind": "user", "network": network.cpu()}
+        return {"kind": "user", "network": copy.deepcopy(network).cpu()}
     return {
         "kind": "mlp",
         "bound": energy.bound,

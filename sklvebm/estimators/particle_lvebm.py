@@ -6,16 +6,16 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import ACTIVATIONS
+from sklvebm.energies import ACTIVATIONS, MLPEnergy
 from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._boundary import as_plain_array, generator_of, numerical_session
 from sklvebm.estimators._density import LatentDensityMixin
 from sklvebm.estimators._fitting import (
     Outcome,
@@ -23,7 +23,7 @@ from sklvebm.estimators._fitting import (
     split_rows,
     start_training,
 )
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Widths, check_parameters
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
 from sklvebm.reference import MixtureReference
 
 _RULES = {
@@ -47,7 +47,8 @@ _RULES = {
     "n_iter_no_change": Number(True, 1),
     "warm_start": Flag(),
     "dtype": OneOf(("float32", "float64")),
-    "verbose": Number(True, 0),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
 }
 _TRUSTED_SAMPLE_SIZE = 20.0  # effective walkers below which log Z is called uncertain
 _TRUSTED_WIDTH = 0.5  # nats: bracket of log Z above which it is called uncertain
@@ -273,7 +274,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             continues = self.warm_start and hasattr(self, "_training")
             X = self._validated(X, reset=not continues)
             settings = self._settings()
-            outcome, n_earlier = self._train(X, settings, continues, keep_best=True)
+            with numerical_session(torch.get_num_threads()):
+                outcome, n_earlier = self._train(X, settings, continues, keep_best=True)
             self._adopt(outcome, n_earlier)
         self._warn(outcome)
         return self
@@ -305,7 +307,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             X = self._validated(X, reset=not continues)
             settings = self._settings()
             settings.max_iter, settings.early_stopping = 1, False
-            outcome, n_earlier = self._train(X, settings, continues, keep_best=False)
+            with numerical_session(torch.get_num_threads()):
+                outcome, n_earlier = self._train(X, settings, continues, keep_best=False)
             self._adopt(outcome, n_earlier)
         return self
 
@@ -314,12 +317,18 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         if continues:
             chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
             self._check_continuation(training)
+            if not keep_best:
+                # another chunk: particles of the former rows are of no use to these
+                empty = training.state.latents[:0]
+                training = training._replace(state=training.state._replace(latents=empty))
             # an integer seed must not repeat the noise of earlier epochs
             random_state = np.random.RandomState([self._model.seed, n_earlier])
-            rows = split_rows(len(X), settings, random_state)
         else:
-            random_state = check_random_state(self.random_state)
-            rows = split_rows(len(X), settings, random_state)
+            random_state = generator_of(self.random_state)
+            self._split_seed = random_state.randint(np.iinfo(np.int32).max)
+        # the same rows are held out whenever the same number of rows is given
+        rows = split_rows(len(X), settings, np.random.RandomState(self._split_seed))
+        if not continues:
             chart, training = start_training(X, rows, settings, random_state)
             n_earlier = 0
         outcome = continue_training(
@@ -356,19 +365,27 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             as_plain_array(X),
             reset=reset,
             dtype=[np.float64, np.float32],
+            order="C",
             ensure_min_samples=2 if reset else 1,
         )
 
     def _check_continuation(self, training):
         """Raise ValueError if a parameter that shapes the model changed since it was made."""
-        state = training.state
+        state, network = training.state, training.optimisation.energy.network
+        shape = {}
+        if self.energy is None and isinstance(network, MLPEnergy):
+            shape = {"hidden_layer_sizes": network.hidden_layer_sizes}
+            shape["activation"] = network.activation
         for name, was in {
             "n_temperatures": state.pool.shape[0],
             "n_chains": state.pool.shape[1],
             "n_particles": state.latents.shape[1],
             "n_components": state.latents.shape[2],
+            "dtype": str(state.pool.dtype).removeprefix("torch."),
+            **shape,
         }.items():
-            if getattr(self, name) != was:
+            now = getattr(self, name)
+            if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
                 raise ValueError(
                     f"{name} must stay {was} while a fit is continued, got {getattr(self, name)}; "
                     "use warm_start=False, or a clone, to start anew."

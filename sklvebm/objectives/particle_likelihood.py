@@ -80,7 +80,7 @@ class ParticleLikelihood:
         like = reference.location
         t, c = self.n_temperatures, self.n_chains
         pool = reference.sample(t * c, generator).reshape(t, c, -1)
-        betas = torch.linspace(0.0, 1.0, t) if t > 1 else torch.ones(1)
+        betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
         zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
         return ParticleState(
             latents=self.init_latents(energy, n_rows, generator=generator),

@@ -1,0 +1,39 @@
+"""scikit-learn's own checks, of the default estimator and of configurations beside it."""
+
+import os
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklvebm import ParticleLVEBM
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+# few epochs: the checks are about the interface, and each of them fits
+CONFIGURATIONS = [
+    {"dtype": "float64", "max_iter": 3},
+    {"early_stopping": False, "max_iter": 3},
+    {"warm_start": True, "max_iter": 3},
+    {"n_temperatures": 1, "dynamics": "ula", "early_stopping": False, "max_iter": 5},
+    {"reference": "gaussian", "max_iter": 5},
+    {"n_components": 5, "information_weight": 0.5, "max_iter": 3},
+    {"dynamics": "mala", "max_iter": 3},
+]
+
+
+@parametrize_with_checks(
+    [
+        ParticleLVEBM(random_state=0),
+        *[ParticleLVEBM(random_state=0, **parameters) for parameters in CONFIGURATIONS],
+    ]
+)
+def test_estimator_passes_the_checks_of_scikit_learn(estimator, check):
+    if check.func.__name__ == "check_pipeline_consistency":
+        # it fits one instance again and again and expects equal results, which a continued fit
+        # cannot give; where other checks do so, scikit-learn switches warm_start off itself
+        estimator.set_params(warm_start=False)
+    check(estimator)
+
+
+def test_the_array_api_check_is_not_skipped():
+    assert os.environ["SCIPY_ARRAY_API"] == "1"
