@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.energies import PathEnergy
-from sklvebm.particles import STANDARD_FRAME, Frame, Noise, Target, Value
+from sklvebm.particles import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
 
 # (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
 CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -86,10 +86,17 @@ def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: Correction
     return Target(evaluate, base, lambda position, noise: STANDARD_FRAME)
 
 
-def feature_target(energy: PathEnergy, z: Tensor, correction_and_grad: CorrectionAndGrad) -> Target:
-    """Return the path of conditionals of x given latents z (B, L): positions are y, (B, D)."""
+def feature_target(
+    energy: PathEnergy, z: Tensor, n_copies: int, correction_and_grad: CorrectionAndGrad
+) -> Target:
+    """Return the path of conditionals of x given latents z (N, L), `n_copies` particles each.
+
+    Positions are y, (N * n_copies, D).
+    """
     reference = energy.reference
     conditional = reference.feature_conditional(z)
+    row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
+    z = z[row]
     design = reference.latent_map @ reference.root
     variance = reference.latent_scale.square()
 
@@ -105,6 +112,6 @@ def feature_target(energy: PathEnergy, z: Tensor, correction_and_grad: Correctio
 
     def frames(position: Tensor, noise: Noise) -> Frame:
         # z depends on y alone, so the component given (y, z) is the component given y
-        return conditional.frame(reference.draw_components(position, noise))
+        return conditional.frame(row, reference.draw_components(position, noise))
 
     return Target(evaluate, base, frames)

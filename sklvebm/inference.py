@@ -35,7 +35,9 @@ from sklvebm.particles import (
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
 # annealing steps of a row, and the share of effective particles below which they are taken
-_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
+_LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
+# a mean of features needs less: its error is a share of the conditional spread
+_FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 _POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
 _JOINT_WALKERS = 256  # fewest walkers of a joint annealing run
 
@@ -62,6 +64,7 @@ def weighted_particles(
     *,
     step_size: float,
     make_noise: Callable[[int], Noise],
+    stages: tuple[tuple[int, float], ...] = _LATENT_STAGES,
 ) -> WeightedParticles:
     """Carry particles of every row from its base to its target, with as much effort as it needs.
 
@@ -75,11 +78,14 @@ def weighted_particles(
         Crank-Nicolson step at the target, squared white units per nat; 2 at the base.
     make_noise : callable
         Maps the number of a stage to its noise.
+    stages : tuple of (int, float)
+        Annealing steps of each stage, and the share of effective particles below which a row
+        goes through it.
 
     Returns
     -------
     particles : WeightedParticles
-        Rows whose effective sample size is at least 0.9 K carry their base draws.
+        Rows whose effective sample size suffices at once carry their base draws.
     """
     n_rows, n_particles, width = base_draws.shape
     rows = torch.arange(n_rows, device=base_draws.device)
@@ -87,7 +93,7 @@ def weighted_particles(
     chains = start(base_draws.reshape(-1, width), target)
     position = base_draws.clone()
     log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
-    for stage, (n_steps, enough) in enumerate(_STAGES):
+    for stage, (n_steps, enough) in enumerate(stages):
         poor = effective_sample_size(log_weights) < enough * n_particles
         rows = torch.nonzero(poor).squeeze(1)
         if len(rows) == 0:
@@ -186,22 +192,19 @@ def conditional_features(energy: PathEnergy, z: Tensor, *, step_size: float, see
     reference = energy.reference
     correction_and_grad = select_correction_and_grad(energy)
     conditional = reference.feature_conditional(z)
-    exact = torch.einsum("bm,bmd->bd", conditional.log_weights.exp(), conditional.means)
-    stacked = stack_rows(z, ROW_PARTICLES)
+    row = stack_rows(torch.arange(len(z), device=z.device), ROW_PARTICLES)
     noise = SharedNoise(torch.Generator().manual_seed(seed), ROW_PARTICLES)
-    draws = reference.feature_conditional(stacked).sample(noise)
-    base = draws.reshape(len(z), ROW_PARTICLES, -1)
+    base = conditional.sample(row, noise).reshape(len(z), ROW_PARTICLES, -1)
     particles = weighted_particles(
-        lambda rows: feature_target(
-            energy, stack_rows(z[rows], ROW_PARTICLES), correction_and_grad
-        ),
+        lambda rows: feature_target(energy, z[rows], ROW_PARTICLES, correction_and_grad),
         base,
         step_size=step_size,
         make_noise=_shared_noise(seed, ROW_PARTICLES),
+        stages=_FEATURE_STAGES,
     )
     mean = particles.mean()
     untouched = (particles.position == base).all(2).all(1, keepdim=True)
-    mean = torch.where(untouched, mean - base.mean(1) + exact, mean)
+    mean = torch.where(untouched, mean - base.mean(1) + conditional.mean(), mean)
     return reference.to_features(mean)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sklvebm.particles import Frame, Noise
 
 LOG_2PI = math.log(2.0 * math.pi)
+_GATHER_UP_TO = 8  # features up to which a matrix per row is gathered
 
 
 class MixtureReference(nn.Module):
@@ -225,7 +226,9 @@ class MixtureReference(nn.Module):
         if self.is_diagonal:
             y = self.means[component] + y / self.factors[component]
         else:
-            y = self.means[component] + _row_products(y, self.roots[component].transpose(1, 2))
+            y = self.means[component] + _component_products(
+                y, self.roots.transpose(1, 2), component
+            )
         return torch.cat([y, e], 1)
 
     # Frames ------------------------------------------------------------------------------------
@@ -237,22 +240,24 @@ class MixtureReference(nn.Module):
     def frame(self, y: Tensor, noise: Noise) -> Frame:
         """Return frames for y (B, D), in which one drawn component of r is N(0, I)."""
         component = self.draw_components(y, noise)
-        means, factors = self.means[component], self.factors[component]
+        means = self.means[component]
         if self.is_diagonal:
+            factors = self.factors[component]
             return Frame(
                 whiten=lambda u: (u - means) * factors,
                 colour=lambda s: means + s / factors,
                 pull=lambda grad: grad / factors,
             )
-        roots = self.roots[component]  # (B, D, D) with root^T = factor^{-1}
+        # factor = root^{-T}, hence rows u are whitened by u factor and coloured by s root^T
+        factors, roots = self.factors, self.roots
         return Frame(
-            whiten=lambda u: _row_products(u - means, factors),
-            colour=lambda s: means + _row_products(s, roots.transpose(1, 2)),
-            pull=lambda grad: _row_products(grad, roots),
+            whiten=lambda u: _component_products(u - means, factors, component),
+            colour=lambda s: means + _component_products(s, roots.transpose(1, 2), component),
+            pull=lambda grad: _component_products(grad, roots, component),
         )
 
     def feature_conditional(self, z: Tensor) -> "FeatureConditional":
-        """Return the exact conditional law of y given latents z (B, L): a Gaussian mixture."""
+        """Return the exact conditional law of y given latents z (N, L): a Gaussian mixture."""
         z = z.double()
         design = (self.latent_map @ self.root).double()  # z | y ~ N(design y, S)
         variance = self.latent_scale.double().square()
@@ -275,35 +280,39 @@ class MixtureReference(nn.Module):
         )  # (M, L, B)
         log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
         log_weights = self.log_weights.double() - log_det - 0.5 * scaled.square().sum(1).T
-        return FeatureConditional(torch.log_softmax(log_weights, 1), conditional_means, root)
+        identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+        inverse_root = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+        return FeatureConditional(
+            torch.log_softmax(log_weights, 1), conditional_means, root, inverse_root
+        )
 
 
 class FeatureConditional(NamedTuple):
     """Mixture law of y given z, one row per z; double precision."""
 
-    log_weights: Tensor  # (B, M), normalised
-    means: Tensor  # (B, M, D)
+    log_weights: Tensor  # (N, M), normalised
+    means: Tensor  # (N, M, D)
     roots: Tensor  # (M, D, D), lower triangular square roots of the covariances
+    inverse_roots: Tensor  # (M, D, D)
 
-    def frame(self, component: Tensor) -> Frame:
-        """Return frames in which component (B,) of each row is N(0, I)."""
-        means = self.means[torch.arange(len(component)), component]
-        roots = self.roots[component]
+    def mean(self) -> Tensor:
+        """Return `E[y | z]`, (N, D)."""
+        return torch.einsum("nm,nmd->nd", self.log_weights.exp(), self.means)
 
-        def solve(u: Tensor) -> Tensor:
-            residual = (u - means).unsqueeze(-1)
-            return torch.linalg.solve_triangular(roots, residual, upper=False).squeeze(-1)
-
+    def frame(self, row: Tensor, component: Tensor) -> Frame:
+        """Return frames in which component (B,) of the law of row (B,) is N(0, I)."""
+        means = self.means[row, component]
+        back, roots = self.inverse_roots.transpose(1, 2), self.roots
         return Frame(
-            whiten=solve,
-            colour=lambda s: means + _row_products(s, roots.transpose(1, 2)),
-            pull=lambda grad: _row_products(grad, roots),
+            whiten=lambda u: _component_products(u - means, back, component),
+            colour=lambda s: means + _component_products(s, roots.transpose(1, 2), component),
+            pull=lambda grad: _component_products(grad, roots, component),
         )
 
-    def sample(self, noise: Noise) -> Tensor:
-        """Draw one y for each row, (B, D)."""
-        frame = self.frame(_categorical(self.log_weights, noise))
-        return frame.colour(noise.normal(self.means[:, 0]))
+    def sample(self, row: Tensor, noise: Noise) -> Tensor:
+        """Draw one y from the law of each row (B,) of z; (B, D)."""
+        frame = self.frame(row, _categorical(self.log_weights[row], noise))
+        return frame.colour(noise.normal(self.means[row, 0]))
 
 
 def _categorical(log_weights: Tensor, noise: Noise) -> Tensor:
@@ -313,9 +322,16 @@ def _categorical(log_weights: Tensor, noise: Noise) -> Tensor:
     return (cumulative < (uniform * cumulative[:, -1]).unsqueeze(1)).sum(1)
 
 
-def _row_products(rows: Tensor, matrices: Tensor) -> Tensor:
-    """Return `row @ matrix` for rows (B, D) and matrices (B, D, D)."""
-    return torch.bmm(rows.unsqueeze(1), matrices).squeeze(1)
+def _component_products(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
+    """Return `row @ matrices[component]` for rows (B, D), matrices (M, D, D), components (B,)."""
+    if rows.shape[1] <= _GATHER_UP_TO:
+        return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
+    # one product per component: gathering a matrix for each row would take B D^2 numbers
+    products = torch.empty_like(rows)
+    for m in torch.unique(component).tolist():
+        index = torch.nonzero(component == m).squeeze(1)
+        products[index] = rows[index] @ matrices[m]
+    return products
 
 
 def _factors(covariances: Tensor, is_diagonal: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd.functional import jacobian
 
 from sklvebm.estimators._reference_selection import full_covariances
 from sklvebm.particles import IndependentNoise, SharedNoise
-from sklvebm.reference import MixtureReference
+from sklvebm.reference import MixtureReference, _component_products
 
 SIGMAS = 5.0
 
@@ -265,9 +265,9 @@ def test_feature_conditional_is_bayes_rule_on_a_grid(covariance_type):
 def test_feature_conditional_samples_have_its_moments():
     reference = small_reference(n_features=2, n_latents=1)
     n = 40_000
-    z = torch.full((n, 1), 0.7, dtype=torch.float64)
+    z = torch.full((1, 1), 0.7, dtype=torch.float64)
     conditional = reference.feature_conditional(z)
-    y = conditional.sample(IndependentNoise(generator(2)))
+    y = conditional.sample(torch.zeros(n, dtype=torch.long), IndependentNoise(generator(2)))
     weights, means = conditional.log_weights[0].exp(), conditional.means[0]
     covariances = conditional.roots @ conditional.roots.transpose(1, 2)
     mean = weights @ means
@@ -282,7 +282,7 @@ def test_feature_conditional_samples_have_its_moments():
 def conditional_frame(reference, y):
     z = torch.zeros(len(y), reference.n_latents, dtype=torch.float64)
     component = reference.draw_components(y, IndependentNoise(generator(4)))
-    return reference.feature_conditional(z).frame(component)
+    return reference.feature_conditional(z).frame(torch.arange(len(z)), component)
 
 
 def marginal_frame(reference, y):
@@ -345,6 +345,22 @@ def test_components_are_drawn_from_their_probability_given_the_position():
 def test_shared_noise_draws_the_same_for_every_row():
     reference = small_reference()
     z = torch.tensor([[0.5], [0.5]], dtype=torch.float64).repeat_interleave(8, 0)
-    y = reference.feature_conditional(z).sample(SharedNoise(generator(), 8)).reshape(2, 8, 2)
+    row = torch.arange(2).repeat_interleave(8)
+    y = reference.feature_conditional(z[::8]).sample(row, SharedNoise(generator(), 8))
+    y = y.reshape(2, 8, 2)
     assert torch.equal(y[0], y[1])
     assert len(torch.unique(y[0], dim=0)) == 8
+
+
+def test_products_by_component_are_those_of_a_matrix_per_row():
+    # above eight features matrices are not gathered for each row
+    source = generator(3)
+    rows = torch.randn(50, 9, generator=source, dtype=torch.float64)
+    matrices = torch.randn(4, 9, 9, generator=source, dtype=torch.float64)
+    component = torch.randint(4, (50,), generator=source)
+    expected = torch.einsum("bd,bde->be", rows, matrices[component])
+    torch.testing.assert_close(_component_products(rows, matrices, component), expected)
+    few = torch.einsum("bd,bde->be", rows[:, :3], matrices[component, :3, :3])
+    torch.testing.assert_close(
+        _component_products(rows[:, :3].contiguous(), matrices[:, :3, :3], component), few
+    )

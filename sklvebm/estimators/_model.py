@@ -122,10 +122,8 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
     def answer(energy: PathEnergy, z: Tensor, _: int) -> Tensor:
         return conditional_features(energy, z, step_size=step_size, seed=model.seed)
 
-    # each particle of a row holds the means of all mixture components as well
-    per_row = ROW_PARTICLES * max(1, len(model.energy.reference.log_weights) // 4)
     rows = np.array(Z, dtype=np.float64)  # a copy: torch refuses read-only memory
-    standardised = _answer_rows(model, rows, device, answer, per_row)
+    standardised = _answer_rows(model, rows, device, answer)
     return model.standardisation.invert(standardised)
 
 

@@ -10,6 +10,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from sklvebm.reference import MixtureReference
 
@@ -166,7 +167,8 @@ def fit_reference(
     }
     if kind != "gaussian":
         # X is NumPy here; mixtures refuse to start from k-means under array API dispatch
-        with config_context(array_api_dispatch=False):
+        # and are slower on several threads than on one
+        with config_context(array_api_dispatch=False), threadpool_limits(1):
             is_estimator = isinstance(kind, GaussianMixture)
             mixture = clone(kind).fit(X) if is_estimator else select_mixture(X, random_state)
     else:

@@ -102,8 +102,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         stays a bound on the likelihood.
     learning_rate_init : float, default=0.01
         Step of Adam; divided by about 3 at each of two plateaus, the third ends training.
-    alpha : float, default=0.0001
-        Decoupled weight decay, relative to the learning rate.
+    alpha : float, default=0.5
+        Decoupled weight decay, per unit of learning rate. Small values let the energy outrun what
+        can be normalised (a wide bracket of log Z); large ones hold it at the reference.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
     max_iter : int, default=200
@@ -202,7 +203,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         n_langevin_steps=2,
         information_weight=0.0,
         learning_rate_init=0.01,
-        alpha=0.0001,
+        alpha=0.5,
         batch_size="auto",
         max_iter=200,
         tol=0.001,
