@@ -5,6 +5,7 @@ Everything is relative to the base of the path, whose log normaliser is zero.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,22 +19,27 @@ from sklvebm.dynamics.tempering import interpolate, respaced_ladder, thermodynam
 from sklvebm.particles import Chains, Noise, Target, take_chains
 
 _ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
+_N_GROUPS = 16  # independent replicates that standard errors come from
+_SIGMAS = 3.0  # standard errors that the bracket allows for
 
 
 class LogPartition(NamedTuple):
-    """Estimate of log Z with a side and an error; all but the last in nats.
+    """Bracket and estimate of log Z; all but the last in nats.
 
     Attributes
     ----------
     value : float
         Bennett estimate from annealing in both directions.
     lower : float
-        Annealing from the reference to the model; its expectation is at most log Z.
+        The smaller of annealing from the reference to the model, whose expectation is at most
+        log Z, and `value` minus three standard errors.
     upper : float
-        Annealing from the model to the reference; its expectation is at least log Z when the
-        particles it starts from follow the model.
+        The larger of annealing from the model to the reference, whose expectation is at least
+        log Z when the particles it starts from follow the model, and `value` plus three standard
+        errors.
     standard_error : float
-        Asymptotic standard error of `value`.
+        Standard error of `value`: the larger of its asymptotic one and that of a jackknife over
+        independent groups of walkers.
     effective_sample_size : float
         Effective number of walkers from the reference to the model. (Towards the reference a
         single walker in a region that the model hardly visits can carry all weight; that region
@@ -263,6 +269,47 @@ def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
     return betas, torch.exp(log_step)
 
 
+class Normalisation(NamedTuple):
+    """A bracket of log Z with what it took."""
+
+    estimate: LogPartition
+    forward: float  # nats: annealing from the reference to the model
+    forward_error: float  # nats: its standard error, over independent groups of walkers
+    reverse: float  # nats: annealing from the model to the reference
+    reverse_error: float  # nats
+    n_walkers: int  # in each direction
+    n_steps: int  # annealing steps of the last run
+
+
+def jackknife(
+    statistic: Callable[..., float], *log_weights: Tensor, n_groups: int = _N_GROUPS
+) -> float:
+    """Return the standard error of a statistic of log weights, by leaving out groups of walkers.
+
+    Parameters
+    ----------
+    statistic : callable
+        Maps as many tensors of log weights (n,) as are given to a number.
+    *log_weights : Tensor of shape (n,)
+        Walkers; group g holds walkers g, g + n_groups, ..., the same in all tensors.
+    n_groups : int, default=16
+        Independent groups.
+
+    Returns
+    -------
+    standard_error : float
+        In the statistic's unit.
+    """
+    values = torch.tensor(
+        [
+            statistic(*(w[torch.arange(len(w)) % n_groups != group] for w in log_weights))
+            for group in range(n_groups)
+        ],
+        dtype=torch.float64,
+    )
+    return math.sqrt((n_groups - 1) * float(values.var(correction=0)))
+
+
 def estimate_log_partition(
     target: Target,
     base_draws: Tensor,
@@ -272,7 +319,7 @@ def estimate_log_partition(
     noise: Noise,
     tolerance: float,
     max_steps: int,
-) -> tuple[LogPartition, int]:
+) -> Normalisation:
     """Bracket log Z by annealing in both directions, with as many steps as it takes.
 
     Parameters
@@ -288,46 +335,69 @@ def estimate_log_partition(
     noise : IndependentNoise
         Source of the moves.
     tolerance : float
-        Width of the bracket, in nats, and standard error at which the effort stops growing, once a
-        quarter of the walkers is effective.
+        Width of the bracket, in nats, at which the effort stops growing, once a quarter of the
+        walkers is effective.
     max_steps : int
         Annealing steps at most.
 
     Returns
     -------
-    estimate : LogPartition
+    normalisation : Normalisation
         The last and longest run's result.
-    n_steps : int
-        Annealing steps of that run.
+
+    Notes
+    -----
+    If the budget ends with less than a quarter of the walkers effective, the lower estimate is
+    made once more with resampling on the way, and the better one counts.
     """
     length = thermodynamic_length(ladder.betas, ladder.spread) if len(ladder.betas) > 1 else 4.0
     n_steps = min(max_steps, 8 + int(4.0 * length**2))
     while True:
         betas, step_sizes = annealing_schedule(ladder, n_steps)
-        forward, _ = anneal(
-            start(base_draws, target), target, betas, step_sizes=step_sizes, noise=noise
-        )
-        reverse, _ = anneal(
-            start(model_draws, target),
-            target,
-            betas.flip(0),
-            step_sizes=step_sizes.flip(0),
-            noise=noise,
-        )
-        value, error = bennett(forward, reverse)
-        below, above = log_mean_exp(forward), -log_mean_exp(reverse)
-        estimate = LogPartition(
-            value=value,
-            lower=min(below, value),
-            upper=max(above, value),
-            standard_error=error,
-            effective_sample_size=float(effective_sample_size(forward)),
-        )
-        precise = (
-            estimate.upper - estimate.lower <= tolerance
-            and error <= tolerance
-            and estimate.effective_sample_size >= _ENOUGH * len(forward)
-        )
-        if precise or n_steps >= max_steps:
-            return estimate, n_steps
+        up = {"step_sizes": step_sizes, "noise": noise}
+        forward, _ = anneal(start(base_draws, target), target, betas, **up)
+        down = {"step_sizes": step_sizes.flip(0), "noise": noise}
+        reverse, _ = anneal(start(model_draws, target), target, betas.flip(0), **down)
+        result = _bracket(forward, reverse, n_steps)
+        effective = result.estimate.effective_sample_size
+        enough = effective >= _ENOUGH * len(forward)
+        if enough and result.estimate.upper - result.estimate.lower <= tolerance:
+            return result
+        if n_steps >= max_steps:
+            break
         n_steps = min(max_steps, 2 * n_steps)
+    if not enough:
+        resampled, _ = anneal(
+            start(base_draws, target), target, betas, **up, resample_below=_ENOUGH
+        )
+        better = max(result.forward, log_mean_exp(resampled))
+        lower = max(result.estimate.lower, min(better, result.estimate.value - _margin(result)))
+        result = result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
+    return result
+
+
+def _margin(result: Normalisation) -> float:
+    return _SIGMAS * result.estimate.standard_error
+
+
+def _bracket(forward: Tensor, reverse: Tensor, n_steps: int) -> Normalisation:
+    """Combine log weights (n,) of both directions."""
+    value, error = bennett(forward, reverse)
+    error = max(error, jackknife(lambda a, b: bennett(a, b)[0], forward, reverse))
+    below, above = log_mean_exp(forward), -log_mean_exp(reverse)
+    estimate = LogPartition(
+        value=value,
+        lower=min(below, value - _SIGMAS * error),
+        upper=max(above, value + _SIGMAS * error),
+        standard_error=error,
+        effective_sample_size=float(effective_sample_size(forward)),
+    )
+    return Normalisation(
+        estimate=estimate,
+        forward=below,
+        forward_error=jackknife(log_mean_exp, forward),
+        reverse=above,
+        reverse_error=jackknife(log_mean_exp, reverse),
+        n_walkers=len(forward),
+        n_steps=n_steps,
+    )

@@ -11,7 +11,7 @@ so that tempering, annealing and plain sampling (b = 1) share one kind of evalua
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ class ParticleState(NamedTuple):
     """
 
     # moved at every update
-    latents: Tensor  # (N, K, L) posterior particles, K per training row
+    latents: Any  # the posteriors of all rows; for particles (N, K, L), K per training row
     pool: Tensor  # (T, C, D + L) joint negative particles, one slice per temperature
     # adapted at every update
     pool_step_size: Tensor  # (T,), squared position units per nat

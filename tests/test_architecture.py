@@ -39,10 +39,12 @@ ALLOWED = {
         "log_partition",
         "particles",
         "reference",
+        "variational",
     },
     "training": {"exceptions", "particles"},
     "estimators": {
         "backends",
+        "convergence",
         "dynamics",
         "energies",
         "exceptions",

@@ -4,6 +4,8 @@ Replicas at neighbouring inverse temperatures are exchanged by Metropolis; as th
 `(b' - b) * correction` only, the ratio needs nothing but the corrections.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,16 +32,17 @@ def swap_replicas(
     -------
     index : Tensor of shape (T * C,), integer
         Particle that each place of the flattened ladder receives; a permutation.
-    rate : Tensor, 0-d
-        Mean acceptance probability of the tried pairs; one if there is none.
+    acceptance : Tensor of shape (T - 1,)
+        Mean acceptance probability of each pair of neighbours; NaN for those not tried.
     """
     n_temperatures, n_chains = correction.shape
     places = torch.arange(n_temperatures * n_chains, device=correction.device)
     index = places.reshape(n_temperatures, n_chains).clone()
     last = max(parity, n_temperatures - 1)
     low = torch.arange(parity, last, 2, device=correction.device)
+    mean = correction.new_full((n_temperatures - 1,), math.nan)
     if len(low) == 0:
-        return places, correction.new_ones(())
+        return places, mean
     high = low + 1
     log_ratio = (betas[high] - betas[low])[:, None] * (correction[high] - correction[low])
     acceptance = torch.nan_to_num(torch.exp(log_ratio.clamp(max=0.0)), nan=0.0)
@@ -47,7 +50,8 @@ def swap_replicas(
     below, above = index[low], index[high]
     index[low] = torch.where(accepted, above, below)
     index[high] = torch.where(accepted, below, above)
-    return index.reshape(-1), acceptance.mean()
+    mean[low] = acceptance.mean(1)
+    return index.reshape(-1), mean
 
 
 def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Tensor:

@@ -15,7 +15,7 @@ from sklvebm.estimators._model import (
     log_density,
     samples,
 )
-from sklvebm.estimators._parameters import Number
+from sklvebm.estimators._parameters import Number, OneOf
 
 
 class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin):
@@ -25,18 +25,23 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
     parameter `device`.
     """
 
-    def score_samples(self, X):
-        """Return a lower bound on the log-density of each row.
+    def score_samples(self, X, bound="lower"):
+        """Return a bound on the log-density of each row, from below or from above.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Rows.
+        bound : {"lower", "upper"}, default="lower"
+            Side of the estimate: "lower" is the ELBO, whose expectation is not above the truth;
+            "upper" is its counterpart by annealing back from the posterior. The distance between
+            both is what the normaliser and the annealing leave open.
 
         Returns
         -------
         log_density : ndarray of shape (n_samples,)
-            ELBO of each row, nats, in the units of X; a deterministic function of the row.
+            Bound on the log-density of each row, nats, in the units of X; a deterministic function
+            of the row.
 
         Raises
         ------
@@ -46,7 +51,10 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
             If X does not fit the training data.
         """
         X = self._checked_rows(X)
-        return log_density(self._model, X, self._run_device()).astype(X.dtype)
+        OneOf(("lower", "upper")).check("bound", bound)
+        above = bound == "upper"
+        values = log_density(self._model, X, self._run_device(), from_above=above)
+        return values.astype(X.dtype)
 
     def score(self, X, y=None):
         """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.

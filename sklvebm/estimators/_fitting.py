@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklvebm.backends import select_correction_and_grad
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
@@ -19,23 +18,18 @@ from sklvebm.estimators._boundary import (
     seeded_generator,
     standardisation,
 )
+from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._model import Model, n_weights
+from sklvebm.estimators._normalising import normalise
 from sklvebm.estimators._reference_selection import fit_reference
-from sklvebm.gradients import joint_target
-from sklvebm.log_partition import Ladder, estimate_log_partition
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
-from sklvebm.particles import IndependentNoise, ParticleState
+from sklvebm.particles import ParticleState
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import threads_for
 from sklvebm.training import Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
 _BURN_IN_SWEEPS = 200
-_EQUILIBRATION_SWEEPS = 40
-_NORMALISER_WALKERS = 512
-_NORMALISER_RUNGS = 8  # where training had no ladder of its own
-_NORMALISER_TOLERANCE = 0.02  # nats
-_NORMALISER_MAX_STEPS = 512
 
 
 class Training(NamedTuple):
@@ -49,6 +43,7 @@ class Outcome(NamedTuple):
     """What a fit returns to the estimator."""
 
     model: Model
+    diagnostics: Diagnostics
     training: Training
     history: list[Progress]
     lower_bound: float  # nats per row, units of X
@@ -60,6 +55,7 @@ def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
     """Return the objective that the constructor parameters describe."""
     return ParticleLikelihood(
         dynamics=settings.dynamics,
+        posterior=settings.posterior,
         n_particles=settings.n_particles,
         n_chains=settings.n_chains,
         n_temperatures=settings.n_temperatures,
@@ -195,8 +191,8 @@ def continue_training(
     standardised = torch.from_numpy(chart.apply(X)).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
     state = training.state
-    if len(state.latents) != len(fitted):
-        latents = objective.init_latents(energy, len(fitted), generator=generator)
+    if not objective.posterior.fits(state.latents, len(fitted)):
+        latents = objective.posterior.init(energy, len(fitted), generator)
         state = state._replace(latents=latents)
     batch_size = resolve_batch_size(settings.batch_size, len(fitted))
     n_positions = max(
@@ -221,9 +217,10 @@ def continue_training(
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
         kept = result.best if keep_best else result.optimisation.average
-        model = normalise(kept, result.state, settings, chart, seed, generator)
+        model, diagnostics = normalise(kept, result.state, fitted, settings, chart, seed, generator)
     return Outcome(
         model=model,
+        diagnostics=diagnostics,
         training=Training(result.optimisation, result.state),
         history=result.history,
         lower_bound=result.best_lower_bound + chart.log_jacobian,
@@ -237,48 +234,3 @@ def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
     if batch_size == "auto":
         batch_size = int(np.clip(n_rows // 8, 32, 256))
     return min(batch_size, n_rows)
-
-
-def normalise(
-    energy: PathEnergy,
-    state: ParticleState,
-    settings: SimpleNamespace,
-    chart: Standardisation,
-    seed: int,
-    generator: torch.Generator,
-) -> Model:
-    """Equilibrate the tempered pool under the final parameters and bracket log Z."""
-    has_ladder = settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson"
-    tempered = SimpleNamespace(**vars(settings))
-    tempered.dynamics = "crank-nicolson"
-    if not has_ladder:
-        tempered.n_temperatures, tempered.step_size = _NORMALISER_RUNGS, None
-    objective = new_objective(tempered)
-    if not has_ladder:
-        state = objective.init(energy, 0, generator=generator)
-    n_snapshots = math.ceil(_NORMALISER_WALKERS / settings.n_chains)
-    state, draws = objective.equilibrate(
-        energy, state, max(_EQUILIBRATION_SWEEPS, 2 * n_snapshots), n_snapshots, generator
-    )
-    ladder = objective.ladder(state)
-    draws = draws[-_NORMALISER_WALKERS:]
-    base = energy.reference.sample(len(draws), generator)
-    target = joint_target(energy, select_correction_and_grad(energy))
-    estimate, n_steps = estimate_log_partition(
-        target,
-        base,
-        draws,
-        ladder,
-        noise=IndependentNoise(generator),
-        tolerance=_NORMALISER_TOLERANCE,
-        max_steps=_NORMALISER_MAX_STEPS,
-    )
-    return Model(
-        energy=copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False),
-        standardisation=chart,
-        log_partition=estimate,
-        ladder=Ladder(*(part.cpu().double() for part in ladder)),
-        n_annealing_steps=n_steps,
-        latent_step_size=float(state.latent_step_size),
-        seed=seed,
-    )

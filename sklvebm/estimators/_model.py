@@ -19,6 +19,7 @@ from sklvebm.estimators._boundary import (
 from sklvebm.inference import (
     ROW_PARTICLES,
     conditional_features,
+    evidence_from_above,
     joint_draws,
     posterior_draws,
     posterior_particles,
@@ -73,19 +74,27 @@ def _answer_rows(
     return np.concatenate(results)
 
 
-def log_density(model: Model, X: np.ndarray, device: torch.device) -> np.ndarray:
-    """Return a lower bound on `log p(x)` of rows X, (n_samples,), nats in the units of X."""
+def log_density(
+    model: Model, X: np.ndarray, device: torch.device, *, from_above: bool = False
+) -> np.ndarray:
+    """Return a bound on `log p(x)` of rows X, (n_samples,), nats in the units of X.
+
+    From below, the free energy is annealed from the reference and log Z is its upper estimate;
+    from above, the free energy is annealed back from the posterior and log Z is its lower one.
+    """
 
     def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
-        particles = posterior_particles(
-            energy, x, step_size=model.latent_step_size, seed=model.seed
-        )
-        return energy.reference.log_marginal(x) + particles.log_mean_weight()
+        options = {"step_size": model.latent_step_size, "seed": model.seed}
+        if from_above:
+            evidence = evidence_from_above(energy, x, **options)
+        else:
+            evidence = posterior_particles(energy, x, **options).log_mean_weight()
+        return energy.reference.log_marginal(x) + evidence
 
     chart = model.standardisation
     out = _answer_rows(model, chart.apply(X), device, answer)
-    # log Z from above, so that the bound keeps its side
-    return out - model.log_partition.upper + chart.log_jacobian
+    log_z = model.log_partition.lower if from_above else model.log_partition.upper
+    return out - log_z + chart.log_jacobian
 
 
 def latent_means(model: Model, X: np.ndarray, device: torch.device) -> np.ndarray:

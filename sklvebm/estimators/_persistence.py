@@ -13,6 +13,7 @@ from torch import nn
 
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
 from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fitting import Training
 from sklvebm.estimators._model import Model
 from sklvebm.log_partition import Ladder, LogPartition
@@ -119,14 +120,13 @@ def plain_particles(state: ParticleState) -> dict[str, Any]:
     }
 
 
-def particles_from_plain(plain: dict[str, Any], n_particles: int, n_latents: int) -> ParticleState:
-    """Rebuild what `plain_particles` described, with no rows in `latents`."""
+def particles_from_plain(plain: dict[str, Any]) -> ParticleState:
+    """Rebuild what `plain_particles` described; the posteriors start anew."""
     fields = {
         name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         for name, value in plain.items()
     }
-    empty = fields["pool"].new_empty(0, n_particles, n_latents)
-    return ParticleState(latents=empty, **fields)
+    return ParticleState(latents=None, **fields)
 
 
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +138,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     training: Training = plain.pop("_training")
     for name in _DERIVED:
         plain.pop(name)
+    plain["diagnostics_"] = plain["diagnostics_"]._asdict()
     plain["_plain"] = {
         "reference": plain_reference(model.energy.reference),
         "energy": plain_energy(model.energy),
@@ -149,7 +150,6 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "seed": model.seed,
         "optimisation": plain_optimisation(training.optimisation),
         "particles": plain_particles(training.state),
-        "n_particles": training.state.latents.shape[1],
     }
     return plain
 
@@ -160,6 +160,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         return plain
     state = dict(plain)
     parts = state.pop("_plain")
+    state["diagnostics_"] = Diagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
     model = Model(
         energy=energy_from_plain(parts["energy"], reference).requires_grad_(False),
@@ -170,7 +171,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         latent_step_size=parts["latent_step_size"],
         seed=parts["seed"],
     )
-    particles = particles_from_plain(parts["particles"], parts["n_particles"], reference.n_latents)
+    particles = particles_from_plain(parts["particles"])
     trained_on = reference_from_plain(parts["reference"]).to(particles.pool.dtype)
     state["_model"] = model
     state["_training"] = Training(

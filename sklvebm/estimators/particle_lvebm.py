@@ -24,6 +24,7 @@ from sklvebm.estimators._fitting import (
     start_training,
 )
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
+from sklvebm.objectives.particle_likelihood import POSTERIORS
 from sklvebm.reference import MixtureReference
 
 _RULES = {
@@ -31,6 +32,7 @@ _RULES = {
     "hidden_layer_sizes": Widths(),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "dynamics": OneOf(tuple(KERNELS)),
+    "posterior": OneOf(POSTERIORS),
     "step_size": Number(False, 0.0, open_low=True, none=True),
     "n_particles": Number(True, 1),
     "n_chains": Number(True, 2),
@@ -50,8 +52,6 @@ _RULES = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
 }
-_TRUSTED_SAMPLE_SIZE = 20.0  # effective walkers below which log Z is called uncertain
-_TRUSTED_WIDTH = 0.5  # nats: bracket of log Z above which it is called uncertain
 
 
 class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
@@ -86,11 +86,15 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Langevin kernel of all particles. The first is a Metropolis-adjusted Langevin step whose
         proposals are exact on the reference; "ula" with `n_temperatures=1` is the published
         algorithm.
+    posterior : {"particles", "gaussian", "amortized"}, default="particles"
+        What stands for the posteriors of the rows in training: particles, or a variational family,
+        one diagonal Gaussian per row or an encoder that all rows share. Scores and latents come
+        from annealed particles in any case.
     step_size : float or None, default=None
         Langevin step, in squared whitened units per nat. None chooses by kernel. The two
         Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
     n_particles : int, default=4
-        Posterior particles per row.
+        Posterior particles, or draws of the variational family, per row.
     n_chains : int, default=128
         Joint particles per temperature.
     n_temperatures : int, default=8
@@ -139,6 +143,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Standardisation of the columns.
     log_partition_ : LogPartition
         Named tuple `value, lower, upper, standard_error, effective_sample_size`; nats.
+    diagnostics_ : Diagnostics
+        Acceptances, swap rates, R-hat, bracket of log Z, effective sample sizes; `verdict` is one
+        line, `report()` text.
     lower_bound_ : float
         Best monitored ELBO, nats per row, in the units of X.
     lower_bounds_ : list of float
@@ -196,6 +203,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         energy=None,
         reference="mixture",
         dynamics="crank-nicolson",
+        posterior="particles",
         step_size=None,
         n_particles=4,
         n_chains=128,
@@ -222,6 +230,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.energy = energy
         self.reference = reference
         self.dynamics = dynamics
+        self.posterior = posterior
         self.step_size = step_size
         self.n_particles = n_particles
         self.n_chains = n_chains
@@ -320,8 +329,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             self._check_continuation(training)
             if not keep_best:
                 # another chunk: particles of the former rows are of no use to these
-                empty = training.state.latents[:0]
-                training = training._replace(state=training.state._replace(latents=empty))
+                training = training._replace(state=training.state._replace(latents=None))
             # an integer seed must not repeat the noise of earlier epochs
             random_state = np.random.RandomState([self._model.seed, n_earlier])
         else:
@@ -380,8 +388,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         for name, was in {
             "n_temperatures": state.pool.shape[0],
             "n_chains": state.pool.shape[1],
-            "n_particles": state.latents.shape[1],
-            "n_components": state.latents.shape[2],
+            "n_components": training.optimisation.energy.n_latents,
             "dtype": str(state.pool.dtype).removeprefix("torch."),
             **shape,
         }.items():
@@ -416,6 +423,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self._model = outcome.model
         self._training = outcome.training
         self.__dict__.update(persistence.derived_attributes(outcome.model))
+        self.diagnostics_ = outcome.diagnostics
         self.lower_bound_ = outcome.lower_bound
         self.lower_bounds_ = earlier_bounds + bounds
         self.history_ = earlier_history + [
@@ -432,7 +440,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.device_ = str(outcome.device)
 
     def _warn(self, outcome: Outcome):
-        """Warn if training did not reach a plateau or log Z is uncertain."""
+        """Warn if training did not reach a plateau or the diagnostics found a problem."""
         if self.max_iter > 0 and not outcome.converged:
             warnings.warn(
                 f"Training stopped at max_iter={self.max_iter} epochs before the ELBO reached a "
@@ -440,14 +448,12 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        estimate = outcome.model.log_partition
-        width = estimate.upper - estimate.lower
-        if estimate.effective_sample_size < _TRUSTED_SAMPLE_SIZE or width > _TRUSTED_WIDTH:
+        problems = outcome.diagnostics.problems()
+        if problems:
             warnings.warn(
-                f"log Z is uncertain: its bracket is {width:.2g} nats wide and "
-                f"{estimate.effective_sample_size:.0f} walkers are effective. Scores have that "
-                "error in common; increase n_chains or n_temperatures, or alpha for a smoother "
-                "energy.",
+                "Scores may not be trusted: "
+                + "; ".join(problems)
+                + ". See diagnostics_.report().",
                 ConvergenceWarning,
                 stacklevel=3,
             )

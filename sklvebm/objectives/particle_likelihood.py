@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import KERNELS, adapt_step_size, reference_step, start
-from sklvebm.dynamics.tempering import respaced_ladder, swap_replicas
+from sklvebm.dynamics.langevin import KERNELS, start
+from sklvebm.dynamics.tempering import respaced_ladder
 from sklvebm.energies import PathEnergy
-from sklvebm.gradients import joint_target, latent_target
+from sklvebm.gradients import joint_target
 from sklvebm.log_partition import (
     Ladder,
     anneal,
@@ -26,9 +26,16 @@ from sklvebm.log_partition import (
     log_mean_exp,
     mbar,
 )
-from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows, take_chains
+from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
+from sklvebm.objectives.posteriors import (
+    AmortisedPosterior,
+    GaussianPosterior,
+    ParticlePosterior,
+    Posterior,
+)
+from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
 
-_RESPACE_EVERY = 10  # updates
+POSTERIORS = ("particles", "gaussian", "amortized")
 _CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
 _MONITOR_NODES = 16  # latents per monitored row
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -39,8 +46,10 @@ class ParticleLikelihood:
 
     Parameters
     ----------
-    dynamics : {"mala", "leimkuhler-matthews", "ula"}
+    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}
         Langevin kernel of pool and latents.
+    posterior : {"particles", "gaussian", "amortized"}
+        What stands for the posteriors of the rows.
     n_particles : int
         Posterior particles per row.
     n_chains : int
@@ -59,6 +68,7 @@ class ParticleLikelihood:
         self,
         *,
         dynamics: str,
+        posterior: str = "particles",
         n_particles: int,
         n_chains: int,
         n_temperatures: int,
@@ -71,6 +81,15 @@ class ParticleLikelihood:
         self.n_temperatures, self.n_langevin_steps = n_temperatures, n_langevin_steps
         self.step_size = self.kernel.default_step_size if step_size is None else step_size
         self.information_weight = information_weight
+        n_latent_steps = max(1, n_langevin_steps // 2)
+        self.posterior: Posterior
+        if posterior == "particles":
+            self.posterior = ParticlePosterior(
+                self.kernel, n_particles, n_latent_steps, offer_reference=n_temperatures > 1
+            )
+        else:
+            family = GaussianPosterior if posterior == "gaussian" else AmortisedPosterior
+            self.posterior = family(n_particles, n_latent_steps)
 
     # State -------------------------------------------------------------------------------------
 
@@ -83,7 +102,7 @@ class ParticleLikelihood:
         betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
         zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
         return ParticleState(
-            latents=self.init_latents(energy, n_rows, generator=generator),
+            latents=self.posterior.init(energy, n_rows, generator),
             pool=pool,
             pool_step_size=like.new_full((t,), self.step_size),
             latent_step_size=like.new_full((), self.step_size),
@@ -92,14 +111,6 @@ class ParticleLikelihood:
             betas=betas.to(like),
             n_updates=0,
         )
-
-    def init_latents(
-        self, energy: PathEnergy, n_rows: int, *, generator: torch.Generator
-    ) -> Tensor:
-        """Draw posterior particles from the reference posterior: e ~ N(0, I), (N, K, L)."""
-        like = energy.reference.location
-        shape = (n_rows, self.n_particles, energy.n_latents)
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
     # One update --------------------------------------------------------------------------------
 
@@ -130,131 +141,63 @@ class ParticleLikelihood:
             Swap rate and acceptances; read once per epoch.
         """
         noise = IndependentNoise(generator)
-        latents, latent_step_size, latent_acceptance = self._move_latents(
-            energy, batch, state, noise
-        )
-        pool, pool_step_size, acceptance, swap_rate = self.move_pool(energy, state, noise)
+        moved = self.posterior.move(energy, batch, state, noise)
+        sweep = self.move_pool(energy, state, noise)
 
-        x, z = self._data_particles(energy, batch, latents, latent_step_size, noise)
-        positive = energy.correction(x, z).mean()
-        seen = self._read_out(pool, pool_step_size[:, None, None], noise)
-        negative, log_partitions, spread = self._negative_phase(energy, seen, state)
+        positive = energy.correction(moved.x, moved.z).mean()
+        negative, log_partitions, spread = self._negative_phase(
+            energy, self._read_out(sweep, noise), state
+        )
         loss = positive - negative
         if self.information_weight > 0.0:
-            loss = loss + self.information_weight * self._contrastive_term(energy, batch, z)
+            loss = loss + self.information_weight * self._contrastive_term(energy, batch, moved.z)
 
-        all_latents = state.latents.clone()
-        all_latents[batch.index] = latents
         n_updates = state.n_updates + 1
         betas = state.betas
-        if self.n_temperatures > 2 and n_updates % _RESPACE_EVERY == 0:
+        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
             betas = respaced_ladder(betas, spread, self.n_temperatures)
-        state = state._replace(
-            latents=all_latents,
-            pool=pool,
-            pool_step_size=pool_step_size,
-            latent_step_size=latent_step_size,
+        state = ParticleState(
+            latents=moved.latents,
+            pool=sweep.pool,
+            pool_step_size=sweep.step_size,
+            latent_step_size=moved.step_size,
             log_partitions=log_partitions,
             spread=spread,
             betas=betas,
             n_updates=n_updates,
         )
         metrics = {
-            "swap_rate": swap_rate,
-            "pool_acceptance": acceptance.mean(),
-            "latent_acceptance": latent_acceptance,
+            # one, if there is no pair to swap
+            "swap_rate": torch.nan_to_num(sweep.swap_acceptance.nanmean(), nan=1.0),
+            "pool_acceptance": sweep.acceptance.mean(),
+            "latent_acceptance": moved.acceptance,
         }
         return loss, state, metrics
 
-    def move_pool(
-        self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Swap neighbours, redraw the reference rung and move every rung by Langevin steps.
+    def move_pool(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
+        """Move the whole pool once; see `pool.sweep_pool`."""
+        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise)
 
-        Returns the pool (T, C, D + L), step sizes (T,), acceptances (T,) and the swap rate.
-        """
-        t, c = self.n_temperatures, self.n_chains
-        target = joint_target(energy, select_correction_and_grad(energy))
-        pool = state.pool
-        swap_rate = torch.ones((), device=pool.device)
-        if t > 1:
-            fresh = energy.reference.sample(c, noise.generator).to(pool.dtype)
-            pool = torch.cat([fresh.unsqueeze(0), pool[1:]])
-        chains = start(pool.reshape(t * c, -1), target)
-        if t > 1:
-            correction = chains.value.correction.reshape(t, c)
-            index, swap_rate = swap_replicas(
-                correction, state.betas, parity=state.n_updates % 2, noise=noise
-            )
-            chains = take_chains(chains, index)
-        beta = state.betas.repeat_interleave(c)
-        step_size = state.pool_step_size
-        for _ in range(self.n_langevin_steps):
-            chains, info = self.kernel.step(
-                chains, target, beta=beta, step_size=step_size.repeat_interleave(c), noise=noise
-            )
-            acceptance = info.acceptance.reshape(t, c).mean(1)
-            step_size = adapt_step_size(self.kernel, step_size, acceptance)
-        return chains.position.reshape(t, c, -1), step_size, acceptance, swap_rate
-
-    def _move_latents(
-        self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Move the posterior particles of the batch; return them, their step size, acceptance."""
-        position = state.latents[batch.index].reshape(-1, energy.n_latents)
-        x = stack_rows(batch.x, self.n_particles)
-        target = latent_target(energy, x, select_correction_and_grad(energy))
-        chains = start(position, target)
-        beta = torch.ones_like(chains.value.correction)
-        if self.n_temperatures > 1:
-            chains, _ = reference_step(
-                chains, target, noise.normal(position), beta=beta, noise=noise
-            )
-        step_size = state.latent_step_size
-        for _ in range(max(1, self.n_langevin_steps // 2)):
-            chains, info = self.kernel.step(
-                chains, target, beta=beta, step_size=step_size.expand(len(beta)), noise=noise
-            )
-            acceptance = info.acceptance.mean()
-            step_size = adapt_step_size(self.kernel, step_size, acceptance)
-        latents = chains.position.reshape(-1, self.n_particles, energy.n_latents)
-        return latents, step_size, acceptance
-
-    def _read_out(self, position: Tensor, step_size: Tensor, noise: IndependentNoise) -> Tensor:
-        """Return the particles that chains (..., P) stand for, as the kernel defines them."""
-        sizes = step_size.expand(position.shape[:-1] + (1,)).reshape(-1)
-        flat = position.reshape(len(sizes), -1)
-        return self.kernel.readout(flat, sizes, noise).reshape(position.shape)
-
-    def _data_particles(
-        self,
-        energy: PathEnergy,
-        batch: Batch,
-        latents: Tensor,
-        step_size: Tensor,
-        noise: IndependentNoise,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the batch's rows (B * K, D) with their particles z (B * K, L)."""
-        x = stack_rows(batch.x, self.n_particles)
-        e = self._read_out(latents, step_size, noise).reshape(-1, energy.n_latents)
-        return x, energy.reference.to_latents(x, e)
+    def _read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
+        """Return the particles that the pool's chains stand for, as the kernel defines them."""
+        t, c, width = sweep.pool.shape
+        flat = sweep.pool.reshape(t * c, width)
+        sizes = sweep.step_size.repeat_interleave(c)
+        return self.kernel.readout(flat, sizes, noise).reshape(t, c, width)
 
     def _negative_phase(
         self, energy: PathEnergy, pool: Tensor, state: ParticleState
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean correction under the model and the ladder's log Z and spread."""
-        t, c = self.n_temperatures, self.n_chains
-        correction = energy.correction(*energy.reference.split(pool.reshape(t * c, -1)))
-        if t == 1:
+        correction = pool_corrections(energy, pool)
+        if len(correction) == 1:
             return correction.mean(), state.log_partitions, state.spread
         detached = correction.detach().double()
-        log_partitions, log_mixture = mbar(
-            detached.reshape(t, c), state.betas, state.log_partitions, max_iter=3
-        )
-        weights = torch.softmax(-detached - log_mixture, 0).to(correction.dtype)
-        variance = detached.reshape(t, c).var(1)
-        spread = torch.lerp(state.spread, variance, 0.05 if state.n_updates > 20 else 0.3)
-        return weights @ correction, log_partitions, spread
+        log_partitions, log_mixture = mbar(detached, state.betas, state.log_partitions, max_iter=3)
+        weights = torch.softmax(-detached.reshape(-1) - log_mixture, 0).to(correction.dtype)
+        share = 0.05 if state.n_updates > 20 else 0.3
+        spread = torch.lerp(state.spread, detached.var(1), share)
+        return weights @ correction.reshape(-1), log_partitions, spread
 
     def _contrastive_term(self, energy: PathEnergy, batch: Batch, z: Tensor) -> Tensor:
         """Return InfoNCE with the energy as critic: can row i be told from the latent? Nats."""
@@ -275,46 +218,10 @@ class ParticleLikelihood:
         n_snapshots: int,
         generator: torch.Generator,
     ) -> tuple[ParticleState, Tensor]:
-        """Move the pool at fixed parameters until it can stand for the model.
-
-        Parameters
-        ----------
-        energy : AnchoredEnergy or BridgedEnergy
-            The model.
-        state : ParticleState
-            The pool to start from.
-        n_sweeps : int
-            Sweeps; ladder, step sizes and spread adapt during the first half.
-        n_snapshots : int
-            How often the model's rung is recorded, evenly over the second half.
-        generator : torch.Generator
-            Source of all noise.
-
-        Returns
-        -------
-        state : ParticleState
-            After the last sweep.
-        draws : Tensor of shape (n_snapshots * n_chains, D + L)
-            Positions at b = 1.
-        """
-        noise = IndependentNoise(generator)
-        half = n_sweeps // 2
-        gap = max(1, (n_sweeps - half) // n_snapshots)
-        snapshots = []
-        for sweep in range(n_sweeps):
-            pool, step_size, _, _ = self.move_pool(energy, state, noise)
-            state = state._replace(pool=pool, n_updates=state.n_updates + 1)
-            if sweep < half:
-                x, z = energy.reference.split(pool.reshape(-1, pool.shape[2]))
-                variance = energy.correction(x, z).detach().double().reshape(pool.shape[:2]).var(1)
-                spread = torch.lerp(state.spread, variance, 1.0 if sweep == 0 else 0.2)
-                state = state._replace(pool_step_size=step_size, spread=spread)
-                if self.n_temperatures > 2 and sweep % _RESPACE_EVERY == _RESPACE_EVERY - 1:
-                    betas = respaced_ladder(state.betas, spread, self.n_temperatures)
-                    state = state._replace(betas=betas)
-            elif (n_sweeps - 1 - sweep) % gap == 0:
-                snapshots.append(pool[-1])
-        return state, torch.cat(snapshots[-n_snapshots:])
+        """Move the pool at fixed parameters; see `pool.equilibrate`."""
+        return equilibrate(
+            energy, state, self.kernel, self.n_langevin_steps, n_sweeps, n_snapshots, generator
+        )
 
     # Bounds ------------------------------------------------------------------------------------
 
@@ -370,10 +277,10 @@ class ParticleLikelihood:
                 chains, path, betas, step_sizes=step_sizes, noise=IndependentNoise(generator)
             )
             return log_mean_exp(log_weights)
-        x, z = energy.reference.split(state.pool.reshape(t * c, -1))
-        correction = energy.correction(x, z).reshape(t, c)
+        correction = pool_corrections(energy, state.pool)
         _, log_mixture = mbar(correction, state.betas, state.log_partitions)
-        return float(torch.logsumexp(-target.correction(x, z).double() - log_mixture, 0))
+        wanted = pool_corrections(target, state.pool).reshape(-1).double()
+        return float(torch.logsumexp(-wanted - log_mixture, 0))
 
     @torch.no_grad()
     def free_energy_bound(self, energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ def test_a_nested_reference_is_cloned_and_its_parameters_can_be_searched(small, 
 
 def test_repr_shows_changed_parameters_only():
     assert repr(ParticleLVEBM()) == "ParticleLVEBM()"
-    assert repr(ParticleLVEBM(3, alpha=0.5)) == "ParticleLVEBM(alpha=0.5, n_components=3)"
+    assert repr(ParticleLVEBM(3, alpha=0.7)) == "ParticleLVEBM(alpha=0.7, n_components=3)"
 
 
 def test_html_representation_renders_before_and_after_fit(fitted):

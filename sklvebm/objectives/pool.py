@@ -1,0 +1,185 @@
+"""The joint negative pool: a ladder of replicas of `(x, z)`, moved sweep by sweep."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.dynamics.langevin import Kernel, adapt_step_size, start
+from sklvebm.dynamics.tempering import respaced_ladder, swap_replicas
+from sklvebm.energies import PathEnergy
+from sklvebm.gradients import joint_target
+from sklvebm.particles import IndependentNoise, ParticleState, take_chains
+
+RESPACE_EVERY = 10  # updates or sweeps
+
+
+class Sweep(NamedTuple):
+    """Outcome of one move of the whole pool."""
+
+    pool: Tensor  # (T, C, D + L)
+    step_size: Tensor  # (T,), adapted
+    acceptance: Tensor  # (T,)
+    swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
+    index: Tensor  # (T * C,), place that each particle was moved from by the swaps
+
+
+def sweep_pool(
+    energy: PathEnergy,
+    state: ParticleState,
+    kernel: Kernel,
+    n_steps: int,
+    noise: IndependentNoise,
+) -> Sweep:
+    """Redraw the reference rung, swap neighbours and move every rung by Langevin steps.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model.
+    state : ParticleState
+        The pool; not modified.
+    kernel : Kernel
+        How particles move.
+    n_steps : int
+        Steps of every particle, at least one.
+    noise : IndependentNoise
+        Source of all noise.
+
+    Returns
+    -------
+    sweep : Sweep
+        The moved pool and what was seen on the way.
+    """
+    pool = state.pool
+    t, c = pool.shape[:2]
+    target = joint_target(energy, select_correction_and_grad(energy))
+    if t > 1:
+        fresh = energy.reference.sample(c, noise.generator).to(pool.dtype)
+        pool = torch.cat([fresh.unsqueeze(0), pool[1:]])
+    chains = start(pool.reshape(t * c, -1), target)
+    index, swap_acceptance = swap_replicas(
+        chains.value.correction.reshape(t, c), state.betas, parity=state.n_updates % 2, noise=noise
+    )
+    chains = take_chains(chains, index)
+    beta = state.betas.repeat_interleave(c)
+    step_size = state.pool_step_size
+    for _ in range(n_steps):
+        chains, info = kernel.step(
+            chains, target, beta=beta, step_size=step_size.repeat_interleave(c), noise=noise
+        )
+        acceptance = info.acceptance.reshape(t, c).mean(1)
+        step_size = adapt_step_size(kernel, step_size, acceptance)
+    moved = chains.position.reshape(t, c, -1)
+    return Sweep(moved, step_size, acceptance, swap_acceptance, index)
+
+
+@torch.no_grad()
+def equilibrate(
+    energy: PathEnergy,
+    state: ParticleState,
+    kernel: Kernel,
+    n_steps: int,
+    n_sweeps: int,
+    n_snapshots: int,
+    generator: torch.Generator,
+) -> tuple[ParticleState, Tensor]:
+    """Move the pool at fixed parameters until it can stand for the model.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model.
+    state : ParticleState
+        The pool to start from.
+    kernel : Kernel
+        How particles move.
+    n_steps : int
+        Steps per sweep.
+    n_sweeps : int
+        Sweeps; ladder, step sizes and spread adapt during the first half.
+    n_snapshots : int
+        How often the model's rung is recorded, evenly over the second half.
+    generator : torch.Generator
+        Source of all noise.
+
+    Returns
+    -------
+    state : ParticleState
+        After the last sweep.
+    draws : Tensor of shape (n_snapshots * n_chains, D + L)
+        Positions at b = 1.
+    """
+    noise = IndependentNoise(generator)
+    half = n_sweeps // 2
+    gap = max(1, (n_sweeps - half) // n_snapshots)
+    n_temperatures = len(state.betas)
+    snapshots = []
+    for number in range(n_sweeps):
+        sweep = sweep_pool(energy, state, kernel, n_steps, noise)
+        state = state._replace(pool=sweep.pool, n_updates=state.n_updates + 1)
+        if number < half:
+            variance = pool_corrections(energy, sweep.pool).double().var(1)
+            spread = torch.lerp(state.spread, variance, 1.0 if number == 0 else 0.2)
+            state = state._replace(pool_step_size=sweep.step_size, spread=spread)
+            if n_temperatures > 2 and number % RESPACE_EVERY == RESPACE_EVERY - 1:
+                betas = respaced_ladder(state.betas, spread, n_temperatures)
+                state = state._replace(betas=betas)
+        elif (n_sweeps - 1 - number) % gap == 0:
+            snapshots.append(sweep.pool[-1])
+    return state, torch.cat(snapshots[-n_snapshots:])
+
+
+def pool_corrections(energy: PathEnergy, pool: Tensor) -> Tensor:
+    """Return the correction at every particle of a pool (T, C, D + L); (T, C), nats."""
+    t, c = pool.shape[:2]
+    x, z = energy.reference.split(pool.reshape(t * c, -1))
+    return energy.correction(x, z).reshape(t, c)
+
+
+class Observation(NamedTuple):
+    """What a pool did while it was watched at fixed parameters and step sizes."""
+
+    traces: Tensor  # (2, C, n_sweeps): correction and base energy of the model's rung, nats
+    acceptance: Tensor  # (T,), mean
+    swap_acceptance: Tensor  # (T - 1,), mean over the sweeps that tried the pair
+    n_round_trips: int  # particles that reached the reference after having been at the model
+    draws: Tensor  # (C, D + L), the model's rung at the end
+
+
+@torch.no_grad()
+def observe_pool(
+    energy: PathEnergy,
+    state: ParticleState,
+    kernel: Kernel,
+    n_steps: int,
+    n_sweeps: int,
+    noise: IndependentNoise,
+) -> Observation:
+    """Watch a pool for `n_sweeps` sweeps, with nothing adapted; arguments as `sweep_pool`."""
+    t, c = state.pool.shape[:2]
+    traces, acceptances, swaps = [], [], []
+    # what each place last came from: 0 the reference, 1 the model; fresh draws come from below
+    origin = torch.zeros(t, c, dtype=torch.long, device=state.pool.device)
+    n_round_trips = 0
+    for _ in range(n_sweeps):
+        origin[0] = 0
+        sweep = sweep_pool(energy, state, kernel, n_steps, noise)
+        state = state._replace(pool=sweep.pool, n_updates=state.n_updates + 1)
+        origin = origin.reshape(-1)[sweep.index].reshape(t, c)
+        if t > 1:
+            n_round_trips += int(origin[0].sum())
+        origin[-1] = 1
+        top = sweep.pool[-1]
+        base, _ = energy.reference.marginal_energy_and_grad(top[:, : energy.n_features])
+        traces.append(torch.stack([pool_corrections(energy, sweep.pool[-1:])[0], base]))
+        acceptances.append(sweep.acceptance)
+        swaps.append(sweep.swap_acceptance)
+    return Observation(
+        traces=torch.stack(traces, 2),
+        acceptance=torch.stack(acceptances).mean(0),
+        swap_acceptance=torch.stack(swaps).nanmean(0),
+        n_round_trips=n_round_trips,
+        draws=state.pool[-1],
+    )

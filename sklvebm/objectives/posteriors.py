@@ -1,0 +1,234 @@
+"""The posterior side of the likelihood gradient: particles, or one of two Gaussian families.
+
+Particles follow the exact posterior of their row. The Gaussian families are variational inference:
+one diagonal Gaussian per row that is updated whenever its row comes up, and an encoder that all
+rows share. Training with them climbs their bound instead of the likelihood.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.dynamics.langevin import Kernel, adapt_step_size, reference_step, start
+from sklvebm.energies import PathEnergy
+from sklvebm.gradients import latent_target
+from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
+from sklvebm.variational import AmortisedGaussian, negative_evidence_bound
+
+_ROW_LEARNING_RATE = 0.05  # of the Gaussians per row
+_ENCODER_LEARNING_RATE = 3e-3
+_DECAY = (0.9, 0.99)  # memory of Adam's moments
+
+
+class PosteriorMove(NamedTuple):
+    """Latents of a batch after one move, and what is carried to the next."""
+
+    latents: Any  # the family's state for all rows
+    step_size: Tensor  # 0-d
+    x: Tensor  # (B * K, D)
+    z: Tensor  # (B * K, L)
+    acceptance: Tensor  # 0-d; one for the Gaussian families
+
+
+class ParticlePosterior:
+    """Persistent particles, K per row, moved by the kernel of the pool.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        How particles move.
+    n_particles : int
+        Particles K per row.
+    n_steps : int
+        Kernel steps per move.
+    offer_reference : bool
+        Offer every particle an independent draw of the reference posterior first.
+    """
+
+    def __init__(
+        self, kernel: Kernel, n_particles: int, n_steps: int, offer_reference: bool
+    ) -> None:
+        self.kernel, self.n_particles = kernel, n_particles
+        self.n_steps, self.offer_reference = n_steps, offer_reference
+
+    def init(self, energy: PathEnergy, n_rows: int, generator: torch.Generator) -> Tensor:
+        """Draw particles from the reference posterior, e ~ N(0, I): (N, K, L)."""
+        like = energy.reference.location
+        shape = (n_rows, self.n_particles, energy.n_latents)
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+    def fits(self, latents: Any, n_rows: int) -> bool:
+        """Tell whether a state is of this family and size."""
+        shape = (n_rows, self.n_particles)
+        return isinstance(latents, Tensor) and latents.shape[:2] == shape
+
+    def move(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
+    ) -> PosteriorMove:
+        """Move the particles of the batch's rows."""
+        position = state.latents[batch.index].reshape(-1, energy.n_latents)
+        x = stack_rows(batch.x, self.n_particles)
+        target = latent_target(energy, x, select_correction_and_grad(energy))
+        chains = start(position, target)
+        beta = torch.ones_like(chains.value.correction)
+        if self.offer_reference:
+            chains, _ = reference_step(
+                chains, target, noise.normal(position), beta=beta, noise=noise
+            )
+        step_size = state.latent_step_size
+        for _ in range(self.n_steps):
+            chains, info = self.kernel.step(
+                chains, target, beta=beta, step_size=step_size.expand(len(beta)), noise=noise
+            )
+            acceptance = info.acceptance.mean()
+            step_size = adapt_step_size(self.kernel, step_size, acceptance)
+        latents = state.latents.clone()
+        latents[batch.index] = chains.position.reshape(len(batch.x), self.n_particles, -1)
+        e = self.kernel.readout(chains.position, step_size.expand(len(beta)), noise)
+        z = energy.reference.to_latents(x, e)
+        return PosteriorMove(latents, step_size, x, z, acceptance)
+
+
+class RowGaussians(NamedTuple):
+    """Parameters and Adam moments of one diagonal Gaussian per row."""
+
+    parameters: Tensor  # (N, 2 L): mean and logarithm of the standard deviation
+    first: Tensor  # (N, 2 L)
+    second: Tensor  # (N, 2 L)
+    count: Tensor  # (N,), steps taken
+
+
+class GaussianPosterior:
+    """One diagonal Gaussian per row (non-amortised variational inference).
+
+    Parameters
+    ----------
+    n_particles : int
+        Draws K per row and step.
+    n_steps : int
+        Steps of Adam per move.
+    """
+
+    def __init__(self, n_particles: int, n_steps: int) -> None:
+        self.n_particles, self.n_steps = n_particles, n_steps
+
+    def init(self, energy: PathEnergy, n_rows: int, generator: torch.Generator) -> RowGaussians:
+        """Start every row at the reference posterior N(0, I)."""
+        like = energy.reference.location
+        zeros = like.new_zeros(n_rows, 2 * energy.n_latents)
+        return RowGaussians(zeros, zeros.clone(), zeros.clone(), like.new_zeros(n_rows))
+
+    def fits(self, latents: Any, n_rows: int) -> bool:
+        """Tell whether a state is of this family and size."""
+        return isinstance(latents, RowGaussians) and len(latents.count) == n_rows
+
+    def move(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
+    ) -> PosteriorMove:
+        """Climb the bound of the batch's rows, then draw from their Gaussians."""
+        x = stack_rows(batch.x, self.n_particles)
+        rows = RowGaussians(*(part[batch.index] for part in state.latents))
+        target = latent_target(energy, x, select_correction_and_grad(energy))
+        for _ in range(self.n_steps):
+            e, xi = self._draw(rows, noise)
+            grad = target.evaluate(e.flatten(0, 1)).grad.reshape(e.shape)
+            mean, log_scale = rows.parameters.chunk(2, dim=1)
+            scale = torch.exp(log_scale)
+            slope_mean = grad.mean(1) + mean
+            slope_scale = (grad * xi).mean(1) * scale + scale.square() - 1.0
+            rows = _adam(rows, torch.cat([slope_mean, slope_scale], 1))
+        latents = RowGaussians(*(part.clone() for part in state.latents))
+        for whole, part in zip(latents, rows, strict=True):
+            whole[batch.index] = part
+        e, _ = self._draw(rows, noise)
+        z = energy.reference.to_latents(x, e.flatten(0, 1))
+        return PosteriorMove(latents, state.latent_step_size, x, z, x.new_ones(()))
+
+    def _draw(self, rows: RowGaussians, noise: IndependentNoise) -> tuple[Tensor, Tensor]:
+        """Return draws (B, K, L) and the noise they were made of."""
+        mean, log_scale = rows.parameters.chunk(2, dim=1)
+        xi = noise.normal(mean.new_empty(len(mean), self.n_particles, mean.shape[1]))
+        return mean[:, None] + torch.exp(log_scale)[:, None] * xi, xi
+
+
+def _adam(rows: RowGaussians, slope: Tensor) -> RowGaussians:
+    """Descend `slope` (B, 2 L) by one step of Adam, with moments and counts of each row's own."""
+    count = rows.count + 1.0
+    first = torch.lerp(slope, rows.first, _DECAY[0])
+    second = torch.lerp(slope.square(), rows.second, _DECAY[1])
+    debiased = first / (1.0 - _DECAY[0] ** count[:, None])
+    size = torch.sqrt(second / (1.0 - _DECAY[1] ** count[:, None])) + 1e-8
+    return RowGaussians(
+        rows.parameters - _ROW_LEARNING_RATE * debiased / size, first, second, count
+    )
+
+
+class Encoder(NamedTuple):
+    """An encoder with its optimiser; both are updated in place."""
+
+    network: AmortisedGaussian
+    optimizer: torch.optim.Optimizer
+
+    def __deepcopy__(self, memo: dict) -> "Encoder":
+        network = copy.deepcopy(self.network, memo)
+        optimizer = torch.optim.Adam(network.parameters(), lr=_ENCODER_LEARNING_RATE)
+        optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict(), memo))
+        return Encoder(network, optimizer)
+
+
+class AmortisedPosterior:
+    """A diagonal Gaussian that one network computes from the row, as in a variational autoencoder.
+
+    Parameters
+    ----------
+    n_particles : int
+        Draws K per row and step.
+    n_steps : int
+        Steps of Adam per move.
+    """
+
+    def __init__(self, n_particles: int, n_steps: int) -> None:
+        self.n_particles, self.n_steps = n_particles, n_steps
+
+    def init(self, energy: PathEnergy, n_rows: int, generator: torch.Generator) -> Encoder:
+        """Start at the reference posterior N(0, I) for every row."""
+        like = energy.reference.location
+        source = torch.Generator().manual_seed(
+            int(torch.randint(2**31, (), generator=generator, device=like.device))
+        )
+        network = AmortisedGaussian(energy.n_features, energy.n_latents, generator=source).to(like)
+        optimizer = torch.optim.Adam(network.parameters(), lr=_ENCODER_LEARNING_RATE)
+        return Encoder(network, optimizer)
+
+    def fits(self, latents: Any, n_rows: int) -> bool:
+        """Tell whether a state is of this family; an encoder serves any number of rows."""
+        return isinstance(latents, Encoder)
+
+    def move(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
+    ) -> PosteriorMove:
+        """Climb the bound of the batch's rows, then draw from the encoder's Gaussians."""
+        network, optimizer = state.latents
+        parameters = list(network.parameters())
+        shape = (len(batch.x), self.n_particles, energy.n_latents)
+        for _ in range(self.n_steps):
+            xi = noise.normal(batch.x.new_empty(shape))
+            with torch.enable_grad():
+                loss = negative_evidence_bound(energy, batch.x, *network(batch.x), xi)
+                gradients = torch.autograd.grad(loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        e = network.gaussians(batch.x)
+        scale = torch.diagonal(e.factor, dim1=1, dim2=2)
+        xi = noise.normal(batch.x.new_empty(shape))
+        draws = e.mean[:, None] + scale[:, None] * xi
+        x = stack_rows(batch.x, self.n_particles)
+        z = energy.reference.to_latents(x, draws.flatten(0, 1))
+        return PosteriorMove(state.latents, state.latent_step_size, x, z, x.new_ones(()))
+
+
+Posterior = ParticlePosterior | GaussianPosterior | AmortisedPosterior

@@ -1,0 +1,71 @@
+"""What is seen while a pool is watched."""
+
+import torch
+
+from sklvebm.dynamics.langevin import KERNELS
+from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+from sklvebm.objectives.pool import observe_pool, sweep_pool
+from sklvebm.particles import IndependentNoise
+from sklvebm.reference import MixtureReference
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def untrained():
+    reference = MixtureReference(
+        torch.ones(1),
+        torch.zeros(1, 2),
+        torch.eye(2)[None],
+        latent_map=torch.tensor([[0.5, 0.0]]),
+        latent_variance=torch.tensor([0.75]),
+        location=torch.zeros(2),
+    )
+    return AnchoredEnergy(reference, MLPEnergy(2, 1, (8,), generator=generator()).double())
+
+
+def pool_of(energy, n_temperatures=4):
+    objective = ParticleLikelihood(
+        dynamics="crank-nicolson",
+        n_particles=1,
+        n_chains=10,
+        n_temperatures=n_temperatures,
+        n_langevin_steps=1,
+        step_size=None,
+        information_weight=0.0,
+    )
+    return objective.init(energy, 0, generator=generator())
+
+
+def test_every_replica_climbs_a_rung_per_sweep_where_all_swaps_are_accepted():
+    energy = untrained()
+    kernel, noise = KERNELS["crank-nicolson"], IndependentNoise(generator(1))
+    # four rungs: every particle walks down the ladder deterministically, three sweeps from the top
+    seen = observe_pool(energy, pool_of(energy), kernel, 1, 12, noise)
+    assert seen.swap_acceptance.tolist() == [1.0, 1.0, 1.0]
+    assert seen.acceptance.tolist() == [1.0] * 4
+    assert seen.n_round_trips == 10 * 4
+    assert seen.traces.shape == (2, 10, 12)
+    assert bool((seen.traces[0] == 0.0).all())
+    assert bool((seen.traces[1].std(1) > 0.0).all())
+
+
+def test_a_single_rung_has_no_swaps_and_no_round_trips():
+    energy = untrained()
+    state = pool_of(energy, n_temperatures=1)
+    noise = IndependentNoise(generator(1))
+    seen = observe_pool(energy, state, KERNELS["mala"], 2, 5, noise)
+    assert seen.n_round_trips == 0
+    assert seen.swap_acceptance.shape == (0,)
+    assert seen.draws.shape == state.pool[0].shape
+
+
+def test_a_sweep_redraws_the_reference_rung_and_leaves_its_input_alone():
+    energy = untrained()
+    state = pool_of(energy)
+    before = state.pool.clone()
+    sweep = sweep_pool(energy, state, KERNELS["crank-nicolson"], 1, IndependentNoise(generator(2)))
+    assert torch.equal(state.pool, before)
+    assert not bool((sweep.pool == before).any())
