@@ -75,5 +75,8 @@ def chain_sample_size(traces: Tensor) -> float:
 
 def _halves(traces: Tensor) -> Tensor:
     """Cut every chain in two halves of equal length, (2 n_chains, n_draws // 2), float64."""
+    traces = traces.double()
+    # about one of the values: a constant then has no variance, not even from rounding
+    traces = traces - traces[0, 0]
     half = traces.shape[1] // 2
-    return torch.cat([traces[:, :half], traces[:, -half:]]).double()
+    return torch.cat([traces[:, :half], traces[:, -half:]])

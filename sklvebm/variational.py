@@ -54,7 +54,9 @@ def evidence_bound(energy: PathEnergy, x: Tensor, q: Gaussians, *, seed: int) ->
     correction_and_grad = select_correction_and_grad(energy)
     values = []
     for replicate in range(_REPLICATES):
-        nodes = latent_nodes(_REPLICATE_NODES, energy.n_latents, seed + replicate).to(x)
+        nodes = latent_nodes(_REPLICATE_NODES, energy.n_latents, seed * _REPLICATES + replicate).to(
+            x
+        )
         f, _ = _correction(energy, x, q.place(nodes), correction_and_grad)
         values.append(-f.mean(1) - q.divergence())
     stacked = torch.stack(values)
