@@ -38,6 +38,41 @@ def split_rhat(traces: Tensor) -> float:
     return math.sqrt((n - 1) / n + between / within)
 
 
+def nested_rhat(traces: Tensor) -> float:
+    r"""Return the nested R-hat of many short chains in groups that share a start.
+
+    .. math:: \hat R = \sqrt{1 + B / W}
+
+    with `B` the variance of the groups' means and `W` the mean variance within groups, between and
+    along their chains [1]_. Unlike `split_rhat` it does not ask each short chain to have seen
+    everything, only that the groups agree.
+
+    Parameters
+    ----------
+    traces : Tensor of shape (n_groups, n_chains, n_draws)
+        A scalar along each chain; at least two groups.
+
+    Returns
+    -------
+    rhat : float
+        Near `sqrt(1 + 1 / n_chains)` if all groups sample the same law; `inf` if nothing varies
+        within groups while their means differ, one if nothing varies at all.
+
+    References
+    ----------
+    .. [1] C. C. Margossian et al., "Nested R-hat: assessing the convergence of Markov chain Monte
+       Carlo when running many short chains", Bayesian Analysis, 2024.
+    """
+    # about one of the values: a constant then has no variance, not even from rounding
+    traces = traces.double() - traces[0, 0, 0]
+    chain_means = traces.mean(2)
+    within = float((chain_means.var(1) + traces.var(2).mean(1)).mean())
+    between = float(chain_means.mean(1).var())
+    if within == 0.0:
+        return 1.0 if between == 0.0 else math.inf
+    return math.sqrt(1.0 + between / within)
+
+
 def chain_sample_size(traces: Tensor) -> float:
     r"""Return the effective number of independent draws in parallel chains.
 

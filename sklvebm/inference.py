@@ -36,6 +36,9 @@ from sklvebm.particles import (
 ROW_PARTICLES = 64  # particles per row of deterministic results
 # annealing steps of a row, and the share of effective particles below which they are taken
 _LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
+# quasi-random nodes in few dimensions are more exact than annealed particles, down to this share
+_FEW_LATENTS = 3
+_FEW_LATENT_STAGES = ((64, 0.5), (256, 0.7))
 # a mean of features needs less: its error is a share of the conditional spread
 _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
@@ -65,7 +68,7 @@ def weighted_particles(
     *,
     step_size: float,
     make_noise: Callable[[int], Noise],
-    stages: tuple[tuple[int, float], ...] = _LATENT_STAGES,
+    stages: tuple[tuple[int, float], ...],
 ) -> WeightedParticles:
     """Carry particles of every row from its base to its target, with as much effort as it needs.
 
@@ -95,8 +98,8 @@ def weighted_particles(
     position = base_draws.clone()
     log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
     for stage, (n_steps, enough) in enumerate(stages):
-        poor = effective_sample_size(log_weights) < enough * n_particles
-        rows = torch.nonzero(poor).squeeze(1)
+        # only rows that went through the stage before: each row's way is its own
+        rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
         if len(rows) == 0:
             break
         betas = torch.linspace(0.0, 1.0, n_steps + 1, dtype=base_draws.dtype).to(base_draws.device)
@@ -150,6 +153,7 @@ def posterior_particles(
         nodes.expand(len(x), *nodes.shape),
         step_size=step_size,
         make_noise=_shared_noise(seed, ROW_PARTICLES),
+        stages=_FEW_LATENT_STAGES if energy.n_latents <= _FEW_LATENTS else _LATENT_STAGES,
     )
 
 
@@ -207,6 +211,7 @@ def posterior_draws(
         base,
         step_size=step_size,
         make_noise=lambda stage: noise,
+        stages=_LATENT_STAGES,
     )
     weights = torch.softmax(particles.log_weights, 1)
     index = torch.multinomial(weights, n_draws, replacement=True, generator=generator)

@@ -131,7 +131,8 @@ class SharedNoise:
     """The same random numbers for every row, so that a row's result depends on that row alone.
 
     Positions are stacked row by row, `n_copies` particles each; particle k of every row receives
-    the same numbers. Rows become correlated with one another, each stays correct.
+    the same numbers. Rows become correlated with one another, each stays correct. Normal numbers
+    of the second half of the particles are those of the first with the sign changed.
 
     Parameters
     ----------
@@ -151,8 +152,9 @@ class SharedNoise:
 
     def normal(self, like: Tensor) -> Tensor:
         """Return standard normal numbers, (n_rows * n_copies, ...), equal across rows."""
-        shape = (self.n_copies, *like.shape[1:])
-        numbers = torch.randn(shape, generator=self.generator, dtype=like.dtype)
+        shape = ((self.n_copies + 1) // 2, *like.shape[1:])
+        half = torch.randn(shape, generator=self.generator, dtype=like.dtype)
+        numbers = torch.cat([half, -half])[: self.n_copies]
         return self._expand(numbers.to(like.device), like)
 
     def uniform(self, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sklvebm.convergence import chain_sample_size, split_rhat
+from sklvebm.convergence import chain_sample_size, nested_rhat, split_rhat
 
 SIGMAS = 5.0
 # the mean of equal numbers need not equal them once it is rounded, as with 0.1
@@ -175,3 +175,25 @@ def test_sample_size_of_chains_at_different_places_is_about_their_number():
 @pytest.mark.parametrize("value", CONSTANTS)
 def test_sample_size_of_a_constant_is_the_number_of_draws(value):
     assert chain_sample_size(torch.full((3, 10), value, dtype=torch.float64)) == 30.0
+
+
+def test_nested_rhat_of_agreeing_groups_of_short_chains_is_near_one():
+    # slow chains: every one stays near its own value, which split R-hat does not forgive
+    level = torch.randn(2, 500, 1, generator=generator(), dtype=torch.float64)
+    traces = level + 0.1 * torch.randn(2, 500, 10, generator=generator(1), dtype=torch.float64)
+    assert split_rhat(traces.flatten(0, 1)) > 2.0
+    # B / W is chi-squared with one degree of freedom over the number of chains: 25 is five sigmas
+    assert 1.0 <= nested_rhat(traces) < (1.0 + 25.0 / 500) ** 0.5
+
+
+def test_nested_rhat_sees_groups_that_differ():
+    traces = torch.randn(2, 200, 10, generator=generator(), dtype=torch.float64)
+    traces[1] += 1.0
+    # B = 1 / 2, W = 1 + 1 / 10
+    assert nested_rhat(traces) == pytest.approx((1.0 + 0.5 / 1.1) ** 0.5, rel=0.03)
+
+
+def test_nested_rhat_of_constants():
+    constant = torch.full((2, 3, 4), 0.1, dtype=torch.float64)
+    assert nested_rhat(constant) == 1.0
+    assert nested_rhat(constant + torch.tensor([0.0, 1.0])[:, None, None]) == float("inf")

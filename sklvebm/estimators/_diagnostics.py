@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import torch
 
-from sklvebm.convergence import chain_sample_size, split_rhat
+from sklvebm.convergence import chain_sample_size, nested_rhat, split_rhat
 from sklvebm.log_partition import Normalisation
 from sklvebm.objectives.pool import Observation
 
-_MAX_RHAT = 1.1
+MAX_RHAT = 1.05
 _MIN_WALKERS = 20.0
 _MIN_SWAP = 0.05
 _MIN_POSTERIOR = 0.5  # share of effective particles of the median row
@@ -26,8 +26,11 @@ class Diagnostics(NamedTuple):
     round_trips : int
         Replicas that went from the model to the reference while the pools were watched.
     rhat : float
-        Split R-hat of correction and base energy at the model's temperature, the larger one, over
-        pools started from data and from the reference; near one if both agree.
+        Nested R-hat of correction and base energy at the model's temperature, the larger one, over
+        a pool started at data rows and one started at the reference; near one if both agree.
+    split_rhat : float
+        Split R-hat of the same chains one by one; above one also where the agreeing pools consist
+        of chains too short to have seen everything.
     pool_sample_size : float
         Effective number of independent draws among the `n_pool_draws` watched.
     n_pool_draws : int
@@ -54,6 +57,7 @@ class Diagnostics(NamedTuple):
     swap_rates: list[float]
     round_trips: int
     rhat: float
+    split_rhat: float
     pool_sample_size: float
     n_pool_draws: int
     log_z_lower: float
@@ -82,7 +86,7 @@ class Diagnostics(NamedTuple):
                 f"only {self.walker_sample_size:.0f} of {self.n_walkers} walkers are effective: "
                 "increase n_chains or n_temperatures, or alpha for a smoother energy"
             )
-        if self.rhat > _MAX_RHAT:
+        if self.rhat > MAX_RHAT:
             found.append(
                 f"pools started from data and from the reference disagree (R-hat {self.rhat:.2f}): "
                 "increase n_temperatures or n_langevin_steps, or alpha"
@@ -122,12 +126,19 @@ class Diagnostics(NamedTuple):
             f"acceptance          {row(self.acceptance)}",
             f"swap rates          {row(self.swap_rates)}",
             f"round trips         {self.round_trips}",
-            f"pool                R-hat {self.rhat:.3f}, {self.pool_sample_size:.0f} of "
+            f"pool                R-hat {self.rhat:.3f} between starts, "
+            f"{self.split_rhat:.3f} between chains, {self.pool_sample_size:.0f} of "
             f"{self.n_pool_draws} draws effective",
             f"posterior           {self.posterior_sample_size:.0f} of "
             f"{self.n_posterior_particles} particles effective",
         ]
         return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
+
+
+def disagreement(observations: list[Observation]) -> float:
+    """Return the nested R-hat of pools with different starts, the larger of both scalars."""
+    starts = (observation.traces for observation in observations)
+    return max(nested_rhat(torch.stack(groups)) for groups in zip(*starts, strict=True))
 
 
 def diagnose(
@@ -160,7 +171,8 @@ def diagnose(
         acceptance=acceptance.tolist(),
         swap_rates=swaps.tolist(),
         round_trips=sum(o.n_round_trips for o in observations),
-        rhat=max(split_rhat(trace) for trace in traces),
+        rhat=disagreement(observations),
+        split_rhat=max(split_rhat(trace) for trace in traces),
         pool_sample_size=min(chain_sample_size(trace) for trace in traces),
         n_pool_draws=traces.shape[1] * traces.shape[2],
         log_z_lower=normalisation.forward,

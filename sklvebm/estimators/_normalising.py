@@ -10,7 +10,7 @@ from torch import Tensor
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.energies import PathEnergy
 from sklvebm.estimators._boundary import Standardisation
-from sklvebm.estimators._diagnostics import Diagnostics, diagnose
+from sklvebm.estimators._diagnostics import MAX_RHAT, Diagnostics, diagnose, disagreement
 from sklvebm.estimators._model import Model
 from sklvebm.gradients import joint_target
 from sklvebm.inference import ROW_PARTICLES, posterior_particles
@@ -20,7 +20,7 @@ from sklvebm.objectives.pool import Observation, observe_pool
 from sklvebm.particles import IndependentNoise, ParticleState
 
 _EQUILIBRATION_SWEEPS = 40
-_OBSERVED_SWEEPS = 40  # of which the first half is burn-in
+_WATCH_ROUNDS = (20, 20, 40, 80)  # sweeps
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
 _TOLERANCE = 0.02  # nats
@@ -86,7 +86,7 @@ def normalise(
     n_sweeps = max(_EQUILIBRATION_SWEEPS, 2 * n_snapshots)
     state, draws = objective.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
     observations = watch_pools(energy, objective, state, rows, generator)
-    watched = torch.cat([observation.draws for observation in observations])
+    watched = torch.cat([observation.state.pool[-1] for observation in observations])
     model_draws = torch.cat([draws[-_WALKERS // 2 :], watched[: _WALKERS // 2]])
     target = joint_target(energy, select_correction_and_grad(energy))
     tolerance = _TOLERANCE + _TOLERANCE_PER_FEATURE * (energy.n_features - 2)
@@ -120,24 +120,32 @@ def watch_pools(
     rows: Tensor,
     generator: torch.Generator,
 ) -> list[Observation]:
-    """Watch one pool that starts at data rows and one that starts at the reference."""
+    """Watch a pool that starts at data rows and one that starts at the reference.
+
+    Both are watched anew, twice as long, until they agree or the rounds are used up.
+    """
     reference = energy.reference
     t, c, width = state.pool.shape
-    from_reference = reference.sample(t * c, generator)
+    from_data, from_reference = reference.sample(2 * t * c, generator).to(state.pool).chunk(2)
     picked = rows[torch.randint(len(rows), (t * c,), generator=generator, device=rows.device)]
-    from_data = from_reference.clone()
-    from_data[:, : reference.n_features] = reference.from_features(picked)
+    from_data = torch.cat(
+        [reference.from_features(picked), from_data[:, reference.n_features :]], 1
+    )
     noise = IndependentNoise(generator)
-    half = _OBSERVED_SWEEPS // 2
-    observations = []
-    for start in (from_data, reference.sample(t * c, generator)):
-        pool = state._replace(pool=start.to(state.pool).reshape(t, c, width))
-        for _ in range(half):
-            sweep = objective.move_pool(energy, pool, noise)
-            pool = pool._replace(pool=sweep.pool, n_updates=pool.n_updates + 1)
-        observations.append(
-            observe_pool(energy, pool, objective.kernel, objective.n_langevin_steps, half, noise)
-        )
+    states = [
+        state._replace(pool=start.reshape(t, c, width)) for start in (from_data, from_reference)
+    ]
+    # the first round is burn-in
+    for n_sweeps in _WATCH_ROUNDS:
+        observations = [
+            observe_pool(
+                energy, pool, objective.kernel, objective.n_langevin_steps, n_sweeps, noise
+            )
+            for pool in states
+        ]
+        states = [observation.state for observation in observations]
+        if n_sweeps > _WATCH_ROUNDS[0] and disagreement(observations) <= MAX_RHAT:
+            break
     return observations
 
 

@@ -145,7 +145,7 @@ class Observation(NamedTuple):
     acceptance: Tensor  # (T,), mean
     swap_acceptance: Tensor  # (T - 1,), mean over the sweeps that tried the pair
     n_round_trips: int  # particles that reached the reference after having been at the model
-    draws: Tensor  # (C, D + L), the model's rung at the end
+    state: ParticleState  # at the end
 
 
 @torch.no_grad()
@@ -181,5 +181,5 @@ def observe_pool(
         acceptance=torch.stack(acceptances).mean(0),
         swap_acceptance=torch.stack(swaps).nanmean(0),
         n_round_trips=n_round_trips,
-        draws=state.pool[-1],
+        state=state,
     )

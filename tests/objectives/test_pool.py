@@ -59,7 +59,7 @@ def test_a_single_rung_has_no_swaps_and_no_round_trips():
     seen = observe_pool(energy, state, KERNELS["mala"], 2, 5, noise)
     assert seen.n_round_trips == 0
     assert seen.swap_acceptance.shape == (0,)
-    assert seen.draws.shape == state.pool[0].shape
+    assert seen.state.pool.shape == state.pool.shape
 
 
 def test_a_sweep_redraws_the_reference_rung_and_leaves_its_input_alone():

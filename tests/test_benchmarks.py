@@ -1,0 +1,83 @@
+"""The benchmark scripts run from end to end with tiny settings, and resume."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+TINY = {
+    "seeds": 1,
+    "toys": ("two moons",),
+    "latents": (1,),
+    "families": ("two moons",),
+    "n_grid": 100,
+    "n_train": 200,
+    "n_evaluate": 20,
+    "n_refits": 2,
+    "gaussian_seeds": 1,
+    "n_scored": 200,
+    "n_family_rows": 10,
+    "n_gaussian_steps": 5,
+    "n_encoder_steps": 5,
+    "n_replicates": 2,
+    "max_iter": 1,
+}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script as a module, which imports its neighbours as scripts do."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import bound_quality
+
+    yield bound_quality
+    for name in ("bound_quality", "bound_parts", "quadrature", "toy_data"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("part", ["toys", "gaussian", "families"])
+def test_bound_quality_prints_a_table_and_resumes(benchmark, part, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark.bound_parts, "N_FEATURES", 4)
+    monkeypatch.setattr(benchmark.bound_parts, "N_LATENTS", 1)
+    sizes = benchmark.Sizes(**TINY)
+    benchmark.run(sizes, [part], tmp_path)
+    first = capsys.readouterr().out
+    assert "Fails if" in first
+    assert " ...\n" in first
+    benchmark.run(sizes, [part], tmp_path)
+    again = capsys.readouterr().out
+    assert " ...\n" not in again
+    assert again.split("Fails if")[0].splitlines()[-1] in first
+
+
+def test_digits_and_throughput_print_kept_rows(benchmark, tmp_path, capsys):
+    """The two slow parts are run by hand; here their tables are printed from small rows."""
+    store = benchmark.Store(tmp_path)
+    log_z = {
+        "value": 0.0,
+        "lower": -0.1,
+        "upper": 0.1,
+        "standard_error": 0.01,
+        "effective_sample_size": 9.0,
+    }
+    fit = {"score": -1.0, "n_scored": 3, "score_seconds": 0.1, "fit_seconds": 1.0}
+    store.row("digits fit", lambda: {**fit, "log_z": log_z})
+    for seed, value in enumerate([0.0, 3.0]):
+        shifted = {**log_z, "value": value}
+        store.row(f"digits refit{seed}", lambda shifted=shifted: {"log_z": shifted})
+    row = {"n_rows": 3, "threads": 1, "seconds": 1.0, "rows_per_second": 3.0, "memory_mb": 1.0}
+    store.row("throughput", lambda: {**row, "difference": 1e-9})
+    benchmark.run(benchmark.Sizes(**TINY), ["digits", "throughput"], tmp_path)
+    printed = capsys.readouterr().out
+    assert "FAILED fit: the mean of all values is outside" in printed
+    assert "FAILED rows scored alone differ by 1.0e-09" in printed
+
+
+def test_toys_have_the_same_rows_whatever_is_asked_of_the_others(benchmark):
+    from toy_data import TOYS, toy_rows
+
+    for name in TOYS:
+        train, evaluate = toy_rows(name, 50, 20)
+        assert train.shape == (50, 2)
+        assert (toy_rows(name, 10, 20)[1] == evaluate).all()
