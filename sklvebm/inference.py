@@ -38,7 +38,7 @@ ROW_PARTICLES = 64  # particles per row of deterministic results
 _LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
 # quasi-random nodes in few dimensions are more exact than annealed particles, down to this share
 _FEW_LATENTS = 3
-_FEW_LATENT_STAGES = ((64, 0.5), (256, 0.7))
+_FEW_LATENT_STAGES = ((64, 0.7), (256, 0.7))
 # a mean of features needs less: its error is a share of the conditional spread
 _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
