@@ -5,6 +5,7 @@ from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.log_partition import LogPartition
 from sklvebm.reference import MixtureReference
+from sklvebm.versions import show_versions
 
 __version__ = "0.1.0"
 
@@ -18,4 +19,5 @@ __all__ = [
     "MixtureReference",
     "ParticleDivergenceError",
     "ParticleLVEBM",
+    "show_versions",
 ]

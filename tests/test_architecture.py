@@ -14,6 +14,7 @@ ALLOWED = {
     "particles": set(),
     "thread_limits": set(),
     "convergence": set(),
+    "versions": set(),
     "reference": {"particles"},
     "energies": {"reference"},
     "gradients": {"energies", "particles"},
@@ -57,7 +58,7 @@ ALLOWED = {
         "thread_limits",
         "training",
     },
-    ".": {"energies", "estimators", "exceptions", "log_partition", "reference"},
+    ".": {"energies", "estimators", "exceptions", "log_partition", "reference", "versions"},
 }
 # third-party package -> layers that may import it; packages not named here are the library's to use
 CONFINED = {"sklearn": {"estimators"}, "triton": {"kernels"}}

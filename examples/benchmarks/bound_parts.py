@@ -115,6 +115,7 @@ def normalised_again(model, X, seed):
         result = call_with_known(
             _fitting.normalise,
             energy=copy.deepcopy(model.energy_).to(state.pool.dtype),
+            reference=model.reference_,
             state=state,
             rows=standardised(model, X).to(state.pool.dtype),
             settings=settings,

@@ -37,6 +37,7 @@ class Training(NamedTuple):
 
     optimisation: Optimisation
     state: ParticleState
+    reference: MixtureReference  # float64, on the CPU: training rounds its own copy
 
 
 class Outcome(NamedTuple):
@@ -138,12 +139,12 @@ def start_training(
     standardised = chart.apply(X[rows.fitted])
     reference = fit_reference(standardised, settings.n_components, settings.reference, random_state)
     seed = random_state.randint(np.iinfo(np.int32).max)
-    energy = build_energy(settings, reference, seed).to(device=device, dtype=dtype)
+    energy = build_energy(settings, copy.deepcopy(reference), seed).to(device=device, dtype=dtype)
     optimisation = start_optimisation(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
     state = new_objective(settings).init(energy, 0, generator=seeded_generator(seed, device))
-    return chart, Training(optimisation, state)
+    return chart, Training(optimisation, state, reference)
 
 
 def continue_training(
@@ -217,11 +218,13 @@ def continue_training(
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
         kept = result.best if keep_best else result.optimisation.average
-        model, diagnostics = normalise(kept, result.state, fitted, settings, chart, seed, generator)
+        model, diagnostics = normalise(
+            kept, training.reference, result.state, fitted, settings, chart, seed, generator
+        )
     return Outcome(
         model=model,
         diagnostics=diagnostics,
-        training=Training(result.optimisation, result.state),
+        training=Training(result.optimisation, result.state, training.reference),
         history=result.history,
         lower_bound=result.best_lower_bound + chart.log_jacobian,
         converged=result.converged,

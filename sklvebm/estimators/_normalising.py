@@ -18,6 +18,7 @@ from sklvebm.log_partition import Ladder, effective_sample_size, estimate_log_pa
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.pool import Observation, observe_pool
 from sklvebm.particles import IndependentNoise, ParticleState
+from sklvebm.reference import MixtureReference
 
 _EQUILIBRATION_SWEEPS = 40
 _WATCH_ROUNDS = (20, 20, 40, 80)  # sweeps
@@ -44,6 +45,7 @@ def normaliser_objective(settings: SimpleNamespace) -> ParticleLikelihood:
 
 def normalise(
     energy: PathEnergy,
+    reference: MixtureReference,
     state: ParticleState,
     rows: Tensor,
     settings: SimpleNamespace,
@@ -57,6 +59,8 @@ def normalise(
     ----------
     energy : AnchoredEnergy or BridgedEnergy
         The trained model.
+    reference : MixtureReference
+        Its reference before it was rounded for training.
     state : ParticleState
         Particles at the end of training.
     rows : Tensor of shape (N, D)
@@ -99,8 +103,10 @@ def normalise(
         tolerance=max(_TOLERANCE, tolerance),
         max_steps=_MAX_STEPS,
     )
+    exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
+    exact.reference = reference
     model = Model(
-        energy=copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False),
+        energy=exact,
         standardisation=chart,
         log_partition=normalisation.estimate,
         ladder=Ladder(*(part.cpu().double() for part in objective.ladder(state))),

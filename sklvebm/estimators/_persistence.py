@@ -175,7 +175,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     trained_on = reference_from_plain(parts["reference"]).to(particles.pool.dtype)
     state["_model"] = model
     state["_training"] = Training(
-        optimisation_from_plain(parts["optimisation"], trained_on), particles
+        optimisation_from_plain(parts["optimisation"], trained_on), particles, reference
     )
     state.update(derived_attributes(model))
     return state
