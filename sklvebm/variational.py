@@ -227,11 +227,14 @@ def fit_amortised(
     encoder : AmortisedGaussian
         In the dtype of x.
     """
-    encoder = AmortisedGaussian(x.shape[1], energy.n_latents, generator=generator).to(x)
+    seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
+    weights = torch.Generator().manual_seed(seed)
+    encoder = AmortisedGaussian(x.shape[1], energy.n_latents, generator=weights).to(x)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
     for step in range(n_steps):
         optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - step / n_steps)
-        index = torch.randint(len(x), (min(batch_size, len(x)),), generator=generator)
+        size = (min(batch_size, len(x)),)
+        index = torch.randint(len(x), size, generator=generator, device=x.device)
         noise = torch.randn(
             (len(index), 4, energy.n_latents), generator=generator, dtype=x.dtype, device=x.device
         )

@@ -90,17 +90,17 @@ def normalise(
     n_sweeps = max(_EQUILIBRATION_SWEEPS, 2 * n_snapshots)
     state, draws = objective.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
     observations = watch_pools(energy, objective, state, rows, generator)
-    watched = torch.cat([observation.state.pool[-1] for observation in observations])
-    model_draws = torch.cat([draws[-_WALKERS // 2 :], watched[: _WALKERS // 2]])
+    watched = [o.state.pool[-1][: _WALKERS // 4] for o in observations]
+    model_draws = torch.cat([draws[-_WALKERS // 2 :], *watched])
     target = joint_target(energy, select_correction_and_grad(energy))
-    tolerance = _TOLERANCE + _TOLERANCE_PER_FEATURE * (energy.n_features - 2)
+    tolerance = _TOLERANCE + _TOLERANCE_PER_FEATURE * max(0, energy.n_features - 2)
     normalisation = estimate_log_partition(
         target,
         energy.reference.sample(len(model_draws), generator),
         model_draws,
         objective.ladder(state),
         noise=IndependentNoise(generator),
-        tolerance=max(_TOLERANCE, tolerance),
+        tolerance=tolerance,
         max_steps=_MAX_STEPS,
     )
     exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
@@ -115,7 +115,6 @@ def normalise(
         seed=seed,
     )
     sample_size = posterior_sample_size(model, rows)
-    tolerance = max(_TOLERANCE, tolerance)
     return model, diagnose(normalisation, observations, tolerance, sample_size, ROW_PARTICLES)
 
 
