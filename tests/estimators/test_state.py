@@ -398,3 +398,19 @@ def test_an_interrupted_later_fit_leaves_the_former_model(
     assert_same_answers(model, twin, moons)
     # nor has the interrupted training moved what a continued one starts from
     assert_same_answers(model.partial_fit(moons), twin.partial_fit(moons), moons)
+
+
+def test_answers_do_not_depend_on_the_number_of_threads(small, moons):
+    # 200 rows of 64 particles are two chunks, which run side by side on two threads
+    model = small().fit(moons)
+    before = torch.get_num_threads()
+    try:
+        answers = []
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            answers.append([model.score_samples(moons), model.transform(moons)])
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*answers, strict=True):
+        np.testing.assert_array_equal(one, two)
