@@ -278,7 +278,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Warns
         -----
         ConvergenceWarning
-            If `max_iter` ends before a plateau, or log Z is uncertain.
+            If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
         with self._unchanged_on_failure():
             continues = self.warm_start and hasattr(self, "_training")
