@@ -312,7 +312,7 @@ def jackknife(
 
 def estimate_log_partition(
     target: Target,
-    base_draws: Tensor,
+    draw_base: Callable[[], Tensor],
     model_draws: Tensor,
     ladder: Ladder,
     *,
@@ -326,8 +326,8 @@ def estimate_log_partition(
     ----------
     target : Target
         Path from the reference to the model on joint positions.
-    base_draws : Tensor of shape (n_walkers, P)
-        Exact draws of the reference.
+    draw_base : callable
+        Returns fresh exact draws of the reference, (n_walkers, P).
     model_draws : Tensor of shape (n_walkers, P)
         Equilibrated particles of the model.
     ladder : Ladder
@@ -343,37 +343,62 @@ def estimate_log_partition(
     Returns
     -------
     normalisation : Normalisation
-        The last and longest run's result.
+        A run with as many steps as were found to be needed.
 
     Notes
     -----
+    The run that is found precise enough is not the one that is reported: a run can look precise
+    because it missed rare walkers, and its estimate is then off as well. A fresh one is made.
     If the budget ends with less than a quarter of the walkers effective, the lower estimate is
     made once more with resampling on the way, and the better one counts.
     """
     length = thermodynamic_length(ladder.betas, ladder.spread) if len(ladder.betas) > 1 else 4.0
     n_steps = min(max_steps, 8 + int(4.0 * length**2))
-    while True:
+
+    def run() -> Normalisation:
         betas, step_sizes = annealing_schedule(ladder, n_steps)
-        up = {"step_sizes": step_sizes, "noise": noise}
-        forward, _ = anneal(start(base_draws, target), target, betas, **up)
-        down = {"step_sizes": step_sizes.flip(0), "noise": noise}
-        reverse, _ = anneal(start(model_draws, target), target, betas.flip(0), **down)
-        result = _bracket(forward, reverse, n_steps)
-        effective = result.estimate.effective_sample_size
-        enough = effective >= _ENOUGH * len(forward)
-        if enough and result.estimate.upper - result.estimate.lower <= tolerance:
-            return result
-        if n_steps >= max_steps:
-            break
-        n_steps = min(max_steps, 2 * n_steps)
-    if not enough:
-        resampled, _ = anneal(
-            start(base_draws, target), target, betas, **up, resample_below=_ENOUGH
+        forward, _ = anneal(
+            start(draw_base(), target), target, betas, step_sizes=step_sizes, noise=noise
         )
-        better = max(result.forward, log_mean_exp(resampled))
-        lower = max(result.estimate.lower, min(better, result.estimate.value - _margin(result)))
-        result = result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
-    return result
+        reverse, _ = anneal(
+            start(model_draws, target),
+            target,
+            betas.flip(0),
+            step_sizes=step_sizes.flip(0),
+            noise=noise,
+        )
+        return _bracket(forward, reverse, n_steps)
+
+    while True:
+        result = run()
+        effective = result.estimate.effective_sample_size >= _ENOUGH * result.n_walkers
+        if effective and result.estimate.upper - result.estimate.lower <= tolerance:
+            return run()
+        if n_steps >= max_steps:
+            return result if effective else _resampled(result, target, draw_base, ladder, noise)
+        n_steps = min(max_steps, 2 * n_steps)
+
+
+def _resampled(
+    result: Normalisation,
+    target: Target,
+    draw_base: Callable[[], Tensor],
+    ladder: Ladder,
+    noise: Noise,
+) -> Normalisation:
+    """Raise the lower estimate of a result by annealing with resampling, if that is better."""
+    betas, step_sizes = annealing_schedule(ladder, result.n_steps)
+    log_weights, _ = anneal(
+        start(draw_base(), target),
+        target,
+        betas,
+        step_sizes=step_sizes,
+        noise=noise,
+        resample_below=_ENOUGH,
+    )
+    better = max(result.forward, log_mean_exp(log_weights))
+    lower = max(result.estimate.lower, min(better, result.estimate.value - _margin(result)))
+    return result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
 
 
 def _margin(result: Normalisation) -> float:

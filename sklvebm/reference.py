@@ -210,12 +210,29 @@ class MixtureReference(nn.Module):
 
     # Draws -------------------------------------------------------------------------------------
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates."""
+    def sample(self, n: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
+        """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws.
+        generator : torch.Generator
+            Source of the draws, on the reference's device.
+        stratified : bool, default=False
+            Share the draws out among the components (systematic sampling) instead of drawing
+            components independently: each draw is exact, sums over all draws vary less. Draws are
+            then in the order of the components.
+        """
         like = self.means
-        component = torch.multinomial(
-            torch.exp(self.log_weights), n, replacement=True, generator=generator
-        )
+        weights = torch.exp(self.log_weights)
+        if stratified:
+            offset = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
+            at = (torch.arange(n, dtype=like.dtype, device=like.device) + offset) / n
+            component = torch.searchsorted(torch.cumsum(weights, 0), at)
+            component = component.clamp(max=len(weights) - 1)
+        else:
+            component = torch.multinomial(weights, n, replacement=True, generator=generator)
         noise = torch.randn(
             (n, self.n_features + self.n_latents),
             generator=generator,

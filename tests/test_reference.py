@@ -364,3 +364,19 @@ def test_products_by_component_are_those_of_a_matrix_per_row():
     torch.testing.assert_close(
         _component_products(rows[:, :3].contiguous(), matrices[:, :3, :3], component), few
     )
+
+
+def test_stratified_draws_share_themselves_out_among_components():
+    reference = small_reference()
+    n = 1000
+    draws = reference.sample(n, generator(), stratified=True)
+    independent = reference.sample(40_000, generator(1))
+    for moment in (1, 2):
+        expected, error = independent.pow(moment).mean(0), independent.pow(moment).std(0)
+        assert torch.all((draws.pow(moment).mean(0) - expected).abs() < SIGMAS * error / n**0.5)
+    # in the order of the components, each with its share of the draws up to rounding
+    ends = torch.cumsum((n * reference.log_weights.exp()).round().long(), 0)
+    first = draws[: int(ends[0]) - 1, : reference.n_features]
+    alone = reference.means[0]
+    spread = first.std(0) / len(first) ** 0.5
+    assert torch.all((first.mean(0) - alone).abs() < SIGMAS * spread)

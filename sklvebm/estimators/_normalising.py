@@ -96,7 +96,7 @@ def normalise(
     tolerance = _TOLERANCE + _TOLERANCE_PER_FEATURE * max(0, energy.n_features - 2)
     normalisation = estimate_log_partition(
         target,
-        energy.reference.sample(len(model_draws), generator),
+        lambda: energy.reference.sample(len(model_draws), generator, stratified=True),
         model_draws,
         objective.ladder(state),
         noise=IndependentNoise(generator),
