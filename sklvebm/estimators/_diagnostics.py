@@ -42,7 +42,7 @@ class Diagnostics(NamedTuple):
     bracket_width : float
         `log_partition_.upper - log_partition_.lower`, nats.
     tolerance : float
-        Width at which the bracket counts as narrow, nats.
+        Width up to which the bracket is trusted, nats.
     walker_sample_size : float
         Effective number of the `n_walkers` walkers of forward annealing.
     n_walkers, n_annealing_steps : int
@@ -157,7 +157,7 @@ def diagnose(
     observations : list of Observation
         One for each start; the same number of sweeps each.
     tolerance : float
-        Width at which the bracket counts as narrow, nats.
+        Width up to which the bracket is trusted, nats.
     posterior_sample_size : float
         Median effective number of posterior particles.
     n_posterior_particles : int

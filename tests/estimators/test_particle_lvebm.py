@@ -349,7 +349,6 @@ def test_warm_start_of_a_fitted_model_keeps_the_units_for_other_rows(small, moon
     [
         ("n_chains", 17),
         ("n_temperatures", 4),
-        ("n_particles", 3),
         ("n_components", 2),
         ("hidden_layer_sizes", (9,)),
         ("activation", "tanh"),
