@@ -117,7 +117,9 @@ def test_the_upper_bound_lies_above_the_lower_one_by_little(fitted, moons):
     assert gap.mean() > 0.0
     # the bracket of log Z is common to all rows, the rest is annealing of single rows
     assert gap.mean() < fitted.diagnostics_.bracket_width + 0.02
-    np.testing.assert_array_equal(upper[:3], fitted.score_samples(moons[:3], bound="upper"))
+    # a row is its own whatever its companions; products of other sizes round differently
+    alone = fitted.score_samples(moons[:3], bound="upper")
+    np.testing.assert_allclose(upper[:3], alone, rtol=1e-9)
 
 
 def test_a_bound_is_lower_or_upper(fitted, moons):

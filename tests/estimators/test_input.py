@@ -230,6 +230,7 @@ BAD_VALUES = {
     "energy": ["mlp", 3, (8, 8)],
     "reference": ["uniform", 3, None],
     "dynamics": ["hmc", 3, None],
+    "posterior": ["exact", 3, None],
     "step_size": [0.0, -1.0, NOT_A_NUMBER, float("inf"), "1", True],
     "n_particles": [0, 1.5, None],
     "n_chains": [1, 0, 2.5, None],
