@@ -36,9 +36,12 @@ from sklvebm.particles import (
 ROW_PARTICLES = 64  # particles per row of deterministic results
 # annealing steps of a row, and the share of effective particles below which they are taken
 _LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
-# quasi-random nodes in few dimensions are more exact than annealed particles, down to this share
+# in few dimensions more quasi-random nodes are more exact than annealed particles: a row below this
+# share of effective nodes gets many, and is annealed only below some fifty effective ones
 _FEW_LATENTS = 3
-_FEW_LATENT_STAGES = ((64, 0.7), (256, 0.7))
+_FEW_LATENT_SHARE = 0.7
+_MANY_NODES = 1024
+_MANY_NODE_STAGES = ((16, 0.05), (64, 0.05), (256, 0.05))
 # a mean of features needs less: its error is a share of the conditional spread
 _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
@@ -50,16 +53,16 @@ class WeightedParticles(NamedTuple):
     """Particles of each row with importance weights."""
 
     position: Tensor  # (N, K, P)
-    log_weights: Tensor  # (N, K), nats; their log mean estimates the log normaliser ratio
+    log_weights: Tensor  # (N, K), nats; their log sum estimates the log normaliser ratio
 
     def mean(self) -> Tensor:
         """Return the weighted mean position, (N, P)."""
         weights = torch.softmax(self.log_weights, 1).to(self.position.dtype)
         return torch.einsum("nk,nkp->np", weights, self.position)
 
-    def log_mean_weight(self) -> Tensor:
-        """Return the log mean weight of each row, (N,), nats."""
-        return torch.logsumexp(self.log_weights, 1) - math.log(self.log_weights.shape[1])
+    def log_total_weight(self) -> Tensor:
+        """Return the log of the total weight of each row, (N,), nats."""
+        return torch.logsumexp(self.log_weights, 1)
 
 
 def weighted_particles(
@@ -114,7 +117,7 @@ def weighted_particles(
         )
         position[rows] = chains.position.reshape(len(rows), n_particles, width)
         log_weights[rows] = annealed.reshape(len(rows), n_particles)
-    return WeightedParticles(position, log_weights)
+    return WeightedParticles(position, log_weights - math.log(n_particles))
 
 
 def _shared_noise(seed: int, n_particles: int) -> Callable[[int], Noise]:
@@ -143,18 +146,38 @@ def posterior_particles(
     Returns
     -------
     particles : WeightedParticles
-        `log_mean_weight` is `log r(x) - F(x)` up to sign: the free energy is
-        `-log r(x) - log_mean_weight` (docs/theory.md, eq. 10).
+        `log_total_weight` is `log r(x) - F(x)` up to sign: the free energy is
+        `-log r(x) - log_total_weight` (docs/theory.md, eq. 10). Rows with fewer particles than
+        others are filled up with weights of zero.
     """
-    nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed).to(x)
+
+    def from_nodes(x: Tensor, n_nodes: int, stages) -> WeightedParticles:
+        nodes = latent_nodes(n_nodes, energy.n_latents, seed).to(x)
+        return weighted_particles(
+            lambda rows: latent_target(energy, stack_rows(x[rows], n_nodes), correction_and_grad),
+            nodes.expand(len(x), *nodes.shape),
+            step_size=step_size,
+            make_noise=_shared_noise(seed, n_nodes),
+            stages=stages,
+        )
+
     correction_and_grad = select_correction_and_grad(energy)
-    return weighted_particles(
-        lambda rows: latent_target(energy, stack_rows(x[rows], ROW_PARTICLES), correction_and_grad),
-        nodes.expand(len(x), *nodes.shape),
-        step_size=step_size,
-        make_noise=_shared_noise(seed, ROW_PARTICLES),
-        stages=_FEW_LATENT_STAGES if energy.n_latents <= _FEW_LATENTS else _LATENT_STAGES,
-    )
+    if energy.n_latents > _FEW_LATENTS:
+        return from_nodes(x, ROW_PARTICLES, _LATENT_STAGES)
+    particles = from_nodes(x, ROW_PARTICLES, ())
+    enough = _FEW_LATENT_SHARE * ROW_PARTICLES
+    poor = torch.nonzero(effective_sample_size(particles.log_weights) < enough).squeeze(1)
+    if len(poor) == 0:
+        return particles
+    # no more positions at a time than the rows had at first
+    groups = poor.split(max(1, len(x) * ROW_PARTICLES // _MANY_NODES))
+    refined = [from_nodes(x[group], _MANY_NODES, _MANY_NODE_STAGES) for group in groups]
+    fill = _MANY_NODES - ROW_PARTICLES
+    position = torch.nn.functional.pad(particles.position, (0, 0, 0, fill))
+    log_weights = torch.nn.functional.pad(particles.log_weights, (0, fill), value=-math.inf)
+    position[poor] = torch.cat([part.position for part in refined])
+    log_weights[poor] = torch.cat([part.log_weights for part in refined])
+    return WeightedParticles(position, log_weights)
 
 
 def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed: int) -> Tensor:
@@ -172,7 +195,7 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
     Returns
     -------
     upper : Tensor of shape (N,)
-        Nats; the lower estimate is `posterior_particles(...).log_mean_weight()`.
+        Nats; the lower estimate is `posterior_particles(...).log_total_weight()`.
     """
     particles = posterior_particles(energy, x, step_size=step_size, seed=seed)
     noise = SharedNoise(torch.Generator().manual_seed(seed + 100), ROW_PARTICLES)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy
 from sklvebm.inference import (
     ROW_PARTICLES,
+    WeightedParticles,
     conditional_features,
     joint_draws,
     posterior_draws,
@@ -118,7 +119,8 @@ def test_free_energy_of_posterior_particles_agrees_with_quadrature(energy):
     log_marginal = energy.reference.log_marginal(x)
     estimates = torch.stack(
         [
-            -log_marginal - posterior_particles(energy, x, step_size=STEP, seed=s).log_mean_weight()
+            -log_marginal
+            - posterior_particles(energy, x, step_size=STEP, seed=s).log_total_weight()
             for s in range(N_SEEDS)
         ]
     )
@@ -147,18 +149,55 @@ def test_the_correction_moves_the_posterior(energy):
     assert float((exact - energy.reference.latent_mean(x)).abs().max()) > 0.2
 
 
-def test_rows_that_importance_sampling_serves_badly_are_annealed():
-    energy = bimodal_energy()
-    x = torch.tensor([[-2.0], [0.0], [2.0]], dtype=torch.float64)
-    particles = posterior_particles(energy, x, step_size=STEP, seed=0)
-    base_weights = -energy.correction(
-        x.repeat_interleave(ROW_PARTICLES, 0),
-        energy.reference.to_latents(
-            x.repeat_interleave(ROW_PARTICLES, 0), particles.position.reshape(-1, 1)
-        ),
-    ).reshape(3, -1)
-    assert not torch.allclose(base_weights.double(), particles.log_weights)
-    assert bool((effective_sample_size(particles.log_weights) > 0.4 * ROW_PARTICLES).all())
+def tilted_energy(n_latents, precision, shift):
+    """Return a model whose posterior in white latents e is Gaussian, by a tilt of the reference."""
+    base = reference(2, n_latents)
+
+    class Tilt(nn.Module):
+        def forward(self, x, z):
+            e = base.from_latents(x, z)
+            return base.energy(x, z) + 0.5 * precision * (e - shift).square().sum(1)
+
+    return BridgedEnergy(base, Tilt())
+
+
+def tilted_posterior(n_latents, precision, shift):
+    """Return the posterior's mean and deviation of each e, and the log total weight."""
+    log_weight = (
+        -0.5 * n_latents * (math.log1p(precision) + precision * shift**2 / (1.0 + precision))
+    )
+    return precision * shift / (1.0 + precision), (1.0 + precision) ** -0.5, log_weight
+
+
+def tilted_errors(n_latents, precision, shift):
+    """Return the errors of the mean, in posterior deviations, and of the weight, and the ESS."""
+    energy = tilted_energy(n_latents, precision, shift)
+    x = rows_of(energy, 3)
+    particles = posterior_particles(energy, x, step_size=2.0 / (1.0 + precision), seed=0)
+    mean, deviation, log_weight = tilted_posterior(n_latents, precision, shift)
+    mean_error = float((particles.mean() - mean).abs().max()) / deviation
+    weight_error = float((particles.log_total_weight() - log_weight).abs().max())
+    return mean_error, weight_error, effective_sample_size(particles.log_weights)
+
+
+@pytest.mark.parametrize(("n_latents", "largest"), [(1, 0.01), (2, 0.03), (3, 0.06)])
+def test_rows_of_few_latents_that_64_nodes_serve_badly_get_many(n_latents, largest):
+    mean_error, weight_error, sizes = tilted_errors(n_latents, precision=4.0, shift=1.0)
+    assert float(sizes.min()) > ROW_PARTICLES
+    # 64 independent particles, all effective, would leave an error of 0.125 deviations
+    assert mean_error < largest
+    assert weight_error < largest
+
+
+@pytest.mark.parametrize(("n_latents", "largest"), [(2, 1024), (5, ROW_PARTICLES)])
+def test_rows_that_nodes_cannot_serve_are_annealed(n_latents, largest):
+    precision, shift = (20.0, 1.5) if n_latents == 2 else (3.0, 1.0)
+    mean_error, weight_error, sizes = tilted_errors(n_latents, precision, shift)
+    # without annealing hardly a particle would count
+    assert 0.05 * largest < float(sizes.min()) <= largest
+    error = float(sizes.min()) ** -0.5
+    assert mean_error < SIGMAS * error
+    assert weight_error < SIGMAS * error
 
 
 def test_bimodal_posteriors_keep_both_modes():
@@ -187,8 +226,8 @@ def test_rows_do_not_depend_on_their_companions(energy):
     )
     for row in range(len(x)):
         alone = posterior_particles(energy, x[row : row + 1], step_size=STEP, seed=0)
-        for part, companion in zip(alone, together, strict=True):
-            torch.testing.assert_close(part[0], companion[row], rtol=1e-10, atol=1e-10)
+        for ask in (WeightedParticles.mean, WeightedParticles.log_total_weight):
+            torch.testing.assert_close(ask(alone)[0], ask(together)[row], rtol=1e-10, atol=1e-10)
 
 
 def test_posterior_draws_have_the_posterior_moments(energy):
@@ -297,7 +336,7 @@ def test_untrained_posterior_is_that_of_the_reference(n_latents):
         rtol=1e-12,
         atol=1e-12,
     )
-    assert float(particles.log_mean_weight().abs().max()) < 1e-12
+    assert float(particles.log_total_weight().abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("n_latents", [1, 2])

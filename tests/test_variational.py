@@ -123,7 +123,7 @@ def climb(energy, x):
     diagonal = fit_gaussians(energy, x, diagonal=True, start=amortised)
     full = fit_gaussians(energy, x, diagonal=False, start=diagonal)
     annealed = [
-        posterior_particles(energy, x, step_size=0.5, seed=s).log_mean_weight().mean()
+        posterior_particles(energy, x, step_size=0.5, seed=s).log_total_weight().mean()
         for s in range(N_SEEDS)
     ]
     return Ladder(

@@ -91,7 +91,7 @@ def call_with_known(function, **arguments):
 
 
 def particles_of(model, x, seed=None):
-    """Return the weighted posterior particles that scoring uses, or those of another seed."""
+    """Return the posterior particles that scoring uses, or those of another seed, in parts."""
     inner = model._model
     seed = inner.seed if seed is None else seed
     with numerical_session(torch.get_num_threads()):
@@ -105,7 +105,7 @@ def particles_of(model, x, seed=None):
             )
             for rows in x.split(128)
         ]
-    return [torch.cat(part) for part in zip(*((p[0], p[1]) for p in parts), strict=True)]
+    return parts
 
 
 def normalised_again(model, X, seed):
@@ -189,8 +189,8 @@ def mean_errors(model, X, exact):
     x = standardised(model, X)
     e = model.reference_.from_latents(x, torch.from_numpy(model.transform(X))).numpy()
     errors = np.abs(e - exact.mean) / exact.deviation
-    _, log_weights = particles_of(model, x)
-    standard_errors = effective_sample_size(log_weights).rsqrt().numpy()
+    sizes = [effective_sample_size(part.log_weights) for part in particles_of(model, x)]
+    standard_errors = torch.cat(sizes).rsqrt().numpy()
     worst = int(errors.max(1).argmax())
     return {
         "mean_error": float(errors.max()),
@@ -336,9 +336,9 @@ def families_row(name, sizes):
         row = gaussian_families(model.energy_, standardised(model, train), x, sizes)
         replicates = []
         for seed in range(sizes.n_replicates):
-            _, log_weights = particles_of(model, x, 10_000 + 100 * seed)
-            log_mean = torch.logsumexp(log_weights, 1) - np.log(log_weights.shape[1])
-            replicates.append(float(log_mean.mean()))
+            parts = particles_of(model, x, 10_000 + 100 * seed)
+            evidence = torch.cat([part.log_total_weight() for part in parts])
+            replicates.append(float(evidence.mean()))
         error = float(np.std(replicates, ddof=1) / np.sqrt(len(replicates)))
         row["particles"] = (float(np.mean(replicates)), error)
         if name != "digits":

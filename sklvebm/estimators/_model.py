@@ -88,7 +88,7 @@ def log_density(
         if from_above:
             evidence = evidence_from_above(energy, x, **options)
         else:
-            evidence = posterior_particles(energy, x, **options).log_mean_weight()
+            evidence = posterior_particles(energy, x, **options).log_total_weight()
         return energy.reference.log_marginal(x) + evidence
 
     chart = model.standardisation
