@@ -32,7 +32,7 @@ def benchmark(monkeypatch):
     import bound_quality
 
     yield bound_quality
-    for name in ("bound_quality", "bound_parts", "quadrature", "toy_data"):
+    for name in ("bound_quality", "bound_parts", "quadrature", "report", "toy_data"):
         sys.modules.pop(name, None)
 
 
