@@ -2,6 +2,7 @@
 
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, Energy, LinearGaussianEnergy, MLPEnergy
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
+from sklvebm.estimators.quantisation import dequantize, resolution
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.log_partition import LogPartition
 from sklvebm.reference import MixtureReference
@@ -19,5 +20,7 @@ __all__ = [
     "MixtureReference",
     "ParticleDivergenceError",
     "ParticleLVEBM",
+    "dequantize",
+    "resolution",
     "show_versions",
 ]

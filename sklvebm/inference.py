@@ -203,8 +203,8 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
     cumulative = torch.cumsum(torch.softmax(particles.log_weights, 1), 1)
     offset = torch.rand((), generator=torch.Generator().manual_seed(seed + 101)).item()
     at = (torch.arange(ROW_PARTICLES, dtype=cumulative.dtype) + offset) / ROW_PARTICLES
-    at = at.to(cumulative.device).expand_as(cumulative).contiguous()
-    index = torch.searchsorted(cumulative, at).clamp(max=ROW_PARTICLES - 1)
+    at = at.to(cumulative.device).expand(len(x), -1).contiguous()
+    index = torch.searchsorted(cumulative, at).clamp(max=cumulative.shape[1] - 1)
     start_at = torch.take_along_dim(particles.position, index.unsqueeze(2), 1)
     target = latent_target(energy, stack_rows(x, ROW_PARTICLES), select_correction_and_grad(energy))
     chains = start(start_at.flatten(0, 1), target)

@@ -16,6 +16,9 @@ _WARM_UP = 20  # updates until the learning rate is reached
 _LEARNING_RATE_FACTOR = 0.3  # applied on a plateau
 _N_REDUCTIONS = 2  # reductions before a plateau ends training
 _CLIP_NORM = 10.0
+_MAX_ROLL_BACKS = 5
+# a model this far below where it started has run away, nats
+_FALL, _FALL_PER_FEATURE = 5.0, 1.0
 
 
 class Objective(Protocol):
@@ -31,6 +34,9 @@ class Objective(Protocol):
     ) -> float:
         """Return the mean ELBO of `target` on rows x, in nats, given the state of `energy`."""
 
+    def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
+        """Say why the particles cannot stand for the model any more; None if they can."""
+
 
 class Progress(NamedTuple):
     """What one epoch came to; handed to the callback and kept as history."""
@@ -39,6 +45,7 @@ class Progress(NamedTuple):
     lower_bound: float  # nats per row, in the objective's units
     learning_rate: float
     metrics: dict[str, float]
+    problem: str = ""  # why the epoch was undone; its ELBO is NaN then
 
 
 class Optimisation(NamedTuple):
@@ -124,7 +131,7 @@ def train_epoch(
         for name, value in {"contrast": loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: float(total) / n_batches for name, total in sums.items()}
-    _check_finite(energy, means, learning_rate)
+    _check_finite(energy, means)
     return Optimisation(energy, average, optimizer, n_updates), state, means
 
 
@@ -135,16 +142,14 @@ def _update_average(average: nn.Module, energy: nn.Module, n_updates: int) -> No
         torch._foreach_lerp_(list(average.parameters()), list(energy.parameters()), share)
 
 
-def _check_finite(energy: nn.Module, metrics: dict[str, float], learning_rate: float) -> None:
+def _check_finite(energy: nn.Module, metrics: dict[str, float]) -> None:
     finite = all(math.isfinite(value) for value in metrics.values()) and all(
         bool(torch.isfinite(p).all()) for p in energy.parameters()
     )
     if not finite:
         raise ParticleDivergenceError(
-            "Particles or parameters are not finite any more: "
-            f"{ {name: round(value, 3) for name, value in metrics.items()} }. Decrease "
-            f"learning_rate_init (now {learning_rate:g}) or step_size, or use dynamics='mala' "
-            "with n_temperatures > 1."
+            "particles or parameters are not finite: "
+            f"{ {name: round(value, 3) for name, value in metrics.items()} }"
         )
 
 
@@ -196,10 +201,13 @@ def train(
 ) -> TrainingResult:
     """Train until the monitored ELBO stops improving, keeping the best model seen.
 
+    An epoch after which something is not finite, the particles do not stand for the model, or the
+    ELBO has fallen far below its start is undone and tried again at 0.3 times the learning rate.
+
     Parameters
     ----------
     optimisation : Optimisation
-        Model, running average and optimiser; modified in place.
+        Model, running average and optimiser; may be modified.
     objective : Objective
         What to descend.
     x : Tensor of shape (N, D)
@@ -231,42 +239,85 @@ def train(
     Raises
     ------
     ParticleDivergenceError
-        If anything stops being finite.
+        If the ELBO is not finite at the start, or five roll-backs did not help.
     """
-
-    def monitored() -> float:
-        return objective.lower_bound(
-            optimisation.energy, state, optimisation.average, x_monitor, generator
-        )
-
-    best, best_lower_bound = copy.deepcopy(optimisation.average), monitored()
+    run = _Run(optimisation, objective, x, x_monitor, state, batch_size, generator)
+    best, best_lower_bound = copy.deepcopy(run.optimisation.average), run.monitored()
     if not math.isfinite(best_lower_bound):
         raise ParticleDivergenceError(
             f"The model has no finite ELBO ({best_lower_bound}) before the first update; is "
             "exp(-energy) integrable?"
         )
+    run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]
     plateau = Plateau(tol, n_iter_no_change)
     plateau.update(best_lower_bound)
     history: list[Progress] = []
+    n_roll_backs = 0
     for epoch in range(1, max_iter + 1):
-        optimisation, state, metrics = train_epoch(
-            optimisation,
-            objective,
-            x,
-            state,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            generator=generator,
-        )
-        lower_bound = monitored()
-        history.append(Progress(epoch, lower_bound, learning_rate, metrics))
-        callback(history[-1])
-        if lower_bound > best_lower_bound:
-            best, best_lower_bound = copy.deepcopy(optimisation.average), lower_bound
-        plateau.update(lower_bound)
+        sound = copy.deepcopy(run.optimisation), run.state
+        progress = run.epoch(epoch, learning_rate)
+        history.append(progress)
+        callback(progress)
+        if progress.problem:
+            n_roll_backs += 1
+            if n_roll_backs > _MAX_ROLL_BACKS:
+                raise ParticleDivergenceError(_exhausted(progress))
+            run.optimisation, run.state = sound
+            learning_rate *= _LEARNING_RATE_FACTOR
+            continue
+        if progress.lower_bound > best_lower_bound:
+            best = copy.deepcopy(run.optimisation.average)
+            best_lower_bound = progress.lower_bound
+        plateau.update(progress.lower_bound)
         if plateau.reached():
             if plateau.n_reductions > _N_REDUCTIONS:
                 break
             learning_rate *= _LEARNING_RATE_FACTOR
     converged = plateau.n_reductions > _N_REDUCTIONS
-    return TrainingResult(optimisation, state, best, best_lower_bound, history, converged)
+    return TrainingResult(run.optimisation, run.state, best, best_lower_bound, history, converged)
+
+
+def _exhausted(last: Progress) -> str:
+    return (
+        f"Training was rolled back {_MAX_ROLL_BACKS} times and went wrong again: {last.problem} "
+        f"(learning rate {last.learning_rate:.2g}). Decrease learning_rate_init or step_size, or "
+        "use dynamics='crank-nicolson' with n_temperatures > 1."
+    )
+
+
+class _Run:
+    """A training run between two epochs, and how it gets from one to the next."""
+
+    def __init__(self, optimisation, objective, x, x_monitor, state, batch_size, generator) -> None:
+        self.optimisation, self.state = optimisation, state
+        self.objective, self.x, self.x_monitor = objective, x, x_monitor
+        self.batch_size, self.generator = batch_size, generator
+        self.least_lower_bound = -math.inf
+
+    def monitored(self) -> float:
+        """Return the ELBO of the running average on the monitored rows, in nats per row."""
+        last, average = self.optimisation.energy, self.optimisation.average
+        return self.objective.lower_bound(last, self.state, average, self.x_monitor, self.generator)
+
+    def epoch(self, number: int, learning_rate: float) -> Progress:
+        """Pass over the rows once and look for problems, which leave an ELBO of NaN."""
+        metrics: dict[str, float] = {}
+        try:
+            self.optimisation, self.state, metrics = train_epoch(
+                self.optimisation,
+                self.objective,
+                self.x,
+                self.state,
+                batch_size=self.batch_size,
+                learning_rate=learning_rate,
+                generator=self.generator,
+            )
+        except ParticleDivergenceError as error:
+            return Progress(number, math.nan, learning_rate, metrics, str(error))
+        problem = self.objective.problem(self.state, metrics)
+        lower_bound = math.nan if problem else self.monitored()
+        if not problem and not lower_bound > self.least_lower_bound:
+            problem = f"the ELBO fell to {lower_bound:.4g} nats"
+        if problem:
+            return Progress(number, math.nan, learning_rate, metrics, problem)
+        return Progress(number, lower_bound, learning_rate, metrics)

@@ -27,7 +27,9 @@ def fitted(moons):
     """A model of the moons with one latent, trained long enough to leave its reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return ParticleLVEBM(n_components=1, max_iter=15, random_state=0).fit(moons)
+        model = ParticleLVEBM(n_components=1, early_stopping=False, max_iter=15, random_state=0)
+        assert model.fit(moons).improved_
+        return model
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from sklvebm.inference import (
     ROW_PARTICLES,
     WeightedParticles,
     conditional_features,
+    evidence_from_above,
     joint_draws,
     posterior_draws,
     posterior_particles,
@@ -198,6 +199,21 @@ def test_rows_that_nodes_cannot_serve_are_annealed(n_latents, largest):
     error = float(sizes.min()) ** -0.5
     assert mean_error < SIGMAS * error
     assert weight_error < SIGMAS * error
+
+
+@pytest.mark.parametrize("n_latents", [1, 2, 5])
+def test_evidence_from_above_meets_the_one_from_below(n_latents):
+    energy = tilted_energy(n_latents, precision=3.0, shift=1.0)
+    x = rows_of(energy, 3)
+    _, _, exact = tilted_posterior(n_latents, precision=3.0, shift=1.0)
+    above = torch.stack(
+        [evidence_from_above(energy, x, step_size=0.5, seed=200 * s) for s in range(N_SEEDS)]
+    )
+    error = above.std(0) / math.sqrt(N_SEEDS)
+    assert float(error.max()) < 0.05
+    # a bound in expectation, and close: 64 annealing steps leave little
+    assert torch.all(above.mean(0) > exact - SIGMAS * error)
+    assert torch.all(above.mean(0) < exact + SIGMAS * error + 0.05)
 
 
 def test_bimodal_posteriors_keep_both_modes():

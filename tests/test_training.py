@@ -38,6 +38,9 @@ class Quadratic:
         loss = (energy.theta - self.goal).square().sum()
         return loss, state + 1, {"distance": loss.detach().sqrt()}
 
+    def problem(self, state, metrics):
+        return None
+
     def lower_bound(self, energy, state, target, x, generator):
         self.monitored.append(target.theta.detach().clone())
         if self.bounds is not None:
@@ -262,37 +265,73 @@ def test_same_seed_gives_the_same_training():
     assert first.history == second.history
 
 
-class Diverging(Quadratic):
-    """Turn one quantity into not-a-number at the third update."""
+class Troubled(Quadratic):
+    """Go wrong in one of the ways that are looked for, whenever `when(update)` says so."""
 
-    def __init__(self, quantity):
-        super().__init__()
-        self.quantity, self.n_steps = quantity, 0
+    def __init__(self, trouble, when, **options):
+        super().__init__(**options)
+        self.trouble, self.when, self.n_steps = trouble, when, 0
 
     def step(self, energy, batch, state, generator):
         loss, state, metrics = super().step(energy, batch, state, generator)
         self.n_steps += 1
-        if self.n_steps == 3:
-            if self.quantity == "loss":
-                loss = loss * torch.nan
-            elif self.quantity == "metric":
-                metrics["distance"] = torch.tensor(torch.inf)
-            else:
-                loss = loss + torch.sqrt(energy.theta.sum() * 0.0) * 0.0
+        self.wrong = self.when(self.n_steps)
+        if self.wrong and self.trouble == "loss":
+            loss = loss * torch.nan
+        if self.wrong and self.trouble == "metric":
+            metrics["distance"] = torch.tensor(torch.inf)
+        if self.wrong and self.trouble == "parameter":
+            loss = loss + torch.sqrt(energy.theta.sum() * 0.0) * 0.0
         return loss, state, metrics
 
+    def problem(self, state, metrics):
+        return "swaps stopped" if self.wrong and self.trouble == "particles" else None
 
-@pytest.mark.parametrize("quantity", ["loss", "metric", "parameter"])
-def test_divergence_is_an_error_that_names_the_remedy(quantity):
-    objective = Diverging(quantity)
-    with pytest.raises(ParticleDivergenceError, match=r"learning_rate_init \(now 0\.1\)"):
-        run(objective)
-    assert objective.n_steps == 3  # the epoch in which it happened was the last
+    def lower_bound(self, energy, state, target, x, generator):
+        if getattr(self, "wrong", False) and self.trouble in {"nan bound", "fall"}:
+            return math.nan if self.trouble == "nan bound" else -1000.0
+        return super().lower_bound(energy, state, target, x, generator)
+
+
+TROUBLES = ["loss", "metric", "parameter", "particles", "nan bound", "fall"]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_bad_epoch_is_undone_and_tried_again_more_slowly(trouble):
+    # three updates an epoch: the second epoch goes wrong once
+    objective = Troubled(trouble, lambda update: update == 6)
+    result = run(objective, max_iter=300)
+    clean = run(Quadratic(), max_iter=1)
+    assert [p.problem != "" for p in result.history].count(True) == 1
+    bad, again = result.history[1:3]
+    assert bad.problem
+    assert math.isnan(bad.lower_bound)
+    assert (bad.learning_rate, again.learning_rate) == (0.1, pytest.approx(0.03))
+    # the third epoch starts where the first one ended, particles included
+    assert torch.equal(objective.iterates[6], clean.optimisation.energy.theta.detach())
+    assert result.state == 3 * (len(result.history) - 1)
+    assert float((result.best.theta.detach() - objective.goal).norm()) < 0.2
+    assert math.isfinite(result.best_lower_bound)
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_divergence_is_an_error_only_after_five_roll_backs(trouble):
+    objective = Troubled(trouble, lambda update: True)
+    seen = []
+    with pytest.raises(ParticleDivergenceError, match="rolled back 5 times.*learning_rate_init"):
+        run(objective, callback=seen.append)
+    assert [round(p.learning_rate, 6) for p in seen] == [round(0.1 * 0.3**k, 6) for k in range(6)]
+    assert all(p.problem for p in seen)
+
+
+def test_a_model_without_a_finite_bound_at_the_start_is_an_error():
+    with pytest.raises(ParticleDivergenceError, match="before the first update"):
+        run(Quadratic(bounds=[math.nan]))
 
 
 def test_divergence_leaves_the_model_given_as_it_was():
     model = Point((0.5, 0.5))
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ParticleDivergenceError):
-        run(Diverging("loss"), model)
+        run(Troubled("loss", lambda update: True), model)
     assert torch.equal(model.theta, before["theta"])

@@ -14,6 +14,7 @@ from sklvebm.thread_limits import limited_threads
 
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
+_REACH = 20.0  # interquartile ranges: values farther from the median count as that far in the scale
 
 
 class Standardisation(NamedTuple):
@@ -37,7 +38,7 @@ class Standardisation(NamedTuple):
 
 
 def standardisation(X: np.ndarray) -> Standardisation:
-    """Measure mean and standard deviation of each column.
+    """Measure mean and standard deviation of each column, outliers moved in.
 
     Warns
     -----
@@ -45,8 +46,9 @@ def standardisation(X: np.ndarray) -> Standardisation:
         If columns are constant: a density has no scale there.
     """
     X = np.asarray(X, dtype=np.float64)
-    mean = X.mean(axis=0)
-    scale = X.std(axis=0)
+    inner = _clipped(X)
+    mean = inner.mean(axis=0)
+    scale = inner.std(axis=0)
     # a constant such as 0.1 has a standard deviation of rounding errors
     constant = (np.ptp(X, axis=0) == 0.0) | (
         scale <= 10.0 * np.finfo(np.float64).eps * np.abs(mean)
@@ -59,6 +61,15 @@ def standardisation(X: np.ndarray) -> Standardisation:
             stacklevel=4,
         )
     return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+
+
+def _clipped(X: np.ndarray) -> np.ndarray:
+    """Return X with values far out moved in, so that few of them do not set the scale."""
+    low, middle, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0)
+    reach = _REACH * (high - low)
+    # where half of the values are the same, quartiles say nothing
+    reach = np.where(reach > 0.0, reach, np.inf)
+    return np.clip(X, middle - reach, middle + reach)
 
 
 def as_plain_array(X: Any) -> Any:

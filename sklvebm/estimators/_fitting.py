@@ -20,8 +20,9 @@ from sklvebm.estimators._boundary import (
 )
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._model import Model, n_weights
-from sklvebm.estimators._normalising import normalise
+from sklvebm.estimators._normalising import gain_over_reference, normalise
 from sklvebm.estimators._reference_selection import fit_reference
+from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.particles import ParticleState
 from sklvebm.reference import MixtureReference
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
     training: Training
     history: list[Progress]
     lower_bound: float  # nats per row, units of X
+    improved: bool  # on the reference
     converged: bool
     device: torch.device
 
@@ -136,6 +138,7 @@ def start_training(
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
     chart = standardisation(X)
+    warn_of_repeated_rows(X)
     standardised = chart.apply(X[rows.fitted])
     reference = fit_reference(standardised, settings.n_components, settings.reference, random_state)
     seed = random_state.randint(np.iinfo(np.int32).max)
@@ -191,18 +194,18 @@ def continue_training(
     generator = seeded_generator(seed, like.device)
     standardised = torch.from_numpy(chart.apply(X)).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
-    state = training.state
-    if not objective.posterior.fits(state.latents, len(fitted)):
-        latents = objective.posterior.init(energy, len(fitted), generator)
-        state = state._replace(latents=latents)
+
+    def normalised(energy: PathEnergy) -> tuple[Model, Diagnostics]:
+        return normalise(
+            energy, training.reference, result.state, fitted, settings, chart, seed, generator
+        )
+
     batch_size = resolve_batch_size(settings.batch_size, len(fitted))
     n_positions = max(
         settings.n_temperatures * settings.n_chains, batch_size * settings.n_particles
     )
     with numerical_session(threads_for(n_positions, n_weights(energy))):
-        if training.optimisation.n_updates == 0 and isinstance(energy, BridgedEnergy):
-            # an energy of the user's own does not start at the reference, where the pool is
-            state, _ = objective.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
+        state = _ready(objective, training, len(fitted), generator)
         result = train(
             training.optimisation,
             objective,
@@ -217,19 +220,38 @@ def continue_training(
             generator=generator,
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
-        kept = result.best if keep_best else result.optimisation.average
-        model, diagnostics = normalise(
-            kept, training.reference, result.state, fitted, settings, chart, seed, generator
-        )
+        model, diagnostics = normalised(result.best if keep_best else result.optimisation.average)
+        gain = gain_over_reference(model, monitor)
+        lower_bound = result.best_lower_bound
+        if keep_best and gain < 0.0 and isinstance(energy, AnchoredEnergy):
+            # annealing has the last word: what looked like progress on the ladder was none
+            untrained = build_energy(settings, copy.deepcopy(training.reference), seed)
+            model, diagnostics = normalised(untrained.to(like))
+            lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
     return Outcome(
         model=model,
         diagnostics=diagnostics,
         training=Training(result.optimisation, result.state, training.reference),
         history=result.history,
-        lower_bound=result.best_lower_bound + chart.log_jacobian,
+        lower_bound=lower_bound + chart.log_jacobian,
+        improved=gain > 0.0,
         converged=result.converged,
         device=like.device,
     )
+
+
+def _ready(
+    objective: ParticleLikelihood, training: Training, n_rows: int, generator: torch.Generator
+) -> ParticleState:
+    """Return the particles to start from: posteriors of these rows, a pool that fits the energy."""
+    energy, state = training.optimisation.energy, training.state
+    if not objective.posterior.fits(state.latents, n_rows):
+        latents = objective.posterior.init(energy, n_rows, generator)
+        state = state._replace(latents=latents)
+    if training.optimisation.n_updates == 0 and isinstance(energy, BridgedEnergy):
+        # an energy of the user's own does not start at the reference, where the pool is
+        state, _ = objective.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
+    return state
 
 
 def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:

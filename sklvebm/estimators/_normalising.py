@@ -16,12 +16,13 @@ from sklvebm.gradients import joint_target
 from sklvebm.inference import ROW_PARTICLES, posterior_particles
 from sklvebm.log_partition import Ladder, effective_sample_size, estimate_log_partition
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
-from sklvebm.objectives.pool import Observation, observe_pool
+from sklvebm.objectives.pool import Observation, observe_pool, pool_corrections
 from sklvebm.particles import IndependentNoise, ParticleState
 from sklvebm.reference import MixtureReference
 
-_EQUILIBRATION_SWEEPS = 40
-_WATCH_ROUNDS = (20, 20, 40, 80)  # sweeps
+_EQUILIBRATION_SWEEPS, _MOST_SWEEPS = 20, 60  # the first, and one more per feature
+_WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
+_WATCH_ROUNDS_OF_REFERENCE = (4, 4)  # a model that is its reference needs a sweep or two
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
 # widths of the bracket of log Z, for two features and for each further one, in nats
@@ -29,6 +30,7 @@ _WANTED = (0.02, 0.005)  # the effort stops growing
 _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
 _MAX_STEPS = 512
 _POSTERIOR_ROWS = 100
+_CHUNK_ROWS = 128
 
 
 def normaliser_objective(settings: SimpleNamespace) -> ParticleLikelihood:
@@ -88,7 +90,8 @@ def normalise(
         state = objective.init(energy, 0, generator=generator)
     # half of the walkers that leave the model come from the trained pool, half from the watched
     n_snapshots = math.ceil(0.5 * _WALKERS / settings.n_chains)
-    n_sweeps = max(_EQUILIBRATION_SWEEPS, 2 * n_snapshots)
+    n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
+    n_sweeps = max(n_sweeps, 2 * n_snapshots)
     state, draws = objective.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
     observations = watch_pools(energy, objective, state, rows, generator)
     watched = [o.state.pool[-1][: _WALKERS // 4] for o in observations]
@@ -139,11 +142,13 @@ def watch_pools(
         [reference.from_features(picked), from_data[:, reference.n_features :]], 1
     )
     noise = IndependentNoise(generator)
+    trained = bool((pool_corrections(energy, state.pool) != 0.0).any())
     states = [
         state._replace(pool=start.reshape(t, c, width)) for start in (from_data, from_reference)
     ]
     # the first round is burn-in
-    for n_sweeps in _WATCH_ROUNDS:
+    rounds = _WATCH_ROUNDS if trained else _WATCH_ROUNDS_OF_REFERENCE
+    for number, n_sweeps in enumerate(rounds):
         observations = [
             observe_pool(
                 energy, pool, objective.kernel, objective.n_langevin_steps, n_sweeps, noise
@@ -151,9 +156,23 @@ def watch_pools(
             for pool in states
         ]
         states = [observation.state for observation in observations]
-        if n_sweeps > _WATCH_ROUNDS[0] and disagreement(observations) <= MAX_RHAT:
+        if number > 0 and disagreement(observations) <= MAX_RHAT:
             break
     return observations
+
+
+def gain_over_reference(model: Model, rows: Tensor) -> float:
+    """Return the mean lower bound of rows, standardised (N, D), minus that of the reference, nats.
+
+    The part of the score that depends on training alone, with log Z from above.
+    """
+    total = 0.0
+    for x in rows.cpu().double().split(_CHUNK_ROWS):
+        particles = posterior_particles(
+            model.energy, x, step_size=model.latent_step_size, seed=model.seed
+        )
+        total += float(particles.log_total_weight().sum())
+    return total / len(rows) - model.log_partition.upper
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:

@@ -1,22 +1,32 @@
-"""Chooses the reference from standardised rows: a Gaussian mixture by BIC, or probabilistic PCA."""
+"""Chooses the reference from standardised rows: a Gaussian mixture, or probabilistic PCA."""
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import multivariate_normal
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from sklvebm.estimators.quantisation import warn_of_unbounded_density
 from sklvebm.reference import MixtureReference
 
 _COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 80)
 _COVARIANCE_TYPES = ("full", "tied", "diag")
 _N_WORSE = 3  # grid points without improvement of BIC that end the search of a covariance type
+# fewer rows than either are cross-validated
+_FEW_ROWS, _FEW_ROWS_PER_FEATURE = 500, 10
+_N_FOLDS = 5
+_N_WORSE_FOLDS = 2  # as _N_WORSE, under cross-validation
+_TIE = 0.25  # standard errors of a paired difference
+_FIRST_RIDGE = 1e-3  # while components are chosen, standardised units squared
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
 _MAX_SELECTION_ROWS = 20_000
 _COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's own reg_covar
 _LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
@@ -76,7 +86,10 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
 
 
 def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> GaussianMixture:
-    """Return the Gaussian mixture with the lowest BIC over components and covariance types.
+    """Return a Gaussian mixture with components and covariance type chosen on the rows.
+
+    Few rows are cross-validated, for a ridge on the covariances as well: likelihoods of the rows
+    fitted, which BIC trusts, mean little there. Many rows decide by BIC.
 
     Parameters
     ----------
@@ -87,30 +100,115 @@ def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Gaussi
     """
     if len(X) > _MAX_SELECTION_ROWS:
         X = X[random_state.choice(len(X), _MAX_SELECTION_ROWS, replace=False)]
-    n_distinct = len(np.unique(X, axis=0))
-    best, best_bic = None, np.inf
     seed = random_state.randint(np.iinfo(np.int32).max)
+    if len(X) < max(_FEW_ROWS, _FEW_ROWS_PER_FEATURE * X.shape[1]):
+        return _mixture_by_cross_validation(X, seed)
+    best = None
+
+    def bic(n_components: int, covariance_type: str) -> float:
+        nonlocal best
+        mixture = _fitted_mixture(X, n_components, covariance_type, _COVARIANCE_FLOOR, seed)
+        value = mixture.bic(X)
+        if best is None or value < best[0]:
+            best = value, mixture
+        return value
+
+    _search_components(X, bic, _N_WORSE)
+    return best[1]
+
+
+def _mixture_by_cross_validation(X: np.ndarray, seed: int) -> GaussianMixture:
+    """Choose components and covariance type first, then the ridge, by held-out likelihood.
+
+    Candidates are scored with the wide component, as they will be used: without it, the rows in
+    the tails decide alone.
+    """
+    folds = _folds(X, seed)
+    if not folds:
+        return _fitted_mixture(X, 1, "diag", _COVARIANCE_FLOOR, seed)
+
+    def losses_of_rows(n_components: int, covariance_type: str, ridge: float) -> np.ndarray:
+        parts = []
+        for train, test, wide in folds:
+            n_fitted = min(n_components, len(train))
+            mixture = _fitted_mixture(train, n_fitted, covariance_type, ridge, seed)
+            main = np.log1p(-_WIDE_WEIGHT) + mixture.score_samples(test)
+            parts.append(-np.logaddexp(main, np.log(_WIDE_WEIGHT) + wide))
+        return np.concatenate(parts)
+
+    rows: dict[tuple[int, str], np.ndarray] = {}
+
+    def loss(*candidate) -> float:
+        rows[candidate] = losses_of_rows(*candidate, _FIRST_RIDGE)
+        return rows[candidate].mean()
+
+    losses = _search_components(X, loss, _N_WORSE_FOLDS)
+    best = rows[min(losses, key=losses.get)]
+    # the fewest parameters among those that are as good as the best within a share of the noise
+    error = {c: (r - best).std() / np.sqrt(len(X)) for c, r in rows.items()}
+    near = [c for c in rows if losses[c] - best.mean() <= _TIE * error[c]]
+    choice = min(near, key=lambda candidate: _n_parameters(*candidate, X.shape[1]))
+    ridge = min(_RIDGES, key=lambda ridge: losses_of_rows(*choice, ridge).mean())
+    return _fitted_mixture(X, *choice, ridge, seed)
+
+
+def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
+    of_covariance = {
+        "full": n_components * n_features * (n_features + 1) // 2,
+        "tied": n_features * (n_features + 1) // 2,
+        "diag": n_components * n_features,
+    }
+    return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
+
+
+def _folds(X: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return training rows, test rows and the wide component's log density of these."""
+    if len(X) < _N_FOLDS:
+        return []
+    order = np.random.RandomState(seed).permutation(len(X))
+    folds = []
+    for part in np.array_split(order, _N_FOLDS):
+        train = X[np.setdiff1d(order, part)]
+        wide = multivariate_normal(train.mean(0), wide_covariance(train))
+        folds.append((train, X[part], wide.logpdf(X[part]).reshape(-1)))
+    return folds
+
+
+def wide_covariance(X: np.ndarray) -> np.ndarray:
+    """Return the covariance (D, D) of the defensive component for rows X."""
+    n_features = X.shape[1]
+    spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
+    return _WIDE_SPREAD**2 * (spread + _COVARIANCE_FLOOR * np.eye(n_features))
+
+
+def _search_components(
+    X: np.ndarray, loss: Callable[[int, str], float], n_worse: int
+) -> dict[tuple[int, str], float]:
+    """Return the losses of all covariance types, over components until they stop helping."""
+    n_distinct = len(np.unique(X, axis=0))
+    losses: dict[tuple[int, str], float] = {}
     for covariance_type in _COVARIANCE_TYPES:
-        type_best, n_worse = np.inf, 0
+        least, n_stale = np.inf, 0
         for n_components in _COMPONENT_GRID:
             # with fewer than five rows a component, k-means meets empty clusters
-            if n_components > max(1, n_distinct // 5) or n_worse >= _N_WORSE:
+            if n_components > max(1, n_distinct // 5) or n_stale >= n_worse:
                 break
-            mixture = GaussianMixture(
-                n_components,
-                covariance_type=covariance_type,
-                reg_covar=_COVARIANCE_FLOOR,
-                random_state=seed,
-            )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                mixture.fit(X)
-            bic = mixture.bic(X)
-            n_worse = 0 if bic < type_best else n_worse + 1
-            type_best = min(type_best, bic)
-            if bic < best_bic:
-                best, best_bic = mixture, bic
-    return best
+            value = loss(n_components, covariance_type)
+            losses[n_components, covariance_type] = value
+            n_stale = 0 if value < least else n_stale + 1
+            least = min(least, value)
+    return losses
+
+
+def _fitted_mixture(
+    X: np.ndarray, n_components: int, covariance_type: str, ridge: float, seed: int
+) -> GaussianMixture:
+    mixture = GaussianMixture(
+        n_components, covariance_type=covariance_type, reg_covar=ridge, random_state=seed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(X)
 
 
 def full_covariances(mixture: GaussianMixture) -> np.ndarray:
@@ -178,13 +276,13 @@ def fit_reference(
             torch.from_numpy(latent.covariance)[None],
             **maps,
         )
-    spread = np.cov(X.T, bias=True).reshape(X.shape[1], -1) if len(X) > 1 else np.eye(X.shape[1])
-    wide = _WIDE_SPREAD**2 * (spread + _COVARIANCE_FLOOR * np.eye(X.shape[1]))
+    covariances = np.array(full_covariances(mixture))
+    warn_of_unbounded_density(X, mixture.weights_, covariances, mixture.reg_covar)
     return MixtureReference(
         torch.from_numpy(mixture.weights_),
         torch.from_numpy(mixture.means_),
-        torch.from_numpy(np.array(full_covariances(mixture))),
+        torch.from_numpy(covariances),
         **maps,
         wide_weight=_WIDE_WEIGHT,
-        wide_covariance=torch.from_numpy(wide),
+        wide_covariance=torch.from_numpy(wide_covariance(X)),
     )

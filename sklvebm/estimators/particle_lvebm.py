@@ -24,6 +24,7 @@ from sklvebm.estimators._fitting import (
     start_training,
 )
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
+from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.objectives.particle_likelihood import POSTERIORS
 from sklvebm.reference import MixtureReference
 
@@ -151,11 +152,15 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     lower_bounds_ : list of float
         Monitored ELBO after each epoch.
     history_ : list of dict
-        Epoch, ELBO, learning rate, swap rate and acceptances of each epoch.
+        Epoch, ELBO, learning rate, swap rates and acceptances of each epoch; `problem` says why an
+        epoch was undone and tried again with a lower learning rate (its ELBO is NaN), else "".
     n_iter_ : int
         Epochs run.
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
+    improved_ : bool
+        Whether the model is better than its reference on the monitored rows, by annealed
+        estimates on the safe side. If not, it is the reference.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -273,15 +278,17 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ValueError, TypeError
             If X or a parameter is not usable; names it, the rule and the value.
         ParticleDivergenceError
-            If training stops being finite.
+            If training went wrong and five roll-backs to the last sound epoch, each with a lower
+            learning rate, did not help. The estimator is unfitted then, unless it went on from an
+            earlier fit.
 
         Warns
         -----
         ConvergenceWarning
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
-        with self._unchanged_on_failure():
-            continues = self.warm_start and hasattr(self, "_training")
+        continues = self.warm_start and hasattr(self, "_training")
+        with self._unchanged_on_failure(continues):
             X = self._validated(X, reset=not continues)
             settings = self._settings()
             with numerical_session(torch.get_num_threads()):
@@ -312,8 +319,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ValueError, TypeError, ParticleDivergenceError
             As `fit`.
         """
-        with self._unchanged_on_failure():
-            continues = hasattr(self, "_training")
+        continues = hasattr(self, "_training")
+        with self._unchanged_on_failure(continues):
             X = self._validated(X, reset=not continues)
             settings = self._settings()
             settings.max_iter, settings.early_stopping = 1, False
@@ -346,12 +353,23 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         return outcome, n_earlier
 
     @contextmanager
-    def _unchanged_on_failure(self):
-        """Put every attribute back if the body raises, also on KeyboardInterrupt."""
+    def _unchanged_on_failure(self, continues):
+        """Put every attribute back if the body raises, also on KeyboardInterrupt.
+
+        A fit from scratch that diverges leaves no earlier model behind that could be mistaken for
+        its own.
+        """
         previous = dict(self.__dict__)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ParticleDivergenceError) and not continues:
+                private = {"_model", "_training", "_split_seed"}
+                previous = {
+                    name: value
+                    for name, value in previous.items()
+                    if not name.endswith("_") and name not in private
+                }
             self.__dict__.clear()
             self.__dict__.update(previous)
             raise
@@ -432,11 +450,13 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
                 "lower_bound": bound,
                 "learning_rate": p.learning_rate,
                 **p.metrics,
+                "problem": p.problem,
             }
             for p, bound in zip(outcome.history, bounds, strict=True)
         ]
         self.n_iter_ = n_earlier + len(outcome.history)
         self.converged_ = outcome.converged
+        self.improved_ = outcome.improved
         self.device_ = str(outcome.device)
 
     def _warn(self, outcome: Outcome):

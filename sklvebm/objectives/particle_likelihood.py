@@ -36,6 +36,8 @@ from sklvebm.objectives.posteriors import (
 from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
 
 POSTERIORS = ("particles", "gaussian", "amortized")
+_FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
+_LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 _CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
 _MONITOR_NODES = 16  # latents per monitored row
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -169,6 +171,9 @@ class ParticleLikelihood:
         metrics = {
             # one, if there is no pair to swap
             "swap_rate": torch.nan_to_num(sweep.swap_acceptance.nanmean(), nan=1.0),
+            "least_swap_rate": torch.nan_to_num(sweep.swap_acceptance, nan=1.0).min()
+            if self.n_temperatures > 1
+            else torch.ones(()),
             "pool_acceptance": sweep.acceptance.mean(),
             "latent_acceptance": moved.acceptance,
         }
@@ -222,6 +227,32 @@ class ParticleLikelihood:
         return equilibrate(
             energy, state, self.kernel, self.n_langevin_steps, n_sweeps, n_snapshots, generator
         )
+
+    def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
+        """Say why the pool cannot stand for the model any more; None if it can.
+
+        Parameters
+        ----------
+        state : ParticleState
+            Particles after an epoch.
+        metrics : dict of str to float
+            Means over the epoch.
+
+        Returns
+        -------
+        problem : str or None
+            Particles that are not finite or far out, or a ladder that lets nothing through.
+        """
+        pool = state.pool
+        if not bool(torch.isfinite(pool).all()):
+            return "particles are not finite"
+        # the first rung of a ladder is drawn from the reference
+        limit = _FARTHEST * max(1.0, float(pool[0].abs().max()) if len(pool) > 1 else 1.0)
+        if float(pool.abs().max()) > limit:
+            return f"a particle is {float(pool.abs().max()):.2g} white units from the centre"
+        if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
+            return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
+        return None
 
     # Bounds ------------------------------------------------------------------------------------
 
