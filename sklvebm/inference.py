@@ -39,7 +39,7 @@ _LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
 # in few dimensions more quasi-random nodes are more exact than annealed particles: a row below this
 # share of effective nodes gets many, and is annealed only below some fifty effective ones
 _FEW_LATENTS = 3
-_FEW_LATENT_SHARE = 0.7
+_FEW_LATENT_SHARE = 0.8
 _MANY_NODES = 1024
 _MANY_NODE_STAGES = ((16, 0.05), (64, 0.05), (256, 0.05))
 # a mean of features needs less: its error is a share of the conditional spread

@@ -46,7 +46,7 @@ def standardisation(X: np.ndarray) -> Standardisation:
         If columns are constant: a density has no scale there.
     """
     X = np.asarray(X, dtype=np.float64)
-    inner = _clipped(X)
+    inner = without_outliers(X)
     mean = inner.mean(axis=0)
     scale = inner.std(axis=0)
     # a constant such as 0.1 has a standard deviation of rounding errors
@@ -63,8 +63,8 @@ def standardisation(X: np.ndarray) -> Standardisation:
     return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
 
 
-def _clipped(X: np.ndarray) -> np.ndarray:
-    """Return X with values far out moved in, so that few of them do not set the scale."""
+def without_outliers(X: np.ndarray) -> np.ndarray:
+    """Return X with values far out moved in, so that few of them do not set a scale."""
     low, middle, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0)
     reach = _REACH * (high - low)
     # where half of the values are the same, quartiles say nothing

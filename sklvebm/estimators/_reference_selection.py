@@ -14,20 +14,20 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from sklvebm.estimators._boundary import without_outliers
 from sklvebm.estimators.quantisation import warn_of_unbounded_density
 from sklvebm.reference import MixtureReference
 
 _COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 80)
 _COVARIANCE_TYPES = ("full", "tied", "diag")
-_N_WORSE = 3  # grid points without improvement of BIC that end the search of a covariance type
-# fewer rows than either are cross-validated
-_FEW_ROWS, _FEW_ROWS_PER_FEATURE = 500, 10
-_N_FOLDS = 5
-_N_WORSE_FOLDS = 2  # as _N_WORSE, under cross-validation
+_COARSE = 3  # every third grid point first, then the neighbours of the best
+_N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
+_MAX_SELECTION_ROWS, _MAX_FITTED_ROWS = 5000, 20_000
+_FEW_ROWS = 500  # fewer are cut into more folds, and start from a larger ridge
+_MANY_FOLDS, _FOLDS = 5, 3
 _TIE = 0.25  # standard errors of a paired difference
-_FIRST_RIDGE = 1e-3  # while components are chosen, standardised units squared
-_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
-_MAX_SELECTION_ROWS = 20_000
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
+_FIRST_RIDGE = 1e-3
 _COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's own reg_covar
 _LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
 _WIDE_WEIGHT = 0.05
@@ -86,44 +86,23 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
 
 
 def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> GaussianMixture:
-    """Return a Gaussian mixture with components and covariance type chosen on the rows.
+    """Return a Gaussian mixture chosen by cross-validation on the rows.
 
-    Few rows are cross-validated, for a ridge on the covariances as well: likelihoods of the rows
-    fitted, which BIC trusts, mean little there. Many rows decide by BIC.
+    First components and covariance type, then a ridge on the covariances. Candidates are scored
+    with the wide component, as they will be used: without it, the rows in the tails decide alone.
+    BIC would be cheaper, but takes too few components for curved data, and trusts likelihoods that
+    few rows in many dimensions make meaningless.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 20,000 random ones are used to choose.
+        Standardised rows; at most 5,000 random ones choose, at most 20,000 are fitted.
     random_state : numpy.random.RandomState
-        Source of the initialisations.
+        Source of folds, initialisations and choices.
     """
-    if len(X) > _MAX_SELECTION_ROWS:
-        X = X[random_state.choice(len(X), _MAX_SELECTION_ROWS, replace=False)]
     seed = random_state.randint(np.iinfo(np.int32).max)
-    if len(X) < max(_FEW_ROWS, _FEW_ROWS_PER_FEATURE * X.shape[1]):
-        return _mixture_by_cross_validation(X, seed)
-    best = None
-
-    def bic(n_components: int, covariance_type: str) -> float:
-        nonlocal best
-        mixture = _fitted_mixture(X, n_components, covariance_type, _COVARIANCE_FLOOR, seed)
-        value = mixture.bic(X)
-        if best is None or value < best[0]:
-            best = value, mixture
-        return value
-
-    _search_components(X, bic, _N_WORSE)
-    return best[1]
-
-
-def _mixture_by_cross_validation(X: np.ndarray, seed: int) -> GaussianMixture:
-    """Choose components and covariance type first, then the ridge, by held-out likelihood.
-
-    Candidates are scored with the wide component, as they will be used: without it, the rows in
-    the tails decide alone.
-    """
-    folds = _folds(X, seed)
+    X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
+    folds = _folds(X[:_MAX_SELECTION_ROWS])
     if not folds:
         return _fitted_mixture(X, 1, "diag", _COVARIANCE_FLOOR, seed)
 
@@ -136,20 +115,33 @@ def _mixture_by_cross_validation(X: np.ndarray, seed: int) -> GaussianMixture:
             parts.append(-np.logaddexp(main, np.log(_WIDE_WEIGHT) + wide))
         return np.concatenate(parts)
 
+    first = _FIRST_RIDGE if len(X) < _FEW_ROWS else _COVARIANCE_FLOOR
     rows: dict[tuple[int, str], np.ndarray] = {}
 
     def loss(*candidate) -> float:
-        rows[candidate] = losses_of_rows(*candidate, _FIRST_RIDGE)
+        rows[candidate] = losses_of_rows(*candidate, first)
         return rows[candidate].mean()
 
-    losses = _search_components(X, loss, _N_WORSE_FOLDS)
+    losses = _search_components(X, loss)
     best = rows[min(losses, key=losses.get)]
     # the fewest parameters among those that are as good as the best within a share of the noise
-    error = {c: (r - best).std() / np.sqrt(len(X)) for c, r in rows.items()}
+    error = {c: (r - best).std() / np.sqrt(len(best)) for c, r in rows.items()}
     near = [c for c in rows if losses[c] - best.mean() <= _TIE * error[c]]
     choice = min(near, key=lambda candidate: _n_parameters(*candidate, X.shape[1]))
-    ridge = min(_RIDGES, key=lambda ridge: losses_of_rows(*choice, ridge).mean())
+    ridge = _search_ridge(lambda ridge: losses_of_rows(*choice, ridge).mean(), first)
     return _fitted_mixture(X, *choice, ridge, seed)
+
+
+def _search_ridge(loss: Callable[[float], float], first: float) -> float:
+    """Return the ridge with the least loss, uphill from the first one in both directions."""
+    losses = {first: loss(first)}
+    position = _RIDGES.index(first)
+    for side in (_RIDGES[position + 1 :], _RIDGES[:position][::-1]):
+        for ridge in side:
+            losses[ridge] = loss(ridge)
+            if losses[ridge] > min(losses.values()):
+                break
+    return min(losses, key=losses.get)
 
 
 def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
@@ -161,13 +153,13 @@ def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> i
     return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
 
 
-def _folds(X: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _folds(X: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return training rows, test rows and the wide component's log density of these."""
-    if len(X) < _N_FOLDS:
+    n_folds = _MANY_FOLDS if len(X) < _FEW_ROWS else _FOLDS
+    if len(X) < n_folds:
         return []
-    order = np.random.RandomState(seed).permutation(len(X))
-    folds = []
-    for part in np.array_split(order, _N_FOLDS):
+    folds, order = [], np.arange(len(X))
+    for part in np.array_split(order, n_folds):
         train = X[np.setdiff1d(order, part)]
         wide = multivariate_normal(train.mean(0), wide_covariance(train))
         folds.append((train, X[part], wide.logpdf(X[part]).reshape(-1)))
@@ -176,27 +168,36 @@ def _folds(X: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray, np.nd
 
 def wide_covariance(X: np.ndarray) -> np.ndarray:
     """Return the covariance (D, D) of the defensive component for rows X."""
-    n_features = X.shape[1]
+    n_features, X = X.shape[1], without_outliers(X)
     spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
     return _WIDE_SPREAD**2 * (spread + _COVARIANCE_FLOOR * np.eye(n_features))
 
 
 def _search_components(
-    X: np.ndarray, loss: Callable[[int, str], float], n_worse: int
+    X: np.ndarray, loss: Callable[[int, str], float]
 ) -> dict[tuple[int, str], float]:
     """Return the losses of all covariance types, over components until they stop helping."""
-    n_distinct = len(np.unique(X, axis=0))
+    # with fewer than five rows a component, k-means meets empty clusters
+    most_components = max(1, len(np.unique(X, axis=0)) // 5)
     losses: dict[tuple[int, str], float] = {}
     for covariance_type in _COVARIANCE_TYPES:
-        least, n_stale = np.inf, 0
-        for n_components in _COMPONENT_GRID:
-            # with fewer than five rows a component, k-means meets empty clusters
-            if n_components > max(1, n_distinct // 5) or n_stale >= n_worse:
+        grid = [
+            n_components
+            for n_components in _COMPONENT_GRID
+            if n_components <= most_components
+            and _n_parameters(n_components, covariance_type, X.shape[1]) <= 0.5 * X.size
+        ] or [1]
+        found: dict[int, float] = {}
+        for position in range(0, len(grid), _COARSE):
+            found[position] = loss(grid[position], covariance_type)
+            # shells look like one Gaussian until there are many components
+            if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
                 break
-            value = loss(n_components, covariance_type)
-            losses[n_components, covariance_type] = value
-            n_stale = 0 if value < least else n_stale + 1
-            least = min(least, value)
+        centre = min(found, key=found.get)
+        for position in range(max(0, centre - _COARSE + 1), min(len(grid), centre + _COARSE)):
+            if position not in found:
+                found[position] = loss(grid[position], covariance_type)
+        losses |= {(grid[p], covariance_type): value for p, value in found.items()}
     return losses
 
 

@@ -1,0 +1,181 @@
+"""Rounded, repeated and extreme values: found, warned of, and given scores that mean something."""
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from sklvebm import ParticleLVEBM, dequantize, resolution
+from sklvebm.estimators.quantisation import warn_of_repeated_rows, warn_of_unbounded_density
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def test_resolution_finds_the_step_of_rounded_columns_only():
+    X = normal(500, 4)
+    X[:, 1] = np.round(X[:, 1], 1)
+    X[:, 2] = 0.25 * np.round(4.0 * X[:, 2]) + 1000.0
+    X[:, 3] = 7.0
+    np.testing.assert_allclose(resolution(X), [0.0, 0.1, 0.25, 0.0], atol=1e-9)
+
+
+def test_resolution_of_iris_is_a_millimetre():
+    np.testing.assert_allclose(resolution(load_iris().data), 0.1)
+
+
+def test_dequantize_adds_noise_of_one_step():
+    X = np.round(normal(4000, 2), 1)
+    X[:, 1] = normal(4000, seed=1)
+    noise = dequantize(X, random_state=0) - X
+    assert np.array_equal(noise[:, 1], np.zeros(4000))
+    assert np.abs(noise[:, 0]).max() <= 0.05
+    # variance of a uniform law, five standard errors (kurtosis 1.8)
+    expected = 0.1**2 / 12.0
+    assert abs(noise[:, 0].var() - expected) < 5.0 * expected * np.sqrt(0.8 / 4000)
+
+
+def test_dequantize_repeats_with_a_seed_and_takes_given_steps():
+    X = np.round(normal(50, 2), 1)
+    np.testing.assert_array_equal(dequantize(X, random_state=3), dequantize(X, random_state=3))
+    assert not np.array_equal(dequantize(X, random_state=3), dequantize(X, random_state=4))
+    wide = dequantize(X, step=[0.0, 2.0], random_state=0) - X
+    assert np.array_equal(wide[:, 0], np.zeros(50))
+    assert 0.5 < np.abs(wide[:, 1]).max() <= 1.0
+
+
+@pytest.mark.parametrize("step", [-1.0, np.nan, [0.1, 0.1, 0.1], "automatic", [np.inf, 1.0]])
+def test_dequantize_names_a_bad_step(step):
+    with pytest.raises(ValueError, match="step must be"):
+        dequantize(normal(5, 2), step=step)
+
+
+def warnings_of(X, **mixture):
+    fitted = GaussianMixture(random_state=0, **mixture).fit(X)
+    covariances = np.array([np.diag(v) if v.ndim == 1 else v for v in fitted.covariances_])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_unbounded_density(X, fitted.weights_, covariances, fitted.reg_covar)
+    return [str(w.message) for w in caught]
+
+
+def test_narrow_peaks_on_rounded_values_are_named():
+    X = np.column_stack([normal(600), np.repeat([-1.0, 0.0, 1.0], 200)])
+    (message,) = warnings_of(X, n_components=3, covariance_type="diag")
+    assert "Columns [1]" in message
+    assert "dequantize" in message
+    # one broad component does not see the steps, and noise removes them
+    assert warnings_of(X, n_components=1) == []
+    assert warnings_of(dequantize(X, random_state=0), n_components=3, covariance_type="diag") == []
+
+
+def test_dependent_columns_and_point_masses_are_named():
+    X = normal(300, 2)
+    assert warnings_of(X, n_components=2) == []
+    (message,) = warnings_of(np.column_stack([X, X.sum(1)]), n_components=1)
+    assert "depend on each other" in message
+    atom = np.concatenate([X, np.full((10, 2), 30.0)])
+    (message,) = warnings_of(atom, n_components=2)
+    assert "around a point" in message
+
+
+def test_repeated_rows_are_counted():
+    X = normal(100, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_repeated_rows(X)
+    with pytest.warns(UserWarning, match="50 % of the rows"):
+        warn_of_repeated_rows(np.concatenate([X, X]))
+
+
+def test_raw_digits_warn_and_noise_calms():
+    X = load_digits().data[:300]
+    with pytest.warns(UserWarning, match=r"Columns \[.*few distinct values"):
+        ParticleLVEBM(2, max_iter=0, random_state=0).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        noisy = dequantize(X, step=1.0, random_state=0)
+        ParticleLVEBM(2, max_iter=0, random_state=0).fit(noisy)
+
+
+# Data as they are --------------------------------------------------------------------------------
+
+
+def with_outlier():
+    X = normal(300, 2)
+    X[7] = 1e6
+    return X
+
+
+DATA = {
+    "outlier": with_outlier,
+    "heavy tails": lambda: np.random.default_rng(0).standard_t(1.5, size=(400, 3)),
+    "fewer rows than columns": lambda: normal(30, 50) @ (0.2 * normal(50, 50, seed=1)),
+    "twenty rows": lambda: normal(20, 3),
+    "tiny and huge columns": lambda: normal(300, 2) * [1e-9, 1e9] + [1.0, 1e12],
+    "rounded": lambda: np.round(normal(300, 2), 1),
+    "repeated rows": lambda: np.repeat(normal(60, 2), 5, axis=0),
+    "constant column": lambda: np.column_stack([normal(200, 2), np.ones(200)]),
+}
+FRESH = {  # independent rows of the same laws
+    "outlier": lambda: normal(500, 2, seed=5),
+    "heavy tails": lambda: np.random.default_rng(5).standard_t(1.5, size=(500, 3)),
+    "fewer rows than columns": lambda: normal(500, 50, seed=5) @ (0.2 * normal(50, 50, seed=1)),
+    "twenty rows": lambda: normal(500, 3, seed=5),
+    "tiny and huge columns": lambda: normal(500, 2, seed=5) * [1e-9, 1e9] + [1.0, 1e12],
+}
+
+
+def entropy_of(name):
+    """Return the best possible mean log density of fresh rows, nats."""
+    per_column = 0.5 * np.log(2.0 * np.pi * np.e)
+    if name == "heavy tails":
+        # entropy of Student's t with 1.5 degrees of freedom, by quadrature
+        from scipy.stats import t
+
+        return -3.0 * float(t(1.5).entropy())
+    if name == "fewer rows than columns":
+        mixing = 0.2 * normal(50, 50, seed=1)
+        return -50.0 * per_column - np.linalg.slogdet(mixing)[1]
+    return -per_column * {"twenty rows": 3, "outlier": 2, "tiny and huge columns": 2}[name]
+
+
+@pytest.fixture(scope="module", params=DATA)
+def odd(request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        X = DATA[request.param]()
+        return request.param, X, ParticleLVEBM(2, max_iter=20, random_state=0).fit(X)
+
+
+def test_odd_data_give_finite_answers(odd):
+    _, X, model = odd
+    assert np.isfinite(model.score_samples(X)).all()
+    assert np.isfinite(model.transform(X)).all()
+    assert np.isfinite(model.sample(50, random_state=0)).all()
+
+
+def test_odd_data_give_densities_that_mean_something(odd):
+    """Fresh rows are scored not far below what the true density reaches, and not above."""
+    name, _, model = odd
+    if name not in FRESH:
+        return
+    scores = model.score_samples(FRESH[name]())
+    slack = 4.0 * scores.std() / np.sqrt(len(scores))
+    allowed = {"fewer rows than columns": 45.0, "heavy tails": 2.0, "twenty rows": 2.0}
+    assert scores.mean() < entropy_of(name) + slack
+    assert scores.mean() > entropy_of(name) - slack - allowed.get(name, 0.5)
+
+
+def test_a_single_outlier_keeps_its_place():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = ParticleLVEBM(2, max_iter=5, random_state=0).fit(with_outlier())
+    # it does not set the units of the others
+    assert np.all(model.scale_ < 10.0)
+    scores = model.score_samples(np.array([[0.0, 0.0], [1e5, 1e5]]))
+    assert scores[0] > scores[1] + 10.0
