@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 from scipy.stats import multivariate_normal
 from sklearn import config_context
 from sklearn.base import clone
@@ -30,7 +31,9 @@ _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
 _FIRST_RIDGE = 1e-3
 _COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's own reg_covar
 _LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
-_WIDE_WEIGHT = 0.05
+_WIDE_WEIGHT = 0.05  # until it is fitted
+# enough for wells to be seen where no data are; the rest of the rows must stay the mixture's
+_LEAST_WIDE_WEIGHT, _MOST_WIDE_WEIGHT = 0.01, 0.3
 _WIDE_SPREAD = 2.0  # standard deviations of the data
 
 
@@ -85,8 +88,10 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
     return LatentMap(matrix, variance, mean, covariance)
 
 
-def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> GaussianMixture:
-    """Return a Gaussian mixture chosen by cross-validation on the rows.
+def select_mixture(
+    X: np.ndarray, random_state: np.random.RandomState
+) -> tuple[GaussianMixture, float]:
+    """Return a Gaussian mixture and the weight of a wide component, chosen by cross-validation.
 
     First components and covariance type, then a ridge on the covariances. Candidates are scored
     with the wide component, as they will be used: without it, the rows in the tails decide alone.
@@ -104,16 +109,20 @@ def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Gaussi
     X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
     folds = _folds(X[:_MAX_SELECTION_ROWS])
     if not folds:
-        return _fitted_mixture(X, 1, "diag", _COVARIANCE_FLOOR, seed)
+        return _fitted_mixture(X, 1, "diag", _COVARIANCE_FLOOR, seed), _WIDE_WEIGHT
+    wide = np.concatenate([fold[2] for fold in folds])
 
-    def losses_of_rows(n_components: int, covariance_type: str, ridge: float) -> np.ndarray:
+    def held_out(n_components: int, covariance_type: str, ridge: float) -> np.ndarray:
         parts = []
-        for train, test, wide in folds:
+        for train, test, _ in folds:
             n_fitted = min(n_components, len(train))
             mixture = _fitted_mixture(train, n_fitted, covariance_type, ridge, seed)
-            main = np.log1p(-_WIDE_WEIGHT) + mixture.score_samples(test)
-            parts.append(-np.logaddexp(main, np.log(_WIDE_WEIGHT) + wide))
+            parts.append(mixture.score_samples(test))
         return np.concatenate(parts)
+
+    def losses_of_rows(*candidate) -> np.ndarray:
+        main = np.log1p(-_WIDE_WEIGHT) + held_out(*candidate)
+        return -np.logaddexp(main, np.log(_WIDE_WEIGHT) + wide)
 
     first = _FIRST_RIDGE if len(X) < _FEW_ROWS else _COVARIANCE_FLOOR
     rows: dict[tuple[int, str], np.ndarray] = {}
@@ -129,7 +138,23 @@ def select_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Gaussi
     near = [c for c in rows if losses[c] - best.mean() <= _TIE * error[c]]
     choice = min(near, key=lambda candidate: _n_parameters(*candidate, X.shape[1]))
     ridge = _search_ridge(lambda ridge: losses_of_rows(*choice, ridge).mean(), first)
-    return _fitted_mixture(X, *choice, ridge, seed)
+    weight = fitted_wide_weight(held_out(*choice, ridge), wide)
+    return _fitted_mixture(X, *choice, ridge, seed), weight
+
+
+def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
+    """Return the likeliest weight of the second of two densities, not below a floor, by EM.
+
+    Parameters
+    ----------
+    main, wide : ndarray of shape (n_samples,)
+        Log densities of held-out rows under both, nats.
+    """
+    weight = _WIDE_WEIGHT
+    for _ in range(100):
+        share = expit(np.log(weight) - np.log1p(-weight) + wide - main)
+        weight = float(np.clip(share.mean(), _LEAST_WIDE_WEIGHT, _MOST_WIDE_WEIGHT))
+    return weight
 
 
 def _search_ridge(loss: Callable[[float], float], first: float) -> float:
@@ -269,7 +294,11 @@ def fit_reference(
         # and are slower on several threads than on one
         with config_context(array_api_dispatch=False), threadpool_limits(1):
             is_estimator = isinstance(kind, GaussianMixture)
-            mixture = clone(kind).fit(X) if is_estimator else select_mixture(X, random_state)
+            mixture, wide_weight = (
+                (clone(kind).fit(X), _WIDE_WEIGHT)
+                if is_estimator
+                else select_mixture(X, random_state)
+            )
     else:
         return MixtureReference(
             torch.ones(1),
@@ -284,6 +313,6 @@ def fit_reference(
         torch.from_numpy(mixture.means_),
         torch.from_numpy(covariances),
         **maps,
-        wide_weight=_WIDE_WEIGHT,
+        wide_weight=wide_weight,
         wide_covariance=torch.from_numpy(wide_covariance(X)),
     )
