@@ -45,10 +45,13 @@ class MLPEnergy(Energy):
         Widths of x and z.
     hidden_layer_sizes : sequence of int, default=(128, 128)
         Units of each hidden layer.
-    activation : {"silu", "softplus", "tanh"}, default="silu"
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
         Smooth, because Langevin dynamics needs a Lipschitz gradient.
     generator : torch.Generator or None, default=None
         Source of the initial weights; required unless the weights are loaded afterwards.
+    input_gain : float, default=1.0
+        Factor on the first layer's initial weights and biases: how finely the units of this layer
+        divide the space of rows at the start.
     """
 
     def __init__(
@@ -56,8 +59,9 @@ class MLPEnergy(Energy):
         n_features: int,
         n_latents: int,
         hidden_layer_sizes: Sequence[int] = (128, 128),
-        activation: str = "silu",
+        activation: str = "tanh",
         generator: torch.Generator | None = None,
+        input_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.n_features, self.n_latents = n_features, n_latents
@@ -70,9 +74,10 @@ class MLPEnergy(Energy):
             weight = torch.empty(fan_out, fan_in, dtype=torch.float32)
             bias = torch.empty(fan_out, dtype=torch.float32)
             if generator is not None:
-                # variance 2 / fan_in keeps the scale of activations through SiLU layers
-                weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
-                bias.uniform_(-1.0, 1.0, generator=generator)
+                gain = 1.0 if self.weights else input_gain
+                # variance 2 / fan_in keeps the scale of activations through layers
+                weight.normal_(0.0, gain * math.sqrt(2.0 / fan_in), generator=generator)
+                bias.uniform_(-gain, gain, generator=generator)
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
         self.output = nn.Parameter(torch.zeros(widths[-1], dtype=torch.float32))

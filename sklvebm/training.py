@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ _LEARNING_RATE_FACTOR = 0.3  # applied on a plateau
 _N_REDUCTIONS = 2  # reductions before a plateau ends training
 _CLIP_NORM = 10.0
 _MAX_ROLL_BACKS = 5
+_SMOOTH_OVER = 5  # epochs: one ELBO carries the noise of a few hundred particles
 # a model this far below where it started has run away, nats
 _FALL, _FALL_PER_FEATURE = 5.0, 1.0
 
@@ -234,7 +236,8 @@ def train(
     Returns
     -------
     result : TrainingResult
-        `best` is the running average with the highest monitored ELBO, the initial model included.
+        `best` is the running average with the highest monitored ELBO, a mean over five epochs, or
+        the initial model if none beats it.
 
     Raises
     ------
@@ -249,8 +252,9 @@ def train(
             "exp(-energy) integrable?"
         )
     run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]
+    # the start does not count: training leaves it before it gets ahead of it
     plateau = Plateau(tol, n_iter_no_change)
-    plateau.update(best_lower_bound)
+    recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
     history: list[Progress] = []
     n_roll_backs = 0
     for epoch in range(1, max_iter + 1):
@@ -265,10 +269,11 @@ def train(
             run.optimisation, run.state = sound
             learning_rate *= _LEARNING_RATE_FACTOR
             continue
-        if progress.lower_bound > best_lower_bound:
-            best = copy.deepcopy(run.optimisation.average)
-            best_lower_bound = progress.lower_bound
-        plateau.update(progress.lower_bound)
+        recent.append(progress.lower_bound)
+        smoothed = sum(recent) / len(recent)
+        if smoothed > best_lower_bound:
+            best, best_lower_bound = copy.deepcopy(run.optimisation.average), smoothed
+        plateau.update(smoothed)
         if plateau.reached():
             if plateau.n_reductions > _N_REDUCTIONS:
                 break

@@ -31,6 +31,8 @@ from sklvebm.training import Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
 _BURN_IN_SWEEPS = 200
+_FEW_DIMENSIONS = 7  # features and latents together
+_MANY_ROWS = 1000
 
 
 class Training(NamedTuple):
@@ -52,6 +54,29 @@ class Outcome(NamedTuple):
     improved: bool  # on the reference
     converged: bool
     device: torch.device
+
+
+def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
+    """Return settings with every "auto" replaced by what suits such rows (docs/tuning.md).
+
+    Few dimensions need a small network, a short ladder and first-layer units that divide the space
+    finely; few rows allow no such freedom.
+    """
+    few_dimensions = n_features + settings.n_components <= _FEW_DIMENSIONS
+    free = few_dimensions and n_samples >= _MANY_ROWS
+    chosen = {
+        "hidden_layer_sizes": (64, 64) if few_dimensions else (128, 128),
+        "n_temperatures": 4 if few_dimensions else 8,
+        "n_particles": 1 if few_dimensions else 4,
+        "alpha": 0.01 if free else 0.5,
+        "learning_rate_init": 0.02 if free else 0.01,
+        "batch_size": int(np.clip(n_samples // 8, 32, 256)),
+    }
+    for name, value in chosen.items():
+        if isinstance(getattr(settings, name), str):
+            setattr(settings, name, value)
+    settings.input_gain = max(1.0, 10.0 * (2.0 / max(2, n_features)) ** 2) if free else 1.0
+    return settings
 
 
 def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
@@ -84,6 +109,7 @@ def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: i
             settings.hidden_layer_sizes,
             settings.activation,
             generator,
+            input_gain=settings.input_gain,
         )
         return AnchoredEnergy(reference, network)
     if isinstance(settings.energy, nn.Module):
@@ -200,7 +226,7 @@ def continue_training(
             energy, training.reference, result.state, fitted, settings, chart, seed, generator
         )
 
-    batch_size = resolve_batch_size(settings.batch_size, len(fitted))
+    batch_size = min(settings.batch_size, len(fitted))
     n_positions = max(
         settings.n_temperatures * settings.n_chains, batch_size * settings.n_particles
     )
@@ -252,10 +278,3 @@ def _ready(
         # an energy of the user's own does not start at the reference, where the pool is
         state, _ = objective.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
     return state
-
-
-def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
-    """Return the rows per update: "auto" gives about eight updates per epoch, 32 to 256 rows."""
-    if batch_size == "auto":
-        batch_size = int(np.clip(n_rows // 8, 32, 256))
-    return min(batch_size, n_rows)

@@ -72,9 +72,13 @@ class Flag(NamedTuple):
 class Widths(NamedTuple):
     """A non-empty sequence of positive integers."""
 
+    word: str = ""  # a string that is allowed as well
+
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not a sequence of widths; see `check_parameters`."""
-        rule = f"{name} must be a non-empty sequence of integers >= 1, got {value!r}"
+        if isinstance(value, str) and self.word and value == self.word:
+            return
+        rule = f"{name} must be {self}, got {value!r}"
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise TypeError(f"{rule} of type {type(value).__name__}.")
         widths = list(value)
@@ -82,6 +86,10 @@ class Widths(NamedTuple):
             isinstance(w, bool) or not isinstance(w, Integral) or w < 1 for w in widths
         ):
             raise ValueError(f"{rule}.")
+
+    def __str__(self) -> str:
+        rule = "a non-empty sequence of integers >= 1"
+        return f"{rule} or {self.word!r}" if self.word else rule
 
 
 class Seed(NamedTuple):

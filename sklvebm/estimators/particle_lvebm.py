@@ -20,6 +20,7 @@ from sklvebm.estimators._density import LatentDensityMixin
 from sklvebm.estimators._fitting import (
     Outcome,
     continue_training,
+    resolve_auto,
     split_rows,
     start_training,
 )
@@ -30,18 +31,18 @@ from sklvebm.reference import MixtureReference
 
 _RULES = {
     "n_components": Number(True, 1),
-    "hidden_layer_sizes": Widths(),
+    "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
     "step_size": Number(False, 0.0, open_low=True, none=True),
-    "n_particles": Number(True, 1),
+    "n_particles": Number(True, 1, word="auto"),
     "n_chains": Number(True, 2),
-    "n_temperatures": Number(True, 1),
+    "n_temperatures": Number(True, 1, word="auto"),
     "n_langevin_steps": Number(True, 1),
     "information_weight": Number(False, 0.0),
-    "learning_rate_init": Number(False, 0.0, open_low=True),
-    "alpha": Number(False, 0.0),
+    "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
+    "alpha": Number(False, 0.0, word="auto"),
     "batch_size": Number(True, 1, word="auto"),
     "max_iter": Number(True, 0),
     "tol": Number(False, 0.0),
@@ -69,9 +70,10 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     ----------
     n_components : int, default=2
         Number of latents z.
-    hidden_layer_sizes : sequence of int, default=(128, 128)
-        Hidden layers of the network g; ignored when `energy` is given.
-    activation : {"silu", "softplus", "tanh"}, default="silu"
+    hidden_layer_sizes : sequence of int or "auto", default="auto"
+        Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
+        to seven features and latents together, else (128, 128).
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
@@ -94,22 +96,27 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     step_size : float or None, default=None
         Langevin step, in squared whitened units per nat. None chooses by kernel. The two
         Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
-    n_particles : int, default=4
-        Posterior particles, or draws of the variational family, per row.
+    n_particles : int or "auto", default="auto"
+        Posterior particles, or draws of the variational family, per row; "auto" is 1 for up to
+        seven features and latents together, else 4.
     n_chains : int, default=128
         Joint particles per temperature.
-    n_temperatures : int, default=8
-        Rungs of the ladder between reference and model; 1 is the plain persistent pool.
+    n_temperatures : int or "auto", default="auto"
+        Rungs of the ladder between reference and model; 1 is the plain persistent pool. "auto" is
+        4 for up to seven features and latents together, else 8.
     n_langevin_steps : int, default=2
         Steps of the pool per update; latents take half as many, at least one.
     information_weight : float, default=0.0
         Weight of a contrastive (InfoNCE) term that makes the latents tell rows apart. The score
         stays a bound on the likelihood.
-    learning_rate_init : float, default=0.01
-        Step of Adam; divided by about 3 at each of two plateaus, the third ends training.
-    alpha : float, default=0.5
+    learning_rate_init : float or "auto", default="auto"
+        Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
+        is 0.02 for a thousand rows or more with up to seven features and latents together, else
+        0.01.
+    alpha : float or "auto", default="auto"
         Decoupled weight decay, per unit of learning rate. Small values let the energy outrun what
-        can be normalised (a wide bracket of log Z); large ones hold it at the reference.
+        can be normalised (a wide bracket of log Z); large ones hold it at the reference. "auto" is
+        0.01 for a thousand rows or more with up to seven features and latents together, else 0.5.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
     max_iter : int, default=200
@@ -203,20 +210,20 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self,
         n_components=2,
         *,
-        hidden_layer_sizes=(128, 128),
-        activation="silu",
+        hidden_layer_sizes="auto",
+        activation="tanh",
         energy=None,
         reference="mixture",
         dynamics="crank-nicolson",
         posterior="particles",
         step_size=None,
-        n_particles=4,
+        n_particles="auto",
         n_chains=128,
-        n_temperatures=8,
+        n_temperatures="auto",
         n_langevin_steps=2,
         information_weight=0.0,
-        learning_rate_init=0.01,
-        alpha=0.5,
+        learning_rate_init="auto",
+        alpha="auto",
         batch_size="auto",
         max_iter=200,
         tol=0.001,
@@ -290,7 +297,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         continues = self.warm_start and hasattr(self, "_training")
         with self._unchanged_on_failure(continues):
             X = self._validated(X, reset=not continues)
-            settings = self._settings()
+            settings = resolve_auto(self._settings(), *X.shape)
             with numerical_session(torch.get_num_threads()):
                 outcome, n_earlier = self._train(X, settings, continues, keep_best=True)
             self._adopt(outcome, n_earlier)
@@ -322,7 +329,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         continues = hasattr(self, "_training")
         with self._unchanged_on_failure(continues):
             X = self._validated(X, reset=not continues)
-            settings = self._settings()
+            settings = resolve_auto(self._settings(), *X.shape)
             settings.max_iter, settings.early_stopping = 1, False
             with numerical_session(torch.get_num_threads()):
                 outcome, n_earlier = self._train(X, settings, continues, keep_best=False)
@@ -333,7 +340,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         """Start or continue training on the rows X; return the outcome and earlier epochs."""
         if continues:
             chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
-            self._check_continuation(training)
+            self._check_continuation(training, settings)
             if not keep_best:
                 # another chunk: particles of the former rows are of no use to these
                 training = training._replace(state=training.state._replace(latents=None))
@@ -396,7 +403,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             ensure_min_samples=2 if reset else 1,
         )
 
-    def _check_continuation(self, training):
+    def _check_continuation(self, training, settings):
         """Raise ValueError if a parameter that shapes the model changed since it was made."""
         state, network = training.state, training.optimisation.energy.network
         shape = {}
@@ -410,7 +417,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             "dtype": str(state.pool.dtype).removeprefix("torch."),
             **shape,
         }.items():
-            now = getattr(self, name)
+            now = getattr(settings, name)
             if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
                 raise ValueError(
                     f"{name} must stay {was} while a fit is continued, got {getattr(self, name)}; "
