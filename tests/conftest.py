@@ -24,10 +24,10 @@ def moons():
 
 @pytest.fixture(scope="session")
 def fitted(moons):
-    """A model of the moons with one latent, trained long enough to leave its reference."""
+    """A model of the moons with one latent, trained long enough to leave its Gaussian reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = ParticleLVEBM(n_components=1, early_stopping=False, max_iter=15, random_state=0)
+        model = ParticleLVEBM(1, reference="gaussian", max_iter=15, random_state=0)
         assert model.fit(moons).improved_
         return model
 

@@ -22,7 +22,11 @@ def moons():
 
 @pytest.fixture(scope="module")
 def fitted(moons):
-    return ParticleLVEBM(n_components=1, max_iter=15, random_state=0).fit(moons)
+    model = ParticleLVEBM(
+        1, reference="gaussian", n_temperatures=8, max_iter=15, random_state=0
+    ).fit(moons)
+    assert model.improved_
+    return model
 
 
 def sound(**changes):

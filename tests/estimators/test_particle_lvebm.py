@@ -63,14 +63,18 @@ def test_the_history_has_one_entry_for_each_epoch(fitted):
 
 
 def test_the_best_monitored_bound_is_kept(fitted):
-    assert fitted.lower_bound_ >= max(fitted.lower_bounds_)
+    # means over five epochs decide, because one epoch's bound is noisy
+    bounds = np.array(fitted.lower_bounds_)
+    means = [bounds[max(0, k - 4) : k + 1].mean() for k in range(len(bounds))]
+    assert fitted.lower_bound_ == pytest.approx(max(means), abs=1e-9)
 
 
 def test_training_improves_on_the_reference_on_new_rows():
     X, _ = make_moons(2000, noise=0.1, random_state=0)
     new, _ = make_moons(2000, noise=0.1, random_state=1)
-    model = ParticleLVEBM(n_components=1, max_iter=40, random_state=0).fit(X)
-    reference = ParticleLVEBM(n_components=1, max_iter=0, random_state=0).fit(X)
+    parameters = {"n_components": 1, "reference": "gaussian", "random_state": 0}
+    model = ParticleLVEBM(**parameters, max_iter=40).fit(X)
+    reference = ParticleLVEBM(**parameters, max_iter=0).fit(X)
     gain = model.score_samples(new) - reference.score_samples(new)
     # five standard errors of the mean over rows, and more than the bracket of log Z gives away
     assert gain.mean() > 5.0 * gain.std() / np.sqrt(len(new))
@@ -114,11 +118,11 @@ def test_a_plateau_ends_training_without_a_warning(small, moons):
         warnings.simplefilter("error", ConvergenceWarning)
         model.fit(moons)
     assert model.converged_
-    # three plateaus of two epochs each
-    assert model.n_iter_ == 6
+    # three plateaus of two epochs each, after the first epoch
+    assert model.n_iter_ == 7
     np.testing.assert_allclose(
         [entry["learning_rate"] for entry in model.history_],
-        [0.01, 0.01, 0.003, 0.003, 0.0009, 0.0009],
+        [0.01, 0.01, 0.01, 0.003, 0.003, 0.0009, 0.0009],
     )
 
 
@@ -353,7 +357,7 @@ def test_warm_start_of_a_fitted_model_keeps_the_units_for_other_rows(small, moon
         ("n_temperatures", 4),
         ("n_components", 2),
         ("hidden_layer_sizes", (9,)),
-        ("activation", "tanh"),
+        ("activation", "silu"),
         ("dtype", "float64"),
     ],
 )

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.estimators._reference_selection import (
     fit_reference,
+    fitted_wide_weight,
     full_covariances,
     probabilistic_pca,
     select_mixture,
@@ -122,7 +125,7 @@ def test_largest_loading_of_every_direction_is_positive():
 
 def test_select_mixture_counts_well_separated_clusters():
     X, centres = clusters()
-    mixture = select_mixture(X, random_state())
+    mixture, _ = select_mixture(X, random_state())
     assert mixture.n_components == 4
     nearest = np.linalg.norm(mixture.means_[:, None] - centres[None], axis=2).argmin(axis=1)
     assert sorted(nearest) == [0, 1, 2, 3]
@@ -131,27 +134,64 @@ def test_select_mixture_counts_well_separated_clusters():
         assert np.abs(mean - centres[k]).max() < 5.0 / np.sqrt(120)
 
 
-def test_select_mixture_takes_the_lowest_criterion():
-    X = rows(n_features=2)
-    chosen = select_mixture(X, random_state())
-    for covariance_type in ("full", "tied", "diag"):
-        for n_components in (1, 2, 3):
-            other = GaussianMixture(
-                n_components,
-                covariance_type=covariance_type,
-                random_state=random_state().randint(np.iinfo(np.int32).max),
-            ).fit(X)
-            assert chosen.bic(X) <= other.bic(X) + 1e-9
+def test_select_mixture_is_not_misled_by_likelihoods_of_the_rows_fitted():
+    # thirty rows in twenty dimensions: the likeliest full covariance is worthless on new rows
+    both = rows(430, 20)
+    X, fresh = both[:30], both[30:]
+    mixture, _ = select_mixture(X, random_state())
+    likeliest = GaussianMixture(1, covariance_type="full", reg_covar=1e-6).fit(X)
+    assert likeliest.bic(X) < mixture.bic(X)
+    assert mixture.score(fresh) > likeliest.score(fresh) + 10.0
 
 
-def test_select_mixture_needs_no_more_than_one_component_for_a_gaussian():
-    assert select_mixture(rows(n_features=3), random_state()).n_components == 1
+def test_select_mixture_takes_many_components_where_few_do_not_help():
+    # two spheres, one inside the other: two or four Gaussians are no better than one
+    random = np.random.RandomState(0)
+    X = random.standard_normal((2000, 3))
+    X *= random.choice([0.5, 1.5], 2000)[:, None] / np.linalg.norm(X, axis=1, keepdims=True)
+    X += 0.05 * random.standard_normal(X.shape)
+    mixture, _ = select_mixture(X, random_state())
+    assert mixture.n_components > 10
+
+
+def test_select_mixture_loses_little_against_the_right_family():
+    both = rows(4400, 3)
+    X, fresh = both[:400], both[400:]
+    mixture, weight = select_mixture(X, random_state())
+    assert mixture.score(fresh) > GaussianMixture(1).fit(X).score(fresh) - 0.05
+    assert weight < 0.1
 
 
 @pytest.mark.parametrize("n_samples", [2, 4, 9])
 def test_select_mixture_manages_with_few_rows(n_samples):
-    mixture = select_mixture(rows(n_samples, 2), random_state())
+    mixture, _ = select_mixture(rows(n_samples, 2), random_state())
     assert mixture.n_components == 1
+
+
+def test_the_weight_of_the_wide_component_is_the_likeliest():
+    # a fifth of the rows from a Gaussian four times as wide
+    random = np.random.RandomState(0)
+    x = random.standard_normal(5000) * np.where(random.uniform(size=5000) < 0.2, 4.0, 1.0)
+    main, wide = norm(scale=1.0).logpdf(x), norm(scale=4.0).logpdf(x)
+    weight = fitted_wide_weight(main, wide)
+
+    def loss(w):
+        return -np.logaddexp(np.log1p(-w) + main, np.log(w) + wide).mean()
+
+    best = minimize_scalar(loss, bounds=(0.01, 0.3), method="bounded", options={"xatol": 1e-6}).x
+    assert weight == pytest.approx(best, abs=1e-4)
+    # far tails keep a floor, and heavy ones a ceiling
+    assert fitted_wide_weight(main, main - 50.0) == pytest.approx(0.01)
+    assert fitted_wide_weight(main, main + 50.0) == pytest.approx(0.3)
+
+
+def test_heavy_tails_raise_the_weight_of_the_wide_component():
+    normal = rows(400, 2)
+    tails = np.random.RandomState(0).standard_t(2.0, size=(400, 2))
+    tails /= tails.std(axis=0)
+    _, light = select_mixture(normal, random_state())
+    _, heavy = select_mixture(tails, random_state())
+    assert light < heavy
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
@@ -168,13 +208,14 @@ def test_full_covariances_score_like_the_original(covariance_type):
 @pytest.mark.parametrize(
     "kind", ["mixture", GaussianMixture(2, covariance_type="full", random_state=0)]
 )
-def test_mixtures_get_a_wide_component_of_weight_one_twentieth(kind):
+def test_mixtures_get_a_wide_component(kind):
     X = rows(n_features=3)
     reference = fit_reference(X, 2, kind, random_state())
     if isinstance(kind, str):
-        mixture = select_mixture(X, random_state())
+        mixture, weight = select_mixture(X, random_state())
     else:
         mixture = GaussianMixture(2, covariance_type="full", random_state=0).fit(X)
+        weight = 0.05
     wide = GaussianMixture(1)
     wide.weights_, wide.means_ = np.ones(1), X.mean(axis=0)[None]
     covariance = 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(3))
@@ -184,7 +225,7 @@ def test_mixtures_get_a_wide_component_of_weight_one_twentieth(kind):
         covariance = root @ np.diag(np.diag(white)) @ root.T
     wide.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariance)).T[None]
     expected = np.logaddexp(
-        np.log(0.95) + mixture.score_samples(X), np.log(0.05) + wide.score_samples(X)
+        np.log1p(-weight) + mixture.score_samples(X), np.log(weight) + wide.score_samples(X)
     )
     np.testing.assert_allclose(
         reference.log_marginal(torch.from_numpy(X)).numpy(), expected, rtol=1e-8
