@@ -19,7 +19,7 @@ from sklvebm.estimators._boundary import without_outliers
 from sklvebm.estimators.quantisation import warn_of_unbounded_density
 from sklvebm.reference import MixtureReference
 
-_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 80)
+_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
 _COVARIANCE_TYPES = ("full", "tied", "diag")
 _COARSE = 3  # every third grid point first, then the neighbours of the best
 _N_WORSE = 3  # coarse points without improvement that end the search of a covariance type

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
 
@@ -133,9 +134,7 @@ def test_a_bound_is_lower_or_upper(fitted, moons):
 
 @pytest.mark.parametrize("posterior", ["gaussian", "amortized"])
 def test_variational_training_runs_continues_and_scores_beside_particles(posterior, moons, fitted):
-    model = ParticleLVEBM(
-        n_components=1, posterior=posterior, max_iter=15, warm_start=True, random_state=0
-    ).fit(moons)
+    model = clone(fitted).set_params(posterior=posterior, warm_start=True).fit(moons)
     assert abs(model.score(moons) - fitted.score(moons)) < 0.1
     assert math.isfinite(pickle.loads(pickle.dumps(model)).partial_fit(moons).score(moons))
     n_before = model.n_iter_

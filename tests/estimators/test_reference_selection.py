@@ -7,6 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 from sklvebm.estimators._reference_selection import (
     fit_reference,
@@ -15,6 +16,13 @@ from sklvebm.estimators._reference_selection import (
     probabilistic_pca,
     select_mixture,
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # as in `fit`: k-means on two threads crawls where another process holds a core
+    with threadpool_limits(1):
+        yield
 
 
 def rows(n=400, n_features=5, seed=0):
