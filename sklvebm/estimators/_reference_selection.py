@@ -265,9 +265,9 @@ def fit_reference(
     n_components : int
         Latents.
     kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
-        Gaussian mixture by BIC with one wide defensive component; the Gaussian of probabilistic
-        PCA; a mixture estimator, of which a clone is fitted and given the wide component; or a
-        complete reference in standardised units, which is copied.
+        Gaussian mixture with one wide defensive component; the Gaussian of probabilistic PCA; a
+        mixture estimator, of which a clone is fitted and given the wide component; or a complete
+        reference in standardised units, which is copied.
     random_state : numpy.random.RandomState
         Source of the mixture's initialisations.
 

@@ -1,0 +1,122 @@
+"""What `fit` does when training goes wrong, or leads nowhere."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_moons
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from sklvebm import ParticleDivergenceError, ParticleLVEBM
+from sklvebm.estimators import _fitting
+from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture
+def troubled(monkeypatch):
+    """A switch that makes the particles of every objective look unsound in the given epochs."""
+
+    def switch(epochs):
+        seen = []
+
+        def problem(self, state, metrics):
+            seen.append(None)
+            return "swaps stopped" if len(seen) in epochs else None
+
+        monkeypatch.setattr(ParticleLikelihood, "problem", problem)
+
+    return switch
+
+
+def test_a_bad_epoch_is_undone_and_recorded(small, moons, troubled):
+    troubled({2})
+    model = small(max_iter=4).fit(moons)
+    assert [entry["problem"] for entry in model.history_] == ["", "swaps stopped", "", ""]
+    rates = [entry["learning_rate"] for entry in model.history_]
+    assert rates == pytest.approx([0.01, 0.01, 0.003, 0.003])
+    assert np.isnan(model.lower_bounds_[1])
+    assert np.isfinite(np.delete(model.lower_bounds_, 1)).all()
+    assert np.isfinite(model.score(moons))
+
+
+def test_a_fit_that_diverges_leaves_the_estimator_unfitted(small, moons, troubled):
+    model = small(max_iter=10).fit(moons)
+    parameters = model.get_params()
+    troubled(range(1, 100))
+    with pytest.raises(ParticleDivergenceError, match="rolled back 5 times"):
+        model.fit(moons)
+    with pytest.raises(NotFittedError):
+        model.score(moons)
+    assert model.get_params() == parameters
+    assert not [name for name in vars(model) if name.endswith("_")]
+
+
+def test_a_continued_fit_that_diverges_keeps_what_there_was(small, moons, troubled):
+    model = small(warm_start=True, max_iter=10).fit(moons)
+    score = model.score(moons)
+    troubled(range(1, 100))
+    with pytest.raises(ParticleDivergenceError):
+        model.fit(moons)
+    assert model.score(moons) == score
+
+
+class Sound:
+    """Metrics and particles that nothing is wrong with."""
+
+    metrics = {"least_swap_rate": 0.9}
+
+    @staticmethod
+    def state(pool):
+        return type("State", (), {"pool": pool})()
+
+
+@pytest.mark.parametrize(
+    ("change", "metrics", "expected"),
+    [
+        (lambda pool: pool, {}, None),
+        (lambda pool: pool, {"least_swap_rate": 0.001}, "swap rate fell to 0.001"),
+        (lambda pool: pool.index_fill(0, torch.tensor([1]), torch.nan), {}, "not finite"),
+        (lambda pool: pool.index_fill(0, torch.tensor([1]), 1e5), {}, "from the centre"),
+    ],
+)
+def test_problems_of_the_particles_are_named(change, metrics, expected):
+    pool = change(torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0)))
+    objective = ParticleLikelihood(
+        dynamics="crank-nicolson",
+        n_particles=1,
+        n_chains=8,
+        n_temperatures=3,
+        n_langevin_steps=1,
+        step_size=None,
+        information_weight=0.0,
+    )
+    problem = objective.problem(Sound.state(pool), {**Sound.metrics, **metrics})
+    assert problem is None if expected is None else expected in problem
+
+
+def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch, moons):
+    monkeypatch.setattr(_fitting, "gain_over_reference", lambda model, rows: -0.1)
+    model = ParticleLVEBM(1, reference="gaussian", max_iter=10, random_state=0).fit(moons)
+    assert not model.improved_
+    assert model.n_iter_ == 10
+    x = torch.from_numpy((moons - model.mean_) / model.scale_)
+    expected = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
+    np.testing.assert_allclose(model.score_samples(moons), expected, atol=1e-9)
+    # what is reported as monitored is the reference's, too
+    rows = _fitting.split_rows(200, model, np.random.RandomState(model._split_seed)).monitor
+    assert model.lower_bound_ == pytest.approx(expected[rows].mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_default_fits_are_never_far_below_their_reference_on_new_rows(seed):
+    X, _ = make_moons(1200, noise=0.1, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = ParticleLVEBM(max_iter=40, random_state=seed).fit(X)
+    new, _ = make_moons(4000, noise=0.1, random_state=100 + seed)
+    x = torch.from_numpy((new - model.mean_) / model.scale_)
+    reference = model.reference_.log_marginal(x).mean().item() - np.log(model.scale_).sum()
+    assert model.score(new) > reference - 0.02
