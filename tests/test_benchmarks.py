@@ -81,3 +81,68 @@ def test_toys_have_the_same_rows_whatever_is_asked_of_the_others(benchmark):
         train, evaluate = toy_rows(name, 50, 20)
         assert train.shape == (50, 2)
         assert (toy_rows(name, 10, 20)[1] == evaluate).all()
+
+
+@pytest.fixture
+def density(monkeypatch):
+    """The density benchmark as a module."""
+    monkeypatch.syspath_prepend(FOLDER)
+    import density
+
+    yield density
+    for name in ("density", "density_sets", "classical_rivals", "report", "toy_data"):
+        sys.modules.pop(name, None)
+
+
+def test_density_prints_a_table_of_rivals_and_resumes(density, tmp_path, capsys):
+    methods = ("probabilistic PCA", "mixture by BIC", "kernel density")
+    density.run(("iris",), methods, 1, tmp_path)
+    first = capsys.readouterr().out
+    assert "iris: held-out log-likelihood" in first
+    assert " ...\n" in first
+    density.run(("iris",), methods, 1, tmp_path)
+    assert " ...\n" not in capsys.readouterr().out
+
+
+def test_density_scores_in_the_units_of_the_data(density):
+    # scikit-learn's own factor analysis of the raw rows has the same likelihood as ours of
+    # standardised ones, because it estimates a variance per column
+    row = density.row("factor analysis", "iris", 0)
+    train, test = density.split("iris", 0)
+    import sklearn.decomposition
+
+    n_components = int(row["settings"].split()[0])
+    model = sklearn.decomposition.FactorAnalysis(n_components, tol=1e-6, max_iter=10_000)
+    assert row["score"] == pytest.approx(model.fit(train).score(test), abs=0.05)
+
+
+def test_density_counts_what_misses_its_bar(density):
+    rows = {
+        "particles": [{"score": -1.0, "reference": -0.9, "diverged": False}],
+        "mixture by BIC": [{"score": -0.5, "diverged": False}],
+        "kernel density": [{"score": -2.0, "diverged": False}],
+    }
+    first, second = density.failures_of("iris", rows)
+    assert "0.100 nats below its own reference" in first
+    assert "0.500 nats below the better" in second
+
+
+def test_density_keeps_a_row_that_fails(density, monkeypatch):
+    def fail(X, seed):
+        raise RuntimeError("nothing works")
+
+    monkeypatch.setitem(density.RIVALS, "kernel density", fail)
+    row = density.row("kernel density", "iris", 0)
+    assert row["score"] == -float("inf")
+    assert "nothing works" in row["error"]
+
+
+def test_density_sets_hold_out_fixed_rows(density):
+    from density_sets import SETS, split
+
+    for name in SETS:
+        train, test = split(name, 0)
+        assert train.shape[1] == test.shape[1]
+        assert (split(name, 0).test == test).all()
+        assert split(name, 1).test.shape == test.shape
+        assert not (split(name, 1).test == test).all()

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from classical_rivals import Fitted
 from sklearn.covariance import LedoitWolf
 from torch import nn
 
@@ -45,14 +46,6 @@ HALF_WIDTH = 8.0  # of the quadrature's box, standard deviations
 N_GRID = {1: 4000, 2: 400, 3: 160}  # cells per side
 BORDER_MASS = 1e-4  # the share of the outermost cells that quadrature puts up with
 EFFECTIVE_SHARE = 0.02  # of the chains, below which AIS says nothing
-
-
-class Fitted(NamedTuple):
-    """A fitted density."""
-
-    score_samples: Callable  # (n, d) ndarray -> (n,) float64 ndarray: log-density in nats
-    settings: str  # what the tuning settled on
-    diverged: bool  # non-finite or plainly meaningless
 
 
 class Normaliser(NamedTuple):

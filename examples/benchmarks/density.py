@@ -5,8 +5,8 @@
     python examples/benchmarks/density.py --only particles --sets iris wine
     python examples/benchmarks/density.py --output DIR         # where finished rows go
 
-Shapes (2,000 rows), the rings and shells of the paper (10,000 rows) and scikit-learn's tables; every
-seed draws or splits afresh. All methods see the same standardised training rows, choose their
+Shapes (2,000 rows), the rings and shells of the paper (10,000 rows) and scikit-learn's tables;
+every seed draws or splits afresh. All methods see the same standardised training rows, choose their
 settings on them, and are scored once on the held-out rows, in nats per row and the units of the
 data. `ParticleLVEBM` runs with default parameters and two latents, on digits eight. Its
 figure is a lower bound. Rounded columns of tables carry uniform noise of one unit of rounding.

@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 import torch
+from classical_rivals import Fitted
 from contrastive_rivals import (
-    Fitted,
     below_gaussian,
     persistent_cd_ebmkit,
     persistent_cd_torchebm,
@@ -24,7 +24,6 @@ from contrastive_rivals import (
 from torch import nn
 
 __all__ = [
-    "Fitted",
     "persistent_cd_ebmkit",
     "persistent_cd_torchebm",
     "spline_flow",
