@@ -33,6 +33,7 @@ _MAX_MONITOR_ROWS = 1000
 _BURN_IN_SWEEPS = 200
 _FEW_DIMENSIONS = 7  # features and latents together
 _MANY_ROWS = 1000
+_LIGHT = 0.001  # least weight of the wide component of a reference that is the model
 
 
 class Training(NamedTuple):
@@ -221,10 +222,8 @@ def continue_training(
     standardised = torch.from_numpy(chart.apply(X)).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
 
-    def normalised(energy: PathEnergy) -> tuple[Model, Diagnostics]:
-        return normalise(
-            energy, training.reference, result.state, fitted, settings, chart, seed, generator
-        )
+    def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
+        return normalise(energy, reference, result.state, fitted, settings, chart, seed, generator)
 
     batch_size = min(settings.batch_size, len(fitted))
     n_positions = max(
@@ -246,13 +245,15 @@ def continue_training(
             generator=generator,
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
-        model, diagnostics = normalised(result.best if keep_best else result.optimisation.average)
+        kept = result.best if keep_best else result.optimisation.average
+        model, diagnostics = normalised(kept, training.reference)
         gain = gain_over_reference(model, monitor)
         lower_bound = result.best_lower_bound
         if keep_best and gain < 0.0 and isinstance(energy, AnchoredEnergy):
             # annealing has the last word: what looked like progress on the ladder was none
-            untrained = build_energy(settings, copy.deepcopy(training.reference), seed)
-            model, diagnostics = normalised(untrained.to(like))
+            reference = final_reference(chart.apply(X), training.reference, settings, seed)
+            untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
+            model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
     return Outcome(
         model=model,
@@ -263,6 +264,22 @@ def continue_training(
         improved=gain > 0.0,
         converged=result.converged,
         device=like.device,
+    )
+
+
+def final_reference(
+    X: np.ndarray, reference: MixtureReference, settings: SimpleNamespace, seed: int
+) -> MixtureReference:
+    """Return the reference that is the model where training did not help: of all rows.
+
+    Nothing has to be held out from it any more, nor does it have to catch wells of an energy, so
+    that its wide component can be as light as the rows want it.
+    """
+    if settings.reference != "mixture" or not settings.early_stopping:
+        return reference
+    random_state = np.random.RandomState(seed)
+    return fit_reference(
+        X, settings.n_components, "mixture", random_state, least_wide_weight=_LIGHT
     )
 
 

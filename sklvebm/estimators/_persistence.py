@@ -141,6 +141,8 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     plain["diagnostics_"] = plain["diagnostics_"]._asdict()
     plain["_plain"] = {
         "reference": plain_reference(model.energy.reference),
+        # another one, where training was not accepted
+        "trained_on": plain_reference(training.reference),
         "energy": plain_energy(model.energy),
         "standardisation": model.standardisation._asdict(),
         "log_partition": model.log_partition._asdict(),
@@ -172,10 +174,14 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         seed=parts["seed"],
     )
     particles = particles_from_plain(parts["particles"])
-    trained_on = reference_from_plain(parts["reference"]).to(particles.pool.dtype)
+    trained_on = reference_from_plain(parts["trained_on"])
     state["_model"] = model
     state["_training"] = Training(
-        optimisation_from_plain(parts["optimisation"], trained_on), particles, reference
+        optimisation_from_plain(
+            parts["optimisation"], copy.deepcopy(trained_on).to(particles.pool.dtype)
+        ),
+        particles,
+        trained_on,
     )
     state.update(derived_attributes(model))
     return state

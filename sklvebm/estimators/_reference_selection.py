@@ -89,7 +89,9 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
 
 
 def select_mixture(
-    X: np.ndarray, random_state: np.random.RandomState
+    X: np.ndarray,
+    random_state: np.random.RandomState,
+    least_wide_weight: float = _LEAST_WIDE_WEIGHT,
 ) -> tuple[GaussianMixture, float]:
     """Return a Gaussian mixture and the weight of a wide component, chosen by cross-validation.
 
@@ -104,6 +106,8 @@ def select_mixture(
         Standardised rows; at most 5,000 random ones choose, at most 20,000 are fitted.
     random_state : numpy.random.RandomState
         Source of folds, initialisations and choices.
+    least_wide_weight : float, default=0.01
+        Lower limit of the weight.
     """
     seed = random_state.randint(np.iinfo(np.int32).max)
     X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
@@ -138,22 +142,26 @@ def select_mixture(
     near = [c for c in rows if losses[c] - best.mean() <= _TIE * error[c]]
     choice = min(near, key=lambda candidate: _n_parameters(*candidate, X.shape[1]))
     ridge = _search_ridge(lambda ridge: losses_of_rows(*choice, ridge).mean(), first)
-    weight = fitted_wide_weight(held_out(*choice, ridge), wide)
+    weight = fitted_wide_weight(held_out(*choice, ridge), wide, least_wide_weight)
     return _fitted_mixture(X, *choice, ridge, seed), weight
 
 
-def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
+def fitted_wide_weight(
+    main: np.ndarray, wide: np.ndarray, least: float = _LEAST_WIDE_WEIGHT
+) -> float:
     """Return the likeliest weight of the second of two densities, not below a floor, by EM.
 
     Parameters
     ----------
     main, wide : ndarray of shape (n_samples,)
         Log densities of held-out rows under both, nats.
+    least : float, default=0.01
+        The floor.
     """
     weight = _WIDE_WEIGHT
     for _ in range(100):
         share = expit(np.log(weight) - np.log1p(-weight) + wide - main)
-        weight = float(np.clip(share.mean(), _LEAST_WIDE_WEIGHT, _MOST_WIDE_WEIGHT))
+        weight = float(np.clip(share.mean(), least, _MOST_WIDE_WEIGHT))
     return weight
 
 
@@ -255,6 +263,8 @@ def fit_reference(
     n_components: int,
     kind: str | GaussianMixture | MixtureReference,
     random_state: np.random.RandomState,
+    *,
+    least_wide_weight: float = _LEAST_WIDE_WEIGHT,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 
@@ -270,6 +280,8 @@ def fit_reference(
         reference in standardised units, which is copied.
     random_state : numpy.random.RandomState
         Source of the mixture's initialisations.
+    least_wide_weight : float, default=0.01
+        Lower limit of the wide component's weight, for "mixture".
 
     Returns
     -------
@@ -297,7 +309,7 @@ def fit_reference(
             mixture, wide_weight = (
                 (clone(kind).fit(X), _WIDE_WEIGHT)
                 if is_estimator
-                else select_mixture(X, random_state)
+                else select_mixture(X, random_state, least_wide_weight)
             )
     else:
         return MixtureReference(

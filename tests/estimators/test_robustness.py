@@ -1,5 +1,6 @@
 """What `fit` does when training goes wrong, or leads nowhere."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -120,3 +121,20 @@ def test_default_fits_are_never_far_below_their_reference_on_new_rows(seed):
     x = torch.from_numpy((new - model.mean_) / model.scale_)
     reference = model.reference_.log_marginal(x).mean().item() - np.log(model.scale_).sum()
     assert model.score(new) > reference - 0.02
+
+
+def test_a_model_that_is_its_reference_is_stored_with_what_it_trained_on(monkeypatch, moons):
+    monkeypatch.setattr(_fitting, "gain_over_reference", lambda model, rows: -0.1)
+    model = ParticleLVEBM(1, max_iter=3, random_state=0).fit(moons)
+    # the model's reference has seen the held-out rows, that of the training has not
+    assert not torch.equal(model.reference_.means, model._training.reference.means)
+    copied = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copied.score_samples(moons), model.score_samples(moons))
+    copied._training = copied._training._replace(
+        state=copied._training.state._replace(latents=None)
+    )
+    np.testing.assert_allclose(
+        copied.partial_fit(moons).score_samples(moons),
+        model.partial_fit(moons).score_samples(moons),
+        rtol=1e-9,
+    )
