@@ -193,7 +193,7 @@ def test_a_step_leaves_its_inputs_alone_and_differentiates_in_the_parameters_onl
     assert isinstance(after, ParticleState)
     assert not any(t.requires_grad for t in after if isinstance(t, torch.Tensor))
     assert {"latents", "pool", "n_updates"} <= set(changes(before, after))
-    assert set(metrics) == {"swap_rate", "pool_acceptance", "latent_acceptance"}
+    assert set(metrics) == {"swap_rate", "least_swap_rate", "pool_acceptance", "latent_acceptance"}
 
 
 def test_same_seed_gives_the_same_step():
