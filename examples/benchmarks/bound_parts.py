@@ -110,7 +110,7 @@ def particles_of(model, x, seed=None):
 
 def normalised_again(model, X, seed):
     """Return log Z of a model fitted to X, estimated anew from the particles training left."""
-    settings, state = model._settings(), model._training.state
+    settings, state = _fitting.resolve_auto(model._settings(), *X.shape), model._training.state
     with numerical_session(torch.get_num_threads()):
         result = call_with_known(
             _fitting.normalise,
