@@ -249,7 +249,7 @@ def continue_training(
         model, diagnostics = normalised(kept, training.reference)
         gain = gain_over_reference(model, monitor)
         lower_bound = result.best_lower_bound
-        if keep_best and gain < 0.0 and isinstance(energy, AnchoredEnergy):
+        if keep_best and gain <= 0.0 and isinstance(energy, AnchoredEnergy):
             # annealing has the last word: what looked like progress on the ladder was none
             reference = final_reference(chart.apply(X), training.reference, settings, seed)
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
