@@ -8,6 +8,7 @@ from sklearn.utils import check_array, check_random_state
 _TIED = 0.05  # share of values that repeat others, above which a column is not continuous
 _NARROW = 0.35  # steps: components narrower than this resolve single values of a quantised column
 _FLOORED = 3.0  # times the covariance floor
+_POPULATED = 5  # rows of a component that is taken at its word
 _REPEATED = 0.1  # share of rows that repeat others, which is worth a word
 
 
@@ -132,7 +133,9 @@ def warn_of_unbounded_density(X, weights, covariances, floor):
     if not kept.size:
         return
     pooled = np.linalg.eigvalsh(np.einsum("m,mde->de", weights, kept))[0]
-    point_masses = np.linalg.eigvalsh(kept)[:, -1] < _FLOORED * floor
+    # a component of a row or two is the mixture's overfitting, not a property of the data
+    populated = weights * len(X) >= _POPULATED
+    point_masses = populated & (np.linalg.eigvalsh(kept)[:, -1] < _FLOORED * floor)
     if pooled < _FLOORED * floor or point_masses.any():
         warnings.warn(
             "The density is as narrow as its covariance floor, in a direction or around a point: "
