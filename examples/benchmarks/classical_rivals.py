@@ -13,6 +13,7 @@ from sklearn.neighbors import KernelDensity
 COMPONENTS = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 80)
 COVARIANCES = ("full", "tied", "diag", "spherical")
 N_WORSE = 3  # grid points without improvement that end the search of a covariance type
+LEAST_SEARCHED = 11  # components that are tried in any case
 N_FOLDS = 3
 BANDWIDTHS = np.geomspace(0.02, 2.0, 20)
 
@@ -31,7 +32,9 @@ def searched_mixtures(X, loss):
     for kind in COVARIANCES:
         best, n_worse = np.inf, 0
         for n_components in COMPONENTS:
-            if n_components > len(X) // 3 or n_worse >= N_WORSE:
+            # shells look like one Gaussian until there are many components
+            stale = n_worse >= N_WORSE and n_components > LEAST_SEARCHED
+            if n_components > len(X) // 3 or stale:
                 break
             value = loss(n_components, kind)
             losses[n_components, kind] = value
