@@ -1,5 +1,6 @@
 """The benchmark scripts run from end to end with tiny settings, and resume."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -26,14 +27,17 @@ TINY = {
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """The script as a module, which imports its neighbours as scripts do."""
+def script(monkeypatch):
+    """A function that imports a script, which imports its neighbours as scripts do."""
     monkeypatch.syspath_prepend(FOLDER)
-    import bound_quality
+    yield importlib.import_module
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
-    yield bound_quality
-    for name in ("bound_quality", "bound_parts", "quadrature", "report", "toy_data"):
-        sys.modules.pop(name, None)
+
+@pytest.fixture
+def benchmark(script):
+    return script("bound_quality")
 
 
 @pytest.mark.parametrize("part", ["toys", "gaussian", "families"])
@@ -84,14 +88,8 @@ def test_toys_have_the_same_rows_whatever_is_asked_of_the_others(benchmark):
 
 
 @pytest.fixture
-def density(monkeypatch):
-    """The density benchmark as a module."""
-    monkeypatch.syspath_prepend(FOLDER)
-    import density
-
-    yield density
-    for name in ("density", "density_sets", "classical_rivals", "report", "toy_data"):
-        sys.modules.pop(name, None)
+def density(script):
+    return script("density")
 
 
 def test_density_prints_a_table_of_rivals_and_resumes(density, tmp_path, capsys):
@@ -113,7 +111,9 @@ def test_density_scores_in_the_units_of_the_data(density):
 
     n_components = int(row["settings"].split()[0])
     model = sklearn.decomposition.FactorAnalysis(n_components, tol=1e-6, max_iter=10_000)
-    assert row["score"] == pytest.approx(model.fit(train).score(test), abs=0.05)
+    # scikit-learn stops at an improvement of 0.01 nats of the sum over rows, and held-out rows
+    # can differ by more: 0.005 here, where a forgotten Jacobian of the units would be 0.3
+    assert row["score"] == pytest.approx(model.fit(train).score(test), abs=0.02)
 
 
 def test_density_counts_what_misses_its_bar(density):

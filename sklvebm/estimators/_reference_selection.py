@@ -1,6 +1,7 @@
 """Chooses the reference from standardised rows: a Gaussian mixture, or probabilistic PCA."""
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -108,6 +109,13 @@ def select_mixture(
         Source of folds, initialisations and choices.
     least_wide_weight : float, default=0.01
         Lower limit of the weight.
+
+    Returns
+    -------
+    mixture : GaussianMixture
+        Fitted to the rows.
+    wide_weight : float
+        Weight of the wide component that held-out rows want beside it.
     """
     seed = random_state.randint(np.iinfo(np.int32).max)
     X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
@@ -116,6 +124,7 @@ def select_mixture(
         return _fitted_mixture(X, 1, "diag", _COVARIANCE_FLOOR, seed), _WIDE_WEIGHT
     wide = np.concatenate([fold[2] for fold in folds])
 
+    @functools.cache
     def held_out(n_components: int, covariance_type: str, ridge: float) -> np.ndarray:
         parts = []
         for train, test, _ in folds:
@@ -166,7 +175,7 @@ def fitted_wide_weight(
 
 
 def _search_ridge(loss: Callable[[float], float], first: float) -> float:
-    """Return the ridge with the least loss, uphill from the first one in both directions."""
+    """Return the ridge with the least loss, searched from the first one in both directions."""
     losses = {first: loss(first)}
     position = _RIDGES.index(first)
     for side in (_RIDGES[position + 1 :], _RIDGES[:position][::-1]):

@@ -276,8 +276,9 @@ def test_the_message_lists_what_is_allowed(small, moons, value):
         small(activation=value).fit(moons)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_where_there_is_none_raises_at_fit_and_at_answers(small, moons):
+def test_cuda_where_there_is_none_raises_at_fit_and_at_answers(small, moons, monkeypatch):
+    # also where there is one
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda' is not available"):
         small(device="cuda").fit(moons)
     model = small(max_iter=0).fit(moons).set_params(device="cuda:0")

@@ -85,15 +85,8 @@ class Sound:
 )
 def test_problems_of_the_particles_are_named(change, metrics, expected):
     pool = change(torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0)))
-    objective = ParticleLikelihood(
-        dynamics="crank-nicolson",
-        n_particles=1,
-        n_chains=8,
-        n_temperatures=3,
-        n_langevin_steps=1,
-        step_size=None,
-        information_weight=0.0,
-    )
+    settings = _fitting.resolve_auto(ParticleLVEBM()._settings(), 100, 2)
+    objective = _fitting.new_objective(settings)
     problem = objective.problem(Sound.state(pool), {**Sound.metrics, **metrics})
     assert problem is None if expected is None else expected in problem
 
