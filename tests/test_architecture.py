@@ -59,10 +59,11 @@ ALLOWED = {
         "training",
     },
     "datasets": set(),
+    "metrics": set(),
     ".": {"energies", "estimators", "exceptions", "log_partition", "reference", "versions"},
 }
 # third-party package -> layers that may import it; packages not named here are the library's to use
-CONFINED = {"sklearn": {"datasets", "estimators"}, "triton": {"kernels"}}
+CONFINED = {"sklearn": {"datasets", "estimators", "metrics"}, "triton": {"kernels"}}
 THIRD_PARTY_OF_DYNAMICS = {"torch"}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

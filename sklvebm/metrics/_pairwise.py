@@ -1,0 +1,55 @@
+"""Sums over pairs of rows, in blocks: what two-sample statistics are made of."""
+
+import numpy as np
+from scipy.spatial.distance import cdist, pdist
+from sklearn.utils import check_array
+
+_BLOCK = 2**22  # pairs held at a time: 32 MiB
+_N_MEDIAN = 1000  # rows of each sample that the median distance comes from
+
+
+def check_two_samples(X, Y, *, least=2):
+    """Return both samples as float64 arrays of equally many features."""
+    X, Y = (
+        check_array(rows, dtype=np.float64, ensure_min_samples=least, input_name=name)
+        for rows, name in ((X, "X"), (Y, "Y"))
+    )
+    if X.shape[1] != Y.shape[1]:
+        raise ValueError(
+            f"X and Y must have equally many features, got {X.shape[1]} and {Y.shape[1]}."
+        )
+    return X, Y
+
+
+def blocks(n_rows, n_columns):
+    """Yield slices of rows whose product with all columns stays within memory."""
+    size = max(1, _BLOCK // n_columns)
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+def mean_between(X, Y, function) -> float:
+    """Return the mean of a function of squared distances over all pairs (x, y)."""
+    total = sum(
+        float(function(cdist(X[rows], Y, "sqeuclidean")).sum()) for rows in blocks(len(X), len(Y))
+    )
+    return total / (len(X) * len(Y))
+
+
+def mean_within(X, function) -> float:
+    """Return the mean of a function of squared distances over pairs of different rows."""
+    n, total = len(X), 0.0
+    for rows in blocks(n, n):
+        # each block needs the rows from its own on: the others are its mirror images
+        values = function(cdist(X[rows], X[rows.start :], "sqeuclidean"))
+        own = values[:, : len(values)]
+        total += float(own.sum() - np.trace(own) + 2.0 * values[:, len(values) :].sum())
+    return total / (n * (n - 1))
+
+
+def median_distance(X, Y) -> float:
+    """Return the median distance of pairs of pooled rows; one if all rows are equal."""
+    pooled = np.concatenate([each[:: -(-len(each) // _N_MEDIAN)] for each in (X, Y)])
+    distances = pdist(pooled)
+    # repeated rows may make the median zero
+    return float(np.median(distances) or distances.mean() or 1.0)

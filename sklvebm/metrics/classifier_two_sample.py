@@ -1,0 +1,106 @@
+"""Two-sample test by the accuracy of a classifier."""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binom
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, validate_params
+
+from sklvebm.metrics._pairwise import check_two_samples
+
+
+class ClassifierTest(NamedTuple):
+    """How well a classifier tells two samples apart.
+
+    Attributes
+    ----------
+    accuracy : float
+        Share of held-out rows that are attributed to their own sample; one half if both samples
+        have one law.
+    p_value : float
+        Probability of at least this accuracy by guessing.
+    """
+
+    accuracy: float
+    p_value: float
+
+
+@validate_params(
+    {
+        "X": ["array-like"],
+        "Y": ["array-like"],
+        "estimator": [HasMethods(["fit", "predict"]), None],
+        "cv": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def classifier_two_sample_test(X, Y, *, estimator=None, cv=5, random_state=None):
+    """Test whether two samples have one law, by the accuracy of a classifier on held-out rows.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows of one sample.
+    Y : array-like of shape (n_other_samples, n_features)
+        Rows of the other. Of the larger sample as many rows as the smaller has are drawn.
+    estimator : classifier or None, default=None
+        Cloned for each fold. None takes gradient-boosted trees.
+    cv : int, default=5
+        Number of folds; each row is attributed by the classifier that was not fitted to it.
+    random_state : int, RandomState instance or None, default=None
+        Source of folds and draws.
+
+    Returns
+    -------
+    test : ClassifierTest
+        `accuracy` in [0, 1], and the one-sided `p_value`. Rows must be independent.
+
+    Raises
+    ------
+    ValueError
+        If numbers of features differ, a sample has fewer rows than there are folds, or a parameter
+        is not legal.
+
+    Notes
+    -----
+    The p-value is that of a binomial law, which folds follow nearly only: their classifiers share
+    rows, and balanced classes make guesses slightly worse than chance. In the tests at 5 % a true
+    hypothesis is rejected in at most about 5 % of cases.
+
+    References
+    ----------
+    .. [1] D. Lopez-Paz and M. Oquab, "Revisiting classifier two-sample tests", ICLR 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklvebm.metrics import classifier_two_sample_test
+    >>> X = np.random.RandomState(0).randn(400, 2)
+    >>> test = classifier_two_sample_test(
+    ...     X[:200], X[200:] + 1.0, estimator=LogisticRegression(), random_state=0
+    ... )
+    >>> bool(test.accuracy > 0.6 and test.p_value < 1e-3)
+    True
+    """
+    X, Y = check_two_samples(X, Y, least=cv)
+    random_state = check_random_state(random_state)
+    n = min(len(X), len(Y))
+    X, Y = (
+        rows if len(rows) == n else rows[random_state.choice(len(rows), n, replace=False)]
+        for rows in (X, Y)
+    )
+    seed = random_state.randint(2**31 - 1)
+    if estimator is None:
+        estimator = HistGradientBoostingClassifier(random_state=seed)
+    origin = np.repeat([0, 1], n)
+    folds = StratifiedKFold(cv, shuffle=True, random_state=seed)
+    predicted = cross_val_predict(clone(estimator), np.concatenate([X, Y]), origin, cv=folds)
+    n_right = int(np.sum(predicted == origin))
+    return ClassifierTest(n_right / (2 * n), float(binom.sf(n_right - 1, 2 * n, 0.5)))

@@ -1,0 +1,268 @@
+"""Does each latent hold one factor? Mutual information gap, DCI and separated predictability."""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.metrics import mutual_info_score
+from sklearn.model_selection import KFold
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import HasMethods, Interval, validate_params
+
+from sklvebm.metrics._factors import as_targets, check_latents_and_factors, explained_share
+
+_DATA = {"latents": ["array-like"], "factors": ["array-like"]}
+
+
+class DCI(NamedTuple):
+    """Disentanglement, completeness and informativeness of latents.
+
+    Attributes
+    ----------
+    disentanglement : float
+        One if every latent serves one factor, zero if all serve all equally.
+    completeness : float
+        One if every factor is served by one latent, zero if by all equally.
+    informativeness : float
+        Mean out-of-fold R² of the factors; at most one.
+    importance : ndarray of shape (n_latents, n_factors)
+        Share of each latent in the prediction of each factor; columns sum to one.
+    """
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+    importance: np.ndarray
+
+
+@validate_params(
+    {**_DATA, "n_bins": [Interval(Integral, 2, None, closed="left")]},
+    prefer_skip_nested_validation=True,
+)
+def mutual_information_gap(latents, factors, *, n_bins=20):
+    r"""Return the mutual information gap of latents and factors.
+
+    .. math:: \frac{1}{K} \sum_{k=1}^K \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
+
+    with the two latents that know most about each factor [1]_.
+
+    Parameters
+    ----------
+    latents : array-like of shape (n_samples, n_latents)
+        Latents of rows, at least two columns.
+    factors : array-like of shape (n_samples, n_factors)
+        Their true factors.
+    n_bins : int, default=20
+        Bins of equal counts for columns with more different values; others are discrete.
+
+    Returns
+    -------
+    gap : float
+        In [0, 1]; one if a single latent determines each factor's bin and no other knows of it.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    Notes
+    -----
+    Information between bins is overestimated by about `n_bins² / (2 n_samples)` nats where there
+    is none; most of it cancels in the gap. Bins of an angle need no care: information does not
+    depend on their order, so that their ends need not meet.
+
+    References
+    ----------
+    .. [1] R. T. Q. Chen et al., "Isolating sources of disentanglement in variational autoencoders",
+       NeurIPS 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import mutual_information_gap
+    >>> factors = np.random.RandomState(0).randn(5000, 2)
+    >>> mutual_information_gap(factors, factors) > 0.9
+    True
+    """
+    latents, factors = check_latents_and_factors(latents, factors)
+    _need_two(latents, "latents")
+    binned_latents = [_bins(column, n_bins) for column in latents.T]
+    gaps = []
+    for factor in factors.T:
+        value = _bins(factor, n_bins)
+        information = np.sort([mutual_info_score(value, latent) for latent in binned_latents])
+        gaps.append((information[-1] - information[-2]) / mutual_info_score(value, value))
+    return float(np.mean(gaps))
+
+
+@validate_params({**_DATA, "circular": [tuple, list]}, prefer_skip_nested_validation=True)
+def sap_score(latents, factors, *, circular=()):
+    """Return the separated attribute predictability of latents and factors.
+
+    For each factor the R² of linear regression on each latent alone is found; the score is the mean
+    over factors of the difference between the two largest [1]_. All factors count as continuous.
+
+    Parameters
+    ----------
+    latents : array-like of shape (n_samples, n_latents)
+        Latents of rows, at least two columns.
+    factors : array-like of shape (n_samples, n_factors)
+        Their true factors.
+    circular : tuple of int, default=()
+        Columns of `factors` that are angles, in radians: the R² of cosine and sine is pooled, and
+        one latent cannot exceed about one half.
+
+    Returns
+    -------
+    score : float
+        In [0, 1], without unit.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    References
+    ----------
+    .. [1] A. Kumar, P. Sattigeri and A. Balakrishnan, "Variational inference of disentangled latent
+       concepts from unlabeled observations", ICLR 2018.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import sap_score
+    >>> factors = np.random.RandomState(0).randn(5000, 2)
+    >>> sap_score(factors, factors) > 0.99
+    True
+    """
+    latents, factors = check_latents_and_factors(latents, factors)
+    _need_two(latents, "latents")
+    centred = latents - latents.mean(0)
+    variance = (centred**2).mean(0)
+    gaps = []
+    for target in as_targets(factors, circular):
+        target = target - target.mean(0)
+        covariance = centred.T @ target / len(target)
+        explained = (covariance**2).sum(1) / np.where(variance > 0.0, variance, 1.0)
+        two = np.sort(explained)[-2:] / (target**2).mean(0).sum()
+        gaps.append(two[1] - two[0])
+    return float(np.mean(gaps))
+
+
+@validate_params(
+    {
+        **_DATA,
+        "circular": [tuple, list],
+        "estimator": [HasMethods(["fit", "predict"]), None],
+        "cv": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=None):
+    r"""Return disentanglement, completeness and informativeness of latents.
+
+    A regressor predicts each factor from all latents; `P` is the share of each latent in each
+    prediction. With entropies relative to the logarithm of the number of entries [1]_,
+
+    .. math:: D = \sum_j \rho_j\, \bigl(1 - H(P_{j\cdot} / \textstyle\sum_k P_{jk})\bigr), \qquad
+        C = \frac{1}{K} \sum_k \bigl(1 - H(P_{\cdot k})\bigr)
+
+    where latent j weighs in with its share ρ of all importance.
+
+    Parameters
+    ----------
+    latents : array-like of shape (n_samples, n_latents)
+        Latents of rows, at least two columns.
+    factors : array-like of shape (n_samples, n_factors)
+        Their true factors, at least two columns.
+    circular : tuple of int, default=()
+        Columns of `factors` that are angles, in radians; cosine and sine are predicted together.
+    estimator : regressor or None, default=None
+        Cloned for each factor and fold; must have `feature_importances_`, or `coef_`, whose
+        absolute values then count, and needs standardised latents. None takes a random forest of
+        100 trees with leaves of five rows at least.
+    cv : int, default=5
+        Number of folds; importances are means over them.
+    random_state : int, RandomState instance or None, default=None
+        Source of folds and forests.
+
+    Returns
+    -------
+    result : DCI
+        `disentanglement` and `completeness` in [0, 1], `informativeness` (R²) and `importance`,
+        all without unit.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    References
+    ----------
+    .. [1] C. Eastwood and C. K. I. Williams, "A framework for the quantitative evaluation of
+       disentangled representations", ICLR 2018. (They report an error for informativeness.)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import dci
+    >>> factors = np.random.RandomState(0).uniform(size=(300, 2))
+    >>> dci(factors, factors, random_state=0).disentanglement > 0.9
+    True
+    """
+    latents, factors = check_latents_and_factors(latents, factors)
+    _need_two(latents, "latents")
+    _need_two(factors, "factors")
+    random_state = check_random_state(random_state)
+    if estimator is None:
+        seed = random_state.randint(2**31 - 1)
+        estimator = RandomForestRegressor(min_samples_leaf=5, random_state=seed)
+    folds = KFold(cv, shuffle=True, random_state=random_state.randint(2**31 - 1))
+    importance, shares = [], []
+    for target in as_targets(factors, circular):
+        predicted, weight = np.empty_like(target), 0.0
+        for train, test in folds.split(latents):
+            model = clone(estimator).fit(latents[train], target[train].squeeze())
+            predicted[test] = model.predict(latents[test]).reshape(len(test), -1)
+            weight = weight + _importance(model)
+        # a factor that no latent helps to predict is spread evenly
+        total = weight.sum()
+        importance.append(weight / total if total > 0.0 else np.full(len(weight), 1 / len(weight)))
+        shares.append(explained_share(target, predicted))
+    importance = np.stack(importance, 1)
+    per_latent = importance.sum(1, keepdims=True)
+    rows = importance / np.where(per_latent > 0.0, per_latent, 1.0)
+    disentanglement = (per_latent[:, 0] / per_latent.sum()) @ (1.0 - _relative_entropy(rows))
+    completeness = np.mean(1.0 - _relative_entropy(importance.T))
+    return DCI(float(disentanglement), float(completeness), float(np.mean(shares)), importance)
+
+
+def _need_two(columns, name):
+    if columns.shape[1] < 2:
+        raise ValueError(f"{name} must have at least two columns, got {columns.shape[1]}.")
+
+
+def _bins(values, n_bins):
+    """Return the index of a bin for each value, shape (n,): of nearly equal counts if many."""
+    different, index = np.unique(values, return_inverse=True)
+    # quantiles would merge rare values of a discrete column
+    if len(different) <= n_bins:
+        return index
+    edges = np.quantile(values, np.linspace(0.0, 1.0, n_bins + 1)[1:-1])
+    return np.searchsorted(edges, values, side="right")
+
+
+def _importance(model):
+    """Return the importance of each latent to a fitted regressor, shape (n_latents,)."""
+    if hasattr(model, "feature_importances_"):
+        return np.asarray(model.feature_importances_)
+    return np.abs(np.atleast_2d(model.coef_)).sum(0)
+
+
+def _relative_entropy(shares):
+    """Return the entropy of each row over the logarithm of its length, shape (n_rows,)."""
+    logarithm = np.log(np.where(shares > 0.0, shares, 1.0))
+    return -(shares * logarithm).sum(1) / np.log(shares.shape[1])

@@ -1,0 +1,119 @@
+"""How well the true factors of rows can be predicted from their latents."""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, validate_params
+
+from sklvebm.metrics._factors import as_targets, check_latents_and_factors, explained_share
+
+
+class FactorRecovery(NamedTuple):
+    """Out-of-fold R² of predictions of each factor from all latents; at most one.
+
+    Attributes
+    ----------
+    linear : ndarray of shape (n_factors,)
+        By linear regression: whether the factor is a direction in latent space.
+    nearest_neighbours : ndarray of shape (n_factors,)
+        By nearest neighbours: whether the factor is in the latents at all.
+    """
+
+    linear: np.ndarray
+    nearest_neighbours: np.ndarray
+
+
+@validate_params(
+    {
+        "latents": ["array-like"],
+        "factors": ["array-like"],
+        "circular": [tuple, list],
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "cv": [Interval(Integral, 2, None, closed="left")],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def factor_recovery(latents, factors, *, circular=(), n_neighbors=10, cv=5, random_state=None):
+    r"""Return how well each factor is predicted from the latents, by two regressors.
+
+    .. math:: R^2 = 1 - \sum_i |v_i - \hat v_i|^2 / \sum_i |v_i - \bar v|^2
+
+    on rows that the regressor was not fitted to. A circular factor is the point
+    `v = (cos φ, sin φ)`, so that the ends of its interval meet.
+
+    Parameters
+    ----------
+    latents : array-like of shape (n_samples, n_latents)
+        Latents of rows; standardised inside.
+    factors : array-like of shape (n_samples, n_factors)
+        Their true factors.
+    circular : tuple of int, default=()
+        Columns of `factors` that are angles, in radians.
+    n_neighbors : int, default=10
+        Neighbours that vote, the nearer the more.
+    cv : int, default=5
+        Number of folds.
+    random_state : int, RandomState instance or None, default=None
+        Source of the folds.
+
+    Returns
+    -------
+    recovery : FactorRecovery
+        `linear` and `nearest_neighbours`: R² of each factor, without unit. One is perfect, zero is
+        what the mean achieves, and less is possible.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    See Also
+    --------
+    dci : Whether single latents hold single factors.
+
+    Notes
+    -----
+    Latents that are angles themselves should be passed as cosine and sine.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import factor_recovery
+    >>> angle = np.random.RandomState(0).uniform(0.0, 2.0 * np.pi, 500)
+    >>> latents = np.stack([np.cos(angle), np.sin(angle)], 1)
+    >>> factor_recovery(latents, angle[:, None], circular=(0,), random_state=0).linear.round(6)
+    array([1.])
+    """
+    latents, factors = check_latents_and_factors(latents, factors)
+    targets = as_targets(factors, circular)
+    # one seed, so that both regressors and all factors are judged on the same folds
+    seed = check_random_state(random_state).randint(2**31 - 1)
+    folds = KFold(cv, shuffle=True, random_state=seed)
+    regressors = (
+        LinearRegression(),
+        KNeighborsRegressor(n_neighbors, weights="distance"),
+    )
+    return FactorRecovery(
+        *(
+            np.array(
+                [
+                    explained_share(
+                        target,
+                        cross_val_predict(
+                            make_pipeline(StandardScaler(), regressor), latents, target, cv=folds
+                        ).reshape(target.shape),
+                    )
+                    for target in targets
+                ]
+            )
+            for regressor in regressors
+        )
+    )

@@ -1,0 +1,190 @@
+"""Maximum mean discrepancy of two samples, and its permutation test."""
+
+from numbers import Integral
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, validate_params
+
+from sklvebm.metrics._pairwise import (
+    blocks,
+    check_two_samples,
+    mean_between,
+    mean_within,
+    median_distance,
+)
+
+_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+_CONSTRAINTS = {"X": ["array-like"], "Y": ["array-like"], "bandwidths": ["array-like", None]}
+
+
+class PermutationTest(NamedTuple):
+    """A statistic with its law under the hypothesis that both samples have one law.
+
+    Attributes
+    ----------
+    statistic : float
+        Value of the two samples.
+    p_value : float
+        Share of values at least as large among the permutations and the value itself.
+    null : ndarray of shape (n_permutations,)
+        Values of the pooled rows divided at random.
+    """
+
+    statistic: float
+    p_value: float
+    null: np.ndarray
+
+
+@validate_params(_CONSTRAINTS, prefer_skip_nested_validation=True)
+def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
+    r"""Estimate the squared maximum mean discrepancy of two samples, without bias.
+
+    .. math:: \mathrm{MMD}^2 = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \qquad
+        k(x, y) = \frac{1}{S} \sum_s e^{-|x - y|^2 / (2 h_s^2)}
+
+    with means over pairs of different rows [1]_. It is zero, and its estimate zero on average, if
+    and only if both samples have one law.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows of one sample, at least two.
+    Y : array-like of shape (n_other_samples, n_features)
+        Rows of the other.
+    bandwidths : array-like of shape (n_bandwidths,) or None, default=None
+        Bandwidths h, in units of X. None takes 1/4, 1/2, 1, 2 and 4 times the median distance of
+        pooled rows. Values with different bandwidths cannot be compared.
+
+    Returns
+    -------
+    mmd_squared : float
+        Squared discrepancy, without unit, at most 2; estimates of zero are negative as often as
+        not.
+
+    Raises
+    ------
+    ValueError
+        If numbers of features differ, a sample has less than two rows, or a bandwidth is not
+        positive.
+
+    See Also
+    --------
+    mmd_permutation_test : Whether it differs from zero.
+    noise_floor : How large it is between halves of one sample.
+
+    Notes
+    -----
+    Time grows as the square of the number of rows, memory does not: pairs are visited in blocks of
+    32 MiB. The median is that of up to 1,000 evenly spaced rows of each sample.
+
+    References
+    ----------
+    .. [1] A. Gretton et al., "A kernel two-sample test", Journal of Machine Learning Research 13,
+       2012.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import maximum_mean_discrepancy
+    >>> X = np.random.RandomState(0).randn(500, 2)
+    >>> near = maximum_mean_discrepancy(X[:250], X[250:])
+    >>> far = maximum_mean_discrepancy(X[:250], X[250:] + 1.0)
+    >>> bool(abs(near) < 0.01 < far)
+    True
+    """
+    X, Y = check_two_samples(X, Y)
+    kernel = _kernel(X, Y, bandwidths)
+    return mean_within(X, kernel) + mean_within(Y, kernel) - 2.0 * mean_between(X, Y, kernel)
+
+
+@validate_params(
+    {
+        **_CONSTRAINTS,
+        "n_permutations": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_state=None):
+    """Test whether two samples have one law, by permutations of the maximum mean discrepancy.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows of one sample, at least two.
+    Y : array-like of shape (n_other_samples, n_features)
+        Rows of the other.
+    bandwidths : array-like of shape (n_bandwidths,) or None, default=None
+        As in `maximum_mean_discrepancy`; the same for all permutations.
+    n_permutations : int, default=200
+        Random divisions of the pooled rows; the least p-value is `1 / (n_permutations + 1)`.
+    random_state : int, RandomState instance or None, default=None
+        Source of the permutations.
+
+    Returns
+    -------
+    test : PermutationTest
+        `statistic` (squared discrepancy), `p_value` and `null`. Rows must be independent.
+
+    Raises
+    ------
+    ValueError
+        If numbers of features differ, a sample has less than two rows, or a parameter is not legal.
+
+    Notes
+    -----
+    Kernel values of pairs are computed once, in blocks, and serve all permutations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import mmd_permutation_test
+    >>> X = np.random.RandomState(0).randn(200, 2)
+    >>> mmd_permutation_test(X[:100], X[100:] + 1.0, random_state=0).p_value < 0.01
+    True
+    """
+    X, Y = check_two_samples(X, Y)
+    random_state = check_random_state(random_state)
+    kernel = _kernel(X, Y, bandwidths)
+    pooled, n, m = np.concatenate([X, Y]), len(X), len(Y)
+    # column 0 is the division that was given; one marks the rows of the first sample
+    member = np.zeros((n + m, n_permutations + 1))
+    member[:n, 0] = 1.0
+    for column in range(1, n_permutations + 1):
+        member[random_state.permutation(n + m)[:n], column] = 1.0
+    everything, first, within_first = 0.0, 0.0, 0.0
+    for rows in blocks(n + m, n + m):
+        values = kernel(cdist(pooled[rows], pooled, "sqeuclidean"))
+        values[np.arange(len(values)), np.arange(rows.start, rows.stop)] = 0.0
+        row_sums = values.sum(1)
+        everything += row_sums.sum()
+        first += row_sums @ member[rows]
+        within_first += np.einsum("ij,ij->j", member[rows], values @ member)
+    between = first - within_first
+    within_second = everything - first - between
+    null = within_first / (n * (n - 1)) + within_second / (m * (m - 1)) - 2.0 * between / (n * m)
+    statistic, null = float(null[0]), null[1:]
+    p_value = (1.0 + np.sum(null >= statistic)) / (n_permutations + 1.0)
+    return PermutationTest(statistic, float(p_value), null)
+
+
+def _kernel(X, Y, bandwidths):
+    """Return the kernel as a function of squared distances."""
+    if bandwidths is None:
+        bandwidths = median_distance(X, Y) * np.array(_SCALES)
+    bandwidths = check_array(bandwidths, ensure_2d=False, dtype=np.float64, input_name="bandwidths")
+    if bandwidths.ndim != 1 or bandwidths.min() <= 0.0:
+        raise ValueError(
+            f"bandwidths must be a sequence of positive numbers, got {bandwidths.tolist()}."
+        )
+
+    def kernel(squared_distances):
+        total = np.zeros_like(squared_distances)
+        for h in bandwidths:
+            total += np.exp(squared_distances * (-0.5 / h**2))
+        return total / len(bandwidths)
+
+    return kernel

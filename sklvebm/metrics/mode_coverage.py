@@ -1,0 +1,107 @@
+"""Which modes of a sample another sample covers, and how much of it lies elsewhere."""
+
+from numbers import Real
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import column_or_1d
+from sklearn.utils._param_validation import Interval, validate_params
+
+from sklvebm.metrics._pairwise import check_two_samples
+
+
+class ModeCoverage(NamedTuple):
+    """How generated rows are distributed over the modes of a reference sample.
+
+    Attributes
+    ----------
+    covered : float
+        Share of the modes that received at least `threshold` times their share of rows.
+    total_variation : float
+        Half the summed absolute difference of the modes' shares, in [0, 1].
+    outlying : float
+        Share of rows farther from the reference than `1 - quantile` of the reference's own rows
+        are from each other: about `1 - quantile` for a perfect sample.
+    shares : ndarray of shape (n_modes,)
+        Share of the rows in each mode, in the order of the sorted labels.
+    """
+
+    covered: float
+    total_variation: float
+    outlying: float
+    shares: np.ndarray
+
+
+@validate_params(
+    {
+        "X": ["array-like"],
+        "labels": ["array-like"],
+        "Y": ["array-like"],
+        "threshold": [Interval(Real, 0, 1, closed="right")],
+        "quantile": [Interval(Real, 0, 1, closed="neither")],
+    },
+    prefer_skip_nested_validation=True,
+)
+def mode_coverage(X, labels, Y, *, threshold=0.2, quantile=0.99):
+    """Count the modes of a labelled sample that another sample covers.
+
+    A row of Y belongs to the mode of its nearest neighbour in X, whatever the shape of the modes.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows of the reference, at least two.
+    labels : array-like of shape (n_samples,)
+        Mode of each of them.
+    Y : array-like of shape (n_other_samples, n_features)
+        Rows to be judged.
+    threshold : float, default=0.2
+        Share of a mode's rightful share that counts as covering it; in (0, 1].
+    quantile : float, default=0.99
+        Quantile of the distances of rows of X from their nearest neighbour beyond which a row of Y
+        is outlying.
+
+    Returns
+    -------
+    coverage : ModeCoverage
+        `covered`, `total_variation`, `outlying` and `shares`, all without unit.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match or a parameter is not legal.
+
+    Notes
+    -----
+    Even a perfect sample has a total variation of the order of the root of modes over rows.
+    Rows in X and Y must differ: a copy of X is not outlying anywhere.
+
+    Examples
+    --------
+    >>> from sklvebm.metrics import mode_coverage
+    >>> X, labels = [[0.0], [0.1], [5.0], [5.1]], [0, 0, 1, 1]
+    >>> result = mode_coverage(X, labels, [[0.05], [0.2], [0.0]])
+    >>> result.covered, result.total_variation, result.shares.tolist()
+    (0.5, 0.5, [1.0, 0.0])
+    """
+    X, Y = check_two_samples(X, Y, least=1)
+    labels = column_or_1d(labels)
+    if len(labels) != len(X) or len(X) < 2:
+        raise ValueError(
+            f"X must have at least two rows and labels one entry for each, got {len(X)} rows and "
+            f"{len(labels)} labels."
+        )
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    neighbours = NearestNeighbors(n_neighbors=1).fit(X)
+    # without an argument, a row is not its own neighbour
+    usual = neighbours.kneighbors()[0][:, 0]
+    distance, nearest = (each[:, 0] for each in neighbours.kneighbors(Y))
+    shares = np.bincount(index[nearest], minlength=len(counts)) / len(Y)
+    rightful = counts / len(X)
+    return ModeCoverage(
+        covered=float(np.mean(shares >= threshold * rightful)),
+        total_variation=float(0.5 * np.abs(shares - rightful).sum()),
+        outlying=float(np.mean(distance > np.quantile(usual, quantile))),
+        shares=shares,
+    )

@@ -1,0 +1,168 @@
+"""Exact and sliced Wasserstein distances of two samples."""
+
+from numbers import Integral
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment, linprog
+from scipy.sparse import eye_array, kron, vstack
+from scipy.spatial.distance import cdist
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, validate_params
+
+from sklvebm.metrics._pairwise import check_two_samples
+
+_MAX_ROUTES = 250_000  # variables of a transport programme between samples of different sizes
+_BLOCK = 2**22  # projections held at a time
+
+
+@validate_params({"X": ["array-like"], "Y": ["array-like"]}, prefer_skip_nested_validation=True)
+def wasserstein_distance_2(X, Y):
+    r"""Return the exact Wasserstein distance of order 2 between two samples.
+
+    .. math:: W_2 = \Bigl( \min_\pi \sum_{ij} \pi_{ij} |x_i - y_j|^2 \Bigr)^{1/2}
+
+    over plans that move the mass 1 / n of every row of X to masses 1 / m of the rows of Y [1]_.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows of one sample.
+    Y : array-like of shape (n_other_samples, n_features)
+        Rows of the other. In more than one dimension samples of different sizes may have 250,000
+        pairs at most.
+
+    Returns
+    -------
+    distance : float
+        In units of X: the distance itself, not its square.
+
+    Raises
+    ------
+    ValueError
+        If numbers of features differ, or sizes differ and there are too many pairs.
+    ArithmeticError
+        If the transport programme could not be solved.
+
+    See Also
+    --------
+    sliced_wasserstein_distance : For many rows.
+    sinkhorn_divergence : Between the two.
+
+    Notes
+    -----
+    One dimension: quantiles, in `n log n`. Equal sizes: an assignment, whose time grows as the cube
+    of the number of rows and whose memory as the square; 1,000 rows take a tenth of a second, 5,000
+    half a minute at most. Other sizes: a linear programme. Two samples of one law are far apart in
+    many dimensions: compare with `noise_floor`.
+
+    References
+    ----------
+    .. [1] G. Peyré and M. Cuturi, "Computational optimal transport", Foundations and Trends in
+       Machine Learning 11, 2019.
+
+    Examples
+    --------
+    >>> from sklvebm.metrics import wasserstein_distance_2
+    >>> wasserstein_distance_2([[0.0, 0.0], [1.0, 0.0]], [[1.0, 3.0], [0.0, 3.0]])
+    3.0
+    """
+    X, Y = check_two_samples(X, Y, least=1)
+    if X.shape[1] == 1:
+        return float(np.sqrt(_squared_on_lines(X, Y)[0]))
+    cost = cdist(X, Y, "sqeuclidean") if len(X) * len(Y) <= _MAX_ROUTES else None
+    if len(X) == len(Y):
+        cost = cdist(X, Y, "sqeuclidean") if cost is None else cost
+        row, column = linear_sum_assignment(cost)
+        return float(np.sqrt(cost[row, column].mean()))
+    if cost is None:
+        raise ValueError(
+            f"Samples of different sizes must have at most {_MAX_ROUTES} pairs, got {len(X)} times "
+            f"{len(Y)}; take equally many rows."
+        )
+    return float(np.sqrt(max(0.0, _transport_cost(cost))))
+
+
+@validate_params(
+    {
+        "X": ["array-like"],
+        "Y": ["array-like"],
+        "n_projections": [Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    },
+    prefer_skip_nested_validation=True,
+)
+def sliced_wasserstein_distance(X, Y, *, n_projections=200, random_state=None):
+    r"""Estimate the sliced Wasserstein distance of order 2 between two samples.
+
+    .. math:: SW_2 = \Bigl( E_\theta\, W_2^2(\theta \cdot X, \theta \cdot Y) \Bigr)^{1/2}
+
+    over directions θ uniform on the unit sphere [1]_; the mean is over random ones.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows of one sample.
+    Y : array-like of shape (n_other_samples, n_features)
+        Rows of the other; any number.
+    n_projections : int, default=200
+        Random directions.
+    random_state : int, RandomState instance or None, default=None
+        Source of the directions. Compare models under the same int.
+
+    Returns
+    -------
+    distance : float
+        In units of X. A shift by t has the distance `|t| / sqrt(n_features)`.
+
+    Raises
+    ------
+    ValueError
+        If numbers of features differ.
+
+    Notes
+    -----
+    Each projection is exact, in `n log n`.
+
+    References
+    ----------
+    .. [1] N. Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", Journal of
+       Mathematical Imaging and Vision 51, 2015.
+
+    Examples
+    --------
+    >>> from sklvebm.metrics import sliced_wasserstein_distance
+    >>> sliced_wasserstein_distance([[0.0], [1.0]], [[2.0], [3.0]])
+    2.0
+    """
+    X, Y = check_two_samples(X, Y, least=1)
+    directions = check_random_state(random_state).randn(X.shape[1], n_projections)
+    directions /= np.linalg.norm(directions, axis=0)
+    size = max(1, _BLOCK // (len(X) + len(Y)))
+    squared = [
+        _squared_on_lines(X @ part, Y @ part)
+        for part in (directions[:, at : at + size] for at in range(0, n_projections, size))
+    ]
+    return float(np.sqrt(np.concatenate(squared).mean()))
+
+
+def _squared_on_lines(X, Y):
+    """Return squared distances of the columns of two samples, shape (n_columns,)."""
+    X, Y = np.sort(X, axis=0), np.sort(Y, axis=0)
+    n, m = len(X), len(Y)
+    # quantile functions are constant between the multiples of 1 / n and 1 / m; integers are exact
+    levels = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
+    at = levels[:-1]
+    return np.diff(levels) @ (X[at // m] - Y[at // n]) ** 2 / (n * m)
+
+
+def _transport_cost(cost):
+    """Return the least cost of moving equal masses of rows to equal masses of columns."""
+    n, m = cost.shape
+    # one constraint follows from the others
+    leave = kron(eye_array(n), np.ones((1, m)), format="csr")
+    arrive = kron(np.ones((1, n)), eye_array(m), format="csr")[:-1]
+    masses = np.concatenate([np.full(n, 1.0 / n), np.full(m - 1, 1.0 / m)])
+    solution = linprog(cost.ravel(), A_eq=vstack([leave, arrive]), b_eq=masses, method="highs")
+    if not solution.success:
+        raise ArithmeticError(f"The transport programme could not be solved: {solution.message}")
+    return solution.fun
