@@ -200,6 +200,7 @@ def train(
     n_iter_no_change: int,
     generator: torch.Generator,
     callback: Callable[[Progress], None],
+    undo_falls: bool = True,
 ) -> TrainingResult:
     """Train until the monitored ELBO stops improving, keeping the best model seen.
 
@@ -232,6 +233,9 @@ def train(
         Source of all randomness.
     callback : callable
         Called with `Progress` after every epoch.
+    undo_falls : bool, default=True
+        Whether an ELBO far below its start undoes the epoch. False where it only means
+        overfitting, which the plateaus end.
 
     Returns
     -------
@@ -251,7 +255,8 @@ def train(
             f"The model has no finite ELBO ({best_lower_bound}) before the first update; is "
             "exp(-energy) integrable?"
         )
-    run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]
+    if undo_falls:
+        run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]
     # the start does not count: training leaves it before it gets ahead of it
     plateau = Plateau(tol, n_iter_no_change)
     recent: deque[float] = deque(maxlen=_SMOOTH_OVER)

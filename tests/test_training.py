@@ -248,6 +248,16 @@ def test_not_finite_bounds_are_never_best():
     assert result.best_lower_bound == 1.0
 
 
+def test_a_fall_of_the_bound_is_no_problem_where_it_means_overfitting():
+    bounds = [0.0, 1.0, *[-100.0] * 40]
+    with pytest.raises(ParticleDivergenceError, match="the ELBO fell to -100"):
+        run(Quadratic(bounds=bounds), max_iter=30)
+    result = run(Quadratic(bounds=bounds), max_iter=30, undo_falls=False)
+    assert result.converged
+    assert result.best_lower_bound == 1.0
+    assert not any(progress.problem for progress in result.history)
+
+
 def test_learning_rate_falls_twice_and_the_third_plateau_ends_training():
     objective = Quadratic(bounds=[0.0] * 100)
     result = run(objective, n_iter_no_change=4, max_iter=90)
