@@ -1,0 +1,13 @@
+"""Competing estimators of latent-variable densities, with the contract of `ParticleLVEBM`.
+
+All of them decode latents by a perceptron with Gaussian noise and report importance-weighted lower
+bounds in nats; they differ in what stands for the posterior of a row. See `docs/baselines.md`.
+"""
+
+from sklvebm.baselines.hard_em import HardEM
+from sklvebm.baselines.latent_ebm import LatentEBM
+from sklvebm.baselines.non_amortized_vi import NonAmortizedVI
+from sklvebm.baselines.particle_gradient_descent import ParticleGradientDescent
+from sklvebm.baselines.vae import VAE
+
+__all__ = ["VAE", "HardEM", "LatentEBM", "NonAmortizedVI", "ParticleGradientDescent"]

@@ -1,0 +1,139 @@
+"""What a fitted baseline answers: arrays in the units of the data in, arrays out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklvebm.baselines._bounds import weighted_latents
+from sklvebm.baselines._decoder import Architecture, LatentModel
+from sklvebm.baselines._fitting import Fitted, Inference
+from sklvebm.baselines._prior import prior_draws
+from sklvebm.estimators._boundary import (
+    Standardisation,
+    chunks,
+    numerical_session,
+    seeded_generator,
+)
+from sklvebm.estimators._persistence import arrays_of, load_arrays
+from sklvebm.log_partition import LogPartition
+from sklvebm.thread_limits import threads_for
+
+
+def _by_rows(
+    fitted: Fitted,
+    rows: np.ndarray,
+    device: torch.device,
+    answer: Callable[[LatentModel, Tensor], Tensor],
+    particles_per_row: int,
+) -> np.ndarray:
+    """Apply `answer(model, rows)` to chunks of rows and join the results, on `device`."""
+    model = fitted.network if device.type == "cpu" else _copy(fitted.network).to(device)
+    n_weights = sum(parameter.numel() for parameter in model.parameters())
+    parts = []
+    with numerical_session(threads_for(len(rows) * particles_per_row, n_weights)):
+        for part in chunks(len(rows), particles_per_row):
+            x = torch.from_numpy(np.array(rows[part], dtype=np.float64)).to(device)
+            parts.append(answer(model, x).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def log_density(
+    fitted: Fitted, X: np.ndarray, inference: Inference, n_samples: int, device: torch.device
+) -> np.ndarray:
+    """Return lower bounds on `log p(x)` of rows X, (n_samples,), nats in the units of X."""
+
+    def answer(model: LatentModel, x: Tensor) -> Tensor:
+        q = inference.posterior(model, x, fitted.seed, thorough=True)
+        return weighted_latents(model, x, q, n_samples, fitted.seed).log_evidence()
+
+    chart = fitted.standardisation
+    values = _by_rows(fitted, chart.apply(X), device, answer, n_samples)
+    return values - fitted.log_partition.upper + chart.log_jacobian
+
+
+def latents(
+    fitted: Fitted, X: np.ndarray, inference: Inference, n_samples: int, device: torch.device
+) -> np.ndarray:
+    """Return the latents that a method assigns to rows X, (n_samples, n_components)."""
+
+    def answer(model: LatentModel, x: Tensor) -> Tensor:
+        q = inference.posterior(model, x, fitted.seed, thorough=True)
+        if q.mean.shape[1] == 1:
+            return q.mean[:, 0]
+        # several components stand for a posterior of any shape: its mean takes their weights
+        return weighted_latents(model, x, q, n_samples, fitted.seed).mean()
+
+    return _by_rows(fitted, fitted.standardisation.apply(X), device, answer, n_samples)
+
+
+def features(fitted: Fitted, Z: np.ndarray, device: torch.device) -> np.ndarray:
+    """Return `E[x | z]` for latents Z in the units of X, (n_samples, n_features)."""
+    standardised = _by_rows(fitted, Z, device, lambda model, z: model.decoder.mean(z), 1)
+    return fitted.standardisation.invert(standardised)
+
+
+def draws(fitted: Fitted, n_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return draws `(X, Z)` of the model, X in the units of the data."""
+    model = fitted.network
+    with numerical_session(1):
+        generator = seeded_generator(seed, torch.device("cpu"))
+        z = prior_draws(model, n_samples, generator)
+        mean = model.decoder.mean(z)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        x = mean + torch.sqrt(model.decoder.variance()) * noise
+    return fitted.standardisation.invert(x.numpy()), z.numpy()
+
+
+def noise_variance(fitted: Fitted) -> np.ndarray:
+    """Return the decoder's variance of each feature, (n_features,), in squared units of X."""
+    return fitted.network.decoder.variance().numpy() * fitted.standardisation.scale**2
+
+
+def _copy(model: LatentModel) -> LatentModel:
+    twin = LatentModel(model.architecture)
+    load_arrays(twin, arrays_of(model))
+    return twin.requires_grad_(False)
+
+
+def to_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Replace the model in an estimator's attributes by arrays and plain types."""
+    if "_fitted" not in state:
+        return state
+    plain = dict(state)
+    fitted: Fitted = plain.pop("_fitted")
+    architecture = fitted.network.architecture._asdict()
+    plain["_plain"] = {
+        "architecture": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in architecture.items()
+        },
+        "arrays": arrays_of(fitted.network),
+        "standardisation": fitted.standardisation._asdict(),
+        "log_partition": fitted.log_partition._asdict(),
+        "seed": fitted.seed,
+    }
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
+    """Undo `to_plain`."""
+    if "_plain" not in plain:
+        return plain
+    state = dict(plain)
+    parts = state.pop("_plain")
+    architecture = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in parts["architecture"].items()
+    }
+    network = LatentModel(Architecture(**architecture))
+    load_arrays(network, parts["arrays"])
+    state["_fitted"] = Fitted(
+        network.requires_grad_(False),
+        Standardisation(**parts["standardisation"]),
+        LogPartition(**parts["log_partition"]),
+        parts["seed"],
+    )
+    return state

@@ -1,0 +1,102 @@
+"""Draws of the prior and its normaliser: a standard normal, or an energy on top of one."""
+
+import torch
+from torch import Tensor
+
+from sklvebm.baselines._decoder import LatentModel
+from sklvebm.baselines._inference import langevin, prior_target
+from sklvebm.dynamics.langevin import start
+from sklvebm.log_partition import (
+    Ladder,
+    LogPartition,
+    anneal,
+    annealing_schedule,
+    estimate_log_partition,
+    log_mean_exp,
+    systematic_resample,
+)
+from sklvebm.particles import IndependentNoise, take_chains
+
+_N_WALKERS = 2048
+_TOLERANCE = 0.02  # nats, width of the bracket of log Z
+_MAX_STEPS = 256
+_SAMPLE_STEPS = 64  # annealing steps of draws
+_FEWEST_WALKERS = 256
+_POLISH_STEPS = 10
+_EQUILIBRATION_STEPS = 100
+_QUICK_WALKERS, _QUICK_STEPS = 1024, 16
+STEP_SIZE = 0.5  # Crank-Nicolson, squared units per nat
+
+
+def _ladder(model: LatentModel) -> Ladder:
+    """Return a ladder of one rung, which makes annealing steps equal."""
+    like = next(model.parameters())
+    return Ladder(like.new_ones(1), like.new_full((1,), STEP_SIZE), like.new_zeros(1))
+
+
+def normal_draws(model: LatentModel, n: int, generator: torch.Generator) -> Tensor:
+    """Return draws of N(0, I), (n, L), in the dtype of the model."""
+    like = next(model.parameters())
+    shape = (n, model.n_latents)
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def prior_draws(model: LatentModel, n: int, generator: torch.Generator) -> Tensor:
+    """Draw latents from the prior, (n, L): exactly, or by annealing from N(0, I)."""
+    if model.prior is None:
+        return normal_draws(model, n, generator)
+    target, noise = prior_target(model), IndependentNoise(generator)
+    betas, step_sizes = annealing_schedule(_ladder(model), _SAMPLE_STEPS)
+    base = normal_draws(model, max(n, _FEWEST_WALKERS), generator)
+    log_weights, chains = anneal(
+        start(base, target),
+        target,
+        betas,
+        step_sizes=step_sizes,
+        noise=noise,
+        resample_below=0.5,
+    )
+    index = systematic_resample(log_weights, noise, n)
+    order = torch.randperm(n, generator=generator, device=index.device)
+    # separates the copies that resampling made
+    chains = take_chains(chains, index[order])
+    draws, _ = langevin(chains, target, STEP_SIZE, _POLISH_STEPS, noise)
+    return draws
+
+
+def prior_log_partition(model: LatentModel, generator: torch.Generator) -> LogPartition:
+    """Bracket log Z of the energy prior by annealing from both ends.
+
+    Parameters
+    ----------
+    model : LatentModel
+        With an energy prior.
+    generator : torch.Generator
+        Source of all randomness.
+
+    Returns
+    -------
+    log_partition : LogPartition
+        `upper` is used for scores, so that they stay lower bounds.
+    """
+    target, noise = prior_target(model), IndependentNoise(generator)
+    draws = prior_draws(model, _N_WALKERS, generator)
+    draws, _ = langevin(start(draws, target), target, STEP_SIZE, _EQUILIBRATION_STEPS, noise)
+    return estimate_log_partition(
+        target,
+        lambda: normal_draws(model, _N_WALKERS, generator),
+        draws,
+        _ladder(model),
+        noise=noise,
+        tolerance=_TOLERANCE,
+        max_steps=_MAX_STEPS,
+    ).estimate
+
+
+def quick_log_partition(model: LatentModel, generator: torch.Generator) -> float:
+    """Return an estimate of log Z, in nats, good enough to monitor training."""
+    target, noise = prior_target(model), IndependentNoise(generator)
+    betas, step_sizes = annealing_schedule(_ladder(model), _QUICK_STEPS)
+    base = normal_draws(model, _QUICK_WALKERS, generator)
+    log_weights, _ = anneal(start(base, target), target, betas, step_sizes=step_sizes, noise=noise)
+    return log_mean_exp(log_weights)
