@@ -97,6 +97,23 @@ def take_chains(chains: Chains, index: Tensor) -> Chains:
     return Chains(chains.position[index], Value(*(part[index] for part in chains.value)))
 
 
+def hold_frames(target: Target) -> Target:
+    """Return the target with frames that are drawn at the first step and kept for all others.
+
+    Given the components of a mixture base, every step leaves the joint law of positions and
+    components alone, so that redrawing components less often than positions is a Gibbs sampler
+    still. Valid as long as positions keep their places.
+    """
+    held: list[Frame] = []
+
+    def frames(position: Tensor, noise: "Noise") -> Frame:
+        if not held:
+            held.append(target.frames(position, noise))
+        return held[0]
+
+    return target._replace(frames=frames)
+
+
 def stack_rows(index: Tensor, n_copies: int) -> Tensor:
     """Repeat each row `n_copies` times in place: (B, ...) -> (B * n_copies, ...)."""
     return index.repeat_interleave(n_copies, dim=0)

@@ -161,7 +161,7 @@ class MixtureReference(nn.Module):
             )
             log_det = torch.log(factors).sum(1)
         else:  # factors (M, D, D) with precision = factor factor^T
-            quadratic = (_scaled_residuals(y, means, factors)).square().sum(-1).T
+            quadratic = _quadratic_forms(y, means, factors)
             log_det = torch.log(torch.diagonal(factors, dim1=1, dim2=2)).sum(1)
         return log_weights + log_det - 0.5 * (quadratic + self.n_features * LOG_2PI)
 
@@ -344,10 +344,11 @@ def _component_products(rows: Tensor, matrices: Tensor, component: Tensor) -> Te
     if rows.shape[1] <= _GATHER_UP_TO:
         return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
     # one product per component: gathering a matrix for each row would take B D^2 numbers
+    order = torch.argsort(component)
+    counts = torch.bincount(component, minlength=len(matrices)).tolist()
+    parts = zip(rows[order].split(counts), matrices, strict=True)
     products = torch.empty_like(rows)
-    for m in torch.unique(component).tolist():
-        index = torch.nonzero(component == m).squeeze(1)
-        products[index] = rows[index] @ matrices[m]
+    products[order] = torch.cat([part @ matrix for part, matrix in parts if len(part)])
     return products
 
 
@@ -366,6 +367,20 @@ def _roots(covariances: Tensor, is_diagonal: bool) -> Tensor:
     if is_diagonal:
         return torch.diagonal(covariances, dim1=1, dim2=2).sqrt()
     return torch.linalg.cholesky(covariances)
+
+
+def _quadratic_forms(y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
+    """Return `(y - m)^T F F^T (y - m)` for rows y (B, D) and every component, (B, M)."""
+    n_components, d = means.shape
+    if d + 1 > 2 * n_components:  # products of features would be more numbers than residuals
+        return _scaled_residuals(y, means, factors).square().sum(-1).T
+    precision = factors @ factors.transpose(1, 2)
+    first, second = torch.triu_indices(d, d, device=y.device)
+    # off the diagonal, each product stands for two entries
+    weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
+    pull = torch.einsum("mde,me->md", precision, means)
+    constant = (pull * means).sum(1)
+    return (y[:, first] * y[:, second]) @ weights.T - 2.0 * (y @ pull.T) + constant
 
 
 def _scaled_residuals(y: Tensor, means: Tensor, factors: Tensor) -> Tensor:

@@ -70,6 +70,32 @@ def test_log_marginal_is_the_score_of_the_fitted_mixture(covariance_type):
     )
 
 
+@pytest.mark.parametrize("n_features", [2, 9])
+def test_log_marginal_is_the_score_in_few_and_in_many_dimensions(n_features):
+    # two routes to the quadratic forms: products of features, or a residual per component
+    mixture, X = fitted_mixture("full", n_features=n_features)
+    reference = reference_of(mixture)
+    assert (n_features + 1 > 2 * mixture.n_components) == (n_features == 9)
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(), mixture.score_samples(X), rtol=1e-10
+    )
+
+
+def test_narrow_components_far_out_keep_their_digits():
+    # standard deviation 1e-3 at a distance of 50: quadratic forms of 2.5e9 cancel to about one
+    precise = GaussianMixture(2, covariance_type="full")
+    precise.weights_, precise.means_ = np.array([0.5, 0.5]), np.array([[50.0, -50.0], [0.0, 0.0]])
+    precise.covariances_ = np.stack([1e-6 * np.array([[1.0, 0.5], [0.5, 1.0]]), np.eye(2)])
+    precise.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(precise.covariances_))
+    precise.precisions_cholesky_ = precise.precisions_cholesky_.transpose(0, 2, 1)
+    X = precise.means_[0] + 1e-3 * np.random.RandomState(0).standard_normal((100, 2))
+    np.testing.assert_allclose(
+        reference_of(precise).log_marginal(torch.from_numpy(X)).numpy(),
+        precise.score_samples(X),
+        atol=1e-5,
+    )
+
+
 def test_log_marginal_counts_the_wide_component_at_the_location():
     mixture, X = fitted_mixture("full")
     wide_covariance = 4.0 * np.cov(X.T)

@@ -19,6 +19,7 @@ from sklvebm.estimators._boundary import (
     standardisation,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
+from sklvebm.estimators._mixture_selection import MixtureChoice, choose_mixture
 from sklvebm.estimators._model import Model, n_weights
 from sklvebm.estimators._normalising import gain_over_reference, normalise
 from sklvebm.estimators._reference_selection import fit_reference
@@ -33,7 +34,6 @@ _MAX_MONITOR_ROWS = 1000
 _BURN_IN_SWEEPS = 200
 _FEW_DIMENSIONS = 7  # features and latents together
 _MANY_ROWS = 1000
-_LIGHT = 0.001  # least weight of the wide component of a reference that is the model
 
 
 class Training(NamedTuple):
@@ -42,6 +42,7 @@ class Training(NamedTuple):
     optimisation: Optimisation
     state: ParticleState
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
+    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
 
 
 class Outcome(NamedTuple):
@@ -167,14 +168,18 @@ def start_training(
     chart = standardisation(X)
     warn_of_repeated_rows(X)
     standardised = chart.apply(X[rows.fitted])
-    reference = fit_reference(standardised, settings.n_components, settings.reference, random_state)
+    by_validation = isinstance(settings.reference, str) and settings.reference == "mixture"
+    choice = choose_mixture(standardised, random_state) if by_validation else None
+    reference = fit_reference(
+        standardised, settings.n_components, settings.reference, random_state, choice=choice
+    )
     seed = random_state.randint(np.iinfo(np.int32).max)
     energy = build_energy(settings, copy.deepcopy(reference), seed).to(device=device, dtype=dtype)
     optimisation = start_optimisation(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
     state = new_objective(settings).init(energy, 0, generator=seeded_generator(seed, device))
-    return chart, Training(optimisation, state, reference)
+    return chart, Training(optimisation, state, reference, choice)
 
 
 def continue_training(
@@ -251,14 +256,14 @@ def continue_training(
         lower_bound = result.best_lower_bound
         if keep_best and gain <= 0.0 and isinstance(energy, AnchoredEnergy):
             # annealing has the last word: what looked like progress on the ladder was none
-            reference = final_reference(chart.apply(X), training.reference, settings, seed)
+            reference = final_reference(chart.apply(X), training, settings, seed)
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
     return Outcome(
         model=model,
         diagnostics=diagnostics,
-        training=Training(result.optimisation, result.state, training.reference),
+        training=training._replace(optimisation=result.optimisation, state=result.state),
         history=result.history,
         lower_bound=lower_bound + chart.log_jacobian,
         improved=gain > 0.0,
@@ -268,18 +273,22 @@ def continue_training(
 
 
 def final_reference(
-    X: np.ndarray, reference: MixtureReference, settings: SimpleNamespace, seed: int
+    X: np.ndarray, training: Training, settings: SimpleNamespace, seed: int
 ) -> MixtureReference:
     """Return the reference that is the model where training did not help: of all rows.
 
     Nothing has to be held out from it any more, nor does it have to catch wells of an energy, so
     that its wide component can be as light as the rows want it.
     """
-    if settings.reference != "mixture" or not settings.early_stopping:
-        return reference
-    random_state = np.random.RandomState(seed)
+    if training.choice is None or not settings.early_stopping:
+        return training.reference
     return fit_reference(
-        X, settings.n_components, "mixture", random_state, least_wide_weight=_LIGHT
+        X,
+        settings.n_components,
+        "mixture",
+        np.random.RandomState(seed),
+        choice=training.choice,
+        least_wide_weight=0.0,
     )
 
 

@@ -15,6 +15,7 @@ from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnerg
 from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fitting import Training
+from sklvebm.estimators._mixture_selection import MixtureChoice
 from sklvebm.estimators._model import Model
 from sklvebm.log_partition import Ladder, LogPartition
 from sklvebm.particles import ParticleState
@@ -143,6 +144,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "reference": plain_reference(model.energy.reference),
         # another one, where training was not accepted
         "trained_on": plain_reference(training.reference),
+        "choice": training.choice and training.choice._asdict(),
         "energy": plain_energy(model.energy),
         "standardisation": model.standardisation._asdict(),
         "log_partition": model.log_partition._asdict(),
@@ -182,6 +184,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         ),
         particles,
         trained_on,
+        parts["choice"] and MixtureChoice(**parts["choice"]),
     )
     state.update(derived_attributes(model))
     return state

@@ -10,7 +10,7 @@ from sklvebm.dynamics.langevin import Kernel, adapt_step_size, start
 from sklvebm.dynamics.tempering import respaced_ladder, swap_replicas
 from sklvebm.energies import PathEnergy
 from sklvebm.gradients import joint_target
-from sklvebm.particles import IndependentNoise, ParticleState, take_chains
+from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
 
 RESPACE_EVERY = 10  # updates or sweeps
 
@@ -65,6 +65,7 @@ def sweep_pool(
     chains = take_chains(chains, index)
     beta = state.betas.repeat_interleave(c)
     step_size = state.pool_step_size
+    target = hold_frames(target)  # drawing the mixture's components anew is dear
     for _ in range(n_steps):
         chains, info = kernel.step(
             chains, target, beta=beta, step_size=step_size.repeat_interleave(c), noise=noise

@@ -1,20 +1,18 @@
-"""Probabilistic PCA and the selection of the reference against scikit-learn."""
+"""Probabilistic PCA and the fitted reference against scikit-learn."""
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.stats import norm
+from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from sklvebm.estimators._mixture_selection import MixtureChoice, choose_mixture, fit_ensemble
 from sklvebm.estimators._reference_selection import (
     fit_reference,
-    fitted_wide_weight,
     full_covariances,
     probabilistic_pca,
-    select_mixture,
 )
 
 
@@ -131,77 +129,6 @@ def test_largest_loading_of_every_direction_is_positive():
     assert np.all(matrix[np.arange(3), np.abs(matrix).argmax(axis=1)] > 0.0)
 
 
-def test_select_mixture_counts_well_separated_clusters():
-    X, centres = clusters()
-    mixture, _ = select_mixture(X, random_state())
-    assert mixture.n_components == 4
-    nearest = np.linalg.norm(mixture.means_[:, None] - centres[None], axis=2).argmin(axis=1)
-    assert sorted(nearest) == [0, 1, 2, 3]
-    for mean, k in zip(mixture.means_, nearest, strict=True):
-        # five standard errors of the mean of 120 unit normals
-        assert np.abs(mean - centres[k]).max() < 5.0 / np.sqrt(120)
-
-
-def test_select_mixture_is_not_misled_by_likelihoods_of_the_rows_fitted():
-    # thirty rows in twenty dimensions: the likeliest full covariance is worthless on new rows
-    both = rows(430, 20)
-    X, fresh = both[:30], both[30:]
-    mixture, _ = select_mixture(X, random_state())
-    likeliest = GaussianMixture(1, covariance_type="full", reg_covar=1e-6).fit(X)
-    assert likeliest.bic(X) < mixture.bic(X)
-    assert mixture.score(fresh) > likeliest.score(fresh) + 10.0
-
-
-def test_select_mixture_takes_many_components_where_few_do_not_help():
-    # two spheres, one inside the other: two or four Gaussians are no better than one
-    random = np.random.RandomState(0)
-    X = random.standard_normal((2000, 3))
-    X *= random.choice([0.5, 1.5], 2000)[:, None] / np.linalg.norm(X, axis=1, keepdims=True)
-    X += 0.05 * random.standard_normal(X.shape)
-    mixture, _ = select_mixture(X, random_state())
-    assert mixture.n_components > 10
-
-
-def test_select_mixture_loses_little_against_the_right_family():
-    both = rows(4400, 3)
-    X, fresh = both[:400], both[400:]
-    mixture, weight = select_mixture(X, random_state())
-    assert mixture.score(fresh) > GaussianMixture(1).fit(X).score(fresh) - 0.05
-    assert weight < 0.1
-
-
-@pytest.mark.parametrize("n_samples", [2, 4, 9])
-def test_select_mixture_manages_with_few_rows(n_samples):
-    mixture, _ = select_mixture(rows(n_samples, 2), random_state())
-    assert mixture.n_components == 1
-
-
-def test_the_weight_of_the_wide_component_is_the_likeliest():
-    # a fifth of the rows from a Gaussian four times as wide
-    random = np.random.RandomState(0)
-    x = random.standard_normal(5000) * np.where(random.uniform(size=5000) < 0.2, 4.0, 1.0)
-    main, wide = norm(scale=1.0).logpdf(x), norm(scale=4.0).logpdf(x)
-    weight = fitted_wide_weight(main, wide)
-
-    def loss(w):
-        return -np.logaddexp(np.log1p(-w) + main, np.log(w) + wide).mean()
-
-    best = minimize_scalar(loss, bounds=(0.01, 0.3), method="bounded", options={"xatol": 1e-6}).x
-    assert weight == pytest.approx(best, abs=1e-4)
-    # far tails keep a floor, and heavy ones a ceiling
-    assert fitted_wide_weight(main, main - 50.0) == pytest.approx(0.01)
-    assert fitted_wide_weight(main, main + 50.0) == pytest.approx(0.3)
-
-
-def test_heavy_tails_raise_the_weight_of_the_wide_component():
-    normal = rows(400, 2)
-    tails = np.random.RandomState(0).standard_t(2.0, size=(400, 2))
-    tails /= tails.std(axis=0)
-    _, light = select_mixture(normal, random_state())
-    _, heavy = select_mixture(tails, random_state())
-    assert light < heavy
-
-
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
 def test_full_covariances_score_like_the_original(covariance_type):
     X, _ = clusters()
@@ -220,7 +147,9 @@ def test_mixtures_get_a_wide_component(kind):
     X = rows(n_features=3)
     reference = fit_reference(X, 2, kind, random_state())
     if isinstance(kind, str):
-        mixture, weight = select_mixture(X, random_state())
+        source = random_state()
+        choice = choose_mixture(X, source)
+        mixture, weight = fit_ensemble(X, choice, source), max(0.01, choice.wide_weight)
     else:
         mixture = GaussianMixture(2, covariance_type="full", random_state=0).fit(X)
         weight = 0.05
@@ -237,6 +166,21 @@ def test_mixtures_get_a_wide_component(kind):
     )
     np.testing.assert_allclose(
         reference.log_marginal(torch.from_numpy(X)).numpy(), expected, rtol=1e-8
+    )
+
+
+def test_a_reference_is_the_mean_of_its_members():
+    X = rows(n_features=3)
+    choice = MixtureChoice(3, "full", 1e-3, n_members=4, wide_weight=0.02)
+    reference = fit_reference(X, 2, "mixture", random_state(), choice=choice)
+    assert len(reference.log_weights) == 3 * 4 + 1
+    members = fit_ensemble(X, choice, random_state()).members
+    density = np.mean([np.exp(member.score_samples(X)) for member in members], axis=0)
+    wide = multivariate_normal(X.mean(axis=0), 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(3)))
+    np.testing.assert_allclose(
+        np.exp(reference.log_marginal(torch.from_numpy(X)).numpy()),
+        0.98 * density + 0.02 * wide.pdf(X),
+        rtol=1e-8,
     )
 
 

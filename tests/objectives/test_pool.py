@@ -1,5 +1,6 @@
 """What is seen while a pool is watched."""
 
+import pytest
 import torch
 
 from sklvebm.dynamics.langevin import KERNELS
@@ -24,6 +25,24 @@ def untrained():
         location=torch.zeros(2),
     )
     return AnchoredEnergy(reference, MLPEnergy(2, 1, (8,), generator=generator()).double())
+
+
+def two_wells():
+    """Return an untrained energy on two unequal, overlapping components, and their moments."""
+    weights, means = torch.tensor([0.3, 0.7]), torch.tensor([[-1.5, 0.0], [1.0, 0.5]])
+    covariances = torch.stack([torch.eye(2), 0.5 * torch.eye(2)])
+    reference = MixtureReference(
+        weights,
+        means,
+        covariances,
+        latent_map=torch.tensor([[0.5, 0.0]]),
+        latent_variance=torch.tensor([0.75]),
+        location=torch.zeros(2),
+    )
+    energy = AnchoredEnergy(reference, MLPEnergy(2, 1, (8,), generator=generator()).double())
+    mean = weights @ means
+    second = torch.einsum("m,mij->ij", weights, covariances + means[:, :, None] * means[:, None])
+    return energy, mean, second - mean[:, None] * mean
 
 
 def pool_of(energy, n_temperatures=4):
@@ -69,3 +88,35 @@ def test_a_sweep_redraws_the_reference_rung_and_leaves_its_input_alone():
     sweep = sweep_pool(energy, state, KERNELS["crank-nicolson"], 1, IndependentNoise(generator(2)))
     assert torch.equal(state.pool, before)
     assert not bool((sweep.pool == before).any())
+
+
+@pytest.mark.parametrize("n_steps", [1, 5])
+def test_chains_cross_between_components_that_are_drawn_once_a_sweep(n_steps):
+    """From a single component, the pool comes to the whole mixture: mean and covariance."""
+    energy, mean, covariance = two_wells()
+    state = pool_of(energy, n_temperatures=1)
+    n_chains = 4000
+    start = torch.randn(1, n_chains, 3, generator=generator(1), dtype=torch.float64)
+    start[..., :2] = energy.reference.from_features(start[0, :, :2] + torch.tensor([-1.5, 0.0]))
+    state = state._replace(pool=start)
+    noise = IndependentNoise(generator(2))
+    for _ in range(60):
+        sweep = sweep_pool(energy, state, KERNELS["crank-nicolson"], n_steps, noise)
+        state = state._replace(pool=sweep.pool, pool_step_size=sweep.step_size)
+    x = energy.reference.to_features(state.pool[0, :, :2])
+    error = torch.sqrt(torch.diagonal(covariance) / n_chains)
+    assert bool(((x.mean(0) - mean).abs() < 5.0 * error).all())
+    # variances of the sample covariance, from its own fourth moments
+    products = (x - mean)[:, :, None] * (x - mean)[:, None]
+    error = products.std(0) / n_chains**0.5
+    assert bool(((products.mean(0) - covariance).abs() < 5.0 * error).all())
+
+
+def test_frames_are_drawn_once_a_sweep():
+    energy, _, _ = two_wells()
+    state = pool_of(energy)
+    drawn = []
+    frame = energy.reference.frame
+    energy.reference.frame = lambda *arguments: drawn.append(1) or frame(*arguments)
+    sweep_pool(energy, state, KERNELS["crank-nicolson"], 3, IndependentNoise(generator()))
+    assert len(drawn) == 1
