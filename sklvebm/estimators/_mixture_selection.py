@@ -24,9 +24,9 @@ _COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 2
 _COVARIANCE_TYPES = ("full", "tied", "diag")
 _COARSE = 3  # every third grid point first, then the neighbours of the best
 _N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
-_MAX_FITTED_ROWS = 20_000
+_MAX_ROWS_TO_CHOOSE, _MAX_FITTED_ROWS = 6000, 20_000
 _FEW_ROWS = 500  # fewer are cut into five folds, and start from a larger ridge
-_MANY_ROWS, _MAX_TEST_ROWS = 3000, 2500  # more are split once, a quarter of them held out
+_MANY_ROWS = 1000  # more are split once, a quarter of them held out
 _TIE = 0.25  # standard errors of a paired difference
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
 _FIRST_RIDGE = 1e-3
@@ -36,6 +36,7 @@ WIDE_WEIGHT = 0.05  # until it is fitted
 LEAST_WIDE_WEIGHT = 0.01
 _LIGHTEST, _MOST_WIDE_WEIGHT = 0.001, 0.3
 _WIDE_SPREAD = 2.0  # standard deviations of the data
+_LEAST_GAIN = 1e-3  # nats, for which an ensemble is worth its cost
 _N_TRIED = 4  # members of an ensemble while components are chosen
 _MOST_MEMBERS = 16
 # all members together; in numbers, means and covariances are counted
@@ -110,7 +111,7 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 20,000 random ones choose.
+        Standardised rows; at most 6,000 random ones choose.
     random_state : numpy.random.RandomState
         Source of folds and starts.
 
@@ -120,7 +121,7 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         One component without cross-validation, if there are fewer rows than folds.
     """
     seed = random_state.randint(2**30)
-    X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
+    X = X[random_state.permutation(len(X))[:_MAX_ROWS_TO_CHOOSE]]
     folds = _folds(X)
     if not folds:
         return MixtureChoice(1, "diag", COVARIANCE_FLOOR, 1, WIDE_WEIGHT)
@@ -184,6 +185,12 @@ class _HeldOutLosses:
         """Return the mean loss."""
         return float(self.of_rows(*candidate).mean())
 
+    def diversity(self, *candidate) -> float:
+        """Return how much an ensemble is better than its members are on average, nats, >= 0."""
+        *parameters, n_members = candidate
+        members = [self._member(m, *parameters).mean() for m in range(n_members)]
+        return float(self.log_density(*candidate).mean() - np.mean(members))
+
     def standard_error(self, first: tuple, second: tuple) -> float:
         """Return the standard error of the difference of two candidates' mean losses."""
         difference = self.of_rows(*first) - self.of_rows(*second)
@@ -193,7 +200,7 @@ class _HeldOutLosses:
 def _search_ensemble(
     X: np.ndarray, losses: _HeldOutLosses, n_components: int, kind: str, ridge: float
 ) -> tuple[int, int]:
-    """Return components of each member, and members: 1 unless an ensemble is clearly better.
+    """Return components of each member, and members: 1 where all starts lead to the same fit.
 
     Members may have more components than a single mixture: averaging takes away what these add in
     variance.
@@ -205,9 +212,11 @@ def _search_ensemble(
         if len(means) > 2 and means[k] > min(means.values()):
             break
     best = min(means, key=means.get)
-    single = (n_components, kind, ridge)
-    gain = losses.mean(*single) - means[best]
-    if gain <= _TIE * losses.standard_error(single, (best, kind, ridge, _N_TRIED)):
+    candidates = [(k, kind, ridge, _N_TRIED) for k in (n_components, best)]
+    if means[n_components] - means[best] <= _TIE * losses.standard_error(*candidates):
+        best = n_components
+    # the single mixture that was looked at is no measure: it was chosen for its luck
+    if losses.diversity(best, kind, ridge, _N_TRIED) < _LEAST_GAIN:
         return n_components, 1
     n_features = X.shape[1]
     numbers = best * n_features * (2 if kind == "diag" else 1 + n_features)
@@ -259,7 +268,7 @@ def _folds(X: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     folds, order = [], np.arange(len(X))
     parts = np.array_split(order, n_folds)
     if len(X) > _MANY_ROWS:
-        parts = [order[: min(len(X) // 4, _MAX_TEST_ROWS)]]
+        parts = [order[: len(X) // 4]]
     for part in parts:
         train = X[np.setdiff1d(order, part)]
         wide = multivariate_normal(train.mean(0), wide_covariance(train))
@@ -289,20 +298,21 @@ def _search_components(
     X: np.ndarray, loss: Callable[[int, str], float]
 ) -> dict[tuple[int, str], float]:
     """Return the losses of all covariance types, over components until they stop helping."""
+    grids = {kind: _allowed_components(X, kind) for kind in _COVARIANCE_TYPES}
     losses: dict[tuple[int, str], float] = {}
-    for kind in _COVARIANCE_TYPES:
-        grid = _allowed_components(X, kind)
+    for kind, grid in grids.items():
         found: dict[int, float] = {}
         for position in range(0, len(grid), _COARSE):
-            found[position] = loss(grid[position], kind)
+            found[position] = losses[grid[position], kind] = loss(grid[position], kind)
             # shells look like one Gaussian until there are many components
             if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
                 break
-        centre = min(found, key=found.get)
-        for position in range(max(0, centre - _COARSE + 1), min(len(grid), centre + _COARSE)):
-            if position not in found:
-                found[position] = loss(grid[position], kind)
-        losses |= {(grid[p], kind): value for p, value in found.items()}
+    n_components, kind = min(losses, key=losses.get)
+    grid = grids[kind]
+    centre = grid.index(n_components)
+    for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
+        if (n_components, kind) not in losses:
+            losses[n_components, kind] = loss(n_components, kind)
     return losses
 
 
