@@ -72,7 +72,7 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
         Activation of the hidden layers.
     n_latent_steps : int, default=2
         Levenberg-Marquardt steps of a row's latents per update.
-    initial_variance : float, default=0.05
+    initial_variance : float, default=0.1
         Variance of the decoder at the start, in standardised units: below 1, the variance of the
         rows, so that the decoder listens to its latents. It is learned, one value per feature.
     variance_floor : float, default=0.0001
@@ -161,7 +161,7 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
         hidden_layer_sizes=(64, 64),
         activation="tanh",
         n_latent_steps=2,
-        initial_variance=0.05,
+        initial_variance=0.1,
         variance_floor=1e-4,
         n_importance_samples=256,
         learning_rate_init=0.003,

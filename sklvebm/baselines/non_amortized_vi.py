@@ -130,13 +130,13 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
         Number of latents z.
     hidden_layer_sizes : sequence of int, default=(64, 64)
         Hidden layers of the decoder; () makes it affine.
-    activation : {"silu", "softplus", "tanh"}, default="silu"
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the hidden layers.
     n_latent_steps : int, default=4
         Steps of Adam on a row's Gaussian per update.
     latent_learning_rate : float, default=0.03
         Step of Adam on means and log standard deviations.
-    initial_variance : float, default=0.01
+    initial_variance : float, default=0.003
         Variance of the decoder at the start, in standardised units: below 1, the variance of the
         rows, so that the decoder listens to its latents. It is learned, one value per feature.
     variance_floor : float, default=0.0001
@@ -224,10 +224,10 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
         n_components=2,
         *,
         hidden_layer_sizes=(64, 64),
-        activation="silu",
+        activation="tanh",
         n_latent_steps=4,
         latent_learning_rate=0.03,
-        initial_variance=0.01,
+        initial_variance=0.003,
         variance_floor=1e-4,
         n_importance_samples=256,
         learning_rate_init=0.003,
