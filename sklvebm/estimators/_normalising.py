@@ -31,7 +31,7 @@ _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
 _MAX_STEPS = 512
 _POSTERIOR_ROWS = 100
 _CHUNK_ROWS = 128
-_DOUBT = 0.5  # standard errors
+_DOUBT = 2.0  # standard errors
 
 
 def normaliser_objective(settings: SimpleNamespace) -> ParticleLikelihood:
@@ -165,8 +165,8 @@ def watch_pools(
 def gain_over_reference(model: Model, rows: Tensor) -> float:
     """Return by how much rows, standardised (N, D), prefer the model to its reference, nats.
 
-    The mean lower bound minus the reference's, with log Z from above, less half of its standard
-    error over rows: ten rows can be pleased by chance.
+    The mean lower bound minus the reference's, with log Z from above, less two standard errors
+    over rows: ten rows can be pleased by chance.
     """
     parts = [
         posterior_particles(
