@@ -55,10 +55,10 @@ def ula_step(
     `Λ^{-1} (I - h Λ / 2)^{-1}`: too wide, and infinite for `h Λ >= 2`.
     """
     position, value = chains
-    h = step_size.unsqueeze(-1)
     xi = noise.normal(position)
-    _, grad = _energy_and_grad(position, value, target, beta)
-    moved = position - h * grad + torch.sqrt(2.0 * h) * xi
+    _, pull = target.base(position)
+    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    moved = _drifted(position, grad, step_size, torch.sqrt(2.0 * step_size), xi)
     return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
 
 
@@ -75,12 +75,13 @@ def leimkuhler_matthews_step(
     Parameters and returns are those of `ula_step`; the value returned belongs to `u`.
     """
     position, _ = chains
-    h = step_size.unsqueeze(-1)
     xi = noise.normal(position)
-    u = position + torch.sqrt(0.5 * h) * xi
+    root = torch.sqrt(2.0 * step_size)
+    u = torch.addcmul(position, root.unsqueeze(-1), xi, value=0.5)
     value = target.evaluate(u)
-    _, grad = _energy_and_grad(u, value, target, beta)
-    moved = position - h * grad + torch.sqrt(2.0 * h) * xi
+    _, pull = target.base(u)
+    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    moved = _drifted(position, grad, step_size, root, xi)
     return Chains(moved, value), StepInfo(torch.ones_like(beta))
 
 
@@ -98,16 +99,17 @@ def mala_step(
     A proposal with a non-finite energy is rejected. One evaluation per step.
     """
     position, value = chains
-    h = step_size.unsqueeze(-1)
-    root = torch.sqrt(2.0 * h)
+    root = torch.sqrt(2.0 * step_size)
     xi = noise.normal(position)
     energy, grad = _energy_and_grad(position, value, target, beta)
-    moved = position - h * grad + root * xi
+    moved = _drifted(position, grad, step_size, root, xi)
     new = target.evaluate(moved)
     new_energy, new_grad = _energy_and_grad(moved, new, target, beta)
-    # noise that would carry the proposal back: ((u - u') + h grad E(u')) / sqrt(2 h)
-    back = (position - moved + h * new_grad) / root
-    log_ratio = energy - new_energy + 0.5 * (xi.square().sum(1) - back.square().sum(1))
+    # the noise that would carry the proposal back is `mean - xi`, with
+    # mean = sqrt(h / 2) (grad E(u) + grad E(u')), and |xi|^2 - |mean - xi|^2 = mean (2 xi - mean)
+    mean = grad.add_(new_grad).mul_(root.mul_(0.5).unsqueeze(-1))
+    log_ratio = torch.sub(xi, mean, alpha=0.5).mul_(mean).sum(1)
+    log_ratio += energy.sub_(new_energy)
     return _accept(log_ratio, Chains(moved, new), chains, noise)
 
 
@@ -115,8 +117,17 @@ def _energy_and_grad(
     position: Tensor, value: Value, target: Target, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return `E_b` (B,) and its gradient (B, P) from the cached correction and the base."""
-    energy, grad = target.base(position)
-    return energy + beta * value.correction, grad + beta.unsqueeze(-1) * value.grad
+    energy, pull = target.base(position)
+    return (
+        torch.addcmul(energy, beta, value.correction),
+        torch.addcmul(pull, beta.unsqueeze(-1), value.grad),
+    )
+
+
+def _drifted(position: Tensor, grad: Tensor, step_size: Tensor, root: Tensor, xi: Tensor) -> Tensor:
+    """Return `position - step_size grad + root xi`, (B, P); step sizes and roots (B,)."""
+    moved = torch.addcmul(position, step_size.unsqueeze(-1), grad, value=-1.0)
+    return moved.addcmul_(root.unsqueeze(-1), xi)
 
 
 def crank_nicolson_step(
@@ -143,22 +154,21 @@ def crank_nicolson_step(
     position, value = chains
     frame = target.frames(position, noise)
     h, b = step_size.unsqueeze(-1), beta.unsqueeze(-1)
+    share = torch.reciprocal(2.0 + h)
     s = frame.whiten(position)
     grad = b * frame.pull(value.grad)
     xi = noise.normal(s)
-    moved = ((2.0 - h) * s - 2.0 * h * grad + torch.sqrt(8.0 * h) * xi) / (2.0 + h)
+    moved = ((2.0 - h) * share) * s
+    moved.addcmul_(h * share, grad, value=-2.0).addcmul_(torch.sqrt(8.0 * h) * share, xi)
     new_position = frame.colour(moved)
     new = target.evaluate(new_position)
     new_grad = b * frame.pull(new.grad)
-    # log ratio of [1], eq. (4.17): the normal base has cancelled
-    step = moved - s
-    middle = (moved + s).mul(0.25 * step_size.unsqueeze(-1))
-    log_ratio = (
-        beta * (value.correction - new.correction)
-        + 0.5 * (step * (grad + new_grad)).sum(1)
-        + (middle * (grad - new_grad)).sum(1)
-        + 0.25 * step_size * (grad.square().sum(1) - new_grad.square().sum(1))
-    )
+    # log ratio of [1], eq. (4.17): the normal base has cancelled; with a = g + g', d = g - g',
+    # its sum over coordinates is a (s' - s) / 2 + d h (s' + s + a) / 4
+    both, difference = grad + new_grad, grad.sub_(new_grad)
+    terms = torch.add(moved, s).add_(both).mul_(difference).mul_(0.5 * h)
+    log_ratio = terms.addcmul_(both, moved - s).sum(1).mul_(0.5)
+    log_ratio.addcmul_(beta, value.correction - new.correction)
     return _accept(log_ratio, Chains(new_position, new), chains, noise)
 
 
@@ -199,7 +209,7 @@ def reference_step(
 
 def _accept(log_ratio: Tensor, new: Chains, old: Chains, noise: Noise) -> tuple[Chains, StepInfo]:
     """Take the new chains with the Metropolis probability; never where the ratio is not finite."""
-    acceptance = torch.nan_to_num(torch.exp(log_ratio.clamp(max=0.0)), nan=0.0)
+    acceptance = log_ratio.clamp(max=0.0).exp_().nan_to_num_(nan=0.0)
     accepted = noise.uniform(acceptance) < acceptance
     column = accepted.unsqueeze(-1)
     value = Value(

@@ -1,26 +1,70 @@
 """Correction and gradient of an anchored `MLPEnergy` by hand-derived back-propagation.
 
-No autograd graph is recorded, activations and their derivatives share one sigmoid.
+No autograd graph is recorded, and activations are made and consumed in blocks of rows that stay in
+the processor's cache.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklvebm.energies import AnchoredEnergy
 from sklvebm.gradients import CorrectionAndGrad
+from sklvebm.kernels.products import affine, affine_tanh, product
+
+# activations of one layer that are alive at a time: 1 MB in float32, of which a core keeps a few
+_BLOCK_NUMBERS = 2**18
 
 
-def _activation_and_slope(kind: str, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the activation of `a` and its derivative, both of the shape of `a`."""
-    if kind == "silu":
-        gate = torch.sigmoid(a)
-        value = a * gate
-        # silu' = s + a s (1 - s) = s + silu (1 - s)
-        return value, torch.addcmul(gate, value, 1.0 - gate)
+# autograd's own: (gradient, tanh(a)) -> gradient * (1 - tanh(a)^2) in one pass; broadcasts
+_tanh_backward = torch.ops.aten.tanh_backward
+
+
+def _layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the activations of a layer, (B, W), and what `_through` needs of them, (B, W)."""
+    if kind == "tanh":
+        value = affine_tanh(rows, weight, bias)
+        return value, value
+    a = affine(rows, weight, bias)
     if kind == "softplus":
-        return torch.nn.functional.softplus(a), torch.sigmoid(a)
-    value = torch.tanh(a)
-    return value, 1.0 - value.square()
+        return torch.nn.functional.softplus(a), a.sigmoid_()
+    gate = torch.sigmoid(a)
+    value = a.mul_(gate)
+    # silu' = s + a s (1 - s) = s + silu (1 - s)
+    return value, gate.addcmul_(value, 1.0 - gate)
+
+
+def _through(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
+    """Return the gradient (B, W) in front of an activation from the one behind, in `kept`."""
+    if kind == "tanh":
+        return _tanh_backward.grad_input(grad, kept, grad_input=kept)
+    return kept.mul_(grad)
+
+
+class _Network(NamedTuple):
+    """The parameters of an `MLPEnergy`, whose containers are slow to look into."""
+
+    activation: str
+    weights: list[Tensor]
+    biases: list[Tensor]
+    output: Tensor
+    bound: float  # nats, of the correction
+
+
+def _value_and_grad(network: _Network, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bounded correction (B,) and its gradient (B, P) at rows (B, P)."""
+    kind, hidden, kept = network.activation, rows, []
+    for weight, bias in zip(network.weights, network.biases, strict=True):
+        hidden, slope = _layer(kind, hidden, weight, bias)
+        kept.append(slope)
+    saturation = torch.tanh((hidden @ network.output).div_(network.bound))
+    grad = network.output.expand_as(hidden)
+    for weight, slope in zip(reversed(network.weights), reversed(kept), strict=True):
+        grad = product(_through(kind, grad, slope), weight)
+    # the bound's derivative is one number a row, cheapest where rows are shortest
+    return network.bound * saturation, _tanh_backward(grad, saturation.unsqueeze(1))
 
 
 def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
@@ -29,26 +73,30 @@ def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     Parameters
     ----------
     energy : AnchoredEnergy
-        Its network must be an `MLPEnergy`. Weights are read at each call.
+        Its network must be an `MLPEnergy`. The values of its parameters are read at each call.
 
     Returns
     -------
     correction_and_grad : callable
         Same values as the autograd version up to rounding.
     """
-    network, bound = energy.network, energy.bound
-    kind, n_features = network.activation, network.n_features
+    mlp = energy.network
+    network = _Network(
+        mlp.activation, list(mlp.weights), list(mlp.biases), mlp.output, energy.bound
+    )
+    n_features = mlp.n_features
+    block_rows = max(1, _BLOCK_NUMBERS // max(mlp.hidden_layer_sizes))
 
     @torch.no_grad()
     def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hidden, slopes = torch.cat([x, z], 1), []
-        for weight, bias in zip(network.weights, network.biases, strict=True):
-            hidden, slope = _activation_and_slope(kind, torch.addmm(bias, hidden, weight.T))
-            slopes.append(slope)
-        saturation = torch.tanh((hidden @ network.output) / bound)
-        grad = torch.outer(1.0 - saturation.square(), network.output)
-        for weight, slope in zip(reversed(network.weights), reversed(slopes), strict=True):
-            grad = grad.mul_(slope) @ weight
-        return bound * saturation, grad[:, :n_features], grad[:, n_features:]
+        rows = torch.cat([x, z], 1)
+        if len(rows) <= block_rows:
+            correction, grad = _value_and_grad(network, rows)
+        else:
+            # blocks of nearly equal size: oneDNN prepares itself anew for every size it meets
+            blocks = rows.tensor_split(math.ceil(len(rows) / block_rows))
+            parts = [_value_and_grad(network, block) for block in blocks]
+            correction, grad = (torch.cat(part) for part in zip(*parts, strict=True))
+        return correction, grad[:, :n_features], grad[:, n_features:]
 
     return correction_and_grad

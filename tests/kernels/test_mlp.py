@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.dynamics.langevin import crank_nicolson_step, mala_step, start, ula_step
 from sklvebm.energies import (
     ACTIVATIONS,
     AnchoredEnergy,
@@ -11,8 +12,10 @@ from sklvebm.energies import (
     LinearGaussianEnergy,
     MLPEnergy,
 )
-from sklvebm.gradients import autograd_correction_and_grad
+from sklvebm.gradients import autograd_correction_and_grad, joint_target
+from sklvebm.kernels import mlp
 from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.particles import IndependentNoise
 from sklvebm.reference import MixtureReference
 
 D, L = 3, 2
@@ -62,6 +65,43 @@ def test_kernel_equals_automatic_differentiation(activation, hidden_layer_sizes,
         assert fast.shape == plain.shape
         assert fast.dtype == dtype
         assert largest_relative_error(fast, plain) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("n", [0, 1, 1500])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernel_equals_automatic_differentiation_in_blocks(
+    monkeypatch, activation, n, dtype, tolerance
+):
+    # three blocks of unequal size, large enough for oneDNN
+    monkeypatch.setattr(mlp, "_BLOCK_NUMBERS", 128 * 600)
+    energy = anchored(activation, (96, 128), dtype)
+    x, z = inputs(dtype, n)
+    expected = autograd_correction_and_grad(energy)(x, z)
+    for fast, plain in zip(mlp_correction_and_grad(energy)(x, z), expected, strict=True):
+        assert fast.shape == plain.shape
+        if n:
+            assert largest_relative_error(fast, plain) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("step", [ula_step, mala_step, crank_nicolson_step])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_same_noise_gives_the_trajectory_of_the_plain_gradient(activation, step, dtype, tolerance):
+    energy = anchored(activation, (64, 64), dtype)
+    position = torch.cat(inputs(dtype, 200), 1)
+    ends = []
+    for gradient in (mlp_correction_and_grad(energy), autograd_correction_and_grad(energy)):
+        target, noise = joint_target(energy, gradient), IndependentNoise(generator(3))
+        chains = start(position, target)
+        ones = torch.ones(len(position), dtype=dtype)
+        for _ in range(20):
+            chains, _ = step(chains, target, beta=ones, step_size=0.02 * ones, noise=noise)
+        ends.append(chains.position)
+    # an acceptance within rounding of its uniform number may go either way
+    equal = ((ends[0] - ends[1]).abs() < tolerance).all(1)
+    assert float(equal.double().mean()) >= 0.99
+    assert bool(((ends[0] - position).abs() > 0.01).any(1).all())
 
 
 def test_kernel_reads_the_weights_at_each_call():
