@@ -27,7 +27,7 @@ def fitted(moons):
     """A model of the moons with one latent, trained long enough to leave its Gaussian reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = ParticleLVEBM(1, reference="gaussian", max_iter=15, random_state=0)
+        model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0)
         assert model.fit(moons).improved_
         return model
 
