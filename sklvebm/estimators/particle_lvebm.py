@@ -81,8 +81,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         `(n_features, n_components) -> module`. Copied, never trained in place. Its
         `exp(-energy)` must be integrable.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the energy is anchored on: a Gaussian mixture chosen by cross-validation,
-        plus a wide component; the Gaussian of probabilistic PCA; a clone of the mixture given,
+        The density that the energy is anchored on: an ensemble of Gaussian mixtures chosen by
+        cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the mixture given,
         fitted to the standardised rows; or a complete reference in standardised units.
     dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}, default="crank-nicolson"
         Langevin kernel of all particles. The first is a Metropolis-adjusted Langevin step whose
@@ -165,8 +165,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
-        Whether the model is better than its reference on the monitored rows, by annealed
-        estimates on the safe side. If not, it is the reference.
+        Whether the model is better than its reference on the monitored rows, by two standard
+        errors and with annealed estimates on the safe side. If not, it is the reference.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
