@@ -146,3 +146,29 @@ def test_density_sets_hold_out_fixed_rows(density):
         assert (split(name, 0).test == test).all()
         assert split(name, 1).test.shape == test.shape
         assert not (split(name, 1).test == test).all()
+
+
+def test_ablation_changes_one_setting_after_the_other(script):
+    ablation = script("ablation")
+    rows = list(ablation.variants().values())[: len(ablation.CHANGES)]
+    for before, after, (_, change) in zip(rows, rows[1:], ablation.CHANGES[1:], strict=False):
+        changed = {name for name in after if after[name] is not before[name]}
+        assert changed == set(change) != set()
+
+
+def test_ablation_prints_medians_and_resumes(script, tmp_path, capsys, monkeypatch):
+    ablation = script("ablation")
+    few = {
+        "gaussian": {"reference": "gaussian", "max_iter": 1, "n_chains": 16},
+        "untrained": {"max_iter": 0},
+    }
+    monkeypatch.setattr(ablation, "variants", lambda: few)
+    arguments = ["--sets", "wine", "--seeds", "2", "--output", str(tmp_path)]
+    ablation.main(arguments)
+    first = capsys.readouterr().out
+    assert "untrained" in first
+    assert len(list(tmp_path.glob("ablation-wine-*.json"))) == 4
+    ablation.main(arguments)
+    again = capsys.readouterr().out
+    assert "untrained seed" not in again  # nothing is computed twice
+    assert first.splitlines()[-5:] == again.splitlines()[-5:]
