@@ -29,16 +29,24 @@ class GaussianMixtures(NamedTuple):
     factor: Tensor  # (N, M, L, L), invertible; covariances are factor @ factor.T
 
     def place(self, nodes: Tensor) -> Tensor:
-        """Map standard normal nodes (K, L), K a multiple of M, to K / M draws of each component.
+        """Map standard normal nodes (K, L), K a multiple of 2 M, to K / M draws of each component.
+
+        Parameters
+        ----------
+        nodes : Tensor of shape (K, L)
+            Quasi-random nodes whose second half mirrors the first. Each component takes a block
+            of consecutive ones and their mirror images: every M-th node of a Sobol sequence would
+            lie in one strip of the space.
 
         Returns
         -------
         z : Tensor of shape (N, K, L)
-            Node k belongs to component `k mod M`.
+            In the order of the nodes.
         """
         n_rows, n_components, width = self.mean.shape
-        nodes = nodes.reshape(-1, n_components, width)
-        z = self.mean.unsqueeze(1) + torch.einsum("nmij,kmj->nkmi", self.factor, nodes)
+        nodes = nodes.reshape(2, n_components, -1, width)
+        z = torch.einsum("nmij,hmkj->nhmki", self.factor, nodes)
+        z = z + self.mean[:, None, :, None]
         return z.reshape(n_rows, -1, width)
 
     def log_density(self, z: Tensor) -> Tensor:
@@ -87,7 +95,7 @@ def weighted_latents(
     q : GaussianMixtures
         Where latents of these rows are looked for; it must not depend on the same nodes.
     n_samples : int
-        Draws K per row, a power of two and a multiple of the number of components.
+        Draws K per row, a power of two, at least twice the number of components.
     seed : int
         Seed of the nodes.
     """

@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal
 
 from sklvebm.baselines._bounds import GaussianMixtures, diagonal_gaussians, weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
+from sklvebm.log_partition import latent_nodes
 
 
 @pytest.fixture
@@ -48,11 +49,22 @@ def test_density_of_a_mixture_is_that_of_scipy():
     np.testing.assert_allclose(q.log_density(torch.from_numpy(z)), expected, rtol=1e-10)
 
 
-def test_draw_k_belongs_to_component_k_modulo_their_number():
+def test_components_take_blocks_of_nodes_and_their_mirror_images():
     mean = torch.tensor([[[0.0], [100.0]]])
     q = GaussianMixtures(mean, torch.ones(1, 2, 1, 1))
-    z = q.place(torch.tensor([[0.1], [0.2], [0.3], [0.4]]))
-    torch.testing.assert_close(z, torch.tensor([[[0.1], [100.2], [0.3], [100.4]]]))
+    half = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
+    offset = torch.tensor([[0.0], [0.0], [100.0], [100.0]])
+    expected = torch.cat([half + offset, -half + offset])
+    torch.testing.assert_close(q.place(torch.cat([half, -half]))[0], expected)
+
+
+def test_nodes_cover_every_component_evenly():
+    # for a single component quasi-random nodes integrate a square to a thousandth; the share of
+    # nodes that a component of a mixture gets must do nearly as well
+    q = GaussianMixtures(torch.zeros(1, 8, 2), torch.eye(2).expand(1, 8, 2, 2))
+    z = q.place(latent_nodes(256, 2, seed=0).float()).reshape(2, 8, 16, 2)
+    # sixteen independent pairs of mirror images would have an error of sqrt(2 / 16) = 0.35
+    assert (z.square().mean((0, 2)) - 1.0).abs().max() < 0.35
 
 
 def test_the_bound_with_the_exact_posterior_is_the_log_density(linear):
