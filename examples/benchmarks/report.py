@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,11 @@ def print_header(store):
         f"sklvebm {sklvebm.__version__} (sources {store.sources})\n{store.describe()}",
         flush=True,
     )
+
+
+def package_versions(*names):
+    """Return one line with the versions of installed packages."""
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def print_table(title, columns, lines, fails, failures):

@@ -8,9 +8,9 @@ to their full width it is two to three times as fast, and it applies a tanh on t
 import torch
 from torch import Tensor
 
-_NARROW = 16  # columns up to which BLAS is faster at the transposed product
-# multiply-adds of a product above which oneDNN makes up for its longer call
-_LARGE = 5e5
+# multiply-adds of a product above which oneDNN makes up for its longer call; few columns, up to
+# `_NARROW`, are cheap for BLAS as rows of the transposed product
+_LARGE, _LARGE_NARROW, _NARROW = 5e5, 2e6, 16
 
 
 def _find_onednn():
@@ -27,13 +27,13 @@ def _find_onednn():
 _onednn_linear = _find_onednn()
 
 
-def _suits_onednn(rows: Tensor, n_units: int) -> bool:
+def _suits_onednn(rows: Tensor, n_units: int, least: float = _LARGE) -> bool:
     """Tell whether a product of rows (B, K) with n_units columns is better left to oneDNN."""
     return (
-        _onednn_linear is not None
+        rows.shape[0] * rows.shape[1] * n_units > least
+        and _onednn_linear is not None
         and rows.dtype == torch.float32
         and rows.device.type == "cpu"
-        and rows.shape[0] * rows.shape[1] * n_units > _LARGE
     )
 
 
@@ -41,7 +41,7 @@ def affine(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return `rows @ weight.T + bias`, (B, W), for rows (B, K), weight (W, K), bias (W,)."""
     if _suits_onednn(rows, len(weight)):
         return _onednn_linear(rows, weight, bias, "none", [], "")
-    return torch.addmm(bias, rows, weight.T)
+    return torch.nn.functional.linear(rows, weight, bias)
 
 
 def affine_tanh(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -49,13 +49,15 @@ def affine_tanh(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if _suits_onednn(rows, len(weight)):
         return _onednn_linear(rows, weight, bias, "tanh", [], "")
     # tanh(a) = 2 sigmoid(2 a) - 1, and torch's sigmoid is several times faster than its tanh
-    return torch.addmm(bias, rows, weight.T).mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+    doubled = torch.addmm(bias, rows, weight.T, beta=2.0, alpha=2.0)
+    return doubled.sigmoid_().mul_(2.0).sub_(1.0)
 
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Return `rows @ weight`, (B, K), for rows (B, W) and weight (W, K)."""
-    if _suits_onednn(rows, weight.shape[1]):
+    narrow = weight.shape[1] <= _NARROW
+    if _suits_onednn(rows, weight.shape[1], _LARGE_NARROW if narrow else _LARGE):
         return _onednn_linear(rows, weight.T, None, "none", [], "")
-    if weight.shape[1] <= _NARROW:
+    if narrow:
         return (weight.T @ rows.T).T
     return rows @ weight

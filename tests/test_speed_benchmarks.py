@@ -1,0 +1,85 @@
+"""The speed benchmarks run from end to end with tiny settings; nothing here asserts a time."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+TINY_SHAPE = (20, 3, 8)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports a script, which imports its neighbours as scripts do."""
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
+def step(script):
+    pytest.importorskip("torchebm")
+    pytest.importorskip("ebm")
+    return script("langevin_step")
+
+
+@pytest.mark.parametrize("kernel", ["ULA", "MALA"])
+@pytest.mark.parametrize("activation", ["tanh", "silu"])
+def test_all_contestants_run_on_one_density(step, kernel, activation):
+    row = step.step_row(kernel, TINY_SHAPE, activation, 1, "cpu", 0.0)
+    assert set(row["seconds"]) >= {"sklvebm", "ebmkit", "plain loop"}
+    assert row["disagreement"] < 1e-5
+    assert all(seconds > 0.0 for seconds in row["seconds"].values())
+
+
+def test_contestants_move_alike_without_noise(step, monkeypatch):
+    import torch
+
+    rivals = sys.modules["langevin_rivals"]
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.zeros(shape))
+    monkeypatch.setattr(torch, "randn_like", lambda like, **_: torch.zeros(like.shape))
+    energy = rivals.our_energy(3, 8, "tanh", "cpu")
+    u = torch.linspace(-1.0, 1.0, 15).reshape(5, 3)
+    generator = torch.Generator().manual_seed(0)
+    ends = {name: run(u, 3, generator) for name, run in rivals.contestants("ULA", energy).items()}
+    for name, end in ends.items():
+        torch.testing.assert_close(end, ends["sklvebm"], msg=name)
+        assert not torch.equal(end, u)
+
+
+def test_a_slow_step_and_a_wrong_gradient_are_reported(step):
+    shapes = [step.PEAK_SHAPE]
+
+    def failures(seconds, disagreement, rate, judged=True):
+        row = {
+            "seconds": {"sklvebm": seconds, "torchebm": 2.0, "ebmkit": 3.0},
+            "disagreement": disagreement,
+            "rate": rate,
+            "peak": 1.0,
+        }
+        _, ratio, share = step.line_of(shapes[0], row)
+        return step.failures_of("ULA", shapes, [ratio], [share], [row], judged)
+
+    assert failures(1.0, 1e-7, 0.7) == []
+    assert len(failures(1.5, 1e-7, 0.7)) == 2  # ratio 1.33, which is the geometric mean as well
+    assert len(failures(1.0, 1e-3, 0.7)) == 1
+    assert len(failures(1.0, 1e-7, 0.5)) == 1
+    assert failures(1.5, 1e-7, 0.5, judged=False) == []
+
+
+def test_growth_is_measured_in_a_process_of_its_own(script):
+    throughput = script("throughput")
+    sizes = {"rows": 60, "features": 2, "chains": 8, "latents": 1, "particles": 1}
+    found = throughput.measure(("sample",), 10, epochs=1, **sizes)
+    assert found["fit"] > 0.0
+    assert found["megabytes"] >= 0.0
+    assert found["sample"] > 0.0
+
+
+def test_exponent_is_the_slope_of_the_last_two_sizes(script):
+    throughput = script("throughput")
+    assert throughput.slope((1, 10, 100), (5.0, 2.0, 20.0)) == pytest.approx(1.0)
+    assert throughput.slope((1, 10, 100), (5.0, 2.0, 200.0)) == pytest.approx(2.0)
