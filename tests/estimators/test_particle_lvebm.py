@@ -54,8 +54,8 @@ def test_fitted_attributes_have_the_documented_types(fitted):
 
 
 def test_the_history_has_one_entry_for_each_epoch(fitted):
-    assert fitted.n_iter_ == len(fitted.lower_bounds_) == len(fitted.history_) == 15
-    assert [entry["epoch"] for entry in fitted.history_] == list(range(1, 16))
+    assert fitted.n_iter_ == len(fitted.lower_bounds_) == len(fitted.history_) == 30
+    assert [entry["epoch"] for entry in fitted.history_] == list(range(1, 31))
     assert [entry["lower_bound"] for entry in fitted.history_] == fitted.lower_bounds_
     for entry in fitted.history_:
         assert entry["problem"] == ""
