@@ -324,7 +324,8 @@ def _fitted(
         covariance_type=kind,
         reg_covar=ridge,
         max_iter=_MAX_EM_ITERATIONS,
-        init_params="k-means++",
+        # scikit-learn starts tied covariances of "k-means++" so wide that components merge
+        init_params="kmeans" if kind == "tied" else "k-means++",
         random_state=seed,
     )
     with warnings.catch_warnings():
