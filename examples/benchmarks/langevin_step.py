@@ -1,6 +1,6 @@
 """One Langevin step beside torchebm, ebmkit and a plain autograd loop, on one density.
 
-    python examples/benchmarks/langevin_step.py               # about ten minutes
+    python examples/benchmarks/langevin_step.py               # about eight minutes
     python examples/benchmarks/langevin_step.py --quick       # few repeats: two minutes
     python examples/benchmarks/langevin_step.py --gpu         # CUDA shapes as well
     python examples/benchmarks/langevin_step.py --output DIR  # where finished rows go
@@ -206,7 +206,7 @@ def main(arguments=None):
     if options.quick:
         run(SHAPES, ("tanh",), (1,), "cpu", 8.0, options.output / "quick")
     else:
-        run(SHAPES, ("tanh", "silu"), (1, 2), "cpu", 12.0, options.output)
+        run(SHAPES, ("tanh", "silu"), (1, 2), "cpu", 6.0, options.output)
     if options.gpu and torch.cuda.is_available():
         run(GPU_SHAPES, ("tanh",), (1,), "cuda", 10.0, options.output)
     elif options.gpu:

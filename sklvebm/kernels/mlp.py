@@ -4,6 +4,7 @@ No autograd graph is recorded, and activations are made and consumed in blocks o
 the processor's cache.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -16,6 +17,18 @@ from sklvebm.kernels.products import affine, affine_tanh, product
 
 # activations of one layer that are alive at a time: 1 MB in float32, of which a core keeps a few
 _BLOCK_NUMBERS = 2**18
+_KEPT_BYTES = 2**24  # several blocks; glibc takes such hints up to 32 MB
+
+
+@functools.cache
+def _keep_freed_blocks() -> None:
+    """Make the C library keep the memory of a block for the next one, once per process.
+
+    glibc hands freed memory back to the system beyond twice the largest piece that was ever mapped
+    and freed, and a few activations are more than that: every step would then pay for fresh pages,
+    up to twice its time. Other libraries are not affected.
+    """
+    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
 def _layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +93,7 @@ def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     correction_and_grad : callable
         Same values as the autograd version up to rounding.
     """
+    _keep_freed_blocks()
     mlp = energy.network
     network = _Network(
         mlp.activation, list(mlp.weights), list(mlp.biases), mlp.output, energy.bound
