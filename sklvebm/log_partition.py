@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sklvebm.dynamics.langevin import crank_nicolson_step, start
 from sklvebm.dynamics.tempering import interpolate, respaced_ladder, thermodynamic_length
-from sklvebm.particles import Chains, Noise, Target, take_chains
+from sklvebm.particles import Chains, Noise, Target, hold_frames, take_chains
 
 _ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
+_FRAMES_LAST = 4  # annealing steps
 _N_GROUPS = 16  # independent replicates that standard errors come from
 _SIGMAS = 3.0  # standard errors that the bracket allows for
 
@@ -66,7 +67,8 @@ def anneal(
 
     .. math:: \log w = \sum_k (b_{k-1} - b_k)\, f(u_{k-1})             (docs/theory.md, eq. 9)
 
-    with one Metropolis-adjusted step at every new inverse temperature.
+    with one Metropolis-adjusted step at every new inverse temperature. Components of a mixture base
+    are redrawn at every fourth: each step leaves the joint law of positions and components alone.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ def anneal(
         Final positions; with their weights they represent the last target.
     """
     log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
-    done = 0.0
+    held, done = hold_frames(target), 0.0
     for k in range(1, len(betas)):
         log_weights = log_weights - (betas[k] - betas[k - 1]).double() * chains.value.correction
         if resample_below > 0.0 and effective_sample_size(log_weights) < resample_below * len(
@@ -102,9 +104,12 @@ def anneal(
             index = systematic_resample(log_weights, noise)
             chains = take_chains(chains, index)
             log_weights = torch.zeros_like(log_weights)
+            held = hold_frames(target)  # those of other places
+        if k % _FRAMES_LAST == 1:
+            held = hold_frames(target)
         chains, _ = crank_nicolson_step(
             chains,
-            target,
+            held,
             beta=betas[k].expand(len(log_weights)),
             step_size=step_sizes[k].expand(len(log_weights)),
             noise=noise,

@@ -82,8 +82,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         `exp(-energy)` must be integrable.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy is anchored on: an ensemble of Gaussian mixtures chosen by
-        cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the mixture given,
-        fitted to the standardised rows; or a complete reference in standardised units.
+        cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
+        mixture given, fitted to the standardised rows; or a complete reference in standardised
+        units.
     dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}, default="crank-nicolson"
         Langevin kernel of all particles. The first is a Metropolis-adjusted Langevin step whose
         proposals are exact on the reference; "ula" with `n_temperatures=1` is the published
