@@ -94,8 +94,10 @@ def anneal(
         Final positions; with their weights they represent the last target.
     """
     log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
-    held, done = hold_frames(target), 0.0
+    done = 0.0
     for k in range(1, len(betas)):
+        if k % _FRAMES_LAST == 1:
+            held = hold_frames(target)
         log_weights = log_weights - (betas[k] - betas[k - 1]).double() * chains.value.correction
         if resample_below > 0.0 and effective_sample_size(log_weights) < resample_below * len(
             log_weights
@@ -104,9 +106,7 @@ def anneal(
             index = systematic_resample(log_weights, noise)
             chains = take_chains(chains, index)
             log_weights = torch.zeros_like(log_weights)
-            held = hold_frames(target)  # those of other places
-        if k % _FRAMES_LAST == 1:
-            held = hold_frames(target)
+            held = hold_frames(target)  # frames belong to places, which have new particles
         chains, _ = crank_nicolson_step(
             chains,
             held,

@@ -5,13 +5,27 @@ import os
 # SciPy reads it once, at import: without it scikit-learn skips its array API check
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
 
+import importlib  # noqa: E402
+import sys  # noqa: E402
 import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 from sklearn.datasets import make_moons  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 
 from sklvebm import ParticleLVEBM  # noqa: E402
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports a benchmark, which imports its neighbours as scripts do."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="session")

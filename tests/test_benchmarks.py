@@ -1,7 +1,5 @@
 """The benchmark scripts run from end to end with tiny settings, and resume."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,15 +22,6 @@ TINY = {
     "n_replicates": 2,
     "max_iter": 1,
 }
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A function that imports a script, which imports its neighbours as scripts do."""
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The speed benchmarks run from end to end with tiny settings; nothing here asserts a time."""
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -11,18 +10,10 @@ TINY_SHAPE = (20, 3, 8)
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """A function that imports a script, which imports its neighbours as scripts do."""
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
-@pytest.fixture
 def step(script):
-    pytest.importorskip("torchebm")
-    pytest.importorskip("ebm")
+    why = "the rivals are in the extra `bench`, which tests do not need"
+    pytest.importorskip("torchebm", reason=why)
+    pytest.importorskip("ebm", reason=why)
     return script("langevin_step")
 
 

@@ -51,7 +51,7 @@ class MixtureChoice(NamedTuple):
     covariance_type: str
     ridge: float  # added to variances, standardised units squared
     n_members: int
-    wide_weight: float  # of the wide component beside the members; no lower limit
+    wide_weight: float  # of the wide component beside the members, 0.001 or more
 
 
 class MixtureEnsemble(NamedTuple):
@@ -89,6 +89,11 @@ def fit_ensemble(
         What to fit.
     random_state : numpy.random.RandomState
         Source of starts.
+
+    Returns
+    -------
+    ensemble : MixtureEnsemble
+        As many members as `choice` says.
     """
     X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
     seed = random_state.randint(2**30)
