@@ -9,7 +9,7 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch.autograd.functional import jacobian
 
-from sklvebm.estimators._reference_selection import full_covariances
+from sklvebm.estimators._expectation_maximisation import from_scikit_learn
 from sklvebm.particles import IndependentNoise, SharedNoise
 from sklvebm.reference import MixtureReference, _component_products
 
@@ -26,7 +26,7 @@ def reference_of(mixture, n_latents=2, **wide):
     return MixtureReference(
         torch.from_numpy(mixture.weights_),
         torch.from_numpy(mixture.means_),
-        torch.from_numpy(np.array(full_covariances(mixture))),
+        torch.from_numpy(np.array(from_scikit_learn(mixture).full_covariances())),
         latent_map=torch.randn(n_latents, n_features, generator=g, dtype=torch.float64),
         latent_variance=0.2 + torch.rand(n_latents, generator=g, dtype=torch.float64),
         location=torch.randn(n_features, generator=g, dtype=torch.float64),

@@ -19,10 +19,14 @@ from sklvebm.estimators._boundary import (
     standardisation,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
-from sklvebm.estimators._mixture_selection import MixtureChoice, choose_mixture
+from sklvebm.estimators._mixture_selection import (
+    MOST_FITTED_ROWS,
+    MixtureChoice,
+    choose_mixture,
+)
 from sklvebm.estimators._model import Model, n_weights
-from sklvebm.estimators._normalising import gain_over_reference, normalise
-from sklvebm.estimators._reference_selection import fit_reference
+from sklvebm.estimators._normalising import gain_over_reference, normalise, promised_gain
+from sklvebm.estimators._reference_selection import fit_reference, with_wide_weight
 from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.particles import ParticleState
@@ -251,12 +255,15 @@ def continue_training(
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
         kept = result.best if keep_best else result.optimisation.average
-        model, diagnostics = normalised(kept, training.reference)
-        gain = gain_over_reference(model, monitor)
+        may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
+        gain = 0.0
+        if not may_fall_back or promised_gain(objective, kept, result, monitor) > 0.0:
+            model, diagnostics = normalised(kept, training.reference)
+            gain = gain_over_reference(model, monitor)
         lower_bound = result.best_lower_bound
-        if keep_best and gain <= 0.0 and isinstance(energy, AnchoredEnergy):
+        if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none
-            reference = final_reference(chart.apply(X), training, settings, seed)
+            reference = final_reference(chart.apply(X), rows, training, settings, seed)
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
@@ -273,15 +280,17 @@ def continue_training(
 
 
 def final_reference(
-    X: np.ndarray, training: Training, settings: SimpleNamespace, seed: int
+    X: np.ndarray, rows: Rows, training: Training, settings: SimpleNamespace, seed: int
 ) -> MixtureReference:
-    """Return the reference that is the model where training did not help: of all rows.
+    """Return the reference that is the model where training did not help: of all rows of X.
 
     Nothing has to be held out from it any more, nor does it have to catch wells of an energy, so
     that its wide component can be as light as the rows want it.
     """
     if training.choice is None or not settings.early_stopping:
         return training.reference
+    if len(rows.fitted) >= MOST_FITTED_ROWS:
+        return with_wide_weight(training.reference, training.choice.wide_weight)
     return fit_reference(
         X,
         settings.n_components,

@@ -1,79 +1,73 @@
-"""Chooses the mixture of the reference by cross-validation: an average of Gaussian mixtures.
+"""Chooses the mixture of the reference by cross-validation: a weighted mean of Gaussian mixtures.
 
-Fits of many components depend on where they start, and which is best on new rows is chance. The
+Fits of many components depend on where they start, and which is best on new rows is chance; full
+and diagonal covariances, few components and many each see something that the others miss. The
 mean of their densities is a Gaussian mixture again, and better than any of them (docs/tuning.md).
 """
 
-import functools
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit, logsumexp
-from scipy.stats import multivariate_normal
-from sklearn import config_context
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from threadpoolctl import threadpool_limits
+from scipy.special import logsumexp
 
-from sklvebm.estimators._boundary import without_outliers
+from sklvebm.estimators._expectation_maximisation import Mixture, fit_mixture
+from sklvebm.estimators._mixture_search import (
+    COVARIANCE_FLOOR,
+    TIE,
+    WIDE_WEIGHT,
+    Candidate,
+    HeldOutLosses,
+    allowed_components,
+    plain_arrays_on_one_thread,
+    search_singles,
+    split_folds,
+)
 
-_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
-_COVARIANCE_TYPES = ("full", "tied", "diag")
-_COARSE = 3  # every third grid point first, then the neighbours of the best
-_N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
-_MAX_ROWS_TO_CHOOSE, _MAX_FITTED_ROWS = 6000, 20_000
-_FEW_ROWS = 500  # fewer are cut into five folds, and start from a larger ridge
-_MANY_ROWS = 1000  # more are split once, a quarter of them held out
-_TIE = 0.25  # standard errors of a paired difference
-_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
-_FIRST_RIDGE = 1e-3
-COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's own reg_covar
-WIDE_WEIGHT = 0.05  # until it is fitted
 # enough for wells to be seen where no data are; the rest of the rows must stay the mixture's
 LEAST_WIDE_WEIGHT = 0.01
-_LIGHTEST, _MOST_WIDE_WEIGHT = 0.001, 0.3
-_WIDE_SPREAD = 2.0  # standard deviations of the data
+_LIGHTEST = 0.25  # held-out rows
+_MOST_WIDE_WEIGHT = 0.3
+_N_WEIGHT_ITERATIONS = 200
+_MAX_ROWS_TO_CHOOSE = 6000
+MOST_FITTED_ROWS = 20_000
 _LEAST_GAIN = 1e-3  # nats, for which an ensemble is worth its cost
-_N_TRIED = 4  # members of an ensemble while components are chosen
-_MOST_MEMBERS = 16
+_N_TRIED = 4  # members of an ensemble while candidates are compared
+# more held-out rows than that know which covariance types are not worth their fits: those that are
+# behind by as many standard errors
+_MANY_HELD_OUT, _BEHIND = 1000, 4.0
+_NEIGHBOURS = (-1, 0, 2, 4)  # places on the grid of components, around the best single mixture's
+_LEAST_SHARE = 0.05  # of the density; lighter parts are left out
+_MOST_MEMBERS = 32
 # all members together; in numbers, means and covariances are counted
 _MOST_COMPONENTS, _MOST_NUMBERS = 1000, 120_000
-_MAX_EM_ITERATIONS = 50
+
+
+class MixturePart(NamedTuple):
+    """Members of one kind."""
+
+    candidate: Candidate
+    n_members: int
+    weight: float  # of all of them together
 
 
 class MixtureChoice(NamedTuple):
     """What cross-validation prefers."""
 
-    n_components: int  # of each member
-    covariance_type: str
-    ridge: float  # added to variances, standardised units squared
-    n_members: int
-    wide_weight: float  # of the wide component beside the members, 0.001 or more
+    parts: tuple[MixturePart, ...]  # their weights sum to one
+    wide_weight: float  # of the wide component beside them
 
 
 class MixtureEnsemble(NamedTuple):
-    """The mean of the densities of several Gaussian mixtures."""
+    """The weighted mean of the densities of several Gaussian mixtures."""
 
-    members: list[GaussianMixture]
+    members: list[Mixture]
+    weights: np.ndarray  # (n_members,), summing to one
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """Return log densities (n_samples,), nats."""
-        scores = [member.score_samples(X) for member in self.members]
-        return logsumexp(scores, axis=0) - np.log(len(scores))
-
-
-@contextmanager
-def plain_arrays_on_one_thread() -> Iterator[None]:
-    """Fit scikit-learn's mixtures as they are fastest, whatever the user has configured.
-
-    Rows are NumPy here; mixtures refuse to start from k-means under array API dispatch, and are
-    slower on several threads than on one.
-    """
-    with config_context(array_api_dispatch=False), threadpool_limits(1):
-        yield
+        scores = np.stack([member.score_samples(X) for member in self.members], 1)
+        return logsumexp(scores + np.log(self.weights), axis=1)
 
 
 def fit_ensemble(
@@ -95,23 +89,26 @@ def fit_ensemble(
     ensemble : MixtureEnsemble
         As many members as `choice` says.
     """
-    X = X[random_state.permutation(len(X))[:_MAX_FITTED_ROWS]]
+    X = X[random_state.permutation(len(X))[:MOST_FITTED_ROWS]]
     seed = random_state.randint(2**30)
-    parameters = choice.n_components, choice.covariance_type, choice.ridge
+    members, weights = [], []
     with plain_arrays_on_one_thread():
-        members = [_fitted(X, *parameters, seed + number) for number in range(choice.n_members)]
-    return MixtureEnsemble(members)
+        for part in choice.parts:
+            for _ in range(part.n_members):
+                members.append(fit_mixture(X, *part.candidate, seed + len(members)))
+                weights.append(part.weight / part.n_members)
+    return MixtureEnsemble(members, np.array(weights))
 
 
 @plain_arrays_on_one_thread()
 def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> MixtureChoice:
-    """Choose covariance type, components, ridge and members by held-out likelihood.
+    """Choose mixtures and their weights by held-out likelihood.
 
     First the covariance type and the components of single mixtures, then a ridge on the
-    covariances, then whether an ensemble is better, and with more components each. Candidates are
-    scored with a wide component beside them, as they will be used: without it, the rows in the
-    tails decide alone. BIC would be cheaper, but takes too few components for curved data, and
-    trusts likelihoods that few rows in many dimensions make meaningless.
+    covariances, then whether an ensemble is better, and with more components each; at last whether
+    ensembles of several kinds are better together. BIC would be cheaper, but takes too few
+    components for curved data, and trusts likelihoods that few rows in many dimensions make
+    meaningless.
 
     Parameters
     ----------
@@ -127,212 +124,163 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     """
     seed = random_state.randint(2**30)
     X = X[random_state.permutation(len(X))[:_MAX_ROWS_TO_CHOOSE]]
-    folds = _folds(X)
+    folds = split_folds(X)
     if not folds:
-        return MixtureChoice(1, "diag", COVARIANCE_FLOOR, 1, WIDE_WEIGHT)
-    losses = _HeldOutLosses(folds, seed)
-    first = _FIRST_RIDGE if len(X) < _FEW_ROWS else COVARIANCE_FLOOR
-    singles = _search_components(X, lambda *candidate: losses.mean(*candidate, first))
-    best = min(singles, key=singles.get)
-    # the fewest parameters among those that are as good as the best within a share of the noise
-    near = [
-        candidate
-        for candidate in singles
-        if singles[candidate] - singles[best]
-        <= _TIE * losses.standard_error((*candidate, first), (*best, first))
-    ]
-    n_components, kind = min(near, key=lambda c: _n_parameters(*c, X.shape[1]))
-    ridge = _search_ridge(lambda ridge: losses.mean(n_components, kind, ridge), first)
-    n_components, n_members = _search_ensemble(X, losses, n_components, kind, ridge)
-    held_out = losses.log_density(n_components, kind, ridge, min(n_members, _N_TRIED))
-    weight = fitted_wide_weight(held_out, losses.wide)
-    return MixtureChoice(n_components, kind, ridge, n_members, weight)
+        one = Candidate(1, "diag", COVARIANCE_FLOOR)
+        return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
+    losses = HeldOutLosses(folds, seed)
+    single, tried = search_singles(X, losses)
+    shares = {_search_ensemble(X, losses, single): 1.0}
+    stacked = _stack(X, losses, tried, shares)
+    # every weight gains about one nat of all rows together where there is nothing to gain
+    least_gain = _LEAST_GAIN + (len(stacked) - 1) / len(losses.wide)
+    if _loss(losses, stacked) < _loss(losses, shares) - least_gain:
+        shares = stacked
+    wide_weight = fitted_wide_weight(_log_density(losses, shares), losses.wide)
+    return MixtureChoice(_parts(losses, shares, X.shape[1]), wide_weight)
 
 
-class _HeldOutLosses:
-    """Losses of candidates on held-out rows, nats; each mixture is fitted once.
-
-    Parameters
-    ----------
-    folds : list of (train, test, wide log density of test)
-        The cross-validation.
-    seed : int
-        Start of the first member; the others count on from it.
-    """
-
-    def __init__(self, folds: list[tuple[np.ndarray, np.ndarray, np.ndarray]], seed: int) -> None:
-        self.folds, self.seed = folds, seed
-        self.wide = np.concatenate([fold[2] for fold in folds])
-        self._member = functools.cache(self._member_log_density)
-
-    def _member_log_density(
-        self, number: int, n_components: int, kind: str, ridge: float
-    ) -> np.ndarray:
-        parts = []
-        for train, test, _ in self.folds:
-            mixture = _fitted(train, n_components, kind, ridge, self.seed + number)
-            parts.append(mixture.score_samples(test))
-        return np.concatenate(parts)
-
-    def log_density(
-        self, n_components: int, kind: str, ridge: float, n_members: int = 1
-    ) -> np.ndarray:
-        """Return the ensemble's log density of all held-out rows, without the wide component."""
-        members = [self._member(m, n_components, kind, ridge) for m in range(n_members)]
-        return logsumexp(members, axis=0) - np.log(n_members)
-
-    def of_rows(self, *candidate) -> np.ndarray:
-        """Return the loss of every held-out row, with the wide component."""
-        main = np.log1p(-WIDE_WEIGHT) + self.log_density(*candidate)
-        return -np.logaddexp(main, np.log(WIDE_WEIGHT) + self.wide)
-
-    def mean(self, *candidate) -> float:
-        """Return the mean loss."""
-        return float(self.of_rows(*candidate).mean())
-
-    def diversity(self, *candidate) -> float:
-        """Return how much an ensemble is better than its members are on average, nats, >= 0."""
-        *parameters, n_members = candidate
-        members = [self._member(m, *parameters).mean() for m in range(n_members)]
-        return float(self.log_density(*candidate).mean() - np.mean(members))
-
-    def standard_error(self, first: tuple, second: tuple) -> float:
-        """Return the standard error of the difference of two candidates' mean losses."""
-        difference = self.of_rows(*first) - self.of_rows(*second)
-        return float(difference.std() / np.sqrt(len(difference)))
+def _log_density(losses: HeldOutLosses, shares: dict[Candidate, float]) -> np.ndarray:
+    """Return the log density of held-out rows under small ensembles of weighted kinds."""
+    parts = [np.log(w) + losses.log_density(c, _N_TRIED) for c, w in shares.items()]
+    return logsumexp(parts, axis=0)
 
 
-def _search_ensemble(
-    X: np.ndarray, losses: _HeldOutLosses, n_components: int, kind: str, ridge: float
-) -> tuple[int, int]:
-    """Return components of each member, and members: 1 where all starts lead to the same fit.
+def _loss(losses: HeldOutLosses, shares: dict[Candidate, float]) -> float:
+    main = np.log1p(-WIDE_WEIGHT) + _log_density(losses, shares)
+    return float(-np.logaddexp(main, np.log(WIDE_WEIGHT) + losses.wide).mean())
+
+
+def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) -> Candidate:
+    """Return what members of an ensemble of one kind are: the single mixture, or a finer one.
 
     Members may have more components than a single mixture: averaging takes away what these add in
     variance.
     """
-    grid = [k for k in _allowed_components(X, kind) if k >= n_components]
-    means: dict[int, float] = {}
-    for k in grid:
-        means[k] = losses.mean(k, kind, ridge, _N_TRIED)
-        if len(means) > 2 and means[k] > min(means.values()):
+    grid = allowed_components(X, single.covariance_type)
+    means: dict[Candidate, float] = {}
+    for n_components in grid[grid.index(single.n_components) :]:
+        finer = single._replace(n_components=n_components)
+        means[finer] = losses.mean(finer, _N_TRIED)
+        if len(means) > 2 and means[finer] > min(means.values()):
             break
     best = min(means, key=means.get)
-    candidates = [(k, kind, ridge, _N_TRIED) for k in (n_components, best)]
-    if means[n_components] - means[best] <= _TIE * losses.standard_error(*candidates):
-        best = n_components
+    if means[single] - means[best] <= TIE * losses.standard_error(single, best, _N_TRIED):
+        best = single
     # the single mixture that was looked at is no measure: it was chosen for its luck
-    if losses.diversity(best, kind, ridge, _N_TRIED) < _LEAST_GAIN:
-        return n_components, 1
-    n_features = X.shape[1]
-    numbers = best * n_features * (2 if kind == "diag" else 1 + n_features)
-    n_members = min(_MOST_MEMBERS, _MOST_COMPONENTS // best, _MOST_NUMBERS // numbers)
-    return best, max(2, n_members)
+    return best if losses.diversity(best, _N_TRIED) >= _LEAST_GAIN else single
+
+
+def _stack(
+    X: np.ndarray,
+    losses: HeldOutLosses,
+    tried: dict[Candidate, float],
+    shares: dict[Candidate, float],
+) -> dict[Candidate, float]:
+    """Return the likeliest shares of ensembles of several kinds, without the lightest."""
+    (alone,) = shares
+    rivals = sorted(_rivals(X, losses, tried, alone))
+    stacked = _shares(losses, rivals)
+    if not _is_affordable(stacked, X.shape[1]):
+        kind = alone.covariance_type
+        stacked = _shares(losses, [c for c in rivals if c.covariance_type == kind])
+    return stacked if _is_affordable(stacked, X.shape[1]) else shares
+
+
+def _rivals(
+    X: np.ndarray, losses: HeldOutLosses, tried: dict[Candidate, float], alone: Candidate
+) -> set[Candidate]:
+    """Return the kinds that may share the density: those around the best of each type."""
+    rivals = {alone}
+    best = min(tried, key=tried.get)
+    for kind in {candidate.covariance_type for candidate in tried}:
+        own = {c: loss for c, loss in tried.items() if c.covariance_type == kind}
+        first = min(own, key=own.get)
+        behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
+        if len(losses.wide) > _MANY_HELD_OUT and behind > _BEHIND:
+            continue
+        if not _is_affordable((alone, first), X.shape[1]):
+            continue
+        grid = allowed_components(X, kind)
+        places = np.add(grid.index(first.n_components), _NEIGHBOURS).clip(0, len(grid) - 1)
+        rivals |= {Candidate(grid[place], kind, alone.ridge) for place in places}
+    return rivals
+
+
+def _shares(losses: HeldOutLosses, candidates: list[Candidate]) -> dict[Candidate, float]:
+    # the wide component takes part, else rows in the tails decide alone
+    columns = [losses.log_density(candidate, _N_TRIED) for candidate in candidates]
+    weights = likeliest_weights(np.stack([*columns, losses.wide], 1))[:-1]
+    weights = weights / weights.sum()
+    kept = weights >= min(_LEAST_SHARE, weights.max())
+    total = weights[kept].sum()
+    return {c: float(w / total) for c, w, k in zip(candidates, weights, kept, strict=True) if k}
+
+
+def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
+    """Return the weights of a mixture of known densities that rows make likeliest, by EM.
+
+    Parameters
+    ----------
+    log_densities : ndarray of shape (n_samples, n_densities)
+        Of rows that none of the densities was fitted to, nats.
+
+    Returns
+    -------
+    weights : ndarray of shape (n_densities,)
+        Non-negative, summing to one.
+    """
+    weights = np.full(log_densities.shape[1], 1.0 / log_densities.shape[1])
+    for _ in range(_N_WEIGHT_ITERATIONS):
+        joint = log_densities + np.log(np.maximum(weights, 1e-300))
+        weights = np.exp(joint - logsumexp(joint, axis=1, keepdims=True)).mean(0)
+    return weights
+
+
+def _most_components(kinds: Iterable[Candidate], n_features: int) -> int:
+    """Return how many components all members together may have."""
+    # beside one full covariance all are stored as such
+    is_diagonal = all(candidate.covariance_type == "diag" for candidate in kinds)
+    numbers = n_features * (2 if is_diagonal else 1 + n_features)
+    return min(_MOST_COMPONENTS, _MOST_NUMBERS // numbers)
+
+
+def _is_affordable(kinds: Iterable[Candidate], n_features: int) -> bool:
+    n_components = _N_TRIED * sum(candidate.n_components for candidate in kinds)
+    return n_components <= _most_components(kinds, n_features)
+
+
+def _parts(
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int
+) -> tuple[MixturePart, ...]:
+    """Deal members out to kinds by their shares; one where all starts lead to the same fit."""
+    wanted = {
+        candidate: max(2, round(_MOST_MEMBERS * share))
+        if losses.diversity(candidate, _N_TRIED) >= _LEAST_GAIN
+        else 1
+        for candidate, share in shares.items()
+    }
+    n_components = sum(candidate.n_components * n for candidate, n in wanted.items())
+    scale = min(1.0, _most_components(shares, n_features) / n_components)
+    return tuple(
+        MixturePart(candidate, max(min(2, n), int(scale * n)), shares[candidate])
+        for candidate, n in wanted.items()
+    )
 
 
 def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
-    """Return the likeliest weight of the second of two densities, from 0.001 to 0.3, by EM.
+    """Return the likeliest weight of the second of two densities, 0.3 at most.
 
     Parameters
     ----------
     main, wide : ndarray of shape (n_samples,)
         Log densities of held-out rows under both, nats.
+
+    Returns
+    -------
+    weight : float
+        At least a quarter of a row's share: no held-out row in the tails does not mean that there
+        is none.
     """
-    weight = WIDE_WEIGHT
-    for _ in range(100):
-        share = expit(np.log(weight) - np.log1p(-weight) + wide - main)
-        weight = float(np.clip(share.mean(), _LIGHTEST, _MOST_WIDE_WEIGHT))
-    return weight
-
-
-def _search_ridge(loss: Callable[[float], float], first: float) -> float:
-    """Return the ridge with the least loss, searched from the first one in both directions."""
-    losses = {first: loss(first)}
-    position = _RIDGES.index(first)
-    for side in (_RIDGES[position + 1 :], _RIDGES[:position][::-1]):
-        for ridge in side:
-            losses[ridge] = loss(ridge)
-            if losses[ridge] > min(losses.values()):
-                break
-    return min(losses, key=losses.get)
-
-
-def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
-    of_covariance = {
-        "full": n_components * n_features * (n_features + 1) // 2,
-        "tied": n_features * (n_features + 1) // 2,
-        "diag": n_components * n_features,
-    }
-    return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
-
-
-def _folds(X: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return training rows, test rows and the wide component's log density of these."""
-    n_folds = 5 if len(X) < _FEW_ROWS else 3
-    if len(X) < n_folds:
-        return []
-    folds, order = [], np.arange(len(X))
-    parts = np.array_split(order, n_folds)
-    if len(X) > _MANY_ROWS:
-        parts = [order[: len(X) // 4]]
-    for part in parts:
-        train = X[np.setdiff1d(order, part)]
-        wide = multivariate_normal(train.mean(0), wide_covariance(train))
-        folds.append((train, X[part], wide.logpdf(X[part]).reshape(-1)))
-    return folds
-
-
-def wide_covariance(X: np.ndarray) -> np.ndarray:
-    """Return the covariance (D, D) of the defensive component for rows X."""
-    n_features, X = X.shape[1], without_outliers(X)
-    spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
-    return _WIDE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
-
-
-def _allowed_components(X: np.ndarray, kind: str) -> list[int]:
-    """Return the numbers of components that the rows can support, at least [1]."""
-    # with fewer than five rows a component, k-means meets empty clusters
-    most_components = max(1, len(np.unique(X, axis=0)) // 5)
-    return [
-        k
-        for k in _COMPONENT_GRID
-        if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
-    ] or [1]
-
-
-def _search_components(
-    X: np.ndarray, loss: Callable[[int, str], float]
-) -> dict[tuple[int, str], float]:
-    """Return the losses of all covariance types, over components until they stop helping."""
-    grids = {kind: _allowed_components(X, kind) for kind in _COVARIANCE_TYPES}
-    losses: dict[tuple[int, str], float] = {}
-    for kind, grid in grids.items():
-        found: dict[int, float] = {}
-        for position in range(0, len(grid), _COARSE):
-            found[position] = losses[grid[position], kind] = loss(grid[position], kind)
-            # shells look like one Gaussian until there are many components
-            if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
-                break
-    n_components, kind = min(losses, key=losses.get)
-    grid = grids[kind]
-    centre = grid.index(n_components)
-    for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
-        if (n_components, kind) not in losses:
-            losses[n_components, kind] = loss(n_components, kind)
-    return losses
-
-
-def _fitted(
-    X: np.ndarray, n_components: int, kind: str, ridge: float, seed: int
-) -> GaussianMixture:
-    mixture = GaussianMixture(
-        min(n_components, len(X)),
-        covariance_type=kind,
-        reg_covar=ridge,
-        max_iter=_MAX_EM_ITERATIONS,
-        # scikit-learn starts tied covariances of "k-means++" so wide that components merge
-        init_params="kmeans" if kind == "tied" else "k-means++",
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return mixture.fit(X)
+    weight = likeliest_weights(np.stack([main, wide], 1))[1]
+    return float(np.clip(weight, _LIGHTEST / len(main), _MOST_WIDE_WEIGHT))

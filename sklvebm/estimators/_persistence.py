@@ -15,7 +15,8 @@ from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnerg
 from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fitting import Training
-from sklvebm.estimators._mixture_selection import MixtureChoice
+from sklvebm.estimators._mixture_search import Candidate
+from sklvebm.estimators._mixture_selection import MixtureChoice, MixturePart
 from sklvebm.estimators._model import Model
 from sklvebm.log_partition import Ladder, LogPartition
 from sklvebm.particles import ParticleState
@@ -49,6 +50,22 @@ def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
     for name, value in plain["arrays"].items():
         reference.register_buffer(name, torch.from_numpy(np.array(value)))
     return reference
+
+
+def plain_choice(choice: MixtureChoice | None) -> dict[str, Any] | None:
+    """Describe which mixtures cross-validation chose."""
+    if choice is None:
+        return None
+    parts = [[list(p.candidate), p.n_members, p.weight] for p in choice.parts]
+    return {"parts": parts, "wide_weight": choice.wide_weight}
+
+
+def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
+    """Rebuild what `plain_choice` described."""
+    if plain is None:
+        return None
+    parts = [MixturePart(Candidate(*kind), n, weight) for kind, n, weight in plain["parts"]]
+    return MixtureChoice(tuple(parts), plain["wide_weight"])
 
 
 def plain_energy(energy: PathEnergy) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "reference": plain_reference(model.energy.reference),
         # another one, where training was not accepted
         "trained_on": plain_reference(training.reference),
-        "choice": training.choice and training.choice._asdict(),
+        "choice": plain_choice(training.choice),
         "energy": plain_energy(model.energy),
         "standardisation": model.standardisation._asdict(),
         "log_partition": model.log_partition._asdict(),
@@ -184,7 +201,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         ),
         particles,
         trained_on,
-        parts["choice"] and MixtureChoice(**parts["choice"]),
+        choice_from_plain(parts["choice"]),
     )
     state.update(derived_attributes(model))
     return state

@@ -8,15 +8,19 @@ import torch
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 
-from sklvebm.estimators._mixture_selection import (
+from sklvebm.estimators._expectation_maximisation import from_scikit_learn
+from sklvebm.estimators._mixture_search import (
     COVARIANCE_FLOOR,
-    LEAST_WIDE_WEIGHT,
     WIDE_WEIGHT,
-    MixtureChoice,
-    choose_mixture,
-    fit_ensemble,
     plain_arrays_on_one_thread,
     wide_covariance,
+)
+from sklvebm.estimators._mixture_selection import (
+    LEAST_WIDE_WEIGHT,
+    MixtureChoice,
+    MixtureEnsemble,
+    choose_mixture,
+    fit_ensemble,
 )
 from sklvebm.estimators.quantisation import warn_of_unbounded_density
 from sklvebm.reference import MixtureReference
@@ -75,19 +79,6 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
     return LatentMap(matrix, variance, mean, covariance)
 
 
-def full_covariances(mixture: GaussianMixture) -> np.ndarray:
-    """Return the component covariances of any covariance type, (M, D, D)."""
-    n_components, n_features = mixture.means_.shape
-    covariances = mixture.covariances_
-    if mixture.covariance_type == "full":
-        return covariances
-    if mixture.covariance_type == "tied":
-        return np.broadcast_to(covariances, (n_components, n_features, n_features))
-    if mixture.covariance_type == "spherical":
-        covariances = np.repeat(covariances[:, None], n_features, axis=1)
-    return np.stack([np.diag(variances) for variances in covariances])
-
-
 def fit_reference(
     X: np.ndarray,
     n_components: int,
@@ -106,7 +97,7 @@ def fit_reference(
     n_components : int
         Latents.
     kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
-        Ensemble of Gaussian mixtures with one wide defensive component; the Gaussian of
+        Ensembles of Gaussian mixtures with one wide defensive component; the Gaussian of
         probabilistic PCA; a mixture estimator, of which a clone is fitted and given the wide
         component; or a complete reference in standardised units, which is copied.
     random_state : numpy.random.RandomState
@@ -143,19 +134,34 @@ def fit_reference(
         )
     if isinstance(kind, GaussianMixture):
         with plain_arrays_on_one_thread():
-            members, wide_weight = [clone(kind).fit(X)], WIDE_WEIGHT
+            fitted = clone(kind).fit(X)
+        ensemble = MixtureEnsemble([from_scikit_learn(fitted)], np.ones(1))
+        ridge, wide_weight = kind.reg_covar, WIDE_WEIGHT
     else:
         choice = choice or choose_mixture(X, random_state)
-        members = fit_ensemble(X, choice, random_state).members
+        ensemble = fit_ensemble(X, choice, random_state)
+        ridge = max(part.candidate.ridge for part in choice.parts)
         wide_weight = max(least_wide_weight, choice.wide_weight)
-    weights = np.concatenate([member.weights_ for member in members]) / len(members)
-    covariances = np.concatenate([full_covariances(member) for member in members])
-    warn_of_unbounded_density(X, weights, covariances, members[0].reg_covar)
+    members = ensemble.members
+    weights = np.concatenate(
+        [share * m.weights for share, m in zip(ensemble.weights, members, strict=True)]
+    )
+    covariances = np.concatenate([member.full_covariances() for member in members])
+    warn_of_unbounded_density(X, weights, covariances, ridge)
     return MixtureReference(
         torch.from_numpy(weights),
-        torch.from_numpy(np.concatenate([member.means_ for member in members])),
+        torch.from_numpy(np.concatenate([member.means for member in members])),
         torch.from_numpy(covariances),
         **maps,
         wide_weight=wide_weight,
         wide_covariance=torch.from_numpy(wide_covariance(X)),
     )
+
+
+def with_wide_weight(reference: MixtureReference, weight: float) -> MixtureReference:
+    """Return a copy of a reference whose wide component, the last one, has another weight."""
+    reference = copy.deepcopy(reference)
+    logs = reference.log_weights
+    main = logs[:-1] - torch.logsumexp(logs[:-1], 0) + np.log1p(-weight)
+    reference.log_weights = torch.cat([main, logs.new_tensor([np.log(weight)])])
+    return reference

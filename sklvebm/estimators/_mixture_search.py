@@ -1,0 +1,220 @@
+"""Searches for single Gaussian mixtures by their likelihood of held-out rows."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn import config_context
+from threadpoolctl import threadpool_limits
+
+from sklvebm.estimators._boundary import without_outliers
+from sklvebm.estimators._expectation_maximisation import fit_mixture
+
+_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
+_COVARIANCE_TYPES = ("full", "tied", "diag")
+_COARSE = 3  # every third grid point first, then the neighbours of the best
+_N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
+_FEW_ROWS = 500  # fewer are cut into five folds, and start from a larger ridge
+_MANY_ROWS = 1000  # more are split once, a quarter of them held out
+TIE = 0.25  # standard errors of a paired difference
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
+_FIRST_RIDGE = 1e-3
+COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
+WIDE_WEIGHT = 0.05  # until it is fitted
+_WIDE_SPREAD = 2.0  # standard deviations of the data
+
+
+class Candidate(NamedTuple):
+    """One kind of Gaussian mixture."""
+
+    n_components: int
+    covariance_type: str
+    ridge: float  # added to variances, standardised units squared
+
+
+class Fold(NamedTuple):
+    """One split of the rows."""
+
+    train: np.ndarray
+    test: np.ndarray
+    wide: np.ndarray  # log density of the test rows under the wide component, nats
+
+
+class HeldOutLosses:
+    """Losses of candidates on held-out rows, nats; each mixture is fitted once.
+
+    Candidates are scored with a wide component beside them, as they will be used: without it, the
+    rows in the tails decide alone.
+
+    Parameters
+    ----------
+    folds : list of Fold
+        The cross-validation.
+    seed : int
+        Start of the first member; the others count on from it.
+    """
+
+    def __init__(self, folds: list[Fold], seed: int) -> None:
+        self.folds, self.seed = folds, seed
+        self.wide = np.concatenate([fold.wide for fold in folds])
+        self._member = functools.cache(self._member_log_density)
+
+    def _member_log_density(self, number: int, candidate: Candidate) -> np.ndarray:
+        parts = []
+        for fold in self.folds:
+            mixture = fit_mixture(fold.train, *candidate, self.seed + number)
+            parts.append(mixture.score_samples(fold.test))
+        return np.concatenate(parts)
+
+    def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
+        """Return the ensemble's log density of all held-out rows, without the wide component."""
+        members = [self._member(number, candidate) for number in range(n_members)]
+        return logsumexp(members, axis=0) - np.log(n_members)
+
+    def of_rows(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
+        """Return the loss of every held-out row, with the wide component."""
+        main = np.log1p(-WIDE_WEIGHT) + self.log_density(candidate, n_members)
+        return -np.logaddexp(main, np.log(WIDE_WEIGHT) + self.wide)
+
+    def mean(self, candidate: Candidate, n_members: int = 1) -> float:
+        """Return the mean loss."""
+        return float(self.of_rows(candidate, n_members).mean())
+
+    def diversity(self, candidate: Candidate, n_members: int) -> float:
+        """Return how much an ensemble is better than its members are on average, nats, >= 0."""
+        members = [self._member(number, candidate).mean() for number in range(n_members)]
+        return float(self.log_density(candidate, n_members).mean() - np.mean(members))
+
+    def standard_error(self, first: Candidate, second: Candidate, n_members: int = 1) -> float:
+        """Return the standard error of the difference of two candidates' mean losses."""
+        difference = self.of_rows(first, n_members) - self.of_rows(second, n_members)
+        return float(difference.std() / np.sqrt(len(difference)))
+
+
+def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dict]:
+    """Find the best single mixture.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    losses : HeldOutLosses
+        Their cross-validation.
+
+    Returns
+    -------
+    best : Candidate
+        The fewest parameters among the candidates that are as good as the best within a share of
+        the noise, with the best ridge for it.
+    tried : dict of Candidate to float
+        Mean losses of all candidates that were looked at.
+    """
+    ridge = _FIRST_RIDGE if len(X) < _FEW_ROWS else COVARIANCE_FLOOR
+    tried = _search_components(X, losses, ridge)
+    best = min(tried, key=tried.get)
+    near = [
+        candidate
+        for candidate, loss in tried.items()
+        if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
+    ]
+    simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
+    ridge = _search_ridge(lambda ridge: losses.mean(simplest._replace(ridge=ridge)), ridge)
+    return simplest._replace(ridge=ridge), tried
+
+
+def _search_components(
+    X: np.ndarray, losses: HeldOutLosses, ridge: float
+) -> dict[Candidate, float]:
+    """Return the losses of all covariance types, over components until they stop helping."""
+    grids = {kind: allowed_components(X, kind) for kind in _COVARIANCE_TYPES}
+    tried: dict[Candidate, float] = {}
+
+    def look_at(n_components: int, kind: str) -> float:
+        candidate = Candidate(n_components, kind, ridge)
+        if candidate not in tried:
+            tried[candidate] = losses.mean(candidate)
+        return tried[candidate]
+
+    for kind, grid in grids.items():
+        found: dict[int, float] = {}
+        for position in range(0, len(grid), _COARSE):
+            found[position] = look_at(grid[position], kind)
+            # shells look like one Gaussian until there are many components
+            if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
+                break
+    best = min(tried, key=tried.get)
+    grid = grids[best.covariance_type]
+    centre = grid.index(best.n_components)
+    for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
+        look_at(n_components, best.covariance_type)
+    return tried
+
+
+def _search_ridge(loss: Callable[[float], float], first: float) -> float:
+    """Return the ridge with the least loss, searched from the first one in both directions."""
+    losses = {first: loss(first)}
+    position = _RIDGES.index(first)
+    for side in (_RIDGES[position + 1 :], _RIDGES[:position][::-1]):
+        for ridge in side:
+            losses[ridge] = loss(ridge)
+            if losses[ridge] > min(losses.values()):
+                break
+    return min(losses, key=losses.get)
+
+
+def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
+    of_covariance = {
+        "full": n_components * n_features * (n_features + 1) // 2,
+        "tied": n_features * (n_features + 1) // 2,
+        "diag": n_components * n_features,
+    }
+    return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
+
+
+def allowed_components(X: np.ndarray, kind: str) -> list[int]:
+    """Return the numbers of components that the rows can support, at least [1]."""
+    # with fewer than five rows a component, k-means meets empty clusters
+    most_components = max(1, len(np.unique(X, axis=0)) // 5)
+    return [
+        k
+        for k in _COMPONENT_GRID
+        if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
+    ] or [1]
+
+
+def split_folds(X: np.ndarray) -> list[Fold]:
+    """Cut rows, which are in random order, into folds; none if there are too few."""
+    n_folds = 5 if len(X) < _FEW_ROWS else 3
+    if len(X) < n_folds:
+        return []
+    folds, order = [], np.arange(len(X))
+    parts = np.array_split(order, n_folds)
+    if len(X) > _MANY_ROWS:
+        parts = [order[: len(X) // 4]]
+    for part in parts:
+        train = X[np.setdiff1d(order, part)]
+        wide = multivariate_normal(train.mean(0), wide_covariance(train))
+        folds.append(Fold(train, X[part], wide.logpdf(X[part]).reshape(-1)))
+    return folds
+
+
+def wide_covariance(X: np.ndarray) -> np.ndarray:
+    """Return the covariance (D, D) of the defensive component for rows X."""
+    n_features, X = X.shape[1], without_outliers(X)
+    spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
+    return _WIDE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
+
+
+@contextmanager
+def plain_arrays_on_one_thread() -> Iterator[None]:
+    """Fit mixtures as they are fastest, whatever the user has configured.
+
+    Rows are NumPy here, also under array API dispatch; small matrices are slower on several threads
+    than on one.
+    """
+    with config_context(array_api_dispatch=False), threadpool_limits(1):
+        yield
