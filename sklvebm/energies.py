@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sklvebm.charts import KernelChart
 from sklvebm.reference import MixtureReference
 
 ACTIVATIONS = {"silu": nn.functional.silu, "softplus": nn.functional.softplus, "tanh": torch.tanh}
@@ -199,6 +200,35 @@ class BridgedEnergy(Energy):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""
         return self.network(x, z)
+
+
+class ChartedEnergy(Energy):
+    """An anchored energy whose latents are renamed by a chart; the density of rows is the same.
+
+    Parameters
+    ----------
+    anchored : AnchoredEnergy
+        The energy as it was trained.
+    chart : KernelChart
+        The coordinates of the latents z.
+    """
+
+    def __init__(self, anchored: AnchoredEnergy, chart: KernelChart) -> None:
+        super().__init__()
+        self.n_features, self.n_latents = anchored.n_features, anchored.n_latents
+        self.anchored, self.chart = anchored, chart
+
+    @property
+    def reference(self) -> MixtureReference:
+        """The density that the energy is anchored on, with its own linear latents."""
+        return self.anchored.reference
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,)."""
+        reference = self.reference
+        e = self.chart.from_latents(x, z)
+        log_jacobian = torch.log(self.chart.scale / reference.latent_scale).sum()
+        return self.anchored(x, reference.to_latents(x, e)) + log_jacobian
 
 
 PathEnergy = AnchoredEnergy | BridgedEnergy

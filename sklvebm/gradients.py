@@ -10,8 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sklvebm.charts import KernelChart
 from sklvebm.energies import PathEnergy
 from sklvebm.particles import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
+from sklvebm.reference import (
+    FeatureConditional,
+    LinearGauge,
+    MixtureReference,
+    draw_categorical,
+)
 
 # (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
 CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -87,14 +94,17 @@ def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: Correction
 
 
 def feature_target(
-    energy: PathEnergy, z: Tensor, n_copies: int, correction_and_grad: CorrectionAndGrad
+    energy: PathEnergy,
+    z: Tensor,
+    n_copies: int,
+    conditional: FeatureConditional,
+    correction_and_grad: CorrectionAndGrad,
 ) -> Target:
     """Return the path of conditionals of x given latents z (N, L), `n_copies` particles each.
 
-    Positions are y, (N * n_copies, D).
+    Positions are y, (N * n_copies, D); `conditional` is their exact law under the reference.
     """
     reference = energy.reference
-    conditional = reference.feature_conditional(z)
     row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
     z = z[row]
     design = reference.latent_map @ reference.root
@@ -115,3 +125,59 @@ def feature_target(
         return conditional.frame(row, reference.draw_components(position, noise))
 
     return Target(evaluate, base, frames)
+
+
+def linearised(chart: KernelChart, reference: MixtureReference) -> LinearGauge:
+    """Return the chart with straight lines within each component, tangents at its mean."""
+    centres = reference.to_features(reference.means)
+    design = (chart.jacobian(centres) @ reference.root).double()
+    offset = chart.mean(centres) - (design @ reference.means[:, :, None]).squeeze(2)
+    return LinearGauge(design, offset.double(), chart.scale.double().square())
+
+
+def charted_feature_target(
+    energy: PathEnergy,
+    z: Tensor,
+    n_copies: int,
+    conditional: FeatureConditional,
+    chart: KernelChart,
+) -> Target:
+    """Return the path of conditionals of x given the latents z (N, L) of a chart.
+
+    As `feature_target`. The base of the path is the mixture with the linearised chart, which can
+    be drawn from; what the chart bends is part of the correction.
+    """
+    reference = energy.reference
+    gauge = linearised(chart, reference)
+    row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
+    z = z[row].double()
+
+    def log_joint(y: Tensor) -> Tensor:
+        return reference.log_components(y) + gauge.log_density(y, z)
+
+    def correction(y: Tensor) -> Tensor:
+        x = reference.to_features(y)
+        e = chart.from_latents(x, z)
+        exact = torch.logsumexp(reference.log_components(y), 1) - 0.5 * e.square().sum(1)
+        bent = torch.logsumexp(log_joint(y), 1) - exact
+        return energy.correction(x, reference.to_latents(x, e)) + bent
+
+    def evaluate(position: Tensor) -> Value:
+        return Value(*_value_and_grad(correction, position))
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        return _value_and_grad(lambda y: -torch.logsumexp(log_joint(y), 1), position)
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        return conditional.frame(row, draw_categorical(log_joint(position), noise))
+
+    return Target(evaluate, base, frames)
+
+
+def _value_and_grad(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values (B,) of a function of positions (B, P) and their gradients, detached."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        values = function(at)
+        (grad,) = torch.autograd.grad(values.sum(), at)
+    return values.detach(), grad

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.charts import KernelChart
 from sklvebm.dynamics.langevin import crank_nicolson_step, start
 from sklvebm.energies import PathEnergy
-from sklvebm.gradients import feature_target, joint_target, latent_target
+from sklvebm.gradients import (
+    charted_feature_target,
+    feature_target,
+    joint_target,
+    latent_target,
+    linearised,
+)
 from sklvebm.log_partition import (
     Ladder,
     anneal,
@@ -32,6 +39,7 @@ from sklvebm.particles import (
     stack_rows,
     take_chains,
 )
+from sklvebm.reference import FeatureConditional
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
 # annealing steps of a row, and the share of effective particles below which they are taken
@@ -224,7 +232,7 @@ def posterior_draws(
     step_size: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw latents z from the posterior of each row x (N, D); shape (N, n_draws, L)."""
+    """Draw whitened latents e from the posterior of each row x (N, D); shape (N, n_draws, L)."""
     n_particles = max(ROW_PARTICLES, 2 * n_draws)
     correction_and_grad = select_correction_and_grad(energy)
     noise = IndependentNoise(generator)
@@ -243,25 +251,38 @@ def posterior_draws(
     target = latent_target(energy, stacked, correction_and_grad)
     chains = start(e.reshape(-1, energy.n_latents), target)
     chains = _polish(chains, target, x.new_tensor(step_size), noise)
-    z = energy.reference.to_latents(stacked, chains.position)
-    return z.reshape(len(x), n_draws, -1)
+    return chains.position.reshape(len(x), n_draws, -1)
 
 
-def conditional_features(energy: PathEnergy, z: Tensor, *, step_size: float, seed: int) -> Tensor:
+def conditional_features(
+    energy: PathEnergy, z: Tensor, *, step_size: float, seed: int, chart: KernelChart | None = None
+) -> Tensor:
     """Return `E[x | z]` of latents z (N, L), standardised, (N, D); deterministic given the seed.
+
+    Latents are those of the chart, if there is one, else the energy's own.
 
     Notes
     -----
     Rows that need no annealing use the exact reference mean as a control variate.
     """
     reference = energy.reference
+    gauge = None if chart is None else linearised(chart, reference)
+    conditional = reference.feature_conditional(z, gauge)
     correction_and_grad = select_correction_and_grad(energy)
-    conditional = reference.feature_conditional(z)
+
+    def make_target(rows: Tensor) -> Target:
+        own = FeatureConditional(
+            conditional.log_weights[rows], conditional.means[rows], *conditional[2:]
+        )
+        if chart is None:
+            return feature_target(energy, z[rows], ROW_PARTICLES, own, correction_and_grad)
+        return charted_feature_target(energy, z[rows], ROW_PARTICLES, own, chart)
+
     row = stack_rows(torch.arange(len(z), device=z.device), ROW_PARTICLES)
     noise = SharedNoise(torch.Generator().manual_seed(seed), ROW_PARTICLES)
     base = conditional.sample(row, noise).reshape(len(z), ROW_PARTICLES, -1)
     particles = weighted_particles(
-        lambda rows: feature_target(energy, z[rows], ROW_PARTICLES, correction_and_grad),
+        make_target,
         base,
         step_size=step_size,
         make_noise=_shared_noise(seed, ROW_PARTICLES),
@@ -281,7 +302,7 @@ def joint_draws(
     n_steps: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw `(x, z)` from the model by annealing exact draws of the reference.
+    """Draw `(x, e)` from the model by annealing exact draws of the reference.
 
     Parameters
     ----------
@@ -300,10 +321,11 @@ def joint_draws(
     -------
     x : Tensor of shape (n, D)
         Standardised features.
-    z : Tensor of shape (n, L)
-        Latents.
+    e : Tensor of shape (n, L)
+        Whitened latents.
     """
     noise = IndependentNoise(generator)
+    reference = energy.reference
     target = joint_target(energy, select_correction_and_grad(energy))
     betas, step_sizes = annealing_schedule(ladder, n_steps)
     chains = start(energy.reference.sample(max(n, _JOINT_WALKERS), generator), target)
@@ -314,7 +336,8 @@ def joint_draws(
     order = torch.randperm(n, generator=generator, device=index.device)
     chains = take_chains(chains, index[order])
     chains = _polish(chains, target, step_sizes[-1], noise)
-    return energy.reference.split(chains.position)
+    y, e = chains.position[:, : reference.n_features], chains.position[:, reference.n_features :]
+    return reference.to_features(y), e
 
 
 def _polish(chains, target: Target, step_size: Tensor, noise: Noise):

@@ -141,7 +141,7 @@ class MixtureReference(nn.Module):
 
     # Densities ---------------------------------------------------------------------------------
 
-    def _log_components(self, y: Tensor) -> Tensor:
+    def log_components(self, y: Tensor) -> Tensor:
         """Return `log w_m N(y; m_m, C_m)` in double precision, (B, M).
 
         Double, because the quadratic forms of narrow components cancel many digits.
@@ -167,9 +167,14 @@ class MixtureReference(nn.Module):
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
-        log_components = self._log_components(self.from_features(x))
+        log_components = self.log_components(self.from_features(x))
         log_det = torch.linalg.slogdet(self.root.double())[1]
         return (torch.logsumexp(log_components, 1) - log_det).to(x.dtype)
+
+    def local_mean(self, x: Tensor) -> Tensor:
+        """Return the mean of the components' means, by their probabilities given x, (B, D)."""
+        shares = torch.softmax(self.log_components(self.from_features(x)), 1)
+        return self.to_features(shares.to(x.dtype) @ self.means)
 
     def log_conditional(self, x: Tensor, z: Tensor) -> Tensor:
         """Return `log N(z; A (x - location), S)`, (B,), in nats."""
@@ -196,7 +201,7 @@ class MixtureReference(nn.Module):
         grad : Tensor of shape (B, D)
             Its gradient with respect to y.
         """
-        log_components = self._log_components(y)
+        log_components = self.log_components(y)
         log_density = torch.logsumexp(log_components, 1)
         responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
         y64, means, factors = y.double(), self.means.double(), self.factors.double()
@@ -252,7 +257,7 @@ class MixtureReference(nn.Module):
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
         """Draw a mixture component for each y (B, D) from its probability given y; (B,)."""
-        return _categorical(self._log_components(y), noise)
+        return draw_categorical(self.log_components(y), noise)
 
     def frame(self, y: Tensor, noise: Noise) -> Frame:
         """Return frames for y (B, D), in which one drawn component of r is N(0, I)."""
@@ -273,25 +278,44 @@ class MixtureReference(nn.Module):
             pull=lambda grad: _component_products(grad, roots, component),
         )
 
-    def feature_conditional(self, z: Tensor) -> "FeatureConditional":
-        """Return the exact conditional law of y given latents z (N, L): a Gaussian mixture."""
-        z = z.double()
-        design = (self.latent_map @ self.root).double()  # z | y ~ N(design y, S)
+    def linear_gauge(self) -> "LinearGauge":
+        """Return the law of z given y, the same for all components."""
+        design = (self.latent_map @ self.root).double()
         variance = self.latent_scale.double().square()
+        return LinearGauge(design[None], torch.zeros_like(variance)[None], variance)
+
+    def feature_conditional(
+        self, z: Tensor, gauge: "LinearGauge | None" = None
+    ) -> "FeatureConditional":
+        """Return the law of y given latents z (N, L): a Gaussian mixture.
+
+        Parameters
+        ----------
+        z : Tensor of shape (N, L)
+            Latents.
+        gauge : LinearGauge or None, default=None
+            The law of z given y, linear and Gaussian within each component; None is the
+            reference's own.
+        """
+        z = z.double()
+        design, offset, variance = gauge or self.linear_gauge()
         means, factors = self.means.double(), self.factors.double()
         if self.is_diagonal:
             precision = torch.diag_embed(factors.square())
         else:
             precision = factors @ factors.transpose(1, 2)
-        posterior = precision + design.T @ (design / variance[:, None])
+        weighted = design / variance[:, None]  # (1 or M, L, D)
+        posterior = precision + design.transpose(1, 2) @ weighted
         root = torch.linalg.cholesky(torch.linalg.inv(posterior))
         shift = torch.einsum("mde,me->md", precision, means)
-        pull = (z / variance) @ design  # (B, D)
-        linear = shift[None] + pull[:, None]  # (B, M, D)
+        shift = shift - torch.einsum("mld,ml->md", weighted, offset)
+        pull = torch.einsum("bl,mld->bmd", z, weighted)
+        linear = shift[None] + pull  # (B, M, D)
         conditional_means = torch.einsum("mde,bme->bmd", root @ root.transpose(1, 2), linear)
-        predictive = design @ torch.linalg.inv(precision) @ design.T + torch.diag(variance)
-        factor = torch.linalg.cholesky(predictive)  # (M, L, L)
-        residual = z[:, None] - (means @ design.T)[None]  # (B, M, L)
+        predictive = design @ torch.linalg.inv(precision) @ design.transpose(1, 2)
+        factor = torch.linalg.cholesky(predictive + torch.diag(variance))  # (M, L, L)
+        expected = (design @ means[:, :, None]).squeeze(2) + offset  # (M, L)
+        residual = z[:, None] - expected[None]  # (B, M, L)
         scaled = torch.linalg.solve_triangular(
             factor, residual.permute(1, 2, 0), upper=False
         )  # (M, L, B)
@@ -302,6 +326,20 @@ class MixtureReference(nn.Module):
         return FeatureConditional(
             torch.log_softmax(log_weights, 1), conditional_means, root, inverse_root
         )
+
+
+class LinearGauge(NamedTuple):
+    """Latents given whitened features y in component m: `N(design_m y + offset_m, variance)`."""
+
+    design: Tensor  # (M, L, D), or (1, L, D) for all components
+    offset: Tensor  # (M, L) or (1, L)
+    variance: Tensor  # (L,)
+
+    def log_density(self, y: Tensor, z: Tensor) -> Tensor:
+        """Return the log density of z (B, L) at y (B, D) in each component, (B, 1 or M), nats."""
+        residual = z[:, None] - torch.einsum("mld,bd->bml", self.design, y) - self.offset
+        squares = (residual.square() / self.variance).sum(2)
+        return -0.5 * (squares + torch.log(self.variance).sum() + z.shape[1] * LOG_2PI)
 
 
 class FeatureConditional(NamedTuple):
@@ -328,11 +366,11 @@ class FeatureConditional(NamedTuple):
 
     def sample(self, row: Tensor, noise: Noise) -> Tensor:
         """Draw one y from the law of each row (B,) of z; (B, D)."""
-        frame = self.frame(row, _categorical(self.log_weights[row], noise))
+        frame = self.frame(row, draw_categorical(self.log_weights[row], noise))
         return frame.colour(noise.normal(self.means[row, 0]))
 
 
-def _categorical(log_weights: Tensor, noise: Noise) -> Tensor:
+def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
     """Draw an index for each row of unnormalised log weights (B, M); (B,)."""
     cumulative = torch.cumsum(torch.softmax(log_weights, 1), 1)
     uniform = noise.uniform(cumulative[:, -1])

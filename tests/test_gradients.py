@@ -182,7 +182,9 @@ def test_latent_base_is_the_reference_posterior_up_to_a_constant(energy):
 
 def test_feature_target_differentiates_through_the_coordinates(energy):
     z, position = random(N, L, seed=8), random(N, D)
-    target = feature_target(energy, z, 1, select_correction_and_grad(energy))
+    target = feature_target(
+        energy, z, 1, energy.reference.feature_conditional(z), select_correction_and_grad(energy)
+    )
     value = target.evaluate(position)
 
     def correction(y):
@@ -194,7 +196,9 @@ def test_feature_target_differentiates_through_the_coordinates(energy):
 
 def test_feature_base_is_the_reference_energy_up_to_a_constant(energy):
     z, position = random(N, L, seed=8), random(N, D)
-    target = feature_target(energy, z, 1, select_correction_and_grad(energy))
+    target = feature_target(
+        energy, z, 1, energy.reference.feature_conditional(z), select_correction_and_grad(energy)
+    )
 
     def reference_energy(y):
         return energy.reference.energy(energy.reference.to_features(y), z)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy
+from sklvebm.charts import KernelChart
+from sklvebm.energies import AnchoredEnergy, BridgedEnergy, ChartedEnergy, MLPEnergy
 from sklvebm.inference import (
     ROW_PARTICLES,
     WeightedParticles,
@@ -250,10 +251,10 @@ def test_posterior_draws_have_the_posterior_moments(energy):
     n_copies = 60
     x = rows_of(energy, 3)
     _, means, squares = posterior_by_quadrature(energy, x)
-    draws = posterior_draws(
-        energy, x.repeat_interleave(n_copies, 0), 100, step_size=STEP, generator=generator(3)
-    )
-    assert draws.shape == (3 * n_copies, 100, energy.n_latents)
+    rows = x.repeat_interleave(n_copies, 0)
+    e = posterior_draws(energy, rows, 100, step_size=STEP, generator=generator(3))
+    assert e.shape == (3 * n_copies, 100, energy.n_latents)
+    draws = energy.reference.to_latents(rows.repeat_interleave(100, 0), e.flatten(0, 1))
     # the draws of a row share particles, copies of a row share nothing
     by_copy = draws.reshape(3, n_copies, 100, -1)
     assert_mean_over_seeds(by_copy.mean(2).transpose(0, 1), means, largest_error=0.08)
@@ -294,6 +295,32 @@ def test_conditional_features_agree_with_quadrature(name):
     assert_mean_over_seeds(estimates, exact, largest_error=0.12)
 
 
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_conditional_features_of_a_chart_agree_with_quadrature(is_trained):
+    energy = wavy_energy(2, 1) if is_trained else untrained(2, 1)
+    g = generator(6)
+    landmarks = energy.reference.to_features(energy.reference.sample(6, g)[:, :2])
+    chart = KernelChart(
+        landmarks,
+        1.5,  # the components' own width: the chart is not straight within them
+        torch.tensor([0.2]),
+        0.5 * torch.randn(1, 2, generator=g),
+        0.5 * torch.randn(6, 1, generator=g),
+        torch.tensor([0.3]),
+    )
+    assert float((chart.jacobian(landmarks) - chart.linear).abs().max()) > 0.1
+    x = energy.reference.to_features(energy.reference.sample(5, g)[:, :2])
+    z = chart.mean(x)
+    exact = features_by_quadrature(ChartedEnergy(energy, chart), z)
+    estimates = torch.stack(
+        [
+            conditional_features(energy, z, step_size=STEP, seed=s, chart=chart)
+            for s in range(N_SEEDS)
+        ]
+    )
+    assert_mean_over_seeds(estimates, exact, largest_error=0.12)
+
+
 @pytest.mark.parametrize("name", ["one latent", "two latents"])
 def test_conditional_features_do_not_depend_on_their_companions(name):
     energy = ENERGIES[name]()
@@ -317,7 +344,8 @@ def test_joint_draws_have_the_moments_of_the_model(energy):
     g = generator(5)
     first, second = [], []
     for _ in range(n_runs):
-        draws = torch.cat(joint_draws(energy, 300, ladder, n_steps=32, generator=g), 1)
+        x, e = joint_draws(energy, 300, ladder, n_steps=32, generator=g)
+        draws = torch.cat([x, energy.reference.to_latents(x, e)], 1)
         first.append(draws.mean(0))
         second.append(torch.einsum("ni,nj->nij", draws, draws).mean(0))
     # walkers of one run are resampled together, runs are independent
@@ -330,9 +358,9 @@ def test_joint_draws_have_the_moments_of_the_model(energy):
 def test_joint_draws_return_as_many_rows_as_asked(n):
     energy = wavy_energy(1, 2)
     ladder = Ladder(*(torch.tensor([value], dtype=torch.float64) for value in (1.0, 0.5, 0.0)))
-    x, z = joint_draws(energy, n, ladder, n_steps=4, generator=generator())
+    x, e = joint_draws(energy, n, ladder, n_steps=4, generator=generator())
     assert x.shape == (n, 1)
-    assert z.shape == (n, 2)
+    assert e.shape == (n, 2)
 
 
 def untrained(n_features, n_latents):

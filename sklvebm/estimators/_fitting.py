@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sklvebm.charts import KernelChart
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
@@ -19,6 +20,7 @@ from sklvebm.estimators._boundary import (
     standardisation,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
+from sklvebm.estimators._latent_charts import fit_chart
 from sklvebm.estimators._mixture_selection import (
     MOST_FITTED_ROWS,
     MixtureChoice,
@@ -47,6 +49,7 @@ class Training(NamedTuple):
     state: ParticleState
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+    chart: KernelChart | None  # what latents are called outside; None for the linear map
 
 
 class Outcome(NamedTuple):
@@ -183,7 +186,11 @@ def start_training(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
     state = new_objective(settings).init(energy, 0, generator=seeded_generator(seed, device))
-    return chart, Training(optimisation, state, reference, choice)
+    latent_chart = None
+    if settings.energy is None:  # the latents of a user's energy are not ours to rename
+        source = np.random.RandomState(seed)
+        latent_chart = fit_chart(standardised, reference, settings.latent_map, source)
+    return chart, Training(optimisation, state, reference, choice, latent_chart)
 
 
 def continue_training(
@@ -268,7 +275,7 @@ def continue_training(
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
     return Outcome(
-        model=model,
+        model=model._replace(chart=training.chart),
         diagnostics=diagnostics,
         training=training._replace(optimisation=result.optimisation, state=result.state),
         history=result.history,

@@ -9,6 +9,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from sklvebm.charts import KernelChart
 from sklvebm.energies import PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
@@ -25,6 +26,7 @@ from sklvebm.inference import (
     posterior_particles,
 )
 from sklvebm.log_partition import Ladder, LogPartition
+from sklvebm.particles import stack_rows
 from sklvebm.thread_limits import limited_threads, threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
@@ -40,6 +42,13 @@ class Model(NamedTuple):
     n_annealing_steps: int
     latent_step_size: float
     seed: int  # of deterministic results
+    chart: KernelChart | None = None  # what latents are called outside; None is the reference's map
+
+    def latents(self, x: Tensor, e: Tensor) -> Tensor:
+        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
+        gauge = self.energy.reference if self.chart is None else self.chart
+        # a copy: the model may be on another device than the rows
+        return gauge.to_latents(x.cpu().double(), e.cpu().double())
 
 
 def n_weights(energy: PathEnergy) -> int:
@@ -104,7 +113,7 @@ def latent_means(model: Model, X: np.ndarray, device: torch.device) -> np.ndarra
         particles = posterior_particles(
             energy, x, step_size=model.latent_step_size, seed=model.seed
         )
-        return energy.reference.to_latents(x, particles.mean())
+        return model.latents(x, particles.mean())
 
     return _answer_rows(model, model.standardisation.apply(X), device, answer)
 
@@ -116,9 +125,11 @@ def latent_draws(
 
     def answer(energy: PathEnergy, x: Tensor, number: int) -> Tensor:
         generator = seeded_generator(seed + number, device)
-        return posterior_draws(
+        e = posterior_draws(
             energy, x, n_draws, step_size=model.latent_step_size, generator=generator
         )
+        z = model.latents(stack_rows(x, n_draws), e.flatten(0, 1))
+        return z.reshape(len(x), n_draws, -1)
 
     rows = model.standardisation.apply(X)
     return _answer_rows(model, rows, device, answer, max(ROW_PARTICLES, 2 * n_draws))
@@ -129,7 +140,8 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
     step_size = float(model.ladder.step_size[-1])
 
     def answer(energy: PathEnergy, z: Tensor, _: int) -> Tensor:
-        return conditional_features(energy, z, step_size=step_size, seed=model.seed)
+        chart = None if model.chart is None else copy.deepcopy(model.chart).to(device)
+        return conditional_features(energy, z, step_size=step_size, seed=model.seed, chart=chart)
 
     rows = np.array(Z, dtype=np.float64)  # a copy: torch refuses read-only memory
     standardised = _answer_rows(model, rows, device, answer)
@@ -150,12 +162,12 @@ def samples(
         generator = seeded_generator(seed, device)
         for first in range(0, n_samples, _MAX_JOINT_WALKERS):
             part = slice(first, min(first + _MAX_JOINT_WALKERS, n_samples))
-            x, z = joint_draws(
+            x, e = joint_draws(
                 energy,
                 part.stop - part.start,
                 ladder,
                 n_steps=model.n_annealing_steps,
                 generator=generator,
             )
-            X[part], Z[part] = x.cpu().numpy(), z.cpu().numpy()
+            X[part], Z[part] = x.cpu().numpy(), model.latents(x, e).numpy()
     return model.standardisation.invert(X), Z

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
+from sklvebm.charts import KernelChart
+from sklvebm.energies import (
+    AnchoredEnergy,
+    BridgedEnergy,
+    ChartedEnergy,
+    MLPEnergy,
+    PathEnergy,
+)
 from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fitting import Training
@@ -66,6 +73,17 @@ def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
         return None
     parts = [MixturePart(Candidate(*kind), n, weight) for kind, n, weight in plain["parts"]]
     return MixtureChoice(tuple(parts), plain["wide_weight"])
+
+
+def chart_from_plain(arrays: dict[str, np.ndarray] | None) -> KernelChart | None:
+    """Rebuild a chart from its arrays."""
+    if arrays is None:
+        return None
+    chart = KernelChart.__new__(KernelChart)
+    nn.Module.__init__(chart)
+    for name, value in arrays.items():
+        chart.register_buffer(name, torch.from_numpy(np.array(value)))
+    return chart
 
 
 def plain_energy(energy: PathEnergy) -> dict[str, Any]:
@@ -162,6 +180,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         # another one, where training was not accepted
         "trained_on": plain_reference(training.reference),
         "choice": plain_choice(training.choice),
+        "chart": training.chart and arrays_of(training.chart),
         "energy": plain_energy(model.energy),
         "standardisation": model.standardisation._asdict(),
         "log_partition": model.log_partition._asdict(),
@@ -191,6 +210,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         n_annealing_steps=parts["n_annealing_steps"],
         latent_step_size=parts["latent_step_size"],
         seed=parts["seed"],
+        chart=chart_from_plain(parts["chart"]),
     )
     particles = particles_from_plain(parts["particles"])
     trained_on = reference_from_plain(parts["trained_on"])
@@ -202,6 +222,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         particles,
         trained_on,
         choice_from_plain(parts["choice"]),
+        model.chart,
     )
     state.update(derived_attributes(model))
     return state
@@ -209,8 +230,11 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
 
 def derived_attributes(model: Model) -> dict[str, Any]:
     """Return the public attributes of an estimator that are parts of its model."""
+    energy = model.energy
+    if model.chart is not None:
+        energy = ChartedEnergy(energy, model.chart)
     return {
-        "energy_": model.energy,
+        "energy_": energy,
         "reference_": model.energy.reference,
         "mean_": model.standardisation.mean,
         "scale_": model.standardisation.scale,

@@ -24,6 +24,7 @@ from sklvebm.estimators._fitting import (
     split_rows,
     start_training,
 )
+from sklvebm.estimators._latent_charts import LATENT_MAPS
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.objectives.particle_likelihood import POSTERIORS
@@ -41,6 +42,7 @@ _RULES = {
     "n_temperatures": Number(True, 1, word="auto"),
     "n_langevin_steps": Number(True, 1),
     "information_weight": Number(False, 0.0),
+    "latent_map": OneOf(LATENT_MAPS),
     "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
     "alpha": Number(False, 0.0, word="auto"),
     "batch_size": Number(True, 1, word="auto"),
@@ -109,6 +111,10 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     information_weight : float, default=0.0
         Weight of a contrastive (InfoNCE) term that makes the latents tell rows apart. The score
         stays a bound on the likelihood.
+    latent_map : {"auto", "linear", "manifold"}, default="auto"
+        How latents depend on rows before training: as in probabilistic PCA, or along the rows, by
+        Isomap. "auto" takes the latter where it rebuilds held-out rows clearly better. Scores are
+        the same. An `energy` of your own has latents of its own.
     learning_rate_init : float or "auto", default="auto"
         Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
         is 0.02 for a thousand rows or more with up to seven features and latents together, else
@@ -143,7 +149,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
 
     Attributes
     ----------
-    energy_ : AnchoredEnergy or BridgedEnergy
+    energy_ : AnchoredEnergy, ChartedEnergy or BridgedEnergy
         Trained energy `E(x, z)` in nats, in standardised units, float64.
     reference_ : MixtureReference
         The density it is anchored on, in standardised units.
@@ -222,6 +228,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         n_temperatures="auto",
         n_langevin_steps=2,
         information_weight=0.0,
+        latent_map="auto",
         learning_rate_init="auto",
         alpha="auto",
         batch_size="auto",
@@ -249,6 +256,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.n_temperatures = n_temperatures
         self.n_langevin_steps = n_langevin_steps
         self.information_weight = information_weight
+        self.latent_map = latent_map
         self.learning_rate_init = learning_rate_init
         self.alpha = alpha
         self.batch_size = batch_size

@@ -1,0 +1,124 @@
+"""Fits nonlinear coordinates of the latents: Isomap, continued to all rows by bumps.
+
+Where rows lie along a curve, a few linear latents cannot tell them apart. Isomap measures distance
+along the rows; noise lets it jump from one turn to the next, which is why it is also tried on rows
+that were moved to where the reference expects their neighbourhood.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.manifold import Isomap
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import KNeighborsRegressor
+
+from sklvebm.charts import KernelChart
+from sklvebm.reference import MixtureReference
+
+LATENT_MAPS = ("auto", "linear", "manifold")
+_MOST_ROWS, _FEWEST_ROWS = 1000, 100
+_N_NEIGHBOURS = 10
+_N_LANDMARKS = 128
+_WIDTH = 2.0  # distances to the fifteenth neighbour
+_RIDGE = 0.1
+_LEAST_VARIANCE = 1e-3  # of the latents' variance 1
+_HELD_OUT = 0.25
+# what is left of the linear map's error, for a chart to be worth its bends
+_WORTHWHILE = 0.9
+
+
+def fit_chart(
+    X: np.ndarray, reference: MixtureReference, kind: str, random_state: np.random.RandomState
+) -> KernelChart | None:
+    """Fit a chart to standardised rows, if one is wanted.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows; at most 1,000 random ones are used.
+    reference : MixtureReference
+        Fitted to them, float64, on the CPU; its linear map is the alternative.
+    kind : {"auto", "linear", "manifold"}
+        "manifold" always fits a chart; "auto" only where held-out rows are rebuilt from their
+        neighbours in its latents with at most 0.9 times the squared error of the linear map.
+    random_state : numpy.random.RandomState
+        Source of the rows and landmarks.
+
+    Returns
+    -------
+    chart : KernelChart or None
+        Float64, on the CPU; None for the linear map.
+    """
+    n_latents, n_features = reference.n_latents, X.shape[1]
+    # with as many latents as features, the linear map loses nothing
+    hopeless = n_latents >= n_features or len(X) < _FEWEST_ROWS
+    if kind == "linear" or (kind == "auto" and hopeless):
+        return None
+    X = X[random_state.permutation(len(X))[:_MOST_ROWS]]
+    seed = random_state.randint(np.iinfo(np.int32).max)
+    n_held_out = max(1, int(_HELD_OUT * len(X)))
+    fitted, held_out = X[n_held_out:], X[:n_held_out]
+
+    def error(chart: KernelChart | None) -> float:
+        gauge = reference.latent_mean if chart is None else chart.mean
+        known, asked = (gauge(torch.from_numpy(part)).numpy() for part in (fitted, held_out))
+        scale = known.std(0)
+        scale[scale == 0.0] = 1.0
+        neighbours = KNeighborsRegressor(min(_N_NEIGHBOURS, len(fitted)))
+        rebuilt = neighbours.fit(known / scale, fitted).predict(asked / scale)
+        return float(np.square(rebuilt - held_out).mean())
+
+    ways = {smooth: _chart(fitted, reference, smooth, seed) for smooth in (False, True)}
+    errors = {smooth: error(chart) for smooth, chart in ways.items()}
+    best = min(errors, key=errors.get)
+    if kind == "auto" and errors[best] > _WORTHWHILE * error(None):
+        return None
+    return _chart(X, reference, best, seed)
+
+
+def _chart(X: np.ndarray, reference: MixtureReference, smooth: bool, seed: int) -> KernelChart:
+    """Embed rows by Isomap, moved towards their neighbourhood or not, and fit a map to them."""
+    rows = reference.local_mean(torch.from_numpy(X)).numpy() if smooth else X
+    random_state = np.random.RandomState(seed)
+    # neighbourhoods of one component may share a point, which has no directions
+    rows = rows + 1e-6 * random_state.standard_normal(rows.shape)
+    isomap = Isomap(n_neighbors=min(_N_NEIGHBOURS, len(X) - 1), n_components=reference.n_latents)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # clusters apart from each other are joined
+        latents = isomap.fit_transform(rows)
+    scale = latents.std(0)
+    scale[scale == 0.0] = 1.0
+    latents = (latents - latents.mean(0)) / scale
+    return _regression(X, latents, random_state)
+
+
+def _regression(
+    X: np.ndarray, latents: np.ndarray, random_state: np.random.RandomState
+) -> KernelChart:
+    """Fit the smooth map from rows to latents, least squares with a ridge on bumps and slopes."""
+    landmarks = X[random_state.permutation(len(X))[:_N_LANDMARKS]]
+    distances = np.sort(pairwise_distances(landmarks, X), axis=1)
+    width = _WIDTH * max(np.median(distances[:, min(15, len(X) - 1)]), 1e-3)
+    gram = np.exp(-0.5 * np.square(pairwise_distances(landmarks) / width))
+    bumps = np.exp(-0.5 * np.square(pairwise_distances(X, landmarks) / width))
+    design = np.column_stack([np.ones(len(X)), X, bumps])
+    first_bump = 1 + X.shape[1]
+    penalty = np.zeros((design.shape[1], design.shape[1]))
+    penalty[range(1, first_bump), range(1, first_bump)] = _RIDGE
+    penalty[first_bump:, first_bump:] = _RIDGE * gram
+    penalty += 1e-8 * len(X) * np.eye(len(penalty))
+    weights = np.linalg.solve(design.T @ design + penalty, design.T @ latents)
+    # Isomap leaves the signs open
+    slopes = weights[1:first_bump]
+    signs = np.sign(slopes[np.abs(slopes).argmax(0), np.arange(slopes.shape[1])])
+    weights = weights * np.where(signs == 0.0, 1.0, signs)
+    residual = np.square(latents * np.where(signs == 0.0, 1.0, signs) - design @ weights).mean(0)
+    return KernelChart(
+        torch.from_numpy(landmarks),
+        float(width),
+        torch.from_numpy(weights[0]),
+        torch.from_numpy(weights[1:first_bump].T.copy()),
+        torch.from_numpy(weights[first_bump:]),
+        torch.from_numpy(residual.clip(_LEAST_VARIANCE, 1.0)),
+    )

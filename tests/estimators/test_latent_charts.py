@@ -1,0 +1,124 @@
+"""When latents follow the rows, and that nothing but the latents changes."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_moons
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsRegressor
+
+from sklvebm import MLPEnergy, ParticleLVEBM
+from sklvebm.energies import ChartedEnergy
+
+
+def helix(n, seed):
+    """Return rows along a helix, and where on it they are."""
+    random = np.random.RandomState(seed)
+    angle = 2.0 * np.pi * random.uniform(size=n)
+    X = np.stack([np.cos(2.0 * angle), np.sin(2.0 * angle), angle / np.pi - 1.0], 1)
+    return X + 0.1 * random.standard_normal(X.shape), angle
+
+
+def spiral(n, seed):
+    """Return rows along a spiral whose turns are six standard deviations of the noise apart."""
+    random = np.random.RandomState(seed)
+    angle = 2.0 * np.pi * random.uniform(size=n)
+    turn = 1.5 * np.pi + 1.5 * angle
+    X = np.stack([turn * np.cos(turn), turn * np.sin(turn)], 1) / 10.0
+    return X + 0.1 * random.standard_normal(X.shape), angle
+
+
+def untrained(X, n_components=1, **parameters):
+    return ParticleLVEBM(n_components, max_iter=0, random_state=0, **parameters).fit(X)
+
+
+@pytest.mark.parametrize("draw", [helix, spiral])
+def test_one_latent_finds_the_position_along_a_curve(draw):
+    X, angle = draw(1500, 0)
+    fresh, truth = draw(1000, 1)
+    model = untrained(X)
+    assert isinstance(model.energy_, ChartedEnergy)
+
+    def recovered(transform):
+        regressor = KNeighborsRegressor(10).fit(transform(X), angle)
+        return regressor.score(transform(fresh), truth)
+
+    assert recovered(model.transform) > 0.95
+    assert recovered(PCA(1).fit(X).transform) < 0.9
+    # and the median row comes back from it but for its noise, 0.1 in each direction
+    back = model.inverse_transform(model.transform(fresh[:200]))
+    assert np.median(np.linalg.norm(back - fresh[:200], axis=1)) < 0.2
+
+
+def test_a_chart_changes_latents_and_nothing_else():
+    X, _ = make_moons(300, noise=0.1, random_state=0)
+    charted, linear = (untrained(X, latent_map=kind) for kind in ("manifold", "linear"))
+    np.testing.assert_array_equal(charted.score_samples(X), linear.score_samples(X))
+    np.testing.assert_array_equal(
+        charted.sample(20, random_state=0), linear.sample(20, random_state=0)
+    )
+    assert np.abs(charted.transform(X) - linear.transform(X)).max() > 0.1
+    # latents of draws follow the same chart: their mean given the row is the map itself
+    draws, Z = charted.sample(2000, random_state=0, return_latents=True)
+    residual = Z - charted.transform(draws)
+    scale = charted.energy_.chart.scale.numpy()
+    # five standard errors of a mean of 2,000, and of a variance
+    assert abs(residual.mean()) < 5.0 * scale / np.sqrt(2000)
+    assert abs(residual.std() / scale - 1.0) < 5.0 / np.sqrt(2 * 2000)
+
+
+def test_a_charted_energy_has_the_density_that_is_scored():
+    X, _ = make_moons(300, noise=0.1, random_state=0)
+    model = ParticleLVEBM(1, max_iter=5, early_stopping=False, random_state=0).fit(X)
+    x = torch.from_numpy((X[:5] - model.mean_) / model.scale_)
+    grid = torch.linspace(-12.0, 12.0, 8001, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        logs = [torch.logsumexp(-model.energy_(row.expand(8001, 2), grid), 0) for row in x]
+    evidence = torch.stack(logs).numpy() + np.log(24.0 / 8000)
+    expected = evidence - model.log_partition_.upper - np.log(model.scale_).sum()
+    np.testing.assert_allclose(model.score_samples(X[:5]), expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_components"), [(300, 2), (300, 5), (60, 1)], ids=["as many", "more", "few rows"]
+)
+def test_nothing_is_bent_without_need(n_rows, n_components):
+    X, _ = make_moons(n_rows, noise=0.1, random_state=0)
+    assert untrained(X, n_components)._model.chart is None
+
+
+def test_straight_rows_keep_the_linear_map():
+    random = np.random.RandomState(0)
+    X = random.standard_normal((500, 1)) @ random.standard_normal((1, 4))
+    X += 0.3 * random.standard_normal(X.shape)
+    assert untrained(X)._model.chart is None
+
+
+def test_an_energy_of_the_users_keeps_its_latents():
+    X, _ = make_moons(200, noise=0.1, random_state=0)
+    model = untrained(X, energy=lambda d, latents: Quartic(), latent_map="manifold")
+    assert model._model.chart is None
+
+
+class Quartic(MLPEnergy):
+    """An integrable energy of rows and latents."""
+
+    def __init__(self):
+        super().__init__(2, 1, (4,), generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x, z):
+        return 0.25 * x.pow(4).sum(1) + 0.5 * z.square().sum(1)
+
+
+def test_charts_survive_pickling():
+    X, _ = make_moons(300, noise=0.1, random_state=0)
+    model = untrained(X)
+    assert model._model.chart is not None
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.transform(X), model.transform(X))
+    np.testing.assert_allclose(
+        again.inverse_transform(model.transform(X[:3])),
+        model.inverse_transform(model.transform(X[:3])),
+    )
