@@ -39,7 +39,7 @@ from sklvebm.training import Optimisation, Progress, start_optimisation, train
 _MAX_MONITOR_ROWS = 1000
 _BURN_IN_SWEEPS = 200
 _FEW_DIMENSIONS = 7  # features and latents together
-_MANY_ROWS = 1000
+_MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
 
 
 class Training(NamedTuple):
@@ -72,14 +72,17 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
     finely; few rows allow no such freedom.
     """
     few_dimensions = n_features + settings.n_components <= _FEW_DIMENSIONS
+    # one particle for each of very many rows says as much about the mean as four for a quarter
+    few_particles = few_dimensions or n_samples >= _VERY_MANY_ROWS
     free = few_dimensions and n_samples >= _MANY_ROWS
     chosen = {
         "hidden_layer_sizes": (64, 64) if few_dimensions else (128, 128),
         "n_temperatures": 4 if few_dimensions else 8,
-        "n_particles": 1 if few_dimensions else 4,
+        "n_particles": 1 if few_particles else 4,
         "alpha": 0.01 if free else 0.5,
         "learning_rate_init": 0.02 if free else 0.01,
-        "batch_size": int(np.clip(n_samples // 8, 32, 256)),
+        # about eight updates an epoch, up to thirty-two where there are many rows
+        "batch_size": max(int(np.clip(n_samples // 8, 32, 256)), n_samples // 32),
     }
     for name, value in chosen.items():
         if isinstance(getattr(settings, name), str):
