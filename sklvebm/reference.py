@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from sklvebm.particles import Frame, Noise
 
 LOG_2PI = math.log(2.0 * math.pi)
-_GATHER_UP_TO = 8  # features up to which a matrix per row is gathered
+# numbers of all rows' matrices, for each component, up to which a matrix per row is gathered: a
+# product per component costs about as much as ten thousand numbers that are read twice
+_GATHERED_PER_COMPONENT = 10_000
+_MOST_GATHERED = 20_000_000
 
 
 class MixtureReference(nn.Module):
@@ -379,9 +382,9 @@ def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
 
 def _component_products(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
     """Return `row @ matrices[component]` for rows (B, D), matrices (M, D, D), components (B,)."""
-    if rows.shape[1] <= _GATHER_UP_TO:
+    gathered = rows.shape[0] * rows.shape[1] ** 2
+    if gathered <= min(_GATHERED_PER_COMPONENT * len(matrices), _MOST_GATHERED):
         return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
-    # one product per component: gathering a matrix for each row would take B D^2 numbers
     order = torch.argsort(component)
     counts = torch.bincount(component, minlength=len(matrices)).tolist()
     parts = zip(rows[order].split(counts), matrices, strict=True)
