@@ -7,9 +7,8 @@
 Digits: accuracy of logistic regression on standardised latents of held-out rows, beside PCA and
 factor analysis of standardised pixels with as many components, and PCA of raw pixels. Factors: R^2
 of a k-nearest-neighbour regressor that predicts the angle (its sine and cosine, for rings also the
-radius) of held-out rows from the latents. `information_weight` is varied, and `latent_map`, which is
-"auto" otherwise; the score of the same model stands beside it. One seed; finished rows are kept as
-JSON.
+radius) of held-out rows from the latents. `information_weight` is varied, and `latent_map`; the
+score of the same model stands beside it. One seed; finished rows are kept as JSON.
 """
 
 import argparse
