@@ -1,0 +1,179 @@
+r"""What a potential flow descends: flow matching, its covariance form, and the published variant.
+
+With rows x1, noise e and times t, points are `x = t x1 + (1 - t) e` and the wanted velocity is the
+mean of `u = x1 - e` given x. The variational loss of [1]_ is
+
+.. math:: \tfrac12 E |\nabla \Phi|^2 - \int \Phi\, \partial_t q_t
+          = \tfrac12 E |\nabla \Phi - u|^2 + \mathrm{const}            (docs/theory.md, eq. 20)
+
+References
+----------
+.. [1] J. Loo et al., "Variational Potential Flow: A Novel Probabilistic Framework for Energy-Based
+   Generative Modelling", arXiv:2504.16262, 2025.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.particles import Batch
+from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
+
+LOSSES = ("flow-matching", "covariance", "vapo")
+_N_TIMES = 8  # strata of the unit interval; points of one update share these times
+_MONITOR_STEPS = 12  # of the integrator: changes over epochs are wanted, not the last digit
+_MONITOR_PROBES = 8
+# the published weights
+_VAPO_NORM, _VAPO_DRIFT = 0.5, 0.1
+
+
+class Points(NamedTuple):
+    """Noised rows of one update, the same number at each of G times; second halves mirror firsts."""
+
+    x: Tensor  # (G, B, D)
+    row: Tensor  # (G, B, D), the rows they came from
+    noise: Tensor  # (G, B, D)
+    times: Tensor  # (G,)
+
+    @property
+    def target(self) -> Tensor:
+        """The velocity of each point's straight path, (G, B, D)."""
+        return self.row - self.noise
+
+
+def draw_points(rows: Tensor, n_draws: int, generator: torch.Generator) -> Points:
+    """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
+
+    Opposite noise cancels most of the noise in the gradient of late times, where points of a pair
+    are close to each other and their targets far apart.
+    """
+    options = {"generator": generator, "device": rows.device, "dtype": torch.float64}
+    n_each = math.ceil(len(rows) * n_draws / _N_TIMES)
+    order = torch.randperm(len(rows), generator=generator, device=rows.device)
+    picked = torch.arange(_N_TIMES * n_each, device=rows.device) % len(rows)
+    row = rows[order[picked]].double().reshape(_N_TIMES, n_each, -1)
+    times = torch.arange(_N_TIMES, device=rows.device) + torch.rand(_N_TIMES, **options)
+    times = times / _N_TIMES
+    noise = torch.randn(row.shape, **options)
+    row, noise = torch.cat([row, row], 1), torch.cat([noise, -noise], 1)
+    t = times[:, None, None]
+    return Points(t * row + (1.0 - t) * noise, row, noise, times)
+
+
+def flow_matching_loss(potential: AnchoredPotential, points: Points) -> Tensor:
+    """Return `E |w|^2 / 2 - w (u - v)`, v the reference's velocity and w the correction's.
+
+    It is the flow matching loss minus that of the reference: negative where the potential is
+    better.
+    """
+    residual = points.target - potential.mixture.values(points.x, points.times).velocity
+    pull = _pull(potential, points)
+    return (pull * (0.5 * pull - residual.to(pull))).sum(-1).mean()
+
+
+def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
+    r"""Return the same expectation without the targets, by the covariance of Φ and Γ.
+
+    .. math:: \Gamma = |e|^2 - e \cdot x_1 - d, \qquad
+              E[\Phi \Gamma] / (1 - t) = -E[\nabla\Phi \cdot u]        (docs/theory.md, eq. 21)
+
+    Γ has mean zero given the row, so that the potential at the noise-free point can be subtracted.
+    """
+    velocity = potential.mixture.values(points.x, points.times).velocity
+    pull = _pull(potential, points)
+    t = points.times[:, None].expand(points.x.shape[:2])
+    bare = t.unsqueeze(-1) * points.row
+    here, there = (
+        potential.correction(at.flatten(0, 1), t.flatten()).reshape(t.shape)
+        for at in (points.x, bare)
+    )
+    energy = (pull * (0.5 * pull + velocity.to(pull))).sum(-1)
+    return (energy + (here - there) * _gamma(points).to(here)).mean()
+
+
+def vapo_loss(potential: AnchoredPotential, points: Points) -> Tensor:
+    """Return the published variant: correlation, alignment that turns into a cosine, penalties.
+
+    The scale of the potential is set by the penalties and by early times alone, and its change in
+    time is penalised, so that the minimiser is not the velocity of the noised data.
+    """
+    n_features = points.x.shape[-1]
+    x, target = points.x.flatten(0, 1), points.target.flatten(0, 1)
+    t = points.times[:, None].expand(points.x.shape[:2]).flatten().clamp(1e-3, 1.0 - 1e-3)
+    with torch.enable_grad():
+        t = t.detach().requires_grad_()
+        value = potential(x, t)
+        (change,) = torch.autograd.grad(value.sum(), t, create_graph=True)
+    pull = _pull(potential, points).flatten(0, 1)
+    reference = potential.mixture.values(points.x, points.times).velocity.flatten(0, 1)
+    velocity = reference.to(pull) + pull
+    time = t.detach()
+    gamma = (1.0 - time) * _gamma(points).flatten() / n_features
+    gamma = (gamma - gamma.mean()) / gamma.std()
+    correlation = (value * gamma).mean() / value.std().detach()
+    size = velocity.square().sum(1).sqrt() * target.square().sum(1).sqrt()
+    alignment = -(velocity * target).sum(1) / size.clamp(min=1e-6).pow(time) / n_features
+    norm = velocity.square().mean(1)
+    loss = alignment + _VAPO_NORM * norm + _VAPO_DRIFT * change.square() / n_features
+    return correlation + loss.mean()
+
+
+_LOSSES = dict(zip(LOSSES, (flow_matching_loss, covariance_loss, vapo_loss), strict=True))
+
+
+def _gamma(points: Points) -> Tensor:
+    """Return Γ, (G, B)."""
+    noise = points.noise
+    return (noise * (noise - points.row)).sum(-1) - noise.shape[-1]
+
+
+def _pull(potential: AnchoredPotential, points: Points) -> Tensor:
+    """Return the correction's velocity `(1 - t) grad G`, (G, B, D), in the network's precision."""
+    t = points.times[:, None].expand(points.x.shape[:2])
+    grad = potential.jet(points.x.flatten(0, 1), t.flatten()).grad
+    return (1.0 - t).unsqueeze(-1).to(grad) * grad.reshape(points.x.shape)
+
+
+class PotentialFlow:
+    """The objective of a potential flow for `sklvebm.training.train`.
+
+    Parameters
+    ----------
+    loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
+        What is descended.
+    n_draws : int, default=1
+        Pairs of opposite noise for each row of a batch.
+    """
+
+    def __init__(self, loss: str = "flow-matching", n_draws: int = 1) -> None:
+        self.loss, self.n_draws = _LOSSES[loss], n_draws
+
+    def step(
+        self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Return the loss; there is no state and there are no metrics beside it."""
+        return self.loss(potential, draw_points(batch.x, self.n_draws, generator)), state, {}
+
+    def lower_bound(
+        self,
+        potential: AnchoredPotential,
+        state: Any,
+        target: AnchoredPotential,
+        x: Tensor,
+        generator: torch.Generator,
+    ) -> float:
+        """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
+
+        In many dimensions the Laplacian is estimated, without bias, from the same few directions
+        every time, so that epochs can be compared.
+        """
+        probes = torch.Generator(device="cpu").manual_seed(0)
+        directions = trace_directions(x.shape[1], _MONITOR_PROBES, probes).to(x.device)
+        density = flow_density(target, x, _MONITOR_STEPS, directions)
+        return float(density.log_density.mean())
+
+    def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
+        """Return None: there are no particles that could go astray."""
+        return None
