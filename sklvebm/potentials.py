@@ -34,6 +34,7 @@ class Jet(NamedTuple):
 
     value: Tensor  # (B,)
     grad: Tensor  # (B, D)
+    rate: Tensor  # (B,), derivative in time
     second: Tensor | None  # (B, S), second derivatives summed over each set of directions
 
 
@@ -90,7 +91,8 @@ class AnchoredPotential(nn.Module):
         """
         if self.network is None:
             second = None if directions is None else x.new_zeros(len(x), len(directions))
-            return Jet(torch.zeros_like(x[:, 0]), torch.zeros_like(x), second)
+            none = torch.zeros_like(x[:, 0])
+            return Jet(none, torch.zeros_like(x), none, second)
         like = self.network.output
         directions = None if directions is None else directions.to(like)
         inner = network_jet(self.network, x.to(like), t.to(like), directions)
@@ -100,7 +102,9 @@ class AnchoredPotential(nn.Module):
         if directions is not None:
             along = torch.einsum("bd,skd->bsk", inner.grad, directions).square().sum(-1)
             second = slope[:, None] * (second - (2.0 / self.bound) * bent[:, None] * along)
-        return Jet(self.bound * bent, slope[:, None] * inner.grad, second)
+        return Jet(
+            self.bound * bent, slope[:, None] * inner.grad, slope * inner.rate, second
+        )
 
     def log_reference(self, x: Tensor, t: float) -> Tensor:
         """Return the reference's `log q_t` at rows x (B, D); (B,), nats."""
@@ -160,7 +164,7 @@ def _derivatives(activation: str, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def network_jet(
     network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | None = None
 ) -> Jet:
-    """Return a network of x and one more input with derivatives in x; shapes as in `jet`.
+    """Return a network of x and the time with derivatives; shapes as in `AnchoredPotential.jet`.
 
     Gradients go backwards through the layers, second derivatives forwards, beside the values: K
     directions cost about K evaluations.
@@ -186,13 +190,19 @@ def network_jet(
     grad = slopes[-1] * network.output
     for layer in range(len(slopes) - 1, 0, -1):
         grad = slopes[layer - 1] * (grad @ network.weights[layer])
-    grad = grad @ network.weights[0][:, :d]
+    grad = grad @ network.weights[0]
     value = hidden @ network.output
-    return Jet(value, grad, None if directions is None else second @ network.output)
+    second = None if directions is None else second @ network.output
+    return Jet(value, grad[:, :d], grad[:, d], second)
 
 
 def trace_directions(
-    n_features: int, n_probes: int, generator: torch.Generator, n_sets: int = 1
+    n_features: int,
+    n_probes: int,
+    generator: torch.Generator,
+    n_sets: int = 1,
+    *,
+    like: Tensor | None = None,
 ) -> Tensor:
     r"""Return directions whose second derivatives sum to an unbiased estimate of the Laplacian.
 
@@ -206,6 +216,8 @@ def trace_directions(
         Source of the probes.
     n_sets : int, default=1
         Independent sets S.
+    like : Tensor or None, default=None
+        Gives the device, which must be the generator's; None is the CPU.
 
     Returns
     -------
@@ -213,9 +225,10 @@ def trace_directions(
         Orthogonal within a set, of squared length D / K: their estimate has a variance smaller
         than that of independent probes, and none for K = D.
     """
+    options = {"dtype": torch.float64, "device": None if like is None else like.device}
     if n_probes >= n_features:
-        return torch.eye(n_features, dtype=torch.float64).expand(n_sets, -1, -1)
-    normal = torch.randn((n_sets, n_features, n_probes), generator=generator, dtype=torch.float64)
+        return torch.eye(n_features, **options).expand(n_sets, -1, -1)
+    normal = torch.randn((n_sets, n_features, n_probes), generator=generator, **options)
     # uniform on the rotations: the signs of QR are not
     orthonormal, triangle = torch.linalg.qr(normal)
     signs = torch.sign(torch.diagonal(triangle, dim1=1, dim2=2))

@@ -22,9 +22,11 @@ from sklvebm.particles import Batch
 from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
 
 LOSSES = ("flow-matching", "covariance", "vapo")
+_LATE = 0.05  # distance from time 1 at which times become no denser
 _N_TIMES = 8  # strata of the unit interval; points of one update share these times
 _MONITOR_STEPS = 12  # of the integrator: changes over epochs are wanted, not the last digit
 _MONITOR_PROBES = 8
+_EXACT_UP_TO, _PROBES = 3, 2  # features, and directions beyond them, of the inconsistency
 # the published weights
 _VAPO_NORM, _VAPO_DRIFT = 0.5, 0.1
 
@@ -46,7 +48,9 @@ class Points(NamedTuple):
 def draw_points(rows: Tensor, n_draws: int, generator: torch.Generator) -> Points:
     """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
 
-    Opposite noise cancels most of the noise in the gradient of late times, where points of a pair
+    The density of times is proportional to `1 / (1 - t + 0.05)`: the error of a velocity costs
+    likelihood in proportion to `t / (1 - t)` (docs/theory.md, eq. 23), and the noise of targets
+    would drown what is learned at the very end. Opposite noise cancels most of the noise in the gradient of late times, where points of a pair
     are close to each other and their targets far apart.
     """
     options = {"generator": generator, "device": rows.device, "dtype": torch.float64}
@@ -54,8 +58,8 @@ def draw_points(rows: Tensor, n_draws: int, generator: torch.Generator) -> Point
     order = torch.randperm(len(rows), generator=generator, device=rows.device)
     picked = torch.arange(_N_TIMES * n_each, device=rows.device) % len(rows)
     row = rows[order[picked]].double().reshape(_N_TIMES, n_each, -1)
-    times = torch.arange(_N_TIMES, device=rows.device) + torch.rand(_N_TIMES, **options)
-    times = times / _N_TIMES
+    share = torch.arange(_N_TIMES, device=rows.device) + torch.rand(_N_TIMES, **options)
+    times = (1.0 + _LATE) * -torch.expm1(math.log1p(-1.0 / (1.0 + _LATE)) * share / _N_TIMES)
     noise = torch.randn(row.shape, **options)
     row, noise = torch.cat([row, row], 1), torch.cat([noise, -noise], 1)
     t = times[:, None, None]
@@ -123,6 +127,50 @@ def vapo_loss(potential: AnchoredPotential, points: Points) -> Tensor:
 _LOSSES = dict(zip(LOSSES, (flow_matching_loss, covariance_loss, vapo_loss), strict=True))
 
 
+def inconsistency(
+    potential: AnchoredPotential, points: Points, directions: Tensor
+) -> Tensor:
+    r"""Return how far the density that the energy stands for is from being carried by its flow.
+
+    `log q_t + t G + c(t)` solves the continuity equation with the velocity of the potential if
+
+    .. math:: R = G + t (\partial_t G + \nabla \Phi \cdot \nabla G)
+                  + (1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)     (docs/theory.md, eq. 24)
+
+    does not depend on x. The minimiser of flow matching does so; a network does to some extent.
+
+    Parameters
+    ----------
+    potential : AnchoredPotential
+        The potential.
+    points : Points
+        Where R is evaluated.
+    directions : Tensor of shape (S, K, D)
+        Directions of the Laplacian: one set if they give the exact trace, else two independent
+        ones, so that the square of R is estimated without bias by a product.
+
+    Returns
+    -------
+    penalty : Tensor
+        Mean over times of `1 - t` times the variance of R, 0-d.
+    """
+    values = potential.mixture.values(points.x, points.times)
+    t = points.times[:, None].expand(points.x.shape[:2]).flatten()
+    jet = potential.jet(points.x.flatten(0, 1), t, directions)
+    velocity, score = (part.flatten(0, 1).to(jet.grad) for part in (values.velocity, values.score))
+    t = t.to(jet.grad)
+    left = 1.0 - t
+    along = ((velocity + left[:, None] * jet.grad) * jet.grad).sum(1)
+    moved = jet.value + t * (jet.rate + along)
+    residual = moved[:, None] + left[:, None] * (
+        jet.second + (jet.grad * score).sum(1, keepdim=True)
+    )
+    residual = residual.reshape(*points.x.shape[:2], -1)
+    residual = residual - residual.mean(1, keepdim=True)
+    squared = residual[..., 0] * residual[..., -1]
+    return ((1.0 - points.times)[:, None].to(squared) * squared).mean()
+
+
 def _gamma(points: Points) -> Tensor:
     """Return Γ, (G, B)."""
     noise = points.noise
@@ -145,16 +193,31 @@ class PotentialFlow:
         What is descended.
     n_draws : int, default=1
         Pairs of opposite noise for each row of a batch.
+    consistency : float, default=0.1
+        Weight of `inconsistency`; 0 leaves it out.
     """
 
-    def __init__(self, loss: str = "flow-matching", n_draws: int = 1) -> None:
-        self.loss, self.n_draws = _LOSSES[loss], n_draws
+    def __init__(
+        self, loss: str = "flow-matching", *, n_draws: int = 1, consistency: float = 0.1
+    ) -> None:
+        self.loss, self.n_draws, self.consistency = _LOSSES[loss], n_draws, consistency
 
     def step(
         self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Return the loss; there is no state and there are no metrics beside it."""
-        return self.loss(potential, draw_points(batch.x, self.n_draws, generator)), state, {}
+        """Return the loss, the state, which there is none of, and the inconsistency."""
+        points = draw_points(batch.x, self.n_draws, generator)
+        loss = self.loss(potential, points)
+        if self.consistency == 0.0:
+            return loss, state, {}
+        d = batch.x.shape[1]
+        exact = d <= _EXACT_UP_TO
+        directions = trace_directions(
+            d, d if exact else _PROBES, generator, 1 if exact else 2, like=points.x
+        )
+        penalty = inconsistency(potential, points, directions)
+        metrics = {"inconsistency": penalty.detach()}
+        return loss + self.consistency * penalty, state, metrics
 
     def lower_bound(
         self,
@@ -169,8 +232,8 @@ class PotentialFlow:
         In many dimensions the Laplacian is estimated, without bias, from the same few directions
         every time, so that epochs can be compared.
         """
-        probes = torch.Generator(device="cpu").manual_seed(0)
-        directions = trace_directions(x.shape[1], _MONITOR_PROBES, probes).to(x.device)
+        probes = torch.Generator(device=x.device).manual_seed(0)
+        directions = trace_directions(x.shape[1], _MONITOR_PROBES, probes, like=x)
         density = flow_density(target, x, _MONITOR_STEPS, directions)
         return float(density.log_density.mean())
 
