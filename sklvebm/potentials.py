@@ -102,9 +102,7 @@ class AnchoredPotential(nn.Module):
         if directions is not None:
             along = torch.einsum("bd,skd->bsk", inner.grad, directions).square().sum(-1)
             second = slope[:, None] * (second - (2.0 / self.bound) * bent[:, None] * along)
-        return Jet(
-            self.bound * bent, slope[:, None] * inner.grad, slope * inner.rate, second
-        )
+        return Jet(self.bound * bent, slope[:, None] * inner.grad, slope * inner.rate, second)
 
     def log_reference(self, x: Tensor, t: float) -> Tensor:
         """Return the reference's `log q_t` at rows x (B, D); (B,), nats."""
@@ -161,9 +159,7 @@ def _derivatives(activation: str, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a * gate, gate + a * bend, bend * (2.0 + a * (1.0 - 2.0 * gate))
 
 
-def network_jet(
-    network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | None = None
-) -> Jet:
+def network_jet(network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | None = None) -> Jet:
     """Return a network of x and the time with derivatives; shapes as in `AnchoredPotential.jet`.
 
     Gradients go backwards through the layers, second derivatives forwards, beside the values: K
@@ -173,9 +169,7 @@ def network_jet(
     hidden = torch.cat([x, t.unsqueeze(1)], 1)
     slopes = []
     for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
-        hidden, slope, bend = _derivatives(
-            network.activation, torch.addmm(bias, hidden, weight.T)
-        )
+        hidden, slope, bend = _derivatives(network.activation, torch.addmm(bias, hidden, weight.T))
         slopes.append(slope)
         if directions is None:
             continue

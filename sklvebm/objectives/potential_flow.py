@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sklvebm.noised_mixture import NoisedMixture, NoisedValues
 from sklvebm.particles import Batch
 from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
 
 LOSSES = ("flow-matching", "covariance", "vapo")
 _LATE = 0.05  # distance from time 1 at which times become no denser
 _N_TIMES = 8  # strata of the unit interval; points of one update share these times
-_MONITOR_STEPS = 12  # of the integrator: changes over epochs are wanted, not the last digit
+_MONITOR_STEPS = 8  # of the integrator: changes over epochs are wanted, not the last digit
 _MONITOR_PROBES = 8
 _EXACT_UP_TO, _PROBES = 3, 2  # features, and directions beyond them, of the inconsistency
 # the published weights
@@ -38,6 +39,7 @@ class Points(NamedTuple):
     row: Tensor  # (G, B, D), the rows they came from
     noise: Tensor  # (G, B, D)
     times: Tensor  # (G,)
+    reference: NoisedValues  # of the potential's mixture, (G, B)
 
     @property
     def target(self) -> Tensor:
@@ -45,7 +47,9 @@ class Points(NamedTuple):
         return self.row - self.noise
 
 
-def draw_points(rows: Tensor, n_draws: int, generator: torch.Generator) -> Points:
+def draw_points(
+    mixture: NoisedMixture, rows: Tensor, n_draws: int, generator: torch.Generator
+) -> Points:
     """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
 
     The density of times is proportional to `1 / (1 - t + 0.05)`: the error of a velocity costs
@@ -63,7 +67,8 @@ def draw_points(rows: Tensor, n_draws: int, generator: torch.Generator) -> Point
     noise = torch.randn(row.shape, **options)
     row, noise = torch.cat([row, row], 1), torch.cat([noise, -noise], 1)
     t = times[:, None, None]
-    return Points(t * row + (1.0 - t) * noise, row, noise, times)
+    x = t * row + (1.0 - t) * noise
+    return Points(x, row, noise, times, mixture.values(x, times))
 
 
 def flow_matching_loss(potential: AnchoredPotential, points: Points) -> Tensor:
@@ -72,7 +77,7 @@ def flow_matching_loss(potential: AnchoredPotential, points: Points) -> Tensor:
     It is the flow matching loss minus that of the reference: negative where the potential is
     better.
     """
-    residual = points.target - potential.mixture.values(points.x, points.times).velocity
+    residual = points.target - points.reference.velocity
     pull = _pull(potential, points)
     return (pull * (0.5 * pull - residual.to(pull))).sum(-1).mean()
 
@@ -85,7 +90,7 @@ def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
 
     Γ has mean zero given the row, so that the potential at the noise-free point can be subtracted.
     """
-    velocity = potential.mixture.values(points.x, points.times).velocity
+    velocity = points.reference.velocity
     pull = _pull(potential, points)
     t = points.times[:, None].expand(points.x.shape[:2])
     bare = t.unsqueeze(-1) * points.row
@@ -111,8 +116,7 @@ def vapo_loss(potential: AnchoredPotential, points: Points) -> Tensor:
         value = potential(x, t)
         (change,) = torch.autograd.grad(value.sum(), t, create_graph=True)
     pull = _pull(potential, points).flatten(0, 1)
-    reference = potential.mixture.values(points.x, points.times).velocity.flatten(0, 1)
-    velocity = reference.to(pull) + pull
+    velocity = points.reference.velocity.flatten(0, 1).to(pull) + pull
     time = t.detach()
     gamma = (1.0 - time) * _gamma(points).flatten() / n_features
     gamma = (gamma - gamma.mean()) / gamma.std()
@@ -127,9 +131,7 @@ def vapo_loss(potential: AnchoredPotential, points: Points) -> Tensor:
 _LOSSES = dict(zip(LOSSES, (flow_matching_loss, covariance_loss, vapo_loss), strict=True))
 
 
-def inconsistency(
-    potential: AnchoredPotential, points: Points, directions: Tensor
-) -> Tensor:
+def inconsistency(potential: AnchoredPotential, points: Points, directions: Tensor) -> Tensor:
     r"""Return how far the density that the energy stands for is from being carried by its flow.
 
     `log q_t + t G + c(t)` solves the continuity equation with the velocity of the potential if
@@ -154,7 +156,7 @@ def inconsistency(
     penalty : Tensor
         Mean over times of `1 - t` times the variance of R, 0-d.
     """
-    values = potential.mixture.values(points.x, points.times)
+    values = points.reference
     t = points.times[:, None].expand(points.x.shape[:2]).flatten()
     jet = potential.jet(points.x.flatten(0, 1), t, directions)
     velocity, score = (part.flatten(0, 1).to(jet.grad) for part in (values.velocity, values.score))
@@ -206,7 +208,7 @@ class PotentialFlow:
         self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Return the loss, the state, which there is none of, and the inconsistency."""
-        points = draw_points(batch.x, self.n_draws, generator)
+        points = draw_points(potential.mixture, batch.x, self.n_draws, generator)
         loss = self.loss(potential, points)
         if self.consistency == 0.0:
             return loss, state, {}
