@@ -1,7 +1,8 @@
 r"""Scalar potentials whose gradient carries noise into data, anchored on a noised mixture.
 
-.. math:: \Phi(x, t) = \tfrac12 |x|^2 + (1 - t) \left( \tfrac1t \log \frac{q_t(x)}{N(x)} + G(x, t) \right)
-          \qquad \text{(docs/theory.md, eq. 19)}
+.. math:: \Phi(x, t) = \tfrac12 |x|^2
+              + (1 - t) \left( \tfrac1t \log \frac{q_t(x)}{N(x; 0, I)} + G(x, t) \right)
+          \qquad \text{(docs/potential_flow.md, eq. 2)}
 
 Without the correction G the gradient of the potential carries N(0, I) exactly along the laws q_t of
 the reference. With it, `log q_t + t G` is the log-density at time t up to a constant, so that the
@@ -238,8 +239,9 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
 
     Along a path of the flow, the log-density gains on the reference's
 
-    .. math:: \frac{d}{dt} \log \frac{p_t}{q_t} = -(1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
-              \qquad \text{(docs/theory.md, eq. 22)}
+    .. math:: \frac{d}{dt} \log \frac{p_t}{q_t}
+                  = -(1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
+              \qquad \text{(docs/potential_flow.md, eq. 5)}
 
     which is zero where there is no correction: the error of the integrator touches the correction
     alone.

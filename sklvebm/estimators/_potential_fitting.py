@@ -1,4 +1,4 @@
-"""The composition root of `PotentialFlowEBM.fit`: standardise, reference, potential, train, check."""
+"""The composition root of `PotentialFlowEBM.fit`: reference, potential, train, accept, check."""
 
 import copy
 import math
@@ -34,6 +34,7 @@ from sklvebm.training import Optimisation, Progress, start_optimisation, train
 _FEW_FEATURES, _MANY_ROWS = 3, 1000
 _EXACT_TRACE_UP_TO, _PROBES = 16, 16
 _DOUBT = 2.0  # standard errors that an improvement on the reference must be worth
+_ACCEPTANCE_STEPS = 16  # of the integrator
 _POINTS_PER_ROW = 2  # a pair of opposite noise
 
 
@@ -59,7 +60,7 @@ class FlowOutcome(NamedTuple):
 
 
 def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
-    """Return settings with every "auto" replaced by what suits such rows (docs/potential_flow.md)."""
+    """Return settings with every "auto" replaced by what suits such rows."""
     few_features = n_features <= _FEW_FEATURES
     chosen = {
         "hidden_layer_sizes": (64, 64) if few_features else (128, 128),
@@ -199,12 +200,9 @@ def gain_over_reference(potential: AnchoredPotential, rows: Tensor, directions: 
 
     The mean log-likelihood minus the reference's, less two standard errors over rows.
     """
-    gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains.mean(1)
+    gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0]
     error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
     return float(gains.mean()) - _DOUBT * error
-
-
-_ACCEPTANCE_STEPS = 16  # of the integrator
 
 
 def _n_weights(potential: AnchoredPotential) -> int:

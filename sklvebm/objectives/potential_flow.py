@@ -4,7 +4,8 @@ With rows x1, noise e and times t, points are `x = t x1 + (1 - t) e` and the wan
 mean of `u = x1 - e` given x. The variational loss of [1]_ is
 
 .. math:: \tfrac12 E |\nabla \Phi|^2 - \int \Phi\, \partial_t q_t
-          = \tfrac12 E |\nabla \Phi - u|^2 + \mathrm{const}            (docs/theory.md, eq. 20)
+          = \tfrac12 E |\nabla \Phi - u|^2 + \mathrm{const}
+          \qquad \text{(docs/potential_flow.md, eq. 3)}
 
 References
 ----------
@@ -33,7 +34,7 @@ _VAPO_NORM, _VAPO_DRIFT = 0.5, 0.1
 
 
 class Points(NamedTuple):
-    """Noised rows of one update, the same number at each of G times; second halves mirror firsts."""
+    """Noised rows of one update, B at each of G times; the second half mirrors the first."""
 
     x: Tensor  # (G, B, D)
     row: Tensor  # (G, B, D), the rows they came from
@@ -53,9 +54,9 @@ def draw_points(
     """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
 
     The density of times is proportional to `1 / (1 - t + 0.05)`: the error of a velocity costs
-    likelihood in proportion to `t / (1 - t)` (docs/theory.md, eq. 23), and the noise of targets
-    would drown what is learned at the very end. Opposite noise cancels most of the noise in the gradient of late times, where points of a pair
-    are close to each other and their targets far apart.
+    likelihood in proportion to `t / (1 - t)` (docs/potential_flow.md, eq. 6), but at the very end
+    the noise of targets would drown what is learned. Opposite noise cancels most of it at late
+    times, where points of a pair are close to each other and their targets far apart.
     """
     options = {"generator": generator, "device": rows.device, "dtype": torch.float64}
     n_each = math.ceil(len(rows) * n_draws / _N_TIMES)
@@ -86,7 +87,8 @@ def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
     r"""Return the same expectation without the targets, by the covariance of Φ and Γ.
 
     .. math:: \Gamma = |e|^2 - e \cdot x_1 - d, \qquad
-              E[\Phi \Gamma] / (1 - t) = -E[\nabla\Phi \cdot u]        (docs/theory.md, eq. 21)
+              E[\Phi \Gamma] / (1 - t) = -E[\nabla\Phi \cdot u]
+              \qquad \text{(docs/potential_flow.md, eq. 4)}
 
     Γ has mean zero given the row, so that the potential at the noise-free point can be subtracted.
     """
@@ -137,7 +139,8 @@ def inconsistency(potential: AnchoredPotential, points: Points, directions: Tens
     `log q_t + t G + c(t)` solves the continuity equation with the velocity of the potential if
 
     .. math:: R = G + t (\partial_t G + \nabla \Phi \cdot \nabla G)
-                  + (1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)     (docs/theory.md, eq. 24)
+                  + (1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
+              \qquad \text{(docs/potential_flow.md, eq. 7)}
 
     does not depend on x. The minimiser of flow matching does so; a network does to some extent.
 
