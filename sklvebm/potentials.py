@@ -65,6 +65,11 @@ class AnchoredPotential(nn.Module):
         """Width D of x."""
         return self.mixture.n_features
 
+    @property
+    def trace_is_free(self) -> bool:
+        """Whether the exact Laplacian costs no more than the gradient: one hidden layer at most."""
+        return self.network is None or len(self.network.weights) == 1
+
     def correction(self, x: Tensor, t: Tensor) -> Tensor:
         """Return G at rows x (B, D) and their times t (B,); (B,), nats."""
         if self.network is None:
@@ -164,7 +169,8 @@ def network_jet(network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | N
     """Return a network of x and the time with derivatives; shapes as in `AnchoredPotential.jet`.
 
     Gradients go backwards through the layers, second derivatives forwards, beside the values: K
-    directions cost about K evaluations.
+    directions cost about K evaluations, but nothing in a network with one hidden layer, where
+    tangents are the same for all rows.
     """
     d = x.shape[1]
     hidden = torch.cat([x, t.unsqueeze(1)], 1)
@@ -181,7 +187,8 @@ def network_jet(network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | N
             tangent = tangent @ weight.T
             second = slope[:, None] * (second @ weight.T)
             second = second + bend[:, None] * tangent.square().sum(-2)
-        tangent = slope[:, None, None] * tangent
+        if layer + 1 < len(network.weights):
+            tangent = slope[:, None, None] * tangent
     grad = slopes[-1] * network.output
     for layer in range(len(slopes) - 1, 0, -1):
         grad = slopes[layer - 1] * (grad @ network.weights[layer])

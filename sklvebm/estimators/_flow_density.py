@@ -32,8 +32,8 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         X : array-like of shape (n_samples, n_features)
             Rows.
         method : {"flow", "energy"}, default="flow"
-            "flow" integrates the instantaneous change of variables; with more than `n_probes`
-            features its trace is estimated, with the error in `diagnostics_`. "energy" is minus
+            "flow" integrates the instantaneous change of variables; with more features than
+            `n_probes` its trace is estimated, with the error in `diagnostics_`. "energy" is minus
             the explicit energy at `energy_time`, less its annealed log normaliser; it needs no
             integration. Both say the same as far as `diagnostics_.flow_minus_energy` says.
 

@@ -63,14 +63,16 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
     """Return settings with every "auto" replaced by what suits such rows."""
     few_features = n_features <= _FEW_FEATURES
     chosen = {
-        "hidden_layer_sizes": (64, 64) if few_features else (128, 128),
+        "hidden_layer_sizes": (64, 64) if few_features else (512,),
         "learning_rate_init": 0.01 if few_features else 0.005,
         "batch_size": int(np.clip(n_samples // 8, 32, 256)),
-        "n_probes": n_features if n_features <= _EXACT_TRACE_UP_TO else _PROBES,
     }
     for name, value in chosen.items():
         if isinstance(getattr(settings, name), str):
             setattr(settings, name, value)
+    if isinstance(settings.n_probes, str):
+        exact = n_features <= _EXACT_TRACE_UP_TO or len(list(settings.hidden_layer_sizes)) == 1
+        settings.n_probes = n_features if exact else _PROBES
     settings.input_gain = 3.0 if few_features and n_samples >= _MANY_ROWS else 1.0
     settings.n_components = 1  # of the reference's latents, which take no part
     if isinstance(settings.reference, MixtureReference):

@@ -40,7 +40,8 @@ def numbers_per_row(potential: AnchoredPotential, n_directions: int) -> int:
     if potential.mixture.axes is not None:
         width = max(width, n_features**2)
     if potential.network is not None:
-        width = max(width, n_directions * max(potential.network.hidden_layer_sizes))
+        n_tangents = 1 if potential.trace_is_free else n_directions
+        width = max(width, n_tangents * max(potential.network.hidden_layer_sizes))
     return width
 
 

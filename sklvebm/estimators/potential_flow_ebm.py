@@ -67,7 +67,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     ----------
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the correction's network. "auto" is (64, 64) for up to three features,
-        else (128, 128).
+        else (512,): with one layer the exact trace of the change of variables costs nothing.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
@@ -87,7 +87,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         by at most 0.001 nats and standardised units.
     n_probes : int or "auto", default="auto"
         Directions that the trace of the change of variables is estimated from; as many as features
-        are exact. "auto" is exact for up to 16 features, else 16.
+        are exact. "auto" is exact for up to 16 features or with one hidden layer, else 16.
     n_langevin_steps : int, default=0
         Metropolis-adjusted Langevin moves of draws under the explicit energy.
     energy_time : float, default=1.0
@@ -100,7 +100,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         Decoupled weight decay, per unit of learning rate.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
-    max_iter : int, default=150
+    max_iter : int, default=100
         Epochs at most; 0 keeps the reference.
     tol : float, default=0.001
         Improvement of the monitored log-likelihood, in nats per row, that counts.
@@ -165,9 +165,8 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
 
     Notes
     -----
-    With up to 16 features the likelihood is exact up to the integrator's tolerance; beyond, the
-    trace is estimated from directions that are the same for every row. See
-    `docs/potential_flow.md`.
+    By default the likelihood is exact up to the integrator's error. An estimated trace uses
+    directions that are the same for every row. See `docs/potential_flow.md`.
 
     References
     ----------
@@ -202,7 +201,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         learning_rate_init="auto",
         alpha=0.01,
         batch_size="auto",
-        max_iter=150,
+        max_iter=100,
         tol=0.001,
         early_stopping=True,
         validation_fraction=0.1,
@@ -401,7 +400,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         problems = outcome.diagnostics.problems()
         if problems:
             warnings.warn(
-                "Scores may not be trusted: "
+                "Some numbers may not be trusted: "
                 + "; ".join(problems)
                 + ". See diagnostics_.report().",
                 ConvergenceWarning,

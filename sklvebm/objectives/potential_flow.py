@@ -26,7 +26,7 @@ from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
 LOSSES = ("flow-matching", "covariance", "vapo")
 _LATE = 0.05  # distance from time 1 at which times become no denser
 _N_TIMES = 8  # strata of the unit interval; points of one update share these times
-_MONITOR_STEPS = 8  # of the integrator: changes over epochs are wanted, not the last digit
+_MONITOR_STEPS = 6  # of the integrator: changes over epochs are wanted, not the last digit
 _MONITOR_PROBES = 8
 _EXACT_UP_TO, _PROBES = 3, 2  # features, and directions beyond them, of the inconsistency
 # the published weights
@@ -216,7 +216,7 @@ class PotentialFlow:
         if self.consistency == 0.0:
             return loss, state, {}
         d = batch.x.shape[1]
-        exact = d <= _EXACT_UP_TO
+        exact = d <= _EXACT_UP_TO or potential.trace_is_free
         directions = trace_directions(
             d, d if exact else _PROBES, generator, 1 if exact else 2, like=points.x
         )
@@ -234,11 +234,12 @@ class PotentialFlow:
     ) -> float:
         """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
 
-        In many dimensions the Laplacian is estimated, without bias, from the same few directions
-        every time, so that epochs can be compared.
+        In many dimensions the Laplacian of a deep network is estimated, without bias, from the same
+        few directions every time, so that epochs can be compared.
         """
         probes = torch.Generator(device=x.device).manual_seed(0)
-        directions = trace_directions(x.shape[1], _MONITOR_PROBES, probes, like=x)
+        n_probes = x.shape[1] if target.trace_is_free else _MONITOR_PROBES
+        directions = trace_directions(x.shape[1], n_probes, probes, like=x)
         density = flow_density(target, x, _MONITOR_STEPS, directions)
         return float(density.log_density.mean())
 
