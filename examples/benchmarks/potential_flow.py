@@ -1,6 +1,6 @@
 """`PotentialFlowEBM` beside its own reference and kernel density: likelihood, agreement, samples.
 
-    python examples/benchmarks/potential_flow.py                        # all sets, five seeds: hours
+    python examples/benchmarks/potential_flow.py                        # all, five seeds: hours
     python examples/benchmarks/potential_flow.py --sets pinwheel --seeds 1
     python examples/benchmarks/potential_flow.py --reference gaussian   # what the flow does alone
     python examples/benchmarks/potential_flow.py --output DIR           # where finished rows go
