@@ -15,7 +15,12 @@ import torch  # noqa: E402
 from sklearn.datasets import make_moons  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 
-from sklvebm import MixtureReference, MLPEnergy, ParticleLVEBM  # noqa: E402
+from sklvebm import (  # noqa: E402
+    MixtureReference,
+    MLPEnergy,
+    ParticleLVEBM,
+    PotentialFlowEBM,
+)
 from sklvebm.noised_mixture import noised_mixture  # noqa: E402
 from sklvebm.potentials import AnchoredPotential, Jet  # noqa: E402
 
@@ -47,6 +52,17 @@ def fitted(moons):
         model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0)
         assert model.fit(moons).improved_
         return model
+
+
+@pytest.fixture(scope="session")
+def fitted_flow():
+    """A potential flow of a thousand moons, anchored on a Gaussian, whose correction was kept."""
+    X, _ = make_moons(1000, noise=0.1, random_state=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = PotentialFlowEBM(reference="gaussian", max_iter=100, random_state=0).fit(X)
+    assert model.improved_
+    return model
 
 
 @pytest.fixture(scope="session")
