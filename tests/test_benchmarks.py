@@ -179,6 +179,7 @@ def test_potential_flow_prints_a_table_and_resumes(potential, tmp_path, capsys):
     flow = {**kept, "score": -2.0, "diverged": False, "n_features": 64, "mmd": 0.1, "floor": 0.2}
     flow |= {"reference": -2.0, "disagreement": 0.2, "spread": 0.1, "improved": True}
     store.row("potential digits mixture seed0", lambda: flow)
+    capsys.readouterr()
     potential.main(arguments)
     printed = capsys.readouterr().out
     assert "Fails if" in printed

@@ -84,7 +84,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         out what makes the two log-densities agree.
     n_steps : int or "auto", default="auto"
         Fourth-order steps of likelihoods and transforms; "auto" doubles until held-out rows change
-        by at most 0.001 nats and standardised units.
+        by at most 0.001 nats (root mean square) and 0.0001 standard deviations (median).
     n_probes : int or "auto", default="auto"
         Directions that the trace of the change of variables is estimated from; as many as features
         are exact. "auto" is exact for up to 16 features or with one hidden layer, else 16.
