@@ -28,6 +28,7 @@ FIGURE = Path(__file__).parents[1] / "docs" / "images" / "potential_flow.png"
 TIMES = (0.5, 0.8, 1.0)
 PATH_TIMES = np.concatenate([np.linspace(0.0, 0.9, 40), np.linspace(0.9, 1.0, 41)[1:]])
 SHOWN = (0, 20, 30, 39, 49, 59, 79)  # of PATH_TIMES
+SIDE = 10  # pixels of a digit with its margin
 DEPTH = 8.0  # nats below the highest density that the colours resolve
 
 
@@ -83,9 +84,10 @@ def draw_moons(figure, panels):
 
 
 def tiled(images, n_columns):
-    """Return images (n, 64) side by side."""
-    rows = images.reshape(-1, n_columns, 8, 8)
-    return rows.transpose(0, 2, 1, 3).reshape(-1, 8 * n_columns)
+    """Return images (n, 64) side by side, with a white margin around each."""
+    framed = np.pad(images.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    rows = framed.reshape(-1, n_columns, SIDE, SIDE)
+    return rows.transpose(0, 2, 1, 3).reshape(-1, SIDE * n_columns)
 
 
 def draw_digits(panels):
@@ -98,14 +100,14 @@ def draw_digits(panels):
     steps = positions[list(SHOWN)] * model.scale_ + model.mean_
     panels[0].imshow(tiled(steps.reshape(-1, 64), 10), cmap="gray_r", vmin=0, vmax=16)
     panels[0].set_yticks(
-        [8 * k + 3.5 for k in range(len(SHOWN))],
+        [SIDE * k + 0.5 * (SIDE - 1) for k in range(len(SHOWN))],
         [f"t = {PATH_TIMES[k]:.3g}" for k in SHOWN],
     )
     panels[0].set_title("digits on their way from noise")
-    draws = model.sample(80, random_state=0)
+    draws = model.sample(70, random_state=0)
     panels[1].imshow(tiled(draws, 10), cmap="gray_r", vmin=0, vmax=16)
     panels[1].set_title("draws")
-    panels[2].imshow(tiled(X[:80], 10), cmap="gray_r", vmin=0, vmax=16)
+    panels[2].imshow(tiled(X[:70], 10), cmap="gray_r", vmin=0, vmax=16)
     panels[2].set_title("data")
     for panel in panels:
         panel.set_xticks(())

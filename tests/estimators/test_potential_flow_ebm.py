@@ -83,6 +83,10 @@ def test_earlier_energy_agrees_with_the_flow_stopped_there(test_rows):
     assert model.diagnostics_.energy_time == 0.9
     assert abs(model.diagnostics_.flow_minus_energy) < 0.05
     assert model.score(test_rows) > model.score_samples(test_rows, method="energy").mean()
+    # the density of noised rows in the units of the data integrates to one as well
+    points, area = grid(model)
+    total = float(np.exp(model.score_samples(points, method="energy")).sum() * area)
+    assert abs(np.log(total)) < 5.0 * model.log_partition_.standard_error
 
 
 def test_kept_reference_is_the_mixture(kept_reference, test_rows):
@@ -181,7 +185,7 @@ def test_every_loss_fits_and_is_repeatable(loss, moons):
 
 
 def test_held_out_rows_decide_whether_training_is_kept(moons):
-    """With labels of noise there is nothing to learn beyond a Gaussian."""
+    """In normal rows there is nothing to learn beyond a Gaussian."""
     X = np.random.RandomState(0).randn(300, 2)
     model = small(max_iter=20).fit(X)
     assert not model.improved_
