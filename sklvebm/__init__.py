@@ -2,6 +2,7 @@
 
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, Energy, LinearGaussianEnergy, MLPEnergy
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
+from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.quantisation import dequantize, resolution
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.log_partition import LogPartition
@@ -20,6 +21,7 @@ __all__ = [
     "MixtureReference",
     "ParticleDivergenceError",
     "ParticleLVEBM",
+    "PotentialFlowEBM",
     "dequantize",
     "resolution",
     "show_versions",

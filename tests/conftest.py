@@ -11,10 +11,18 @@ import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from sklearn.datasets import make_moons  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402
 
-from sklvebm import ParticleLVEBM  # noqa: E402
+from sklvebm import (  # noqa: E402
+    MixtureReference,
+    MLPEnergy,
+    ParticleLVEBM,
+    PotentialFlowEBM,
+)
+from sklvebm.noised_mixture import noised_mixture  # noqa: E402
+from sklvebm.potentials import AnchoredPotential, Jet  # noqa: E402
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
@@ -47,6 +55,17 @@ def fitted(moons):
 
 
 @pytest.fixture(scope="session")
+def fitted_flow():
+    """A potential flow of a thousand moons, anchored on a Gaussian, whose correction was kept."""
+    X, _ = make_moons(1000, noise=0.1, random_state=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = PotentialFlowEBM(reference="gaussian", max_iter=100, random_state=0).fit(X)
+    assert model.improved_
+    return model
+
+
+@pytest.fixture(scope="session")
 def small():
     """A function that returns unfitted models which train in about a tenth of a second."""
 
@@ -65,3 +84,67 @@ def small():
         )
 
     return make
+
+
+def random_reference(n_components=3, n_features=3, diagonal=False, wide_weight=0.1, seed=0):
+    """Return a random mixture as a reference without latents."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    factors = 0.5 * normal(n_components, n_features, n_features)
+    identity = torch.eye(n_features, dtype=torch.float64)
+    covariances = factors @ factors.transpose(1, 2) + 0.01 * identity
+    if diagonal:
+        covariances = covariances * identity
+    return MixtureReference(
+        torch.softmax(normal(n_components), 0),
+        normal(n_components, n_features),
+        covariances,
+        latent_map=normal(0, n_features),
+        latent_variance=normal(0),
+        location=torch.zeros(n_features),
+        wide_weight=wide_weight,
+        wide_covariance=4.0 * identity,
+    )
+
+
+class KnownPotential(AnchoredPotential):
+    """The potential of one mixture, anchored on another: the correction is known."""
+
+    def __init__(self, reference, data):
+        placeholder = MLPEnergy(reference.n_features, 1, (1,)).double()
+        super().__init__(noised_mixture(reference), placeholder)
+        self.data = noised_mixture(data)
+
+    def correction(self, x, t):
+        ours, theirs = (
+            mixture.values(x.unsqueeze(1), t).log_ratio[:, 0]
+            for mixture in (self.data, self.mixture)
+        )
+        return (ours - theirs) / t
+
+    def jet(self, x, t, directions=None):
+        with torch.enable_grad():
+            x, t = x.detach().requires_grad_(), t.detach().clamp(min=1e-4).requires_grad_()
+            value = self.correction(x, t)
+            grad, rate = torch.autograd.grad(value.sum(), (x, t), create_graph=True)
+            second = None
+            if directions is not None:
+                rows = [torch.autograd.grad(g.sum(), x, retain_graph=True)[0] for g in grad.T]
+                hessian = torch.stack(rows, 1)
+                second = torch.einsum("skd,bde,ske->bs", directions, hessian, directions)
+        return Jet(*(None if p is None else p.detach() for p in (value, grad, rate, second)))
+
+
+@pytest.fixture(scope="session")
+def mixture_reference():
+    """A function that returns a random mixture as a reference without latents."""
+    return random_reference
+
+
+@pytest.fixture(scope="session")
+def known_potential():
+    """A function of two references: the potential of the second, anchored on the first."""
+    return KnownPotential

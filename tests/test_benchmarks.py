@@ -161,3 +161,53 @@ def test_ablation_prints_medians_and_resumes(script, tmp_path, capsys, monkeypat
     again = capsys.readouterr().out
     assert "untrained seed" not in again  # nothing is computed twice
     assert first.splitlines()[-5:] == again.splitlines()[-5:]
+
+
+@pytest.fixture
+def potential(script, monkeypatch):
+    benchmark = script("potential_flow")
+    monkeypatch.setattr(benchmark, "N_SCORED", 100)
+    monkeypatch.setattr(benchmark, "N_DRAWS", 50)
+    return benchmark
+
+
+def test_potential_flow_prints_a_table_and_resumes(potential, tmp_path, capsys):
+    arguments = ["--sets", "digits", "--seeds", "1", "--output", str(tmp_path)]
+    kept = {"score": -1.0, "seconds": 0.1}
+    store = potential.Store(tmp_path)
+    store.row("potential digits kernel density seed0", lambda: kept)
+    flow = {**kept, "score": -2.0, "diverged": False, "n_features": 64, "mmd": 0.1, "floor": 0.2}
+    flow |= {"reference": -2.0, "disagreement": 0.2, "spread": 0.1, "improved": True}
+    store.row("potential digits mixture seed0", lambda: flow)
+    capsys.readouterr()
+    potential.main(arguments)
+    printed = capsys.readouterr().out
+    assert "Fails if" in printed
+    assert "1.000 nats below kernel density" in printed
+    assert " ...\n" not in printed
+
+
+def test_potential_flow_row_has_both_likelihoods(potential, script, monkeypatch):
+    Split = script("density_sets").Split
+
+    def split(name, seed):
+        rng = potential.np.random.default_rng(seed)
+        return Split(rng.normal(size=(60, 2)), rng.normal(size=(200, 2)))
+
+    monkeypatch.setattr(potential, "split", split)
+    row = potential.flow_row("two moons", 0, "gaussian")
+    assert not row["diverged"]
+    assert row["score"] == pytest.approx(row["reference"] + 0.0, abs=0.5)
+    assert abs(row["disagreement"]) < 0.05
+    assert row["mmd"] < potential.MOST_FLOORS * max(row["floor"], 0.2)
+
+
+def test_potential_flow_counts_what_misses_its_bar(potential):
+    good = {"score": -1.0, "diverged": False, "n_features": 2, "mmd": 0.1, "floor": 0.1}
+    good["disagreement"] = 0.01
+    kernel = [{"score": -1.1}]
+    assert potential.failures_of("helix", [good], kernel) == []
+    assert "kernel" in potential.failures_of("helix", [{**good, "score": -1.2}], kernel)[0]
+    assert "MMD" in potential.failures_of("helix", [{**good, "mmd": 0.3}], kernel)[0]
+    assert "differ" in potential.failures_of("helix", [{**good, "disagreement": -0.1}], kernel)[0]
+    assert "diverged" in potential.failures_of("helix", [{"score": -float("inf")}], kernel)[0]

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import sklvebm
-from sklvebm import ParticleLVEBM
+from sklvebm import ParticleLVEBM, PotentialFlowEBM
 
 ROOT = Path(__file__).parents[1]
+ESTIMATORS = (ParticleLVEBM, PotentialFlowEBM)
+every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 
 
 def test_public_names_are_sorted_and_listed_once():
@@ -69,34 +71,42 @@ def section(docstring, title):
     return {name: text for names, text in entries for name in names.split(", ")}
 
 
-def test_every_parameter_is_documented_in_the_order_of_the_signature():
-    documented = section(inspect.getdoc(ParticleLVEBM), "Parameters")
-    assert list(documented) == list(inspect.signature(ParticleLVEBM).parameters)
+@every_estimator
+def test_every_parameter_is_documented_in_the_order_of_the_signature(estimator):
+    documented = section(inspect.getdoc(estimator), "Parameters")
+    assert list(documented) == list(inspect.signature(estimator).parameters)
 
 
-@pytest.mark.parametrize("name", list(inspect.signature(ParticleLVEBM).parameters))
-def test_every_documented_default_is_that_of_the_signature(name):
-    text = section(inspect.getdoc(ParticleLVEBM), "Parameters")[name]
+@pytest.mark.parametrize(
+    ("estimator", "name"),
+    [(e, name) for e in ESTIMATORS for name in inspect.signature(e).parameters],
+)
+def test_every_documented_default_is_that_of_the_signature(estimator, name):
+    text = section(inspect.getdoc(estimator), "Parameters")[name]
     documented = ast.literal_eval(text.split("default=")[1])
-    default = inspect.signature(ParticleLVEBM).parameters[name].default
+    default = inspect.signature(estimator).parameters[name].default
     assert documented == default
     assert type(documented) is type(default)
 
 
-def test_all_parameters_but_the_first_are_keyword_only():
-    _, *others = inspect.signature(ParticleLVEBM).parameters.values()
+@every_estimator
+def test_all_parameters_but_the_first_are_keyword_only(estimator):
+    _, *others = inspect.signature(estimator).parameters.values()
     assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_every_documented_attribute_exists_and_every_attribute_is_documented(fitted):
-    documented = set(section(inspect.getdoc(ParticleLVEBM), "Attributes"))
-    existing = {name for name in vars(fitted) if name.endswith("_") and not name.startswith("_")}
+@pytest.mark.parametrize("name", ["fitted", "fitted_flow"])
+def test_every_documented_attribute_exists_and_every_attribute_is_documented(name, request):
+    model = request.getfixturevalue(name)
+    documented = set(section(inspect.getdoc(type(model)), "Attributes"))
+    existing = {name for name in vars(model) if name.endswith("_") and not name.startswith("_")}
     # names of features exist for data frames only
     assert documented - {"feature_names_in_"} == existing
 
 
-def test_the_estimator_has_all_sections_of_numpydoc():
-    docstring = inspect.getdoc(ParticleLVEBM)
+@every_estimator
+def test_the_estimator_has_all_sections_of_numpydoc(estimator):
+    docstring = inspect.getdoc(estimator)
     for title in ("Parameters", "Attributes", "See Also", "Notes", "References", "Examples"):
         assert re.search(rf"^{title}\n-+$", docstring, re.M), title
 

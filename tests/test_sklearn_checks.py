@@ -5,7 +5,7 @@ import os
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklvebm import ParticleLVEBM
+from sklvebm import ParticleLVEBM, PotentialFlowEBM
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -19,12 +19,20 @@ CONFIGURATIONS = [
     {"n_components": 5, "information_weight": 0.5, "max_iter": 3},
     {"dynamics": "mala", "max_iter": 3},
 ]
+FLOW_CONFIGURATIONS = [
+    {"reference": "gaussian", "max_iter": 5},
+    {"dtype": "float64", "max_iter": 3, "hidden_layer_sizes": (8,)},
+    {"warm_start": True, "max_iter": 3, "early_stopping": False},
+    {"loss": "vapo", "max_iter": 3, "energy_time": 0.9, "n_langevin_steps": 2},
+]
 
 
 @parametrize_with_checks(
     [
         ParticleLVEBM(random_state=0),
         *[ParticleLVEBM(random_state=0, **parameters) for parameters in CONFIGURATIONS],
+        PotentialFlowEBM(random_state=0),
+        *[PotentialFlowEBM(random_state=0, **parameters) for parameters in FLOW_CONFIGURATIONS],
     ]
 )
 def test_estimator_passes_the_checks_of_scikit_learn(estimator, check):

@@ -1,0 +1,229 @@
+"""The composition root of `PotentialFlowEBM.fit`: reference, potential, train, accept, check."""
+
+import copy
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklvebm.energies import MLPEnergy
+from sklvebm.estimators._boundary import (
+    Standardisation,
+    numerical_session,
+    resolve_device,
+    seeded_generator,
+    standardisation,
+)
+from sklvebm.estimators._fitting import Rows, final_reference
+from sklvebm.estimators._mixture_selection import MixtureChoice, choose_mixture
+from sklvebm.estimators._potential_checking import FlowDiagnostics, check_model
+from sklvebm.estimators._potential_model import FlowModel, numbers_per_row
+from sklvebm.estimators._reference_selection import fit_reference
+from sklvebm.estimators.quantisation import warn_of_repeated_rows
+from sklvebm.noised_mixture import noised_mixture
+from sklvebm.objectives.potential_flow import PotentialFlow
+from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
+from sklvebm.reference import MixtureReference
+from sklvebm.thread_limits import threads_for
+from sklvebm.training import Optimisation, Progress, start_optimisation, train
+
+_FEW_FEATURES, _MANY_ROWS = 3, 1000
+_EXACT_TRACE_UP_TO, _PROBES = 16, 16
+_DOUBT = 2.0  # standard errors that an improvement on the reference must be worth
+_ACCEPTANCE_STEPS = 16  # of the integrator
+_POINTS_PER_ROW = 2  # a pair of opposite noise
+
+
+class FlowTraining(NamedTuple):
+    """What `warm_start` continues from."""
+
+    optimisation: Optimisation
+    reference: MixtureReference  # float64, on the CPU
+    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+
+
+class FlowOutcome(NamedTuple):
+    """What a fit returns to the estimator."""
+
+    model: FlowModel
+    diagnostics: FlowDiagnostics
+    training: FlowTraining
+    history: list[Progress]
+    log_likelihood: float  # nats per row, units of X
+    improved: bool  # on the reference
+    converged: bool
+    device: torch.device
+
+
+def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
+    """Return settings with every "auto" replaced by what suits such rows."""
+    few_features = n_features <= _FEW_FEATURES
+    chosen = {
+        "hidden_layer_sizes": (64, 64) if few_features else (512,),
+        "learning_rate_init": 0.01 if few_features else 0.005,
+        "batch_size": int(np.clip(n_samples // 8, 32, 256)),
+    }
+    for name, value in chosen.items():
+        if isinstance(getattr(settings, name), str):
+            setattr(settings, name, value)
+    if isinstance(settings.n_probes, str):
+        exact = n_features <= _EXACT_TRACE_UP_TO or len(list(settings.hidden_layer_sizes)) == 1
+        settings.n_probes = n_features if exact else _PROBES
+    settings.input_gain = 3.0 if few_features and n_samples >= _MANY_ROWS else 1.0
+    settings.n_components = 1  # of the reference's latents, which take no part
+    if isinstance(settings.reference, MixtureReference):
+        settings.n_components = settings.reference.n_latents
+    return settings
+
+
+def build_potential(
+    settings: SimpleNamespace, reference: MixtureReference, seed: int
+) -> AnchoredPotential:
+    """Join the noised reference to a network that is zero."""
+    network = MLPEnergy(
+        reference.n_features,
+        1,
+        settings.hidden_layer_sizes,
+        settings.activation,
+        torch.Generator().manual_seed(seed),
+        input_gain=settings.input_gain,
+    )
+    return AnchoredPotential(noised_mixture(reference), network)
+
+
+def start_training(
+    X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
+) -> tuple[Standardisation, FlowTraining]:
+    """Standardise, fit the reference to the rows not held out and set up a zero correction."""
+    chart = standardisation(X)
+    warn_of_repeated_rows(X)
+    standardised = chart.apply(X[rows.fitted])
+    by_validation = isinstance(settings.reference, str) and settings.reference == "mixture"
+    choice = choose_mixture(standardised, random_state) if by_validation else None
+    reference = fit_reference(
+        standardised, settings.n_components, settings.reference, random_state, choice=choice
+    )
+    seed = random_state.randint(np.iinfo(np.int32).max)
+    potential = build_potential(settings, reference, seed).to(getattr(torch, settings.dtype))
+    optimisation = start_optimisation(
+        potential, learning_rate=settings.learning_rate_init, alpha=settings.alpha
+    )
+    return chart, FlowTraining(optimisation, reference, choice)
+
+
+def continue_training(
+    X: np.ndarray,
+    rows: Rows,
+    chart: Standardisation,
+    training: FlowTraining,
+    settings: SimpleNamespace,
+    random_state: np.random.RandomState,
+    report: Callable[[Progress, float], None],
+) -> FlowOutcome:
+    """Train a potential on the rows of X, accept it or keep the reference, and check the result.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows in the units of the data.
+    rows : Rows
+        Which of them train and which are monitored.
+    chart : Standardisation
+        Units of the model.
+    training : FlowTraining
+        Where to start; not modified.
+    settings : SimpleNamespace
+        Constructor parameters.
+    random_state : numpy.random.RandomState
+        Source of all seeds.
+    report : callable
+        Receives the progress of each epoch and its log-likelihood in the units of X.
+
+    Raises
+    ------
+    ParticleDivergenceError
+        If training stops being finite.
+    """
+    device = resolve_device(settings.device)
+    optimisation = _on_device(copy.deepcopy(training.optimisation), device)
+    seed = random_state.randint(np.iinfo(np.int32).max)
+    generator = seeded_generator(seed, device)
+    standardised = torch.from_numpy(chart.apply(X)).to(device)
+    fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
+    batch_size = min(settings.batch_size, len(fitted))
+    width = max(numbers_per_row(optimisation.energy, 1), _n_weights(optimisation.energy))
+    with numerical_session(threads_for(_POINTS_PER_ROW * batch_size, width)):
+        result = train(
+            optimisation,
+            PotentialFlow(settings.loss, consistency=settings.consistency),
+            fitted,
+            monitor,
+            None,
+            learning_rate=settings.learning_rate_init,
+            batch_size=batch_size,
+            max_iter=settings.max_iter,
+            tol=settings.tol,
+            n_iter_no_change=settings.n_iter_no_change,
+            generator=generator,
+            callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
+        )
+        kept = _exact(result.best, training.reference)
+        probes = torch.Generator().manual_seed(seed)
+        directions = trace_directions(X.shape[1], settings.n_probes, probes)
+        monitored = monitor.cpu()
+        reference, log_likelihood = training.reference, result.best_lower_bound
+        gain = gain_over_reference(kept, monitored, directions)
+        if gain <= 0.0:
+            # what looked like progress may be chance, and the reference can have all rows
+            reference = final_reference(chart.apply(X), rows, training, settings, seed)
+            kept = AnchoredPotential(noised_mixture(reference), None)
+            log_likelihood = float(training.reference.log_marginal(monitored).mean())
+        model, diagnostics = check_model(
+            kept, reference, chart, monitored, directions, settings, seed
+        )
+    return FlowOutcome(
+        model=model,
+        diagnostics=diagnostics,
+        training=training._replace(optimisation=_on_device(result.optimisation, "cpu")),
+        history=result.history,
+        log_likelihood=log_likelihood + chart.log_jacobian,
+        improved=gain > 0.0,
+        converged=result.converged,
+        device=device,
+    )
+
+
+def gain_over_reference(potential: AnchoredPotential, rows: Tensor, directions: Tensor) -> float:
+    """Return by how much rows, standardised (N, D), prefer the potential to its reference, nats.
+
+    The mean log-likelihood minus the reference's, less two standard errors over rows.
+    """
+    gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0]
+    error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return float(gains.mean()) - _DOUBT * error
+
+
+def _n_weights(potential: AnchoredPotential) -> int:
+    return sum(parameter.numel() for parameter in potential.parameters())
+
+
+def _exact(potential: AnchoredPotential, reference: MixtureReference) -> AnchoredPotential:
+    """Return a copy in float64 on the CPU, without gradients."""
+    exact = copy.deepcopy(potential).to(device="cpu", dtype=torch.float64).requires_grad_(False)
+    exact.mixture = noised_mixture(reference)
+    return exact
+
+
+def _on_device(optimisation: Optimisation, device: torch.device | str) -> Optimisation:
+    """Move potentials and Adam's moments to a device, in place."""
+    for potential in (optimisation.energy, optimisation.average):
+        potential.to(device)
+        potential.mixture = potential.mixture.to(device)
+    for moments in optimisation.optimizer.state.values():
+        for name, value in moments.items():
+            moments[name] = value.to(device)
+    return optimisation

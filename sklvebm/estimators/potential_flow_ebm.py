@@ -1,0 +1,408 @@
+"""`PotentialFlowEBM`: a scalar potential whose gradient carries noise to data, as an estimator."""
+
+import time
+import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from sklearn.utils.validation import validate_data
+
+from sklvebm.energies import ACTIVATIONS
+from sklvebm.estimators import _potential_persistence as persistence
+from sklvebm.estimators._boundary import as_plain_array, generator_of, numerical_session
+from sklvebm.estimators._fitting import split_rows
+from sklvebm.estimators._flow_density import FlowDensityMixin
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
+from sklvebm.estimators._potential_fitting import (
+    FlowOutcome,
+    continue_training,
+    resolve_auto,
+    start_training,
+)
+from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.objectives.potential_flow import LOSSES
+from sklvebm.reference import MixtureReference
+
+_RULES = {
+    "hidden_layer_sizes": Widths(word="auto"),
+    "activation": OneOf(tuple(ACTIVATIONS)),
+    "loss": OneOf(LOSSES),
+    "consistency": Number(False, 0.0),
+    "n_steps": Number(True, 1, word="auto"),
+    "n_probes": Number(True, 1, word="auto"),
+    "n_langevin_steps": Number(True, 0),
+    "energy_time": Number(False, 0.0, 1.0, open_low=True),
+    "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
+    "alpha": Number(False, 0.0),
+    "batch_size": Number(True, 1, word="auto"),
+    "max_iter": Number(True, 0),
+    "tol": Number(False, 0.0),
+    "early_stopping": Flag(),
+    "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
+    "n_iter_no_change": Number(True, 1),
+    "warm_start": Flag(),
+    "dtype": OneOf(("float32", "float64")),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
+}
+
+
+class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
+    r"""Energy-based model whose potential carries noise to data (variational potential flow).
+
+    .. math:: \dot x = \nabla \Phi(x, t), \quad x_0 \sim N(0, I), \qquad
+              E_t(x) = -\frac{t \Phi(x, t) - |x|^2 / 2}{1 - t}
+
+    One scalar potential is the velocity of a flow and the energy of every law on its way [1]_.
+    It is anchored on a Gaussian mixture, of which the potential is known in closed form, so an
+    untrained model is that mixture, and what is learned is kept only where held-out rows prefer
+    it. Two log-densities, both in nats, check each other: that of the flow and that of the energy.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int or "auto", default="auto"
+        Hidden layers of the correction's network. "auto" is (64, 64) for up to three features,
+        else (512,): with one layer the exact trace of the change of variables costs nothing.
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
+        Activation of the network.
+    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
+        The density that the potential is anchored on: an ensemble of Gaussian mixtures chosen by
+        cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
+        mixture given, fitted to the standardised rows; or a complete reference in standardised
+        units, of which the features' marginal is taken.
+    loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
+        The variational loss as a regression; the same in expectation with the covariance of
+        potential and noise, of larger variance, as a cross-check; or the published variant with a
+        correlation, a cosine and penalties, whose minimiser is another.
+    consistency : float, default=0.1
+        Weight of a penalty on what keeps the energies from being carried by the flow. 0 leaves
+        out what makes the two log-densities agree.
+    n_steps : int or "auto", default="auto"
+        Fourth-order steps of likelihoods and transforms; "auto" doubles until held-out rows change
+        by at most 0.001 nats (root mean square) and 0.0001 standard deviations (median).
+    n_probes : int or "auto", default="auto"
+        Directions that the trace of the change of variables is estimated from; as many as features
+        are exact. "auto" is exact for up to 16 features or with one hidden layer, else 16.
+    n_langevin_steps : int, default=0
+        Metropolis-adjusted Langevin moves of draws under the explicit energy.
+    energy_time : float, default=1.0
+        Time of the explicit energy, in (0, 1]. 1 is the limit, which exists because the potential
+        is anchored; earlier energies belong to noised rows.
+    learning_rate_init : float or "auto", default="auto"
+        Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
+        is 0.01 for up to three features, else 0.005.
+    alpha : float, default=0.01
+        Decoupled weight decay, per unit of learning rate.
+    batch_size : int or "auto", default="auto"
+        Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
+    max_iter : int, default=100
+        Epochs at most; 0 keeps the reference.
+    tol : float, default=0.001
+        Improvement of the monitored log-likelihood, in nats per row, that counts.
+    early_stopping : bool, default=True
+        Monitor the log-likelihood on held-out rows, which take no part in reference or training,
+        and keep the best parameters. False monitors training rows.
+    validation_fraction : float, default=0.1
+        Share of rows held out by early stopping.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that make a plateau.
+    warm_start : bool, default=False
+        Continue from the last fit: same reference and units, parameters and optimiser.
+    device : str, default="auto"
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+    dtype : {"float32", "float64"}, default="float32"
+        Precision of training. Everything else is computed in float64.
+    verbose : int, default=0
+        Print a line every `verbose` epochs; 0 prints nothing.
+    random_state : int, RandomState instance or None, default=None
+        Source of all randomness of `fit`.
+
+    Attributes
+    ----------
+    potential_ : AnchoredPotential
+        The potential in standardised units, float64: `potential_(x, t)`, `potential_.velocity`,
+        `potential_.energy`.
+    reference_ : MixtureReference
+        The density it is anchored on, in standardised units.
+    mean_, scale_ : ndarray of shape (n_features,)
+        Standardisation of the columns.
+    log_partition_ : LogPartition
+        Of the explicit energy: named tuple `value, lower, upper, standard_error,
+        effective_sample_size`; nats.
+    diagnostics_ : FlowDiagnostics
+        Errors of the integrator, the round trip and the trace, agreement of flow and energy,
+        bracket of log Z; `verdict` is one line, `report()` text.
+    log_likelihood_ : float
+        Best monitored log-likelihood, nats per row, in the units of X.
+    log_likelihoods_ : list of float
+        Monitored log-likelihood after each epoch.
+    history_ : list of dict
+        Epoch, log-likelihood, learning rate, loss and inconsistency of each epoch; `problem` says
+        why an epoch was undone, else "".
+    n_iter_ : int
+        Epochs run.
+    converged_ : bool
+        Whether training ended at a plateau before `max_iter`.
+    improved_ : bool
+        Whether the monitored rows prefer the model to its reference by two standard errors. If
+        not, it is the reference, fitted to all rows.
+    n_features_in_ : int
+        Number of features seen by `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, when X has string column names.
+    device_ : str
+        Device that training ran on.
+
+    See Also
+    --------
+    ParticleLVEBM : The same anchoring, with latents of any number and a bound on the likelihood.
+    sklearn.mixture.GaussianMixture : The default reference, and a fast density of its own.
+
+    Notes
+    -----
+    By default the likelihood is exact up to the integrator's error. An estimated trace uses
+    directions that are the same for every row. See `docs/potential_flow.md`.
+
+    References
+    ----------
+    .. [1] J. Loo et al., "Variational Potential Flow: A Novel Probabilistic Framework for
+       Energy-Based Generative Modelling", arXiv:2504.16262, 2025.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import PotentialFlowEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> model = PotentialFlowEBM(max_iter=20, tol=0.1, random_state=0).fit(X)
+    >>> Z = model.transform(X)
+    >>> bool(abs(model.inverse_transform(Z) - X).max() < 0.01)
+    True
+    >>> model.sample(5, random_state=0).shape
+    (5, 2)
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes="auto",
+        *,
+        activation="tanh",
+        reference="mixture",
+        loss="flow-matching",
+        consistency=0.1,
+        n_steps="auto",
+        n_probes="auto",
+        n_langevin_steps=0,
+        energy_time=1.0,
+        learning_rate_init="auto",
+        alpha=0.01,
+        batch_size="auto",
+        max_iter=100,
+        tol=0.001,
+        early_stopping=True,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        warm_start=False,
+        device="auto",
+        dtype="float32",
+        verbose=0,
+        random_state=None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.reference = reference
+        self.loss = loss
+        self.consistency = consistency
+        self.n_steps = n_steps
+        self.n_probes = n_probes
+        self.n_langevin_steps = n_langevin_steps
+        self.energy_time = energy_time
+        self.learning_rate_init = learning_rate_init
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+        self.random_state = random_state
+
+    # Fitting -----------------------------------------------------------------------------------
+
+    def fit(self, X, y=None):
+        """Fit the model to rows X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, at least two; not modified.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : PotentialFlowEBM
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X or a parameter is not usable; names it, the rule and the value.
+        ParticleDivergenceError
+            If training went wrong and five roll-backs to the last sound epoch, each with a lower
+            learning rate, did not help. The estimator is unfitted then, unless it went on from an
+            earlier fit.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
+        """
+        continues = self.warm_start and hasattr(self, "_training")
+        with self._unchanged_on_failure(continues):
+            settings = self._settings()
+            X = validate_data(
+                self,
+                as_plain_array(X),
+                reset=not continues,
+                dtype=[np.float64, np.float32],
+                order="C",
+                ensure_min_samples=1 if continues else 2,
+            )
+            settings = resolve_auto(settings, *X.shape)
+            with numerical_session(torch.get_num_threads()):
+                outcome, n_earlier = self._train(X, settings, continues)
+            self._adopt(outcome, n_earlier)
+        self._warn(outcome)
+        return self
+
+    def _train(self, X, settings, continues):
+        """Start or continue training on the rows X; return the outcome and earlier epochs."""
+        if continues:
+            chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
+            self._check_continuation(training, settings)
+            # an integer seed must not repeat the noise of earlier epochs
+            random_state = np.random.RandomState([self._split_seed, n_earlier])
+        else:
+            random_state, n_earlier = generator_of(self.random_state), 0
+            self._split_seed = random_state.randint(np.iinfo(np.int32).max)
+        # the same rows are held out whenever the same number of rows is given
+        rows = split_rows(len(X), settings, np.random.RandomState(self._split_seed))
+        if not continues:
+            chart, training = start_training(X, rows, settings, random_state)
+        outcome = continue_training(
+            X, rows, chart, training, settings, random_state, self._reporter()
+        )
+        return outcome, n_earlier
+
+    @contextmanager
+    def _unchanged_on_failure(self, continues):
+        """Put every attribute back if the body raises, also on KeyboardInterrupt.
+
+        A fit from scratch that diverges leaves no earlier model behind that could be mistaken for
+        its own.
+        """
+        previous = dict(self.__dict__)
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, ParticleDivergenceError) and not continues:
+                kept = set(self.get_params(deep=False))
+                previous = {name: value for name, value in previous.items() if name in kept}
+            self.__dict__.clear()
+            self.__dict__.update(previous)
+            raise
+
+    def _settings(self):
+        """Return checked parameters; raises TypeError or ValueError."""
+        parameters = self.get_params(deep=False)
+        check_parameters(parameters, _RULES)
+        if not isinstance(self.reference, GaussianMixture | MixtureReference):
+            OneOf(("mixture", "gaussian")).check("reference", self.reference)
+        if self.validation_fraction == 1.0:
+            raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
+        return SimpleNamespace(**parameters)
+
+    def _check_continuation(self, training, settings):
+        """Raise ValueError if a parameter that shapes the network changed since it was made."""
+        network = training.optimisation.energy.network
+        for name, was in {
+            "hidden_layer_sizes": network.hidden_layer_sizes,
+            "activation": network.activation,
+            "dtype": str(network.output.dtype).removeprefix("torch."),
+        }.items():
+            now = getattr(settings, name)
+            if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
+                raise ValueError(
+                    f"{name} must stay {was} while a fit is continued, got {getattr(self, name)}; "
+                    "use warm_start=False, or a clone, to start anew."
+                )
+
+    def _reporter(self):
+        """Return the callback that prints progress."""
+        begin = time.perf_counter()
+
+        def report(progress, log_likelihood):
+            if self.verbose and progress.epoch % self.verbose == 0:
+                print(
+                    f"[PotentialFlowEBM] epoch {progress.epoch}, log-likelihood "
+                    f"{log_likelihood:.3f} nats, learning rate {progress.learning_rate:.2g}, "
+                    f"{time.perf_counter() - begin:.1f} s",
+                    flush=True,
+                )
+
+        return report
+
+    def _adopt(self, outcome: FlowOutcome, n_earlier):
+        """Set the fitted attributes, all at once."""
+        jacobian = outcome.model.standardisation.log_jacobian
+        values = [p.lower_bound + jacobian for p in outcome.history]
+        earlier_values = self.log_likelihoods_ if n_earlier else []
+        earlier_history = self.history_ if n_earlier else []
+        self._model = outcome.model
+        self._training = outcome.training
+        self.__dict__.update(persistence.derived_attributes(outcome.model))
+        self.diagnostics_ = outcome.diagnostics
+        self.log_likelihood_ = outcome.log_likelihood
+        self.log_likelihoods_ = earlier_values + values
+        self.history_ = earlier_history + [
+            {
+                "epoch": p.epoch + n_earlier,
+                "log_likelihood": value,
+                "learning_rate": p.learning_rate,
+                **{("loss" if name == "contrast" else name): m for name, m in p.metrics.items()},
+                "problem": p.problem,
+            }
+            for p, value in zip(outcome.history, values, strict=True)
+        ]
+        self.n_iter_ = n_earlier + len(outcome.history)
+        self.converged_ = outcome.converged
+        self.improved_ = outcome.improved
+        self.device_ = str(outcome.device)
+
+    def _warn(self, outcome: FlowOutcome):
+        """Warn if training did not reach a plateau or the diagnostics found a problem."""
+        if self.max_iter > 0 and not outcome.converged:
+            warnings.warn(
+                f"Training stopped at max_iter={self.max_iter} epochs before the log-likelihood "
+                "reached a plateau; increase max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        problems = outcome.diagnostics.problems()
+        if problems:
+            warnings.warn(
+                "Some numbers may not be trusted: "
+                + "; ".join(problems)
+                + ". See diagnostics_.report().",
+                ConvergenceWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,131 @@
+r"""The explicit energy of a potential at one time: its normaliser and moves that leave it alone.
+
+.. math:: E_t(x) = -\frac{t \Phi(x, t) - |x|^2 / 2}{1 - t}
+              = -\log q_t(x) - t G(x, t) + \mathrm{const}
+          \qquad \text{(docs/potential_flow.md, eq. 2)}
+
+Relative to the reference's law at the same time it is a bounded correction, so that annealing
+between the two normalises it.
+"""
+
+import torch
+from torch import Tensor
+
+from sklvebm.dynamics.flow import graded_times
+from sklvebm.dynamics.langevin import KERNELS, adapt_step_size, crank_nicolson_step, start
+from sklvebm.gradients import joint_target
+from sklvebm.log_partition import Ladder, LogPartition, Normalisation, estimate_log_partition
+from sklvebm.particles import IndependentNoise, Target
+from sklvebm.potentials import AnchoredPotential, finest_scale, transport
+from sklvebm.reference import MixtureReference
+
+_KERNEL = KERNELS["crank-nicolson"]
+_N_BURN_IN = 50  # moves of the walkers that leave the model
+_MAX_STEPS = 512  # of annealing
+
+
+class PotentialSlice:
+    """A potential at one time as an energy without latents, on the reference's law at that time.
+
+    Parameters
+    ----------
+    potential : AnchoredPotential
+        With a network.
+    time : float
+        In (0, 1].
+    """
+
+    def __init__(self, potential: AnchoredPotential, time: float) -> None:
+        self.potential, self.time = potential, time
+        weights, means, covariances = potential.mixture.moments(time)
+        self.reference = MixtureReference(
+            weights,
+            means,
+            covariances,
+            latent_map=means.new_zeros(0, means.shape[1]),
+            latent_variance=means.new_ones(0),
+            location=weights @ means,
+        )
+        self.n_features, self.n_latents = means.shape[1], 0
+
+    def correction_and_grad(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `-t G` (B,) with its gradients in x (B, D) and in no latents (B, 0)."""
+        jet = self.potential.jet(x, torch.full_like(x[:, 0], self.time))
+        return -self.time * jet.value.to(x), -self.time * jet.grad.to(x), z
+
+    def target(self) -> Target:
+        """Return the path from the reference's law to the energy; positions are white (B, D)."""
+        return joint_target(self, lambda x, z: self.correction_and_grad(x, z))
+
+
+def polish(slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
+    """Move rows x (B, D) by Metropolis-adjusted steps that leave the slice's density alone."""
+    return _moved(slice_, x, n_steps, generator)[0]
+
+
+def _moved(
+    slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return moved rows and the step size, adapted over the first half of the steps, 0-d."""
+    target, noise = slice_.target(), IndependentNoise(generator)
+    chains = start(slice_.reference.from_features(x.double()), target)
+    step_size = chains.position.new_tensor(_KERNEL.default_step_size)
+    beta = torch.ones_like(chains.position[:, 0])
+    for number in range(n_steps):
+        chains, info = crank_nicolson_step(
+            chains, target, beta=beta, step_size=step_size.expand(len(beta)), noise=noise
+        )
+        if 2 * number < n_steps:
+            step_size = adapt_step_size(_KERNEL, step_size, info.acceptance.mean())
+    return slice_.reference.to_features(chains.position), step_size
+
+
+def normalise_slice(
+    slice_: PotentialSlice,
+    n_walkers: int,
+    n_flow_steps: int,
+    generator: torch.Generator,
+    tolerance: float,
+) -> Normalisation:
+    """Bracket the slice's log normaliser by annealing in both directions.
+
+    Parameters
+    ----------
+    slice_ : PotentialSlice
+        The energy.
+    n_walkers : int
+        Walkers in each direction. Those that leave the model come from its flow, and are moved
+        by steps that leave the energy's density alone.
+    n_flow_steps : int
+        Integrator steps of the flow.
+    generator : torch.Generator
+        Source of all noise.
+    tolerance : float
+        Width of the bracket, in nats, at which the effort stops growing.
+
+    Returns
+    -------
+    normalisation : Normalisation
+        Its estimate is relative to the normalised law of the reference.
+    """
+    reference = slice_.reference
+    like = reference.means
+    noise = torch.randn(
+        (n_walkers, slice_.n_features), generator=generator, dtype=like.dtype, device=like.device
+    )
+    times = graded_times(n_flow_steps, finest_scale(slice_.potential.mixture), slice_.time)
+    draws = transport(slice_.potential, noise, times)
+    draws, step_size = _moved(slice_, draws, _N_BURN_IN, generator)
+    ladder = Ladder(like.new_ones(1), step_size.reshape(1), like.new_ones(1))
+    return estimate_log_partition(
+        slice_.target(),
+        lambda: reference.sample(n_walkers, generator, stratified=True),
+        reference.from_features(draws),
+        ladder,
+        noise=IndependentNoise(generator),
+        tolerance=tolerance,
+        max_steps=_MAX_STEPS,
+    )
+
+
+EXACT = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # of a potential without correction
