@@ -17,6 +17,7 @@ from sklvebm.metrics import (
 )
 
 BANDWIDTHS = (0.1, 0.2, 0.4, 0.8, 1.6)  # units of the data; fixed, so that values compare
+N_SHOWN = 1000  # draws kept for the figure
 squared_mmd = partial(maximum_mean_discrepancy, bandwidths=BANDWIDTHS)
 
 
@@ -95,10 +96,12 @@ def pictures(model, kind, train, test, seed, sizes):
             short_run_codes(model, probe_rows, seed + 1), probe_rows, seed, max_iter=sizes.max_iter
         )
         made["probe decoder"] = decoder.predict(codes)
+    draws = model.sample(n, random_state=seed)
     return {
         "n_compared": n,
         "reconstruction": {way: compared(X, each) for way, each in made.items()},
-        "draws": distances(X, model.sample(n, random_state=seed)),
+        "draws": distances(X, draws),
+        "drawn_rows": np.round(draws[:N_SHOWN], 3),
     }
 
 

@@ -75,6 +75,11 @@ def published_full(set_name, seed, sizes):
     return published(set_name, seed, sizes, **FULL)
 
 
+def joint_contrastive_divergence(set_name, seed, sizes):
+    """Return the published algorithm with a pool that starts at rows and their one particle."""
+    return published(set_name, seed, sizes, negatives="contrastive")
+
+
 def published_chart(set_name, seed, sizes):
     """Return the published algorithm with latents in the simulator's coordinates."""
     return published(
@@ -127,6 +132,7 @@ METHODS = {
     "mixture by BIC": Method(classical(mixture_by_bic), "density", most_rows=10_000),
     "kernel density": Method(classical(kernel_density), "density", most_rows=10_000),
     "published": Method(published, "energy", most_scored=2000),
+    "joint CD": Method(joint_contrastive_divergence, "energy", most_scored=2000),
     "published, chart": Method(published_chart, "energy", most_scored=500),
     "published, full": Method(published_full, "energy", most_scored=2000),
 }

@@ -1,4 +1,4 @@
-"""Tables from kept cells, in Markdown: medians, worst seeds, what is missing, what is below a bar."""
+"""Tables from kept cells, in Markdown: medians, worst seeds, what is missing or below a bar."""
 
 from study.cells import median_and_worst
 from study.published import printed
