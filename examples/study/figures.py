@@ -3,7 +3,7 @@
 import json
 
 from study.methods import METHODS
-from study.sets import SETS, rows_of
+from study.sets import entropy_bound, rows_of
 
 SHOWN = (
     "defaults",
@@ -80,7 +80,7 @@ def draw_scores(folder, sets):
     figure, panels = plt.subplots(1, len(sets), figsize=(4.0 * len(sets), 3.4), squeeze=False)
     names = [name for name in METHODS if any(kept_cells(folder, s, name) for s in sets)]
     for panel, set_name in zip(panels[0], sets, strict=True):
-        bound = -SETS[set_name].entropy()
+        bound = entropy_bound(set_name)
         for height, name in enumerate(names):
             gaps = [bound - cell["score"] for cell in kept_cells(folder, set_name, name)]
             panel.plot(gaps, [height] * len(gaps), "o", ms=5, alpha=0.6, color="black")

@@ -2,7 +2,7 @@
 
 from study.cells import median_and_worst
 from study.published import printed
-from study.sets import SETS
+from study.sets import entropy_bound
 
 BARS = {"LCR-2D": -1.36, "LCS-3D": -2.00, "HMR-2D": -1.10}  # median log-likelihood, nats
 WAYS = ("mean code", "short-run code", "probe decoder")
@@ -107,7 +107,7 @@ def paper_lines(set_name):
 def reference_lines(set_name, floor, cells):
     """Return the bound, the constant predictor and the noise floor."""
     constants = [c["constant_rmse"] for row in cells.values() for c in row if c and "score" in c]
-    lines = [["entropy bound", "", "", f"{-SETS[set_name].entropy():.3f}", *[""] * 9]]
+    lines = [["entropy bound", "", "", f"{entropy_bound(set_name):.3f}", *[""] * 9]]
     if constants:
         lines.append(["predicts the mean", "", "", "", number(constants[0]), *[""] * 8])
     if floor and "mmd" in floor:
@@ -169,6 +169,6 @@ def missed(set_name, cells):
         for name, value in medians.items()
         if name != "defaults" and value > ours
     ]
-    if ours > -SETS[set_name].entropy() + 0.05:
+    if ours > entropy_bound(set_name) + 0.05:
         found.append(f"{set_name}: {ours:.3f} is above the entropy bound: an error")
     return found
