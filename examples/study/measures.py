@@ -5,9 +5,6 @@ import warnings
 from functools import partial
 
 import numpy as np
-from study.methods import METHODS
-from study.probe import probe_decoder, short_run_codes
-from study.sets import constant_rmse, rows_of
 
 from sklvebm.metrics import (
     maximum_mean_discrepancy,
@@ -15,6 +12,9 @@ from sklvebm.metrics import (
     reconstruction_rmse,
     wasserstein_distance_2,
 )
+from study.methods import METHODS
+from study.probe import probe_decoder, short_run_codes
+from study.sets import constant_rmse, rows_of
 
 BANDWIDTHS = (0.1, 0.2, 0.4, 0.8, 1.6)  # units of the data; fixed, so that values compare
 N_SHOWN = 1000  # draws kept for the figure

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 from benchmarks.classical_rivals import kernel_density, mixture_by_bic
-from study.energies import FreeEnergy, charted, plain_reference
-from study.sets import SETS
 
 from sklvebm import ParticleLVEBM
 from sklvebm.baselines import VAE, HardEM, LatentEBM, NonAmortizedVI, ParticleGradientDescent
+from study.energies import FreeEnergy, charted, plain_reference
+from study.sets import SETS
 
 # One persistent pool, unadjusted steps of 1e-3, Adam, plain contrast, batches of 512, the paper's
 # number of updates. What a processor cannot afford is less: the paper has 16 particles, a pool of
