@@ -224,7 +224,7 @@ def test_a_quick_run_writes_tables_and_resumes(script, tmp_path, capsys):
     paper_study.main(arguments)
     first = capsys.readouterr().out
     assert first.count(" ...\n") == 3  # two methods and the noise floor
-    assert "| VAE | 500, 300 scored | 1 |" in first
+    assert "| VAE | 400, 150 scored | 1 |" in first
     assert (tmp_path / "tables.md").read_text() in first
     assert (tmp_path / "paper_study_scores.png").exists()
     paper_study.main([*arguments, "--report"])
@@ -263,6 +263,6 @@ def test_an_ablation_reports_score_and_cost(study, monkeypatch):
     ablations, sets = study("ablations"), study("sets")
     make = ablations.lines_of(sets.QUICK)["10 Langevin steps"]
     row = ablations.ablated(make, 0, sets.QUICK)
-    assert row["n_train"] == 500
+    assert row["n_train"] == 400
     assert -3.0 < row["score"] < -2.0
     assert row["fit_seconds"] > 0.0

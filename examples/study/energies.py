@@ -13,20 +13,20 @@ _COEFFICIENT = 0.1  # scale of the harmonic coefficients
 
 
 class FreeEnergy(nn.Module):
-    """A perceptron 3 x 128, SiLU, of x and features of z, with a Gaussian confinement.
+    """A perceptron of three layers, SiLU, of x and features of z, with a Gaussian confinement.
 
     The confinement is what the paper recommends for normalisability, and its code lacks.
     """
 
-    def __init__(self, n_features, n_latents, chart=None):
+    def __init__(self, n_features, n_latents, chart=None, width=128):
         super().__init__()
         self.chart = chart
         n_inputs = n_features + (chart or _generic)(torch.zeros(1, n_latents)).shape[1]
         self.network = nn.Sequential(
-            nn.Linear(n_inputs, 128), nn.SiLU(),
-            nn.Linear(128, 128), nn.SiLU(),
-            nn.Linear(128, 128), nn.SiLU(),
-            nn.Linear(128, 1),
+            nn.Linear(n_inputs, width), nn.SiLU(),
+            nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, 1),
         )  # fmt: skip
 
     def forward(self, x, z):

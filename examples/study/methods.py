@@ -1,6 +1,7 @@
 """The columns of the study: how each method is made, and what of it is affordable."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def published(set_name, seed, sizes, **changes):
     n_features = 3 if set_name == "LCS-3D" else 2
     settings["reference"] = plain_reference(n_features, settings["n_components"])
     if sizes.max_iter is not None:
-        settings |= QUICK_PUBLISHED
+        settings |= QUICK_PUBLISHED | {"energy": partial(settings["energy"], width=32)}
     # no plateau is looked for: the paper trains for a fixed number of updates
     epochs = n_epochs(set_name, sizes, settings["batch_size"])
     return ParticleLVEBM(

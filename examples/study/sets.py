@@ -50,10 +50,10 @@ class Sizes(NamedTuple):
 
 
 QUICK = Sizes(
-    n_train=500,
-    n_test=300,
-    n_compared=150,
-    n_probe=300,
+    n_train=400,
+    n_test=150,
+    n_compared=50,
+    n_probe=200,
     n_splits=2,
     n_factor_train=300,
     n_factor_test=150,
