@@ -82,6 +82,8 @@ def trouble(cells):
     kept = [cell for cell in cells if cell]
     if any("timed_out" in cell for cell in kept):
         return f"not in {kept[0].get('timed_out', 0):.0f} s"
+    if any("Divergence" in cell.get("error", "") for cell in kept):
+        return "diverged"
     return "failed" if kept else "not run"
 
 
