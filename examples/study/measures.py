@@ -39,7 +39,7 @@ def compared(X, reconstructed):
 def measured(name, set_name, seed, sizes):
     """Fit one method to the rows of one seed; return everything that is measured of it."""
     method, rows = METHODS[name], rows_of(set_name, seed, sizes)
-    train, test = rows.train, rows.test[: method.most_scored]
+    train, test = rows.train[: method.most_rows], rows.test[: method.most_scored]
     begin, wall = time.process_time(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

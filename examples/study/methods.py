@@ -45,6 +45,7 @@ class Method(NamedTuple):
 
     make: Callable  # (set name, seed, sizes) -> unfitted estimator
     kind: str  # "energy", "decoder" or "density"
+    most_rows: int | None = None  # training rows at most
     most_scored: int | None = None  # test rows at most
 
 
@@ -130,7 +131,7 @@ METHODS = {
     "defaults": Method(defaults, "energy"),
     **{name: Method(baseline(each), "decoder") for name, each in BASELINES.items()},
     "mixture by BIC": Method(classical(mixture_by_bic), "density"),
-    "kernel density": Method(classical(kernel_density), "density"),
+    "kernel density": Method(classical(kernel_density), "density", most_rows=10_000),
     "published": Method(published, "energy", most_scored=2000),
     "joint CD": Method(joint_contrastive_divergence, "energy", most_scored=2000),
     "published, chart": Method(published_chart, "energy", most_scored=500),
