@@ -24,7 +24,7 @@ import torch
 from benchmarks.report import print_header
 from study import ablations, factors, figures, tables
 from study.cells import Cells
-from study.measures import floors, measured
+from study.measures import floors, measured, truth
 from study.methods import COLUMNS, METHODS
 from study.sets import QUICK, SETS, Sizes
 
@@ -33,14 +33,20 @@ PARTS = ("tables", "factors", "ablations", "figures")
 
 
 def set_cells(cells, set_name, methods, seeds, sizes):
-    """Return method to the list of its cells, one per seed."""
-    return {
+    """Return method to the list of its cells, one per seed, with the distance to the truth."""
+    found = {
         name: [
             cells.cell(f"{set_name} {name} seed{s}", partial(measured, name, set_name, s, sizes))
             for s in range(seeds)
         ]
         for name in methods
     }
+    for seed in range(seeds):
+        exact = cells.cell(f"{set_name} truth seed{seed}", partial(truth, set_name, seed, sizes))
+        for row in found.values():
+            if exact and row[seed] and "score" in row[seed]:
+                row[seed]["gap"] = exact["truth"][str(row[seed]["n_scored"])] - row[seed]["score"]
+    return found
 
 
 def paper_tables(cells, sets, methods, seeds, sizes):
@@ -58,6 +64,13 @@ def paper_tables(cells, sets, methods, seeds, sizes):
     return "\n".join([*text, verdict, ""])
 
 
+def paper_figures(options, sizes):
+    """Draw what is kept; return the names of the files."""
+    kept = Cells(options.output, compute=False)
+    found = {s: set_cells(kept, s, options.only, options.seeds, sizes) for s in options.sets}
+    return figures.draw(options.output, found, sizes)
+
+
 def run(options, sizes):
     """Compute what is missing, print the tables and write them beside the cells."""
     cells = Cells(options.output, options.limit, compute=not options.report)
@@ -66,11 +79,9 @@ def run(options, sizes):
         "tables": partial(paper_tables, cells, options.sets, options.only, options.seeds, sizes),
         "factors": partial(factors.tables, cells, options.seeds, sizes),
         "ablations": partial(ablations.table, cells, options.seeds, sizes),
-        "figures": partial(figures.draw, options.output, options.sets, sizes, options.limit),
+        "figures": partial(paper_figures, options, sizes),
     }
     for part in options.parts:
-        if part == "figures" and options.report:
-            continue
         text = made[part]()
         print(f"\n{text}", flush=True)
         (options.output / f"{part}.md").write_text(text)

@@ -100,6 +100,7 @@ def cell(score):
         "score": score,
         "n_train": 40_000,
         "n_scored": 10_000,
+        "gap": 0.02,
         "constant_rmse": 0.76,
         "fit_seconds": 7.0,
         "draws": {"mmd": 0.5, "w2": 0.6},
@@ -116,12 +117,13 @@ def test_a_table_has_a_line_for_the_paper_and_for_every_method(study):
     floor = {"n_compared": 2000, "mmd": [0.001, 0.0, 0.002], "w2": [0.03, 0.02, 0.04]}
     text = study("tables").set_table("LCR-2D", cells, floor)
     lines = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines()}
-    assert lines["defaults"][1:5] == ["40000", "3", "-1.360 (-1.370)", "0.1000 (0.1000)"]
-    assert lines["defaults"][7] == "0.4000 (0.4000)"
+    assert lines["defaults"][1:4] == ["40000", "3", "-1.360 (-1.370)"]
+    assert lines["defaults"][4:6] == ["0.020 (0.020)", "0.1000 (0.1000)"]
+    assert lines["defaults"][8] == "0.4000 (0.4000)"
     assert lines["VAE"][1] == "not in 600 s"
     assert lines["hard EM"][1] == "failed"
     assert lines["paper: ours"][3] == "[2.5048]"
-    assert lines["paper: ours"][7:10] == ["0.1612", "0.1549", "0.2161"]
+    assert lines["paper: ours"][8:11] == ["0.1612", "0.1549", "0.2161"]
     assert lines["entropy bound"][3] == "-1.335"
     assert len({len(line) for name, line in lines.items() if name and name[0] != "#"}) == 1
 
@@ -135,6 +137,16 @@ def test_bars_are_compared_with_medians(study):
     assert "VAE has -1.390" in beaten
     (impossible,) = missed("LCR-2D", {"defaults": [cell(-1.2)]})
     assert "above the entropy bound" in impossible
+
+
+def test_the_truth_is_the_exact_log_density_of_the_rows_that_are_scored(study):
+    measures, sets = study("measures"), study("sets")
+    sizes = sets.Sizes(n_test=3000)
+    found = measures.truth("LCR-2D", 0, sizes)["truth"]
+    assert set(found) == {"500", "2000", "3000"}
+    exact = sets.SETS["LCR-2D"].log_density(sets.rows_of("LCR-2D", 0, sizes).test[:500])
+    assert found["500"] == pytest.approx(exact.mean())
+    assert found["3000"] == pytest.approx(sets.entropy_bound("LCR-2D"), abs=0.08)
 
 
 # Probe -------------------------------------------------------------------------------------------
@@ -223,7 +235,7 @@ def test_a_quick_run_writes_tables_and_resumes(script, tmp_path, capsys):
     arguments += ["--parts", "tables", "figures", "--output", str(tmp_path)]
     paper_study.main(arguments)
     first = capsys.readouterr().out
-    assert first.count(" ...\n") == 3  # two methods and the noise floor
+    assert first.count(" ...\n") == 4  # two methods, the noise floor and the exact densities
     assert "| VAE | 400, 150 scored | 1 |" in first
     assert (tmp_path / "tables.md").read_text() in first
     assert (tmp_path / "paper_study_scores.png").exists()

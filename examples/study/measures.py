@@ -14,7 +14,7 @@ from sklvebm.metrics import (
 )
 from study.methods import METHODS
 from study.probe import probe_decoder, short_run_codes
-from study.sets import constant_rmse, rows_of
+from study.sets import SETS, constant_rmse, rows_of
 
 BANDWIDTHS = (0.1, 0.2, 0.4, 0.8, 1.6)  # units of the data; fixed, so that values compare
 N_SHOWN = 1000  # draws kept for the figure
@@ -102,6 +102,16 @@ def pictures(model, kind, train, test, seed, sizes):
         "draws": distances(X, draws),
         "drawn_rows": np.round(draws[:N_SHOWN], 3),
     }
+
+
+def truth(set_name, seed, sizes):
+    """Return the mean exact log-density of the first test rows, for every number that is scored.
+
+    It differs from minus the entropy by the luck of the rows, which a method's score shares.
+    """
+    numbers = {method.most_scored for method in METHODS.values()} | {sizes.n_test}
+    values = SETS[set_name].log_density(rows_of(set_name, seed, sizes).test)
+    return {"truth": {str(len(values[:n])): float(values[:n].mean()) for n in numbers if n}}
 
 
 def floors(set_name, sizes):

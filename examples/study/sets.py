@@ -14,6 +14,7 @@ class DataSet(NamedTuple):
 
     draw: Callable
     entropy: Callable  # nats; minus the largest mean log-likelihood
+    log_density: Callable  # exact, nats
     n_latents: int
     n_chart: int  # coordinates of the simulator's chart
     n_updates: int  # of training in the paper
@@ -21,12 +22,29 @@ class DataSet(NamedTuple):
 
 SETS = {
     "LCR-2D": DataSet(
-        datasets.make_concentric_rings, datasets.concentric_rings_entropy, 2, 2, 4000
+        datasets.make_concentric_rings,
+        datasets.concentric_rings_entropy,
+        datasets.concentric_rings_log_density,
+        2,
+        2,
+        4000,
     ),
     "LCS-3D": DataSet(
-        datasets.make_concentric_shells, datasets.concentric_shells_entropy, 3, 3, 5000
+        datasets.make_concentric_shells,
+        datasets.concentric_shells_entropy,
+        datasets.concentric_shells_log_density,
+        3,
+        3,
+        5000,
     ),
-    "HMR-2D": DataSet(datasets.make_harmonic_rings, datasets.harmonic_rings_entropy, 2, 22, 7000),
+    "HMR-2D": DataSet(
+        datasets.make_harmonic_rings,
+        datasets.harmonic_rings_entropy,
+        datasets.harmonic_rings_log_density,
+        2,
+        22,
+        7000,
+    ),
 }
 
 

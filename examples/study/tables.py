@@ -11,6 +11,7 @@ COLUMNS = (
     "rows",
     "seeds",
     "log-likelihood",
+    "to the truth",
     "RMSE",
     "MMD²",
     "W2²",
@@ -69,6 +70,7 @@ def method_line(name, cells):
         f"{first['n_train']}{few}" if done else trouble(cells),
         f"{len(done)}",
         summary(done, reader("score"), 3, max),
+        summary(done, reader("gap"), 3),
         *distances_of(done, "reconstruction", "mean code"),
         *distances_of(done, "reconstruction", "probe decoder"),
         summary(done, reader("draws", "mmd")),
@@ -89,7 +91,7 @@ def trouble(cells):
 
 def paper_lines(set_name):
     """Return the paper's columns as lines; its ELBO is no log-likelihood and stands in brackets."""
-    dashes = ["–"] * 3
+    dashes = ["–"] * 4
     return [
         [
             f"paper: {column}",
@@ -109,16 +111,16 @@ def paper_lines(set_name):
 def reference_lines(set_name, floor, cells):
     """Return the bound, the constant predictor and the noise floor."""
     constants = [c["constant_rmse"] for row in cells.values() for c in row if c and "score" in c]
-    lines = [["entropy bound", "", "", f"{entropy_bound(set_name):.3f}", *[""] * 9]]
+    lines = [["entropy bound", "", "", f"{entropy_bound(set_name):.3f}", *[""] * 10]]
     if constants:
-        lines.append(["predicts the mean", "", "", "", number(constants[0]), *[""] * 8])
+        lines.append(["predicts the mean", "", "", "", "", number(constants[0]), *[""] * 8])
     if floor and "mmd" in floor:
         mmd, w2 = (
             f"{median:.4f} ({lower:.4f} to {upper:.4f})"
             for median, lower, upper in (floor["mmd"], floor["w2"])
         )
         label = f"two samples of {floor['n_compared']}"
-        lines.append([label, "", "", "", *[""] * 6, mmd, w2, ""])
+        lines.append([label, *[""] * 10, mmd, w2, ""])
     return lines
 
 
