@@ -13,12 +13,12 @@ import numpy as np
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from study.cells import median_and_worst
-from study.methods import BASELINES
-from study.tables import markdown, reader
 
 from sklvebm import ParticleLVEBM, datasets
 from sklvebm.metrics import dci, factor_recovery, mutual_information_gap
+from study.cells import median_and_worst
+from study.methods import BASELINES
+from study.tables import markdown, reader
 
 
 class FactorSet(NamedTuple):
