@@ -4,7 +4,7 @@
     python examples/paper_study.py                       # 40,000 rows, five seeds: most of a day
     python examples/paper_study.py --seeds 1 --only defaults VAE --sets LCR-2D
     python examples/paper_study.py --parts factors       # tables, factors, ablations or figures
-    python examples/paper_study.py --limit 600           # seconds that a cell may take
+    python examples/paper_study.py --limit 600           # processor seconds a cell may take
     python examples/paper_study.py --report              # what is kept, nothing is computed
     python examples/paper_study.py --output DIR          # where cells, tables and figures go
 
@@ -95,7 +95,7 @@ def main(arguments=None):
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS), help="data sets")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=COLUMNS, help="methods")
     parser.add_argument("--seeds", type=int, help="seeds of each cell; 5, or 1 with --quick")
-    parser.add_argument("--limit", type=float, help="seconds that a cell may take")
+    parser.add_argument("--limit", type=float, help="processor seconds that a cell may take")
     parser.add_argument("--report", action="store_true", help="print what is kept")
     parser.add_argument("--output", type=Path, help="folder of cells, tables and figures")
     options = parser.parse_args(arguments)

@@ -14,20 +14,23 @@ class OutOfTime(BaseException):
 
 
 class Limit:
-    """Raise `OutOfTime` in the body after so many seconds, where the platform has alarms."""
+    """Raise `OutOfTime` in the body after so many processor seconds, where there are such alarms.
+
+    Processor seconds, because what a busy machine lets through says nothing about a method.
+    """
 
     def __init__(self, seconds):
-        self.seconds = seconds if hasattr(signal, "SIGALRM") else None
+        self.seconds = seconds if hasattr(signal, "SIGPROF") else None
 
     def __enter__(self):
         if self.seconds:
-            self.before = signal.signal(signal.SIGALRM, self._stop)
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+            self.before = signal.signal(signal.SIGPROF, self._stop)
+            signal.setitimer(signal.ITIMER_PROF, self.seconds)
 
     def __exit__(self, *_):
         if self.seconds:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
-            signal.signal(signal.SIGALRM, self.before)
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            signal.signal(signal.SIGPROF, self.before)
 
     @staticmethod
     def _stop(*_):
@@ -42,7 +45,7 @@ class Cells:
     folder : path
         Where the files are.
     limit : float or None
-        Seconds that a cell may take. One that takes longer is kept as `{"timed_out": limit}` and
+        Processor seconds that a cell may take. One that takes longer is kept as `{"timed_out": limit}` and
         tried again only under a longer limit.
     compute : bool
         Whether missing cells are computed; else they are left out.
