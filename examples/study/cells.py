@@ -45,7 +45,7 @@ class Cells:
     folder : path
         Where the files are.
     limit : float or None
-        Processor seconds that a cell may take. One that takes longer is kept as `{"timed_out": limit}` and
+        Processor seconds that a cell may take. A longer one is kept as `{"timed_out": limit}` and
         tried again only under a longer limit.
     compute : bool
         Whether missing cells are computed; else they are left out.
