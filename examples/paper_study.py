@@ -78,7 +78,7 @@ def run(options, sizes):
     made = {
         "tables": partial(paper_tables, cells, options.sets, options.only, options.seeds, sizes),
         "factors": partial(factors.tables, cells, options.seeds, sizes),
-        "ablations": partial(ablations.table, cells, options.seeds, sizes),
+        "ablations": partial(ablations.table, cells, options.seeds, sizes, options.lines),
         "figures": partial(paper_figures, options, sizes),
     }
     for part in options.parts:
@@ -94,6 +94,7 @@ def main(arguments=None):
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to make")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS), help="data sets")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=COLUMNS, help="methods")
+    parser.add_argument("--lines", nargs="+", help="lines of the ablations that are computed")
     parser.add_argument("--seeds", type=int, help="seeds of each cell; 5, or 1 with --quick")
     parser.add_argument("--limit", type=float, help="processor seconds that a cell may take")
     parser.add_argument("--report", action="store_true", help="print what is kept")
