@@ -90,11 +90,14 @@ def run(options, sizes):
 def main(arguments=None):
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    lines = (*ablations.SETTINGS, *ablations.PUBLISHED_CHANGES)
     parser.add_argument("--quick", action="store_true", help="few rows, one seed")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to make")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS), help="data sets")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=COLUMNS, help="methods")
-    parser.add_argument("--lines", nargs="+", help="lines of the ablations that are computed")
+    parser.add_argument(
+        "--lines", nargs="+", metavar="LINE", choices=lines, help="lines of ablations"
+    )
     parser.add_argument("--seeds", type=int, help="seeds of each cell; 5, or 1 with --quick")
     parser.add_argument("--limit", type=float, help="processor seconds that a cell may take")
     parser.add_argument("--report", action="store_true", help="print what is kept")

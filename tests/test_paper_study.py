@@ -270,6 +270,15 @@ def test_every_ablation_is_an_estimator_that_differs_from_the_first_of_its_kind(
             )
 
 
+def test_only_the_lines_named_are_computed(study, tmp_path):
+    ablations, sets, cells = study("ablations"), study("sets"), study("cells").Cells(tmp_path)
+    text = ablations.table(cells, 1, sets.QUICK, ["1 latent"])
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation-1-latent-seed0.json"]
+    assert "| 1 latent | 1 | " in text
+    assert "| MALA: not run | 0 | – |" in text
+    assert text.count("not run") == len(ablations.lines_of(sets.QUICK)) - 1
+
+
 def test_an_ablation_reports_score_and_cost(study, monkeypatch):
     ablations, sets = study("ablations"), study("sets")
     make = ablations.lines_of(sets.QUICK)["10 Langevin steps"]
