@@ -223,12 +223,18 @@ class ChartedEnergy(Energy):
         """The density that the energy is anchored on, with its own linear latents."""
         return self.anchored.reference
 
+    def own_latents(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the latents (B, L) that the anchored energy knows z by."""
+        return self.reference.to_latents(x, self.chart.from_latents(x, z))
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the energy above the reference's, (B,), in nats."""
+        return self.anchored.correction(x, self.own_latents(x, z))
+
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""
-        reference = self.reference
-        e = self.chart.from_latents(x, z)
-        log_jacobian = torch.log(self.chart.scale / reference.latent_scale).sum()
-        return self.anchored(x, reference.to_latents(x, e)) + log_jacobian
+        log_jacobian = torch.log(self.chart.scale / self.reference.latent_scale).sum()
+        return self.anchored(x, self.own_latents(x, z)) + log_jacobian
 
 
 PathEnergy = AnchoredEnergy | BridgedEnergy

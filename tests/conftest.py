@@ -24,16 +24,18 @@ from sklvebm import (  # noqa: E402
 from sklvebm.noised_mixture import noised_mixture  # noqa: E402
 from sklvebm.potentials import AnchoredPotential, Jet  # noqa: E402
 
-BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """A function that imports a benchmark, which imports its neighbours as scripts do."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    """A function that imports an example, which imports its neighbours as scripts do."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     yield importlib.import_module
-    for path in BENCHMARKS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(EXAMPLES)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

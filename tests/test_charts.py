@@ -64,3 +64,10 @@ def test_renamed_latents_leave_the_density_of_rows_alone():
         rows = x.expand(len(grid), 2)
         evidence = [torch.logsumexp(-e(rows, grid), 0) for e in (energy, renamed)]
         torch.testing.assert_close(*evidence, rtol=1e-8, atol=1e-8)
+    # the correction is that of the row and the latents it was trained with
+    x, e = random(4, 2, seed=9), random(4, 1, seed=10)
+    torch.testing.assert_close(
+        renamed.correction(x, renamed.chart.to_latents(x, e)),
+        energy.correction(x, reference.to_latents(x, e)),
+        **TIGHT,
+    )

@@ -70,14 +70,25 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
 
     Few dimensions need a small network, a short ladder and first-layer units that divide the space
     finely; few rows allow no such freedom.
+
+    Raises
+    ------
+    ValueError
+        If contrastive negatives are asked for on a ladder.
     """
+    contrastive = settings.negatives == "contrastive"
+    if contrastive and settings.n_temperatures not in ("auto", 1):
+        raise ValueError(
+            "n_temperatures must be 1 or 'auto' with negatives='contrastive', got "
+            f"{settings.n_temperatures!r}."
+        )
     few_dimensions = n_features + settings.n_components <= _FEW_DIMENSIONS
     # one particle for each of very many rows says as much about the mean as four for a quarter
     few_particles = few_dimensions or n_samples >= _VERY_MANY_ROWS
     free = few_dimensions and n_samples >= _MANY_ROWS
     chosen = {
         "hidden_layer_sizes": (64, 64) if few_dimensions else (128, 128),
-        "n_temperatures": 4 if few_dimensions else 8,
+        "n_temperatures": 1 if contrastive else 4 if few_dimensions else 8,
         "n_particles": 1 if few_particles else 4,
         "alpha": 0.01 if free else 0.5,
         "learning_rate_init": 0.02 if free else 0.01,
@@ -96,6 +107,7 @@ def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
     return ParticleLikelihood(
         dynamics=settings.dynamics,
         posterior=settings.posterior,
+        negatives=settings.negatives,
         n_particles=settings.n_particles,
         n_chains=settings.n_chains,
         n_temperatures=settings.n_temperatures,

@@ -27,7 +27,7 @@ from sklvebm.estimators._fitting import (
 from sklvebm.estimators._latent_charts import LATENT_MAPS
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
 from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.objectives.particle_likelihood import POSTERIORS
+from sklvebm.objectives.particle_likelihood import NEGATIVES, POSTERIORS
 from sklvebm.reference import MixtureReference
 
 _RULES = {
@@ -36,6 +36,7 @@ _RULES = {
     "activation": OneOf(tuple(ACTIVATIONS)),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
+    "negatives": OneOf(NEGATIVES),
     "step_size": Number(False, 0.0, open_low=True, none=True),
     "n_particles": Number(True, 1, word="auto"),
     "n_chains": Number(True, 2),
@@ -95,6 +96,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         What stands for the posteriors of the rows in training: particles, or a variational family,
         one diagonal Gaussian per row or an encoder that all rows share. Scores and latents come
         from annealed particles in any case.
+    negatives : {"persistent", "contrastive"}, default="persistent"
+        Where the pool starts an update: where the last one left it, or at rows of the batch with
+        their posterior particles (joint contrastive divergence, biased; one temperature only).
     step_size : float or None, default=None
         Langevin step, in squared whitened units per nat. None chooses by kernel. The two
         Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
@@ -105,7 +109,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Joint particles per temperature.
     n_temperatures : int or "auto", default="auto"
         Rungs of the ladder between reference and model; 1 is the plain persistent pool. "auto" is
-        4 for up to seven features and latents together, else 8.
+        4 for up to seven features and latents together, else 8; 1 for contrastive negatives.
     n_langevin_steps : int, default=2
         Steps of the pool per update; latents take half as many, at least one.
     information_weight : float, default=0.0
@@ -222,6 +226,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         reference="mixture",
         dynamics="crank-nicolson",
         posterior="particles",
+        negatives="persistent",
         step_size=None,
         n_particles="auto",
         n_chains=128,
@@ -250,6 +255,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.reference = reference
         self.dynamics = dynamics
         self.posterior = posterior
+        self.negatives = negatives
         self.step_size = step_size
         self.n_particles = n_particles
         self.n_chains = n_chains

@@ -32,10 +32,12 @@ from sklvebm.objectives.posteriors import (
     GaussianPosterior,
     ParticlePosterior,
     Posterior,
+    PosteriorMove,
 )
 from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
 
 POSTERIORS = ("particles", "gaussian", "amortized")
+NEGATIVES = ("persistent", "contrastive")
 _FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 _CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
@@ -52,6 +54,9 @@ class ParticleLikelihood:
         Langevin kernel of pool and latents.
     posterior : {"particles", "gaussian", "amortized"}
         What stands for the posteriors of the rows.
+    negatives : {"persistent", "contrastive"}
+        Where the pool starts an update: where it was, or at rows of the batch with their posterior
+        particles, which is joint contrastive divergence and needs a single temperature.
     n_particles : int
         Posterior particles per row.
     n_chains : int
@@ -71,6 +76,7 @@ class ParticleLikelihood:
         *,
         dynamics: str,
         posterior: str = "particles",
+        negatives: str = "persistent",
         n_particles: int,
         n_chains: int,
         n_temperatures: int,
@@ -78,7 +84,7 @@ class ParticleLikelihood:
         step_size: float | None,
         information_weight: float,
     ) -> None:
-        self.kernel = KERNELS[dynamics]
+        self.kernel, self.negatives = KERNELS[dynamics], negatives
         self.n_particles, self.n_chains = n_particles, n_chains
         self.n_temperatures, self.n_langevin_steps = n_temperatures, n_langevin_steps
         self.step_size = self.kernel.default_step_size if step_size is None else step_size
@@ -144,6 +150,8 @@ class ParticleLikelihood:
         """
         noise = IndependentNoise(generator)
         moved = self.posterior.move(energy, batch, state, noise)
+        if self.negatives == "contrastive":
+            state = state._replace(pool=self._pool_at_data(energy, moved, noise))
         sweep = self.move_pool(energy, state, noise)
 
         positive = energy.correction(moved.x, moved.z).mean()
@@ -178,6 +186,17 @@ class ParticleLikelihood:
             "latent_acceptance": moved.acceptance,
         }
         return loss, state, metrics
+
+    def _pool_at_data(
+        self, energy: PathEnergy, moved: PosteriorMove, noise: IndependentNoise
+    ) -> Tensor:
+        """Return particles (1, C, D + L) at rows of the batch and their posterior particles."""
+        n = len(moved.x)
+        order = torch.randperm(n, generator=noise.generator, device=moved.x.device)
+        index = order.repeat(-(-self.n_chains // n))[: self.n_chains]
+        x, z = moved.x[index], moved.z[index]
+        reference = energy.reference
+        return torch.cat([reference.from_features(x), reference.from_latents(x, z)], 1)[None]
 
     def move_pool(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
         """Move the whole pool once; see `pool.sweep_pool`."""

@@ -231,6 +231,7 @@ BAD_VALUES = {
     "reference": ["uniform", 3, None],
     "dynamics": ["hmc", 3, None],
     "posterior": ["exact", 3, None],
+    "negatives": ["fresh", 3, None],
     "step_size": [0.0, -1.0, NOT_A_NUMBER, float("inf"), "1", True],
     "n_particles": [0, 1.5, None],
     "n_chains": [1, 0, 2.5, None],
@@ -269,6 +270,14 @@ def test_bad_parameters_raise_in_fit_with_their_name_and_value(small, moons, nam
         getattr(model, method)(moons)
     assert name in str(caught.value)
     assert set(vars(model)) == set(model.get_params())
+
+
+def test_contrastive_negatives_need_a_single_temperature(small, moons):
+    with pytest.raises(ValueError, match="n_temperatures must be 1 or 'auto'.*got 3"):
+        small(negatives="contrastive", n_temperatures=3).fit(moons)
+    model = small(negatives="contrastive", n_temperatures="auto").fit(moons)
+    assert {epoch["swap_rate"] for epoch in model.history_} == {1.0}
+    assert np.isfinite(model.score(moons))
 
 
 @pytest.mark.parametrize("value", ["relu", 3])

@@ -355,6 +355,53 @@ def test_training_with_one_temperature_reaches_the_maximum_of_the_likelihood(dyn
     assert -1e-9 < likelihood_gap(optimisation.average.network, x) < 0.005
 
 
+def test_contrastive_negatives_are_the_rows_of_the_batch_and_their_particles_moved():
+    x = near_model(linear_gaussian(), 30)
+    energy = BridgedEnergy(gaussian_reference(x), linear_gaussian())
+    particles = objective("ula", negatives="contrastive", n_chains=120, step_size=1e-12)
+    state = particles.init(energy, 30, generator=generator())
+    loss, after, _ = particles.step(energy, whole(x), state, generator(1))
+    seen, latents = energy.reference.split(after.pool[0])
+    rows = x.repeat_interleave(4, 0)
+    z = energy.reference.to_latents(rows, after.latents.reshape(-1, L))
+    expected = torch.cat([rows, z], 1)
+    distance = torch.cdist(torch.cat([seen, latents], 1), expected)
+    # each particle of the batch once, as far as the steps went
+    assert sorted(distance.argmin(1).tolist()) == list(range(120))
+    assert float(distance.amin(1).max()) < 1e-4
+    assert abs(float(loss.detach())) < 1e-4
+
+
+def test_few_or_many_contrastive_chains_take_particles_equally_often():
+    x = near_model(linear_gaussian(), 10)
+    energy = BridgedEnergy(gaussian_reference(x), linear_gaussian())
+    for n_chains, most in ((7, 1), (100, 3)):
+        particles = objective("ula", negatives="contrastive", n_chains=n_chains, step_size=1e-12)
+        state = particles.init(energy, 10, generator=generator())
+        _, after, _ = particles.step(energy, whole(x), state, generator(1))
+        rows, _ = energy.reference.split(after.pool[0])
+        nearest = torch.cdist(rows, x).argmin(1)
+        assert after.pool.shape == (1, n_chains, D + L)
+        # four particles per row
+        assert int(torch.bincount(nearest).max()) <= 4 * most
+
+
+def test_training_with_contrastive_negatives_reaches_a_maximum_that_is_a_fixed_point():
+    # a Gaussian that fits the rows' moments has stationary pairs of rows and exact posterior
+    # particles, so that exact steps leave no contrast, however few
+    x = data()
+    energy = BridgedEnergy(gaussian_reference(x), LinearGaussianEnergy(D, L).double())
+    particles = objective("mala", negatives="contrastive", n_chains=1200, step_size=0.2)
+    optimisation = start_optimisation(energy, learning_rate=0.03, alpha=0.0)
+    g = generator(0)
+    state = particles.init(energy, len(x), generator=g)
+    for rate in RATES:
+        optimisation, state, _ = train_epoch(
+            optimisation, particles, x, state, batch_size=len(x), learning_rate=rate, generator=g
+        )
+    assert -1e-9 < likelihood_gap(optimisation.average.network, x) < 0.005
+
+
 def matched_energy():
     """Return a model and a reference of other scale with the same posterior of the latents."""
     network = linear_gaussian()

@@ -1,0 +1,1 @@
+"""What the paper study is made of: columns, measures, tables, figures."""
