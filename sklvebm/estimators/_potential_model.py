@@ -88,6 +88,8 @@ def flow_log_density(
     directions = model.directions.to(device)
 
     def answer(potential: AnchoredPotential, x: Tensor) -> Tensor:
+        if potential.network is None:  # nothing is gained on the way
+            return potential.log_reference(stop * x, stop)
         return flow_density(potential, stop * x, model.n_steps, directions, stop=stop).log_density
 
     return _in_units(model, X, device, answer, stop, directions.shape[1])

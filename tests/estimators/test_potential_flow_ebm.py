@@ -16,8 +16,9 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklvebm import ParticleDivergenceError, PotentialFlowEBM
+from sklvebm import MLPEnergy, ParticleDivergenceError, PotentialFlowEBM
 from sklvebm.objectives.potential_flow import PotentialFlow
+from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -97,6 +98,11 @@ def test_kept_reference_is_the_mixture(kept_reference, test_rows):
     for method in ("flow", "energy"):
         np.testing.assert_allclose(kept_reference.score_samples(test_rows, method), wanted)
     assert kept_reference.diagnostics_.verdict == "sound"
+    # the flow of the mixture's potential says the same: a zero correction is integrated here
+    network = MLPEnergy(2, 1, (4,), generator=torch.Generator().manual_seed(0)).double()
+    flow = AnchoredPotential(kept_reference.potential_.mixture, network)
+    density = flow_density(flow, x, 16, trace_directions(2, 2, None)).log_density.detach().numpy()
+    np.testing.assert_allclose(density - np.log(kept_reference.scale_).sum(), wanted)
 
 
 def test_score_is_in_the_units_of_the_data(moons):
