@@ -8,6 +8,7 @@ from study.sets import rows_of
 SHOWN = (
     "defaults",
     "published",
+    "published, slower",
     "joint CD",
     "VAE",
     "non-amortised VI",
