@@ -32,7 +32,8 @@ def markdown(title, columns, lines):
 
 def number(value, digits=4):
     """Return a number as text, a dash for None."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    # adding zero turns a rounded -0.0 into 0.0
+    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def summary(cells, read, digits=4, best=min):
@@ -40,7 +41,7 @@ def summary(cells, read, digits=4, best=min):
     median, worst, n = median_and_worst(cells, read, best)
     if median is None:
         return "–"
-    return f"{median:.{digits}f}" + (f" ({worst:.{digits}f})" if n > 1 else "")
+    return number(median, digits) + (f" ({number(worst, digits)})" if n > 1 else "")
 
 
 def reader(*keys):
@@ -96,7 +97,7 @@ def paper_lines(set_name):
         [
             f"paper: {column}",
             "40000",
-            "1",
+            "–",
             f"[{number(values['ELBO'])}]" if values["ELBO"] else "–",
             *dashes,
             *(number(values[name]) for name in ("RMSE", "MMD", "W2²")),
@@ -116,7 +117,7 @@ def reference_lines(set_name, floor, cells):
         lines.append(["predicts the mean", "", "", "", "", number(constants[0]), *[""] * 8])
     if floor and "mmd" in floor:
         mmd, w2 = (
-            f"{median:.4f} ({lower:.4f} to {upper:.4f})"
+            f"{number(median)} ({number(lower)} to {number(upper)})"
             for median, lower, upper in (floor["mmd"], floor["w2"])
         )
         label = f"two samples of {floor['n_compared']}"
