@@ -127,15 +127,22 @@ def test_a_table_has_a_line_for_the_paper_and_for_every_method(study):
     assert len({len(line) for name, line in lines.items() if name and name[0] != "#"}) == 1
 
 
-def test_bars_are_compared_with_medians(study):
+def test_bars_are_compared_with_medians_and_rivals_on_common_seeds(study):
     missed = study("tables").missed
-    good = {"defaults": [cell(-1.2), cell(-1.35), cell(-1.9)], "VAE": [cell(-2.0)]}
-    assert missed("LCR-2D", good) == []
-    below, beaten = missed("LCR-2D", {"defaults": [cell(-1.4)], "VAE": [cell(-1.39)]})
+
+    def row(*scores):  # of rows that are lucky or not, all at the same distance to the truth
+        return [score and cell(score) for score in scores]
+
+    ours = row(-1.2, -1.35, -1.9)
+    assert missed("LCR-2D", {"defaults": ours, "VAE": row(-1.0, None, None)}) == []
+    (below,) = missed("LCR-2D", {"defaults": row(-1.4), "VAE": row(-1.4)})
     assert "below the bar -1.36" in below
-    assert "VAE has -1.390" in beaten
-    (impossible,) = missed("LCR-2D", {"defaults": [cell(-1.2)]})
+    better = [cell(-1.39) | {"gap": 0.005}, None, None]
+    (beaten,) = missed("LCR-2D", {"defaults": ours, "VAE": better})
+    assert "VAE is 0.015 nats ahead" in beaten
+    (impossible,) = missed("LCR-2D", {"defaults": row(-1.2)})
     assert "above the entropy bound" in impossible
+    assert "not run" in missed("LCR-2D", {"VAE": row(-1.2)})[0]
 
 
 def test_the_truth_is_the_exact_log_density_of_the_rows_that_are_scored(study):

@@ -8,6 +8,7 @@ from study.sets import rows_of
 SHOWN = (
     "defaults",
     "published",
+    "published, slower",
     "joint CD",
     "VAE",
     "non-amortised VI",
@@ -70,6 +71,8 @@ def draw_samples(folder, found, sizes):
             points = samples.get(title)
             if points is not None:
                 panel.scatter(*points.T, s=1.5, lw=0, color="black")
+            else:
+                panel.text(0.0, 0.0, "not run", ha="center", va="center", fontsize=8)
             panel.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
             panel.set_aspect("equal")
             if place == 0:
