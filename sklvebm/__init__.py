@@ -1,6 +1,14 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
-from sklvebm.energies import AnchoredEnergy, BridgedEnergy, Energy, LinearGaussianEnergy, MLPEnergy
+from sklvebm.charts import KernelChart
+from sklvebm.energies import (
+    AnchoredEnergy,
+    BridgedEnergy,
+    ChartedEnergy,
+    Energy,
+    LinearGaussianEnergy,
+    MLPEnergy,
+)
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.quantisation import dequantize, resolution
@@ -14,7 +22,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchoredEnergy",
     "BridgedEnergy",
+    "ChartedEnergy",
     "Energy",
+    "KernelChart",
     "LinearGaussianEnergy",
     "LogPartition",
     "MLPEnergy",

@@ -20,6 +20,7 @@ LATENT_MAPS = ("auto", "linear", "manifold")
 _MOST_ROWS, _FEWEST_ROWS = 1000, 100
 _N_NEIGHBOURS = 10
 _N_LANDMARKS = 128
+_N_AVERAGED = 3  # rows for each landmark
 _WIDTH = 2.0  # distances to the fifteenth neighbour
 _RIDGE = 0.1
 _LEAST_VARIANCE = 1e-3  # of the latents' variance 1
@@ -97,9 +98,12 @@ def _regression(
     X: np.ndarray, latents: np.ndarray, random_state: np.random.RandomState
 ) -> KernelChart:
     """Fit the smooth map from rows to latents, least squares with a ridge on bumps and slopes."""
-    landmarks = X[random_state.permutation(len(X))[:_N_LANDMARKS]]
-    distances = np.sort(pairwise_distances(landmarks, X), axis=1)
-    width = _WIDTH * max(np.median(distances[:, min(15, len(X) - 1)]), 1e-3)
+    chosen = X[random_state.permutation(len(X))[:_N_LANDMARKS]]
+    distances = pairwise_distances(chosen, X)
+    # means of neighbours: a fitted model holds no rows
+    landmarks = X[np.argsort(distances, axis=1)[:, :_N_AVERAGED]].mean(1)
+    nearness = np.sort(distances, axis=1)[:, min(15, len(X) - 1)]
+    width = _WIDTH * max(np.median(nearness), 1e-3)
     gram = np.exp(-0.5 * np.square(pairwise_distances(landmarks) / width))
     bumps = np.exp(-0.5 * np.square(pairwise_distances(X, landmarks) / width))
     design = np.column_stack([np.ones(len(X)), X, bumps])

@@ -11,7 +11,13 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
-from sklvebm import AnchoredEnergy, LogPartition, MixtureReference, ParticleLVEBM
+from sklvebm import (
+    AnchoredEnergy,
+    ChartedEnergy,
+    LogPartition,
+    MixtureReference,
+    ParticleLVEBM,
+)
 from sklvebm.estimators import _boundary, particle_lvebm
 from sklvebm.estimators._fitting import split_rows
 
@@ -39,7 +45,7 @@ def test_fit_takes_no_sample_weight():
 
 
 def test_fitted_attributes_have_the_documented_types(fitted):
-    assert isinstance(fitted.energy_, AnchoredEnergy)
+    assert isinstance(fitted.energy_, AnchoredEnergy | ChartedEnergy)
     assert {p.dtype for p in fitted.energy_.parameters()} == {torch.float64}
     assert isinstance(fitted.reference_, MixtureReference)
     assert fitted.mean_.shape == fitted.scale_.shape == (2,)
