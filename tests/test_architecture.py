@@ -87,7 +87,15 @@ ALLOWED = {
         "thread_limits",
         "training",
     },
-    ".": {"energies", "estimators", "exceptions", "log_partition", "reference", "versions"},
+    ".": {
+        "charts",
+        "energies",
+        "estimators",
+        "exceptions",
+        "log_partition",
+        "reference",
+        "versions",
+    },
 }
 # third-party package -> layers that may import it; packages not named here are the library's to use
 CONFINED = {

@@ -108,7 +108,7 @@ def run(widths, weights, folder):
         lines.append([name, *(f"{r['accuracy']:.3f} ({r['score']:.1f})" for r in rows)])
     print_table(
         "Digits: accuracy from latents (held-out score, nats per row)",
-        ["method", *widths],
+        ["method", *map(str, widths)],
         lines,
         "nothing: this table is read",
         [],
