@@ -12,7 +12,7 @@ about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,15 @@ class MixtureReference(nn.Module):
     def _set_buffers(self, **buffers: Tensor) -> None:
         for name, value in buffers.items():
             self.register_buffer(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MixtureReference":
+        """Return a module of its own on the same tensors: nothing ever writes into them."""
+        twin = MixtureReference.__new__(MixtureReference)
+        nn.Module.__init__(twin)
+        twin.is_diagonal = self.is_diagonal
+        twin._set_buffers(**dict(self.named_buffers()))
+        memo[id(self)] = twin
+        return twin
 
     @property
     def n_features(self) -> int:

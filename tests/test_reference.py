@@ -1,5 +1,6 @@
 """The reference density against scikit-learn, quadrature and automatic differentiation."""
 
+import copy
 import math
 
 import numpy as np
@@ -406,3 +407,12 @@ def test_stratified_draws_share_themselves_out_among_components():
     alone = reference.means[0]
     spread = first.std(0) / len(first) ** 0.5
     assert torch.all((first.mean(0) - alone).abs() < SIGMAS * spread)
+
+
+def test_copies_share_tensors_and_change_alone(any_reference):
+    twin = copy.deepcopy(any_reference)
+    assert twin.means.data_ptr() == any_reference.means.data_ptr()
+    twin.float()
+    twin.log_weights = twin.log_weights - 1.0
+    assert any_reference.means.dtype == torch.float64
+    assert float(any_reference.log_weights.exp().sum()) == pytest.approx(1.0)
