@@ -50,12 +50,23 @@ def fit_chart(
     -------
     chart : KernelChart or None
         Float64, on the CPU; None for the linear map.
+
+    Raises
+    ------
+    ValueError
+        If "manifold" is asked of fewer than five rows, or than two for each latent.
     """
     n_latents, n_features = reference.n_latents, X.shape[1]
     # with as many latents as features, the linear map loses nothing
     hopeless = n_latents >= n_features or len(X) < _FEWEST_ROWS
     if kind == "linear" or (kind == "auto" and hopeless):
         return None
+    least = max(5, 2 * n_latents)
+    if len(X) < least:
+        raise ValueError(
+            f"latent_map='manifold' needs at least {least} rows that are not held out for "
+            f"{n_latents} latents, got {len(X)}."
+        )
     X = X[random_state.permutation(len(X))[:_MOST_ROWS]]
     seed = random_state.randint(np.iinfo(np.int32).max)
     n_held_out = max(1, int(_HELD_OUT * len(X)))

@@ -112,6 +112,21 @@ class Quartic(MLPEnergy):
         return 0.25 * x.pow(4).sum(1) + 0.5 * z.square().sum(1)
 
 
+@pytest.mark.parametrize(("n_rows", "n_components"), [(3, 1), (12, 6)])
+def test_too_few_rows_for_a_manifold_raise(n_rows, n_components):
+    X = np.random.RandomState(0).standard_normal((n_rows, 8))
+    with pytest.raises(ValueError, match="latent_map='manifold' needs at least .* got"):
+        untrained(X, n_components, latent_map="manifold")
+
+
+@pytest.mark.parametrize(("n_rows", "n_components"), [(7, 1), (14, 6)])
+def test_few_rows_may_have_a_manifold(n_rows, n_components):
+    X = np.random.RandomState(0).standard_normal((n_rows, 8))
+    Z = untrained(X, n_components, latent_map="manifold").transform(X)
+    assert Z.shape == (n_rows, n_components)
+    assert np.isfinite(Z).all()
+
+
 def test_charts_survive_pickling():
     X, _ = make_moons(300, noise=0.1, random_state=0)
     model = untrained(X)
