@@ -84,7 +84,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         `(n_features, n_components) -> module`. Copied, never trained in place. Its
         `exp(-energy)` must be integrable.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the energy is anchored on: an ensemble of Gaussian mixtures chosen by
+        The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
         cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
         mixture given, fitted to the standardised rows; or a complete reference in standardised
         units.
@@ -104,7 +104,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
     n_particles : int or "auto", default="auto"
         Posterior particles, or draws of the variational family, per row; "auto" is 1 for up to
-        seven features and latents together, else 4.
+        seven features and latents together or from 10,000 rows on, else 4.
     n_chains : int, default=128
         Joint particles per temperature.
     n_temperatures : int or "auto", default="auto"
@@ -128,7 +128,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         can be normalised (a wide bracket of log Z); large ones hold it at the reference. "auto" is
         0.01 for a thousand rows or more with up to seven features and latents together, else 0.5.
     batch_size : int or "auto", default="auto"
-        Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
+        Rows per update; "auto" gives about 8 updates an epoch of 32 to 256 rows, 32 at most.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float, default=0.001
