@@ -128,7 +128,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         can be normalised (a wide bracket of log Z); large ones hold it at the reference. "auto" is
         0.01 for a thousand rows or more with up to seven features and latents together, else 0.5.
     batch_size : int or "auto", default="auto"
-        Rows per update; "auto" gives about 8 updates an epoch of 32 to 256 rows, 32 at most.
+        Rows per update; "auto" makes 8 updates an epoch of 32 to 256 rows, 32 of many rows.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float, default=0.001
