@@ -8,6 +8,7 @@ import resource
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +111,10 @@ def particles_of(model, x, seed=None):
 
 def normalised_again(model, X, seed):
     """Return log Z of a model fitted to X, estimated anew from the particles training left."""
-    settings, state = _fitting.resolve_auto(model._settings(), *X.shape), model._training.state
+    settings, state = (
+        _fitting.resolve_auto(SimpleNamespace(**model.get_params()), *X.shape),
+        model._training.state,
+    )
     with numerical_session(torch.get_num_threads()):
         result = call_with_known(
             _fitting.normalise,

@@ -10,7 +10,7 @@ import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.baselines import _answers as answers
 from sklvebm.baselines._decoder import Architecture
@@ -18,6 +18,7 @@ from sklvebm.baselines._fitting import Outcome, fit_model
 from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators._boundary import (
     as_plain_array,
+    checked_rows,
     draw_seed,
     generator_of,
     resolve_device,
@@ -107,13 +108,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Den
         previous = dict(self.__dict__)
         try:
             settings = self._settings()
-            X = validate_data(
-                self,
-                as_plain_array(X),
-                dtype=[np.float64, np.float32],
-                order="C",
-                ensure_min_samples=2,
-            )
+            X = checked_rows(self, X, reset=True, least=2)
             outcome = fit_model(
                 X,
                 settings,
@@ -275,9 +270,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Den
 
     def _checked_rows(self, X):
         check_is_fitted(self, "_fitted")
-        return validate_data(
-            self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32], order="C"
-        )
+        return checked_rows(self, X, reset=False)
 
     def _report(self, progress, lower_bound):
         """Print the progress of an epoch every `verbose` epochs."""

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from sklvebm.thread_limits import limited_threads
@@ -148,3 +150,32 @@ def chunks(n_rows: int, particles_per_row: int) -> Iterator[slice]:
 def to_numpy(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
     """Return a NumPy copy of a tensor in the wanted dtype."""
     return tensor.detach().cpu().numpy().astype(dtype)
+
+
+def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 1) -> np.ndarray:
+    """Return X as a float array (n_samples, n_features), checked by scikit-learn.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Remembers the columns if `reset`, else knows them.
+    X : array-like of shape (n_samples, n_features)
+        Rows in the units of the data.
+    reset : bool
+        Whether these are the rows that a fit starts from.
+    least : int, default=1
+        Fewest rows.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If X is not usable, or has other columns than the rows fitted.
+    """
+    return validate_data(
+        estimator,
+        as_plain_array(X),
+        reset=reset,
+        dtype=[np.float64, np.float32],
+        order="C",
+        ensure_min_samples=least,
+    )

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array, draw_seed, resolve_device
+from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
 from sklvebm.estimators._model import (
     features,
     latent_draws,
@@ -158,9 +158,7 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
 
     def _checked_rows(self, X):
         check_is_fitted(self, "energy_")
-        return validate_data(
-            self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32], order="C"
-        )
+        return checked_rows(self, X, reset=False)
 
     def _run_device(self):
         """Return the device that answers are computed on: the parameter's, resolved now."""

@@ -1,12 +1,13 @@
 """The questions a fitted potential flow answers."""
 
 import numpy as np
+import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators import _potential_persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array, draw_seed, resolve_device
+from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
 from sklvebm.estimators._parameters import Number, OneOf
 from sklvebm.estimators._potential_model import (
     energy_log_density,
@@ -137,9 +138,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
 
     def _checked_rows(self, X):
         check_is_fitted(self, "potential_")
-        return validate_data(
-            self, as_plain_array(X), reset=False, dtype=[np.float64, np.float32], order="C"
-        )
+        return checked_rows(self, X, reset=False)
 
     def _run_device(self):
         """Return the device that answers are computed on: the parameter's, resolved now."""
@@ -160,4 +159,6 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         return persistence.to_plain(super().__getstate__())
 
     def __setstate__(self, state):
-        super().__setstate__(persistence.from_plain(state))
+        # tensors made in inference mode could not be trained on
+        with torch.inference_mode(False):
+            super().__setstate__(persistence.from_plain(state))

@@ -1,21 +1,13 @@
 """`ParticleLVEBM`: the latent-variable energy-based model as a scikit-learn estimator."""
 
-import time
-import warnings
-from contextlib import contextmanager
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from sklearn.utils.validation import validate_data
 
 from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import ACTIVATIONS, MLPEnergy
 from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array, generator_of, numerical_session
+from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
 from sklvebm.estimators._density import LatentDensityMixin
 from sklvebm.estimators._fitting import (
     Outcome,
@@ -24,11 +16,16 @@ from sklvebm.estimators._fitting import (
     split_rows,
     start_training,
 )
+from sklvebm.estimators._iterative_fit import (
+    check_unchanged,
+    checked_settings,
+    reporter,
+    unchanged_on_failure,
+    warn_of_doubts,
+)
 from sklvebm.estimators._latent_charts import LATENT_MAPS
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
-from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.objectives.particle_likelihood import NEGATIVES, POSTERIORS
-from sklvebm.reference import MixtureReference
 
 _RULES = {
     "n_components": Number(True, 1),
@@ -309,13 +306,14 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
         continues = self.warm_start and hasattr(self, "_training")
-        with self._unchanged_on_failure(continues):
-            X = self._validated(X, reset=not continues)
-            settings = resolve_auto(self._settings(), *X.shape)
+        with unchanged_on_failure(self, continues):
+            X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
+            settings = resolve_auto(checked_settings(self, _RULES), *X.shape)
             with numerical_session(torch.get_num_threads()):
                 outcome, n_earlier = self._train(X, settings, continues, keep_best=True)
             self._adopt(outcome, n_earlier)
-        self._warn(outcome)
+        problems = outcome.diagnostics.problems()
+        warn_of_doubts(self, "ELBO", outcome.converged, "Scores", problems)
         return self
 
     def partial_fit(self, X, y=None):
@@ -341,9 +339,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             As `fit`.
         """
         continues = hasattr(self, "_training")
-        with self._unchanged_on_failure(continues):
-            X = self._validated(X, reset=not continues)
-            settings = resolve_auto(self._settings(), *X.shape)
+        with unchanged_on_failure(self, continues):
+            X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
+            settings = resolve_auto(checked_settings(self, _RULES), *X.shape)
             settings.max_iter, settings.early_stopping = 1, False
             with numerical_session(torch.get_num_threads()):
                 outcome, n_earlier = self._train(X, settings, continues, keep_best=False)
@@ -369,53 +367,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             chart, training = start_training(X, rows, settings, random_state)
             n_earlier = 0
         outcome = continue_training(
-            X, rows, chart, training, settings, random_state, self._reporter(), keep_best
+            X, rows, chart, training, settings, random_state, reporter(self, "ELBO"), keep_best
         )
         return outcome, n_earlier
-
-    @contextmanager
-    def _unchanged_on_failure(self, continues):
-        """Put every attribute back if the body raises, also on KeyboardInterrupt.
-
-        A fit from scratch that diverges leaves no earlier model behind that could be mistaken for
-        its own.
-        """
-        previous = dict(self.__dict__)
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, ParticleDivergenceError) and not continues:
-                private = {"_model", "_training", "_split_seed"}
-                previous = {
-                    name: value
-                    for name, value in previous.items()
-                    if not name.endswith("_") and name not in private
-                }
-            self.__dict__.clear()
-            self.__dict__.update(previous)
-            raise
-
-    def _settings(self):
-        """Return checked parameters; raises TypeError or ValueError."""
-        parameters = self.get_params(deep=False)
-        check_parameters(parameters, _RULES)
-        reference = self.reference
-        if not isinstance(reference, GaussianMixture | MixtureReference):
-            OneOf(("mixture", "gaussian")).check("reference", reference)
-        if self.validation_fraction == 1.0:
-            raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
-        return SimpleNamespace(**parameters)
-
-    def _validated(self, X, *, reset):
-        """Return X as a float array, (n_samples, n_features), checked by scikit-learn."""
-        return validate_data(
-            self,
-            as_plain_array(X),
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            order="C",
-            ensure_min_samples=2 if reset else 1,
-        )
 
     def _check_continuation(self, training, settings):
         """Raise ValueError if a parameter that shapes the model changed since it was made."""
@@ -424,34 +378,17 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         if self.energy is None and isinstance(network, MLPEnergy):
             shape = {"hidden_layer_sizes": network.hidden_layer_sizes}
             shape["activation"] = network.activation
-        for name, was in {
-            "n_temperatures": state.pool.shape[0],
-            "n_chains": state.pool.shape[1],
-            "n_components": training.optimisation.energy.n_latents,
-            "dtype": str(state.pool.dtype).removeprefix("torch."),
-            **shape,
-        }.items():
-            now = getattr(settings, name)
-            if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
-                raise ValueError(
-                    f"{name} must stay {was} while a fit is continued, got {getattr(self, name)}; "
-                    "use warm_start=False, or a clone, to start anew."
-                )
-
-    def _reporter(self):
-        """Return the callback that prints progress."""
-        begin = time.perf_counter()
-
-        def report(progress, lower_bound):
-            if self.verbose and progress.epoch % self.verbose == 0:
-                print(
-                    f"[ParticleLVEBM] epoch {progress.epoch}, ELBO {lower_bound:.3f} nats, "
-                    f"learning rate {progress.learning_rate:.2g}, "
-                    f"{time.perf_counter() - begin:.1f} s",
-                    flush=True,
-                )
-
-        return report
+        check_unchanged(
+            self,
+            settings,
+            {
+                "n_temperatures": state.pool.shape[0],
+                "n_chains": state.pool.shape[1],
+                "n_components": training.optimisation.energy.n_latents,
+                "dtype": str(state.pool.dtype).removeprefix("torch."),
+                **shape,
+            },
+        )
 
     def _adopt(self, outcome: Outcome, n_earlier):
         """Set the fitted attributes, all at once."""
@@ -479,22 +416,3 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.converged_ = outcome.converged
         self.improved_ = outcome.improved
         self.device_ = str(outcome.device)
-
-    def _warn(self, outcome: Outcome):
-        """Warn if training did not reach a plateau or the diagnostics found a problem."""
-        if self.max_iter > 0 and not outcome.converged:
-            warnings.warn(
-                f"Training stopped at max_iter={self.max_iter} epochs before the ELBO reached a "
-                "plateau; increase max_iter or tol.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        problems = outcome.diagnostics.problems()
-        if problems:
-            warnings.warn(
-                "Scores may not be trusted: "
-                + "; ".join(problems)
-                + ". See diagnostics_.report().",
-                ConvergenceWarning,
-                stacklevel=3,
-            )

@@ -1,32 +1,29 @@
 """`PotentialFlowEBM`: a scalar potential whose gradient carries noise to data, as an estimator."""
 
-import time
-import warnings
-from contextlib import contextmanager
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from sklearn.utils.validation import validate_data
 
 from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators import _potential_persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array, generator_of, numerical_session
+from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
 from sklvebm.estimators._fitting import split_rows
 from sklvebm.estimators._flow_density import FlowDensityMixin
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
+from sklvebm.estimators._iterative_fit import (
+    check_unchanged,
+    checked_settings,
+    reporter,
+    unchanged_on_failure,
+    warn_of_doubts,
+)
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._potential_fitting import (
     FlowOutcome,
     continue_training,
     resolve_auto,
     start_training,
 )
-from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.objectives.potential_flow import LOSSES
-from sklvebm.reference import MixtureReference
 
 _RULES = {
     "hidden_layer_sizes": Widths(word="auto"),
@@ -267,21 +264,15 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
         continues = self.warm_start and hasattr(self, "_training")
-        with self._unchanged_on_failure(continues):
-            settings = self._settings()
-            X = validate_data(
-                self,
-                as_plain_array(X),
-                reset=not continues,
-                dtype=[np.float64, np.float32],
-                order="C",
-                ensure_min_samples=1 if continues else 2,
-            )
+        with unchanged_on_failure(self, continues):
+            settings = checked_settings(self, _RULES)
+            X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
             settings = resolve_auto(settings, *X.shape)
             with numerical_session(torch.get_num_threads()):
                 outcome, n_earlier = self._train(X, settings, continues)
             self._adopt(outcome, n_earlier)
-        self._warn(outcome)
+        problems = outcome.diagnostics.problems()
+        warn_of_doubts(self, "log-likelihood", outcome.converged, "Some numbers", problems)
         return self
 
     def _train(self, X, settings, continues):
@@ -299,67 +290,22 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         if not continues:
             chart, training = start_training(X, rows, settings, random_state)
         outcome = continue_training(
-            X, rows, chart, training, settings, random_state, self._reporter()
+            X, rows, chart, training, settings, random_state, reporter(self, "log-likelihood")
         )
         return outcome, n_earlier
-
-    @contextmanager
-    def _unchanged_on_failure(self, continues):
-        """Put every attribute back if the body raises, also on KeyboardInterrupt.
-
-        A fit from scratch that diverges leaves no earlier model behind that could be mistaken for
-        its own.
-        """
-        previous = dict(self.__dict__)
-        try:
-            yield
-        except BaseException as error:
-            if isinstance(error, ParticleDivergenceError) and not continues:
-                kept = set(self.get_params(deep=False))
-                previous = {name: value for name, value in previous.items() if name in kept}
-            self.__dict__.clear()
-            self.__dict__.update(previous)
-            raise
-
-    def _settings(self):
-        """Return checked parameters; raises TypeError or ValueError."""
-        parameters = self.get_params(deep=False)
-        check_parameters(parameters, _RULES)
-        if not isinstance(self.reference, GaussianMixture | MixtureReference):
-            OneOf(("mixture", "gaussian")).check("reference", self.reference)
-        if self.validation_fraction == 1.0:
-            raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
-        return SimpleNamespace(**parameters)
 
     def _check_continuation(self, training, settings):
         """Raise ValueError if a parameter that shapes the network changed since it was made."""
         network = training.optimisation.energy.network
-        for name, was in {
-            "hidden_layer_sizes": network.hidden_layer_sizes,
-            "activation": network.activation,
-            "dtype": str(network.output.dtype).removeprefix("torch."),
-        }.items():
-            now = getattr(settings, name)
-            if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
-                raise ValueError(
-                    f"{name} must stay {was} while a fit is continued, got {getattr(self, name)}; "
-                    "use warm_start=False, or a clone, to start anew."
-                )
-
-    def _reporter(self):
-        """Return the callback that prints progress."""
-        begin = time.perf_counter()
-
-        def report(progress, log_likelihood):
-            if self.verbose and progress.epoch % self.verbose == 0:
-                print(
-                    f"[PotentialFlowEBM] epoch {progress.epoch}, log-likelihood "
-                    f"{log_likelihood:.3f} nats, learning rate {progress.learning_rate:.2g}, "
-                    f"{time.perf_counter() - begin:.1f} s",
-                    flush=True,
-                )
-
-        return report
+        check_unchanged(
+            self,
+            settings,
+            {
+                "hidden_layer_sizes": network.hidden_layer_sizes,
+                "activation": network.activation,
+                "dtype": str(network.output.dtype).removeprefix("torch."),
+            },
+        )
 
     def _adopt(self, outcome: FlowOutcome, n_earlier):
         """Set the fitted attributes, all at once."""
@@ -387,22 +333,3 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         self.converged_ = outcome.converged
         self.improved_ = outcome.improved
         self.device_ = str(outcome.device)
-
-    def _warn(self, outcome: FlowOutcome):
-        """Warn if training did not reach a plateau or the diagnostics found a problem."""
-        if self.max_iter > 0 and not outcome.converged:
-            warnings.warn(
-                f"Training stopped at max_iter={self.max_iter} epochs before the log-likelihood "
-                "reached a plateau; increase max_iter or tol.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        problems = outcome.diagnostics.problems()
-        if problems:
-            warnings.warn(
-                "Some numbers may not be trusted: "
-                + "; ".join(problems)
-                + ". See diagnostics_.report().",
-                ConvergenceWarning,
-                stacklevel=3,
-            )

@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklvebm import MLPEnergy, ParticleDivergenceError, PotentialFlowEBM
+from sklvebm.estimators import potential_flow_ebm
 from sklvebm.objectives.potential_flow import PotentialFlow
 from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
 
@@ -344,3 +345,28 @@ def test_other_widths(n_features):
     assert Z.shape == X.shape
     assert model.sample(4).shape == (4, n_features)
     assert np.isfinite(model.score(X))
+
+
+def test_a_model_read_in_inference_mode_can_be_trained_on():
+    X = np.random.RandomState(0).standard_normal((60, 2))
+    stored = pickle.dumps(
+        PotentialFlowEBM(max_iter=1, warm_start=True, reference="gaussian", random_state=0).fit(X)
+    )
+    with torch.inference_mode():
+        model = pickle.loads(stored)
+    assert model.fit(X).n_iter_ == 2
+
+
+def test_divergence_keeps_the_wanted_output_format(monkeypatch):
+    X = np.random.RandomState(0).standard_normal((60, 2))
+    model = PotentialFlowEBM(max_iter=1, reference="gaussian", random_state=0).fit(X)
+    model.set_output(transform="pandas")
+
+    def diverge(*_):
+        raise ParticleDivergenceError("on purpose")
+
+    monkeypatch.setattr(potential_flow_ebm, "continue_training", diverge)
+    with pytest.raises(ParticleDivergenceError):
+        model.fit(X)
+    assert not hasattr(model, "potential_")
+    assert model._sklearn_output_config == {"transform": "pandas"}

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ class Sound:
 )
 def test_problems_of_the_particles_are_named(change, metrics, expected):
     pool = change(torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0)))
-    settings = _fitting.resolve_auto(ParticleLVEBM()._settings(), 100, 2)
+    settings = _fitting.resolve_auto(SimpleNamespace(**ParticleLVEBM().get_params()), 100, 2)
     objective = _fitting.new_objective(settings)
     problem = objective.problem(Sound.state(pool), {**Sound.metrics, **metrics})
     assert problem is None if expected is None else expected in problem

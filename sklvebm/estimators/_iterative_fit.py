@@ -1,0 +1,108 @@
+"""What fits in epochs have in common: nothing lost on failure, progress printed, doubts told."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from sklvebm.estimators._parameters import OneOf, Rule, check_parameters
+from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.reference import MixtureReference
+from sklvebm.training import Progress
+
+_PRIVATE = {"_model", "_training", "_split_seed"}
+
+
+def checked_settings(estimator: BaseEstimator, rules: dict[str, Rule]) -> SimpleNamespace:
+    """Return the constructor parameters of an estimator with a reference.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not legal; names it, the rule and the value.
+    """
+    parameters = estimator.get_params(deep=False)
+    check_parameters(parameters, rules)
+    if not isinstance(estimator.reference, GaussianMixture | MixtureReference):
+        OneOf(("mixture", "gaussian")).check("reference", estimator.reference)
+    if estimator.validation_fraction == 1.0:
+        raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
+    return SimpleNamespace(**parameters)
+
+
+def check_unchanged(
+    estimator: BaseEstimator, settings: SimpleNamespace, shape: dict[str, Any]
+) -> None:
+    """Raise ValueError if a parameter that shapes the model is not what it was."""
+    for name, was in shape.items():
+        now = getattr(settings, name)
+        if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
+            raise ValueError(
+                f"{name} must stay {was} while a fit is continued, got "
+                f"{getattr(estimator, name)}; use warm_start=False, or a clone, to start anew."
+            )
+
+
+@contextmanager
+def unchanged_on_failure(estimator: BaseEstimator, continues: bool) -> Iterator[None]:
+    """Put every attribute back if the body raises, also on KeyboardInterrupt.
+
+    A fit from scratch that diverges leaves no earlier model behind that could be mistaken for its
+    own.
+    """
+    previous = dict(estimator.__dict__)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, ParticleDivergenceError) and not continues:
+            previous = {
+                name: value
+                for name, value in previous.items()
+                if not name.endswith("_") and name not in _PRIVATE
+            }
+        estimator.__dict__.clear()
+        estimator.__dict__.update(previous)
+        raise
+
+
+def reporter(estimator: BaseEstimator, monitored: str) -> Callable[[Progress, float], None]:
+    """Return the callback that prints progress and the monitored value, nats, in units of X."""
+    begin = time.perf_counter()
+
+    def report(progress: Progress, value: float) -> None:
+        if estimator.verbose and progress.epoch % estimator.verbose == 0:
+            print(
+                f"[{type(estimator).__name__}] epoch {progress.epoch}, {monitored} {value:.3f} "
+                f"nats, learning rate {progress.learning_rate:.2g}, "
+                f"{time.perf_counter() - begin:.1f} s",
+                flush=True,
+            )
+
+    return report
+
+
+def warn_of_doubts(
+    estimator: BaseEstimator, monitored: str, converged: bool, doubted: str, problems: list[str]
+) -> None:
+    """Warn if training did not reach a plateau or the diagnostics found problems."""
+    if estimator.max_iter > 0 and not converged:
+        warnings.warn(
+            f"Training stopped at max_iter={estimator.max_iter} epochs before the {monitored} "
+            "reached a plateau; increase max_iter or tol.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    if problems:
+        warnings.warn(
+            f"{doubted} may not be trusted: "
+            + "; ".join(problems)
+            + ". See diagnostics_.report().",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
