@@ -178,15 +178,23 @@ def split_rows(
     return Rows(np.sort(order[n_held_out:]), order[: min(n_held_out, _MAX_MONITOR_ROWS)])
 
 
-def start_training(
+class Base(NamedTuple):
+    """What a model is anchored on."""
+
+    chart: Standardisation
+    standardised: np.ndarray  # (N, D), the rows that are not held out
+    reference: MixtureReference  # float64, on the CPU
+    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+
+
+def fit_base(
     X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
-) -> tuple[Standardisation, Training]:
-    """Standardise, fit the reference and set up an untrained model on it, on the device.
+) -> Base:
+    """Standardise and fit the reference.
 
     Held-out rows take no part in the reference either: else it looks better on them than it is,
     and early stopping comes too early.
     """
-    device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
     chart = standardisation(X)
     warn_of_repeated_rows(X)
     standardised = chart.apply(X[rows.fitted])
@@ -195,6 +203,15 @@ def start_training(
     reference = fit_reference(
         standardised, settings.n_components, settings.reference, random_state, choice=choice
     )
+    return Base(chart, standardised, reference, choice)
+
+
+def start_training(
+    X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
+) -> tuple[Standardisation, Training]:
+    """Standardise, fit the reference and set up an untrained model on it, on the device."""
+    device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
+    chart, standardised, reference, choice = fit_base(X, rows, settings, random_state)
     seed = random_state.randint(np.iinfo(np.int32).max)
     energy = build_energy(settings, copy.deepcopy(reference), seed).to(device=device, dtype=dtype)
     optimisation = start_optimisation(

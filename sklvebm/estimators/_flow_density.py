@@ -1,7 +1,6 @@
 """The questions a fitted potential flow answers."""
 
 import numpy as np
-import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
@@ -159,6 +158,4 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         return persistence.to_plain(super().__getstate__())
 
     def __setstate__(self, state):
-        # tensors made in inference mode could not be trained on
-        with torch.inference_mode(False):
-            super().__setstate__(persistence.from_plain(state))
+        super().__setstate__(persistence.from_plain(state))

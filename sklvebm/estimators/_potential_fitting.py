@@ -16,14 +16,11 @@ from sklvebm.estimators._boundary import (
     numerical_session,
     resolve_device,
     seeded_generator,
-    standardisation,
 )
-from sklvebm.estimators._fitting import Rows, final_reference
-from sklvebm.estimators._mixture_selection import MixtureChoice, choose_mixture
+from sklvebm.estimators._fitting import Rows, final_reference, fit_base
+from sklvebm.estimators._mixture_selection import MixtureChoice
 from sklvebm.estimators._potential_checking import FlowDiagnostics, check_model
 from sklvebm.estimators._potential_model import FlowModel, numbers_per_row
-from sklvebm.estimators._reference_selection import fit_reference
-from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.noised_mixture import noised_mixture
 from sklvebm.objectives.potential_flow import PotentialFlow
 from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
@@ -99,14 +96,7 @@ def start_training(
     X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
 ) -> tuple[Standardisation, FlowTraining]:
     """Standardise, fit the reference to the rows not held out and set up a zero correction."""
-    chart = standardisation(X)
-    warn_of_repeated_rows(X)
-    standardised = chart.apply(X[rows.fitted])
-    by_validation = isinstance(settings.reference, str) and settings.reference == "mixture"
-    choice = choose_mixture(standardised, random_state) if by_validation else None
-    reference = fit_reference(
-        standardised, settings.n_components, settings.reference, random_state, choice=choice
-    )
+    chart, _, reference, choice = fit_base(X, rows, settings, random_state)
     seed = random_state.randint(np.iinfo(np.int32).max)
     potential = build_potential(settings, reference, seed).to(getattr(torch, settings.dtype))
     optimisation = start_optimisation(

@@ -347,16 +347,6 @@ def test_other_widths(n_features):
     assert np.isfinite(model.score(X))
 
 
-def test_a_model_read_in_inference_mode_can_be_trained_on():
-    X = np.random.RandomState(0).standard_normal((60, 2))
-    stored = pickle.dumps(
-        PotentialFlowEBM(max_iter=1, warm_start=True, reference="gaussian", random_state=0).fit(X)
-    )
-    with torch.inference_mode():
-        model = pickle.loads(stored)
-    assert model.fit(X).n_iter_ == 2
-
-
 def test_divergence_keeps_the_wanted_output_format(monkeypatch):
     X = np.random.RandomState(0).standard_normal((60, 2))
     model = PotentialFlowEBM(max_iter=1, reference="gaussian", random_state=0).fit(X)
