@@ -24,9 +24,9 @@ from pathlib import Path
 from report import RESULTS, Store, print_header, print_table
 
 SIZES = {
-    "rows": (1000, 10_000, 100_000),
-    "features": (2, 8, 32, 128),
-    "chains": (100, 1000, 10_000),
+    "rows": (1000, 10_000, 100_000, 1_000_000),
+    "features": (2, 8, 32, 128, 512),
+    "chains": (100, 1000, 10_000, 100_000),
     "latents": (1, 4, 16, 64),
     "particles": (1, 4, 16, 64),
 }

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import Kernel, adapt_step_size, start
@@ -13,6 +14,7 @@ from sklvebm.gradients import joint_target
 from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
 
 RESPACE_EVERY = 10  # updates or sweeps
+_MOST_IN_GRAPH = 2**14  # particles whose activations a gradient keeps
 
 
 class Sweep(NamedTuple):
@@ -133,10 +135,21 @@ def equilibrate(
 
 
 def pool_corrections(energy: PathEnergy, pool: Tensor) -> Tensor:
-    """Return the correction at every particle of a pool (T, C, D + L); (T, C), nats."""
+    """Return the correction at every particle of a pool (T, C, D + L); (T, C), nats.
+
+    Where it will be differentiated, a large pool goes through the network in parts, which are
+    computed again on the way back: all activations would be many times the particles.
+    """
     t, c = pool.shape[:2]
-    x, z = energy.reference.split(pool.reshape(t * c, -1))
-    return energy.correction(x, z).reshape(t, c)
+    parts = pool.reshape(t * c, -1).split(_MOST_IN_GRAPH)
+
+    def correction(part: Tensor) -> Tensor:
+        return energy.correction(*energy.reference.split(part))
+
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return torch.cat([correction(part) for part in parts]).reshape(t, c)
+    values = [checkpoint(correction, part, use_reentrant=False) for part in parts]
+    return torch.cat(values).reshape(t, c)
 
 
 class Observation(NamedTuple):

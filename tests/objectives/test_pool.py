@@ -5,8 +5,9 @@ import torch
 
 from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
-from sklvebm.objectives.pool import observe_pool, sweep_pool
+from sklvebm.objectives.pool import observe_pool, pool_corrections, sweep_pool
 from sklvebm.particles import IndependentNoise
 from sklvebm.reference import MixtureReference
 
@@ -120,3 +121,31 @@ def test_frames_are_drawn_once_a_sweep():
     energy.reference.frame = lambda *arguments: drawn.append(1) or frame(*arguments)
     sweep_pool(energy, state, KERNELS["crank-nicolson"], 3, IndependentNoise(generator()))
     assert len(drawn) == 1
+
+
+def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypatch):
+    energy, pool = untrained(), pool_of(untrained()).pool.repeat(1, 20, 1)
+    with torch.no_grad():
+        energy.network.output.normal_(generator=generator(1))
+
+    def values_gradients_and_bytes():
+        kept = []
+
+        def keep(tensor):
+            kept.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            values = pool_corrections(energy, pool)
+        n_bytes = sum(kept)
+        gradients = torch.autograd.grad((values * torch.linspace(0, 1, 200)).sum(), parameters)
+        return values, gradients, n_bytes
+
+    parameters = list(energy.parameters())
+    values, gradients, n_bytes = values_gradients_and_bytes()
+    monkeypatch.setattr(pool_module, "_MOST_IN_GRAPH", 96)  # nine parts, the last one smaller
+    in_parts = values_gradients_and_bytes()
+    torch.testing.assert_close(in_parts[0], values)
+    torch.testing.assert_close(in_parts[1], gradients)
+    assert any(bool((g != 0.0).any()) for g in gradients)
+    assert in_parts[2] < 0.3 * n_bytes
