@@ -74,3 +74,29 @@ def test_exponent_is_the_slope_of_the_last_two_sizes(script):
     throughput = script("throughput")
     assert throughput.slope((1, 10, 100), (5.0, 2.0, 20.0)) == pytest.approx(1.0)
     assert throughput.slope((1, 10, 100), (5.0, 2.0, 200.0)) == pytest.approx(2.0)
+
+
+def test_a_target_is_charged_to_the_first_point_that_reaches_it(script):
+    bench = script("time_to_target")
+    ours = [(2.0, -1.5), (8.0, -1.0)]
+    rivals = {"torchebm": [(30.0, -1.4), (10.0, -1.6)], "ebmkit": [(20.0, -1.2), (5.0, -9.0)]}
+    lines, ratios = bench.lines_of(ours, rivals, {"level": -1.45})
+    assert lines[0] == ["level", "-1.450", "8.0", "30.0", "20.0", "2.5"]
+    assert ratios["best of ebmkit"] == pytest.approx(20.0 / 8.0)
+    assert lines[-1] == ["best of ours", "-1.000", "8.0", "never", "never", "-"]
+    assert "best of ours" not in ratios
+    assert bench.lines_of([(1.0, -9.0)], rivals, {"level": -1.45})[1]["level"] == 0.0
+
+
+def test_a_rival_is_timed_at_every_checkpoint(script, step, monkeypatch):
+    bench = script("time_to_target")
+    rivals = sys.modules["contrastive_rivals"]
+    for name, value in {"RUNGS": (4,), "N_BETWEEN": 2, "N_LANGEVIN": 1}.items():
+        monkeypatch.setattr(rivals, name, value)
+    monkeypatch.setattr(rivals, "N_GRID", {2: 40})
+    found = bench.rival_points("two moons", "torchebm")["settings"]
+    assert len(found) == len(rivals.GRID)
+    for points in found.values():
+        seconds = [s for s, _ in points]
+        assert len(points) == 2
+        assert 0.0 < seconds[0] < seconds[1]

@@ -26,6 +26,7 @@ the rival. The settings give its effective sample size.
 import copy
 import itertools
 import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ class Checkpoint(NamedTuple):
     energy: nn.Module
     chains: torch.Tensor
     update: int
+    seconds: float  # processor time of all updates so far
 
 
 def split_rows(X, seed):
@@ -252,6 +254,7 @@ def checkpoints(learner, rate, training, validation, seed):
     )
     optimiser = torch.optim.Adam(learner.energy.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=RUNGS[-1])
+    begin, seconds = time.process_time(), 0.0
     for update in range(1, RUNGS[-1] + 1):
         batch = training[torch.randint(len(training), (BATCH,))]
         optimiser.zero_grad(set_to_none=True)
@@ -261,13 +264,15 @@ def checkpoints(learner, rate, training, validation, seed):
         schedule.step()
         average.update_parameters(learner.energy)
         if update % N_BETWEEN == 0:
+            seconds += time.process_time() - begin
             energy, chains = copy.deepcopy(average.module), learner.chains().clone()
             log_z = normalise(energy, training, chains, seed, final=False)
             score = -float(energies(energy, validation).mean()) - log_z.value
             usable = log_z.trusted and math.isfinite(score)
-            yield Checkpoint(score if usable else -math.inf, energy, chains, update)
+            yield Checkpoint(score if usable else -math.inf, energy, chains, update, seconds)
             if not math.isfinite(score):
                 return
+            begin = time.process_time()
 
 
 def candidates(make_learner, training, validation, seed):
