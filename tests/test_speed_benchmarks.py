@@ -100,3 +100,9 @@ def test_a_rival_is_timed_at_every_checkpoint(script, step, monkeypatch):
         seconds = [s for s, _ in points]
         assert len(points) == 2
         assert 0.0 < seconds[0] < seconds[1]
+
+
+def test_everyone_makes_an_update(script, step):
+    seconds = script("fit_update").update_row(TINY_SHAPE, "tanh", 0.0)["seconds"]
+    assert set(seconds) == {"sklvebm", "torchebm", "ebmkit", "default"}
+    assert all(each > 0.0 for each in seconds.values())
