@@ -11,6 +11,7 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.energies import PathEnergy
 from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._diagnostics import MAX_RHAT, Diagnostics, diagnose, disagreement
+from sklvebm.estimators._iterative_fit import doubt
 from sklvebm.estimators._model import Model
 from sklvebm.gradients import joint_target
 from sklvebm.inference import ROW_PARTICLES, posterior_particles
@@ -37,7 +38,6 @@ _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
 _MAX_STEPS = 512
 _POSTERIOR_ROWS = 100
 _CHUNK_ROWS = 128
-_DOUBT = 2.0  # standard errors
 
 
 def normaliser_objective(settings: SimpleNamespace) -> ParticleLikelihood:
@@ -181,21 +181,14 @@ def promised_gain(
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
         evidence = -objective.free_energy_bound(energy, rows, nodes)
         base = energy.reference.log_marginal(rows).double()
-    return result.best_lower_bound - float(base.mean()) - _doubt(evidence - base)
-
-
-def _doubt(gains: Tensor) -> float:
-    """Return two standard errors of the mean of some rows' gains, nats."""
-    if len(gains) < 2:
-        return 0.0
-    return _DOUBT * float(gains.std()) / math.sqrt(len(gains))
+    return result.best_lower_bound - float(base.mean()) - doubt(evidence - base)
 
 
 def gain_over_reference(model: Model, rows: Tensor) -> float:
     """Return by how much rows, standardised (N, D), prefer the model to its reference, nats.
 
-    The mean lower bound minus the reference's, with log Z from above, less two standard errors
-    over rows: ten rows can be pleased by chance.
+    The mean lower bound minus the reference's, with log Z from above, less the doubt that so few
+    rows leave: ten can be pleased by chance.
     """
     parts = [
         posterior_particles(
@@ -204,7 +197,7 @@ def gain_over_reference(model: Model, rows: Tensor) -> float:
         for x in rows.cpu().double().split(_CHUNK_ROWS)
     ]
     evidence = torch.cat(parts)
-    return float(evidence.mean()) - model.log_partition.upper - _doubt(evidence)
+    return float(evidence.mean()) - model.log_partition.upper - doubt(evidence)
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:

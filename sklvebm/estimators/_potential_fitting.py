@@ -1,7 +1,6 @@
 """The composition root of `PotentialFlowEBM.fit`: reference, potential, train, accept, check."""
 
 import copy
-import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from sklvebm.estimators._boundary import (
     seeded_generator,
 )
 from sklvebm.estimators._fitting import Rows, final_reference, fit_base
+from sklvebm.estimators._iterative_fit import doubt
 from sklvebm.estimators._mixture_selection import MixtureChoice
 from sklvebm.estimators._potential_checking import FlowDiagnostics, check_model
 from sklvebm.estimators._potential_model import FlowModel, numbers_per_row
@@ -30,7 +30,6 @@ from sklvebm.training import Optimisation, Progress, start_optimisation, train
 
 _FEW_FEATURES, _MANY_ROWS = 3, 1000
 _EXACT_TRACE_UP_TO, _PROBES = 16, 16
-_DOUBT = 2.0  # standard errors that an improvement on the reference must be worth
 _ACCEPTANCE_STEPS = 16  # of the integrator
 _POINTS_PER_ROW = 2  # a pair of opposite noise
 
@@ -190,11 +189,10 @@ def continue_training(
 def gain_over_reference(potential: AnchoredPotential, rows: Tensor, directions: Tensor) -> float:
     """Return by how much rows, standardised (N, D), prefer the potential to its reference, nats.
 
-    The mean log-likelihood minus the reference's, less two standard errors over rows.
+    The mean log-likelihood minus the reference's, less the doubt that so few rows leave.
     """
     gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0]
-    error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return float(gains.mean()) - _DOUBT * error
+    return float(gains.mean()) - doubt(gains)
 
 
 def _n_weights(potential: AnchoredPotential) -> int:

@@ -1,5 +1,6 @@
 """What `fit` does when training goes wrong, or leads nowhere."""
 
+import math
 import pickle
 import warnings
 from types import SimpleNamespace
@@ -7,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from sklvebm import ParticleDivergenceError, ParticleLVEBM
+from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
 from sklvebm.estimators import _fitting
+from sklvebm.estimators._iterative_fit import doubt
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -132,3 +135,20 @@ def test_a_model_that_is_its_reference_is_stored_with_what_it_trained_on(monkeyp
         model.partial_fit(moons).score_samples(moons),
         rtol=1e-9,
     )
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(3, 4.526), (8, 2.429), (1000, 2.003)])
+def test_a_gain_on_few_rows_is_doubted_as_students_law_has_it(n, quantile):
+    # quantiles of probability 0.97725 from scipy.stats.t, which another formula computes
+    gains = torch.linspace(0.0, 1.0, n)
+    assert stats.t.ppf(stats.norm.cdf(2.0), n - 1) == pytest.approx(quantile, abs=1e-3)
+    assert doubt(gains) == pytest.approx(quantile * gains.std().item() / n**0.5, rel=1e-3)
+
+
+def test_one_row_proves_no_gain():
+    assert doubt(torch.ones(1)) == math.inf
+    X, _ = make_moons(10, noise=0.1, random_state=0)
+    for kind in (ParticleLVEBM, PotentialFlowEBM):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            assert not kind(max_iter=5, random_state=0).fit(X).improved_
