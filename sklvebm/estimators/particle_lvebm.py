@@ -12,6 +12,7 @@ from sklvebm.estimators._density import LatentDensityMixin
 from sklvebm.estimators._fitting import (
     Outcome,
     continue_training,
+    new_objective,
     resolve_auto,
     split_rows,
     start_training,
@@ -367,7 +368,15 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
             chart, training = start_training(X, rows, settings, random_state)
             n_earlier = 0
         outcome = continue_training(
-            X, rows, chart, training, settings, random_state, reporter(self, "ELBO"), keep_best
+            X,
+            rows,
+            chart,
+            training,
+            settings,
+            new_objective(settings),
+            random_state,
+            reporter(self, "ELBO"),
+            keep_best,
         )
         return outcome, n_earlier
 
