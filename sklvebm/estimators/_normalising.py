@@ -157,9 +157,7 @@ def watch_pools(
     rounds = _WATCH_ROUNDS if trained else (t, _WATCHED_OF_REFERENCE)
     for number, n_sweeps in enumerate(rounds):
         observations = [
-            observe_pool(
-                energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise
-            )
+            observe_pool(energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise)
             for pool in states
         ]
         states = [observation.state for observation in observations]

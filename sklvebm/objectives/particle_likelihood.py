@@ -36,7 +36,7 @@ class ParticleLikelihood:
 
     Parameters
     ----------
-    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}
+    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "heun", "ula"}
         Langevin kernel of pool and latents.
     posterior : {"particles", "gaussian", "amortized"}
         What stands for the posteriors of the rows.
