@@ -1,11 +1,13 @@
 r"""Maximum likelihood by near-proximal steps along a Wasserstein gradient flow of particles.
 
-.. math:: \theta_{k+1} = \arg\min_\theta\; E_{data}[f_\theta] - E_{\rho_k}[f_\theta]
+.. math:: \theta_{k+1} = \arg\min_\theta\; E_{data}[f_\theta]
+              + \log E_{\rho_k}[e^{f_{\theta_k} - f_\theta}]
               + \tfrac c2 E_{\rho_k} |\nabla f_\theta - v_k|^2
               \qquad \text{(docs/wasserstein\_flow.md, eq. 3)}
 
 f is the energy above the reference's, ρ_k the particles, frozen while the parameters take a few
-inner steps. With `v_k = \nabla f_{\theta_k}` the last term bounds how far one unit of Langevin time
+inner steps; the first two terms are the relative entropy of the data to the model, up to a
+constant. With `v_k = \nabla f_{\theta_k}` the last one bounds how far one unit of Langevin time
 carries the particles apart under the old and the new energy: a proximal (JKO) step, whose fixed
 point is that of maximum likelihood. With `v_k = -\nabla E_{ref}` it is a plain penalty on the
 gradient of the whole energy, which biases it. Without it, this is persistent contrastive
@@ -37,6 +39,7 @@ class Centre(NamedTuple):
 
     x: Tensor  # (T * C, D), in the units of the features
     weights: Tensor  # (T * C,), of the model at b = 1 as it was
+    correction: Tensor  # (T * C,), nats, as it was
     grad: Tensor  # (T * C, D), the gradient v that the correction's is compared with
     metrics: dict[str, Tensor]  # of the sweep that led here
     n_inner: int  # inner steps taken from here
@@ -65,6 +68,9 @@ class WassersteinFlow:
         zero at the first of them, so that one inner step is plain contrastive divergence.
     half_life : float or None, default=None
         Moves of the particles after which the weight is halved; None keeps it.
+    linearised : bool, default=False
+        Whether the relative entropy is replaced by its tangent at the old parameters, which leaves
+        the particles' weights as they were. The inner problem is then bounded by the penalty alone.
     """
 
     def __init__(
@@ -75,9 +81,10 @@ class WassersteinFlow:
         proximal_weight: float = 0.1,
         n_inner_steps: int = 2,
         half_life: float | None = None,
+        linearised: bool = False,
     ) -> None:
         self.pool, self.proximal, self.proximal_weight = pool, proximal, proximal_weight
-        self.n_inner_steps, self.half_life = n_inner_steps, half_life
+        self.n_inner_steps, self.half_life, self.linearised = n_inner_steps, half_life, linearised
 
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
@@ -130,7 +137,7 @@ class WassersteinFlow:
         else:
             correction, grad = differentiable_grad(energy, centre.x)
             movement = centre.weights @ (grad - centre.grad).square().sum(1)
-        loss = positive - centre.weights @ correction + 0.5 * weight * movement
+        loss = positive - self._negative(centre, correction) + 0.5 * weight * movement
         metrics = {**centre.metrics, "movement": movement.detach()}
         centre = centre._replace(n_inner=centre.n_inner + 1)
         return loss, state._replace(centre=centre), metrics
@@ -149,8 +156,16 @@ class WassersteinFlow:
         if self.proximal == "gradient-penalty":
             _, pull = energy.reference.marginal_energy_and_grad(y)
             grad = -pull @ energy.reference.inverse_root
-        centre = Centre(x, weighing.weights, grad, self.pool.metrics(sweep), 0)
+        centre = Centre(x, weighing.weights, correction, grad, self.pool.metrics(sweep), 0)
         return FlowState(self.pool.advance(particles, sweep, weighing), centre)
+
+    def _negative(self, centre: Centre, correction: Tensor) -> Tensor:
+        """Return the mean correction under the model, as far as its gradient goes, 0-d."""
+        if self.linearised:
+            return centre.weights @ correction
+        # a change of log Z, so that weights follow the parameters while the particles stay
+        moved = torch.log(centre.weights) + centre.correction - correction
+        return centre.weights @ centre.correction - torch.logsumexp(moved, 0)
 
     def _weight(self, particles: ParticleState) -> float:
         """Return the weight c of this update."""
