@@ -112,8 +112,8 @@ def fit_reference(
     reference : MixtureReference
         Float64, on the CPU.
     """
-    if n_components == 0:
-        width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
+    width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
+    if n_components == 0 and width > 0:
         options = {"choice": choice, "least_wide_weight": least_wide_weight}
         return fit_reference(X, width, kind, random_state, **options).without_latents()
     if isinstance(kind, MixtureReference):
