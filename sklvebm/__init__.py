@@ -6,12 +6,14 @@ from sklvebm.energies import (
     BridgedEnergy,
     ChartedEnergy,
     Energy,
+    FeatureEnergy,
     LinearGaussianEnergy,
     MLPEnergy,
 )
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.quantisation import dequantize, resolution
+from sklvebm.estimators.wasserstein_flow_ebm import WassersteinFlowEBM
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.log_partition import LogPartition
 from sklvebm.reference import MixtureReference
@@ -24,6 +26,7 @@ __all__ = [
     "BridgedEnergy",
     "ChartedEnergy",
     "Energy",
+    "FeatureEnergy",
     "KernelChart",
     "LinearGaussianEnergy",
     "LogPartition",
@@ -32,6 +35,7 @@ __all__ = [
     "ParticleDivergenceError",
     "ParticleLVEBM",
     "PotentialFlowEBM",
+    "WassersteinFlowEBM",
     "dequantize",
     "resolution",
     "show_versions",

@@ -237,4 +237,31 @@ class ChartedEnergy(Energy):
         return self.anchored(x, self.own_latents(x, z)) + log_jacobian
 
 
+class FeatureEnergy(nn.Module):
+    """An anchored energy without latents, as the function of the features that it is.
+
+    Parameters
+    ----------
+    anchored : AnchoredEnergy
+        With `n_latents = 0`.
+    """
+
+    def __init__(self, anchored: AnchoredEnergy) -> None:
+        super().__init__()
+        self.n_features, self.anchored = anchored.n_features, anchored
+
+    @property
+    def reference(self) -> MixtureReference:
+        """The density that the energy is anchored on."""
+        return self.anchored.reference
+
+    def correction(self, x: Tensor) -> Tensor:
+        """Return the energy above the reference's, (B,), in nats."""
+        return self.anchored.correction(x, x[:, :0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return energies in nats, (B,), of rows x (B, D)."""
+        return self.anchored(x, x[:, :0])
+
+
 PathEnergy = AnchoredEnergy | BridgedEnergy

@@ -169,6 +169,9 @@ def posterior_particles(
             stages=stages,
         )
 
+    if energy.n_latents == 0:  # nothing to integrate over
+        log_weights = -energy.correction(x, x[:, :0]).double().unsqueeze(1)
+        return WeightedParticles(x.new_zeros(len(x), 1, 0), log_weights)
     correction_and_grad = select_correction_and_grad(energy)
     if energy.n_latents > _FEW_LATENTS:
         return from_nodes(x, ROW_PARTICLES, _LATENT_STAGES)
@@ -206,6 +209,8 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
         Nats; the lower estimate is `posterior_particles(...).log_total_weight()`.
     """
     particles = posterior_particles(energy, x, step_size=step_size, seed=seed)
+    if energy.n_latents == 0:
+        return particles.log_total_weight()
     noise = SharedNoise(torch.Generator().manual_seed(seed + 100), ROW_PARTICLES)
     # systematic resampling row by row, with one offset for all rows
     cumulative = torch.cumsum(torch.softmax(particles.log_weights, 1), 1)

@@ -236,7 +236,10 @@ def latent_nodes(n_nodes: int, n_latents: int, seed: int) -> Tensor:
     Notes
     -----
     Node k and node k + n_nodes / 2 are mirror images, so linear functions are integrated exactly.
+    Without latents there is nothing to integrate over, and one node of no width.
     """
+    if n_latents == 0:
+        return torch.zeros(1, 0, dtype=torch.float64)
     uniform = qmc.Sobol(n_latents, scramble=True, rng=seed).random(n_nodes // 2)
     half = torch.from_numpy(ndtri(uniform.clip(1e-12, 1.0 - 1e-12)))
     return torch.cat([half, -half])

@@ -11,6 +11,7 @@ with `P` a square root of the pooled within-component covariance: there the mixt
 about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for every row.
 """
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -112,6 +113,13 @@ class MixtureReference(nn.Module):
         twin._set_buffers(**dict(self.named_buffers()))
         memo[id(self)] = twin
         return twin
+
+    def without_latents(self) -> "MixtureReference":
+        """Return the marginal of the features as a reference of its own, with `L = 0`."""
+        marginal = copy.deepcopy(self)
+        marginal.latent_map = self.latent_map[:0]
+        marginal.latent_scale = self.latent_scale[:0]
+        return marginal
 
     @property
     def n_features(self) -> int:

@@ -20,6 +20,7 @@ from sklvebm import (  # noqa: E402
     MLPEnergy,
     ParticleLVEBM,
     PotentialFlowEBM,
+    WassersteinFlowEBM,
 )
 from sklvebm.noised_mixture import noised_mixture  # noqa: E402
 from sklvebm.potentials import AnchoredPotential, Jet  # noqa: E402
@@ -63,6 +64,17 @@ def fitted_flow():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = PotentialFlowEBM(reference="gaussian", max_iter=100, random_state=0).fit(X)
+    assert model.improved_
+    return model
+
+
+@pytest.fixture(scope="session")
+def fitted_wasserstein():
+    """An energy of a thousand moons, anchored on a Gaussian, whose correction was kept."""
+    X, _ = make_moons(1000, noise=0.1, random_state=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = WassersteinFlowEBM(reference="gaussian", max_iter=60, random_state=0).fit(X)
     assert model.improved_
     return model
 

@@ -211,3 +211,55 @@ def test_potential_flow_counts_what_misses_its_bar(potential):
     assert "MMD" in potential.failures_of("helix", [{**good, "mmd": 0.3}], kernel)[0]
     assert "differ" in potential.failures_of("helix", [{**good, "disagreement": -0.1}], kernel)[0]
     assert "diverged" in potential.failures_of("helix", [{"score": -float("inf")}], kernel)[0]
+
+
+@pytest.fixture
+def wasserstein(script, monkeypatch):
+    benchmark = script("wasserstein_flow")
+    for name, value in {"N_UPDATES": 20, "N_LOOKS": 2, "BETWEEN": 5, "N_CHAINS": 8}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    return benchmark
+
+
+def test_wasserstein_flow_prints_a_table_and_resumes(wasserstein, tmp_path, capsys):
+    methods = [method for method in wasserstein.METHODS if method != "default"]
+    arguments = ["--methods", *methods, "--seeds", "1", "--output", str(tmp_path)]
+    wasserstein.main(arguments)
+    first = capsys.readouterr().out
+    assert "Fails if" in first
+    assert all(f"\n{method}" in first for method in methods)
+    wasserstein.main(arguments)
+    assert " ...\n" not in capsys.readouterr().out
+
+
+def test_wasserstein_flow_divergence_is_the_closed_form(wasserstein):
+    """Of N(6, 0.1^2) from N(0, 1), and from itself."""
+    x = wasserstein.GRID[:, 0]
+    wanted = 0.5 * (0.01 + 36.0 - 1.0) - wasserstein.math.log(0.1)
+    assert wasserstein.divergence(3.0 - 0.5 * x.square()) == pytest.approx(wanted, abs=1e-6)
+    same = -0.5 * ((x - 6.0) / 0.1).square()
+    assert wasserstein.divergence(same) == pytest.approx(0.0, abs=1e-9)
+    energy = wasserstein.published_energy(wasserstein.torch.Generator().manual_seed(0))
+    assert wasserstein.divergence_of(energy) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_wasserstein_flow_compares_with_the_plain_method(wasserstein):
+    def rows(*kls):
+        return [{"kl": kl} for kl in kls]
+
+    bad, good = rows(*[7.0] * 20), rows(*[0.1] * 20)
+    assert wasserstein.failures_of({"plain": bad, "jko": good, "default": good}) == []
+    some = rows(*[float("inf")] * 3, *[0.1] * 17)
+    assert "3 diverged, plain 20" in wasserstein.failures_of({"plain": bad, "jko": some})[0]
+    assert "median" in wasserstein.failures_of({"plain": good, "jko": rows(0.2)})[0]
+
+
+def test_no_method_costs_more_than_the_plain_one(wasserstein):
+    plain = wasserstein.gradients_per_update("plain")
+    for method in wasserstein.PUBLISHED:
+        cost = wasserstein.gradients_per_update(method)
+        assert all(a <= b for a, b in zip(cost, plain, strict=True))
+
+
+def test_density_has_rows_of_both_flows(density):
+    assert {"potential flow", "wasserstein flow"} <= set(density.METHODS)

@@ -9,6 +9,7 @@ from sklvebm.energies import (
     ACTIVATIONS,
     AnchoredEnergy,
     BridgedEnergy,
+    FeatureEnergy,
     LinearGaussianEnergy,
     MLPEnergy,
 )
@@ -184,3 +185,13 @@ def test_ridge_bounds_the_precision_from_below():
     torch.testing.assert_close(energy.precision(), 0.3 * torch.eye(3, dtype=torch.float64))
     expected = 1.5 * math.log(2.0 * math.pi / 0.3)
     assert float(energy.log_partition().detach()) == pytest.approx(expected, rel=1e-12)
+
+
+def test_energy_of_the_features_alone_is_the_anchored_one_without_latents():
+    anchored = AnchoredEnergy(gaussian_reference(2, 1).without_latents(), mlp(2, 0))
+    energy = FeatureEnergy(anchored)
+    x = torch.randn(7, 2, generator=generator(), dtype=torch.float64)
+    empty = x[:, :0]
+    assert energy.n_features == 2
+    torch.testing.assert_close(energy(x), anchored(x, empty))
+    torch.testing.assert_close(energy(x), energy.correction(x) - energy.reference.log_marginal(x))

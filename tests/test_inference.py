@@ -407,3 +407,17 @@ def test_results_depend_on_the_seed_alone():
     ):
         assert torch.equal(function(1), function(1))
         assert not torch.equal(function(1), function(2))
+
+
+def test_rows_without_latents_have_their_evidence_exactly():
+    energy = wavy_energy(2, 1)
+    network = MLPEnergy(2, 0, (16, 16), "tanh", generator(4)).double().requires_grad_(False)
+    network.output.normal_(0.0, 1.0, generator=generator(5))
+    bare = AnchoredEnergy(energy.reference.without_latents(), network)
+    x = torch.randn(6, 2, generator=generator(6), dtype=torch.float64)
+    wanted = -bare.correction(x, x[:, :0])
+    options = {"step_size": STEP, "seed": 0}
+    particles = posterior_particles(bare, x, **options)
+    assert particles.position.shape == (6, 1, 0)
+    torch.testing.assert_close(particles.log_total_weight(), wanted)
+    torch.testing.assert_close(evidence_from_above(bare, x, **options), wanted)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import sklvebm
-from sklvebm import ParticleLVEBM, PotentialFlowEBM
+from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 
 ROOT = Path(__file__).parents[1]
-ESTIMATORS = (ParticleLVEBM, PotentialFlowEBM)
+ESTIMATORS = (ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM)
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 
 
@@ -95,7 +95,7 @@ def test_all_parameters_but_the_first_are_keyword_only(estimator):
     assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("name", ["fitted", "fitted_flow"])
+@pytest.mark.parametrize("name", ["fitted", "fitted_flow", "fitted_wasserstein"])
 def test_every_documented_attribute_exists_and_every_attribute_is_documented(name, request):
     model = request.getfixturevalue(name)
     documented = set(section(inspect.getdoc(type(model)), "Attributes"))

@@ -416,3 +416,18 @@ def test_copies_share_tensors_and_change_alone(any_reference):
     twin.log_weights = twin.log_weights - 1.0
     assert any_reference.means.dtype == torch.float64
     assert float(any_reference.log_weights.exp().sum()) == pytest.approx(1.0)
+
+
+def test_reference_without_latents_is_the_marginal_of_the_features(any_reference):
+    marginal = any_reference.without_latents()
+    assert (marginal.n_features, marginal.n_latents) == (any_reference.n_features, 0)
+    draws = any_reference.sample(20, generator())
+    x, _ = any_reference.split(draws)
+    empty = x[:, :0]
+    torch.testing.assert_close(marginal.log_marginal(x), any_reference.log_marginal(x))
+    torch.testing.assert_close(marginal.energy(x, empty), -any_reference.log_marginal(x))
+    position = marginal.sample(5, generator(1))
+    assert position.shape == (5, any_reference.n_features)
+    assert marginal.split(position)[1].shape == (5, 0)
+    # the other one is left alone
+    assert any_reference.n_latents > 0

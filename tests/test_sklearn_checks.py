@@ -5,7 +5,7 @@ import os
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklvebm import ParticleLVEBM, PotentialFlowEBM
+from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -25,6 +25,12 @@ FLOW_CONFIGURATIONS = [
     {"warm_start": True, "max_iter": 3, "early_stopping": False},
     {"loss": "vapo", "max_iter": 3, "energy_time": 0.9, "n_langevin_steps": 2},
 ]
+WASSERSTEIN_CONFIGURATIONS = [
+    {"reference": "gaussian", "max_iter": 5},
+    {"dtype": "float64", "max_iter": 3, "proximal": "gradient-penalty"},
+    {"warm_start": True, "max_iter": 3, "early_stopping": False, "dynamics": "heun"},
+    {"n_temperatures": 1, "dynamics": "mala", "n_inner_steps": 5, "max_iter": 3},
+]
 
 
 @parametrize_with_checks(
@@ -33,6 +39,11 @@ FLOW_CONFIGURATIONS = [
         *[ParticleLVEBM(random_state=0, **parameters) for parameters in CONFIGURATIONS],
         PotentialFlowEBM(random_state=0),
         *[PotentialFlowEBM(random_state=0, **parameters) for parameters in FLOW_CONFIGURATIONS],
+        WassersteinFlowEBM(random_state=0),
+        *[
+            WassersteinFlowEBM(random_state=0, **parameters)
+            for parameters in WASSERSTEIN_CONFIGURATIONS
+        ],
     ]
 )
 def test_estimator_passes_the_checks_of_scikit_learn(estimator, check):

@@ -1,4 +1,4 @@
-"""The questions a fitted latent-variable density answers, shared by its estimators."""
+"""The questions a fitted, annealed density answers, shared by its estimators."""
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ from sklvebm.estimators._model import (
 from sklvebm.estimators._parameters import Number, OneOf
 
 
-class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin):
-    """Score, transform and sample from the fitted attribute `_model`.
+class AnnealedDensityMixin(DensityMixin):
+    """Score from the fitted attribute `_model`, whose log Z is bracketed by annealing.
 
     No state, no constructor: an estimator provides `fit`, which sets `_model` and `energy_`, and a
     parameter `device`.
@@ -72,6 +72,51 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
             Mean ELBO, nats per row, in the units of X.
         """
         return float(self.score_samples(X).mean(dtype=np.float64))
+
+    def _checked_rows(self, X):
+        check_is_fitted(self, "energy_")
+        return checked_rows(self, X, reset=False)
+
+    def _run_device(self):
+        """Return the device that answers are computed on: the parameter's, resolved now."""
+        return resolve_device(self.device)
+
+    # Persistence -------------------------------------------------------------------------------
+
+    def __getstate__(self):
+        return persistence.to_plain(super().__getstate__())
+
+    def __setstate__(self, state):
+        # tensors made in inference mode could not be trained on
+        with torch.inference_mode(False):
+            super().__setstate__(persistence.from_plain(state))
+
+
+class FeatureDensityMixin(AnnealedDensityMixin):
+    """Score and sample an energy of the features alone; no state, no constructor."""
+
+    def sample(self, n_samples=1, random_state=None):
+        """Draw rows from the model, by annealing exact draws of its reference.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState instance or None, default=None
+            None draws afresh at each call, an integer repeats.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Draws in the units of the training data.
+        """
+        check_is_fitted(self, "energy_")
+        Number(True, 1).check("n_samples", n_samples)
+        return samples(self._model, int(n_samples), draw_seed(random_state), self._run_device())[0]
+
+
+class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, AnnealedDensityMixin):
+    """Score, transform and sample, with latents; no state, no constructor."""
 
     def transform(self, X):
         """Return posterior means of the latents.
@@ -156,14 +201,6 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
         draws = latent_draws(self._model, X, int(n_draws), seed, self._run_device())
         return draws.astype(X.dtype)
 
-    def _checked_rows(self, X):
-        check_is_fitted(self, "energy_")
-        return checked_rows(self, X, reset=False)
-
-    def _run_device(self):
-        """Return the device that answers are computed on: the parameter's, resolved now."""
-        return resolve_device(self.device)
-
     @property
     def _n_features_out(self):
         return self._model.energy.n_latents
@@ -172,13 +209,3 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Dens
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-    # Persistence -------------------------------------------------------------------------------
-
-    def __getstate__(self):
-        return persistence.to_plain(super().__getstate__())
-
-    def __setstate__(self, state):
-        # tensors made in inference mode could not be trained on
-        with torch.inference_mode(False):
-            super().__setstate__(persistence.from_plain(state))

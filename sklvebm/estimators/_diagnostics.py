@@ -50,7 +50,7 @@ class Diagnostics(NamedTuple):
     posterior_sample_size : float
         Median over training rows of the effective number of posterior particles.
     n_posterior_particles : int
-        Posterior particles per row.
+        Posterior particles per row; 0 without latents.
     """
 
     acceptance: list[float]
@@ -129,9 +129,12 @@ class Diagnostics(NamedTuple):
             f"pool                R-hat {self.rhat:.3f} between starts, "
             f"{self.split_rhat:.3f} between chains, {self.pool_sample_size:.0f} of "
             f"{self.n_pool_draws} draws effective",
-            f"posterior           {self.posterior_sample_size:.0f} of "
-            f"{self.n_posterior_particles} particles effective",
         ]
+        if self.n_posterior_particles > 0:
+            lines.append(
+                f"posterior           {self.posterior_sample_size:.0f} of "
+                f"{self.n_posterior_particles} particles effective"
+            )
         return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
 
 

@@ -1,10 +1,10 @@
-"""The composition root of `ParticleLVEBM.fit`: standardise, reference, energy, train, normalise."""
+"""The composition root of fits with a pool: standardise, reference, energy, train, normalise."""
 
 import copy
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,13 +31,13 @@ from sklvebm.estimators._normalising import gain_over_reference, normalise, prom
 from sklvebm.estimators._reference_selection import fit_reference, with_wide_weight
 from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.particles import ParticleState
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import threads_for
-from sklvebm.training import Optimisation, Progress, start_optimisation, train
+from sklvebm.training import Objective, Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
-_BURN_IN_SWEEPS = 200
 _FEW_DIMENSIONS = 7  # features and latents together
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
 
@@ -50,6 +50,18 @@ class Training(NamedTuple):
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
     chart: KernelChart | None  # what latents are called outside; None for the linear map
+
+
+class PoolObjective(Objective, Protocol):
+    """An objective whose model side is a pool of particles."""
+
+    def ready(
+        self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
+    ) -> Any:
+        """Return the state to train from, given the particles of an earlier fit or a start."""
+
+    def particles(self, state: Any) -> ParticleState:
+        """Return the particles of a state, which are all that outlasts a fit."""
 
 
 class Outcome(NamedTuple):
@@ -114,6 +126,17 @@ def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
         n_langevin_steps=settings.n_langevin_steps,
         step_size=settings.step_size,
         information_weight=settings.information_weight,
+    )
+
+
+def pool_of(settings: SimpleNamespace) -> TemperedPool:
+    """Return the pool that the constructor parameters describe."""
+    return TemperedPool(
+        dynamics=settings.dynamics,
+        n_chains=settings.n_chains,
+        n_temperatures=settings.n_temperatures,
+        n_langevin_steps=settings.n_langevin_steps,
+        step_size=settings.step_size,
     )
 
 
@@ -217,9 +240,10 @@ def start_training(
     optimisation = start_optimisation(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
-    state = new_objective(settings).init(energy, 0, generator=seeded_generator(seed, device))
+    state = pool_of(settings).init(energy, seeded_generator(seed, device))
     latent_chart = None
-    if settings.energy is None:  # the latents of a user's energy are not ours to rename
+    # the latents of a user's energy are not ours to rename
+    if settings.energy is None and settings.n_components > 0:
         source = np.random.RandomState(seed)
         latent_chart = fit_chart(standardised, reference, settings.latent_map, source)
     return chart, Training(optimisation, state, reference, choice, latent_chart)
@@ -231,6 +255,7 @@ def continue_training(
     chart: Standardisation,
     training: Training,
     settings: SimpleNamespace,
+    objective: PoolObjective,
     random_state: np.random.RandomState,
     report: Callable[[Progress, float], None],
     keep_best: bool,
@@ -249,6 +274,8 @@ def continue_training(
         Where to start; not modified.
     settings : SimpleNamespace
         Constructor parameters.
+    objective : PoolObjective
+        What to descend.
     random_state : numpy.random.RandomState
         Source of all seeds.
     report : callable
@@ -262,7 +289,6 @@ def continue_training(
         If training stops being finite.
     """
     training = copy.deepcopy(training)
-    objective = new_objective(settings)
     energy = training.optimisation.energy
     like = energy.reference.location
     seed = random_state.randint(np.iinfo(np.int32).max)
@@ -271,14 +297,14 @@ def continue_training(
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
 
     def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
-        return normalise(energy, reference, result.state, fitted, settings, chart, seed, generator)
+        return normalise(energy, reference, particles, fitted, settings, chart, seed, generator)
 
     batch_size = min(settings.batch_size, len(fitted))
     n_positions = max(
         settings.n_temperatures * settings.n_chains, batch_size * settings.n_particles
     )
     with numerical_session(threads_for(n_positions, n_weights(energy))):
-        state = _ready(objective, training, len(fitted), generator)
+        state = objective.ready(energy, training.state, len(fitted), generator)
         result = train(
             training.optimisation,
             objective,
@@ -293,10 +319,11 @@ def continue_training(
             generator=generator,
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
+        particles = objective.particles(result.state)
         kept = result.best if keep_best else result.optimisation.average
         may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
         gain = 0.0
-        if not may_fall_back or promised_gain(objective, kept, result, monitor) > 0.0:
+        if not may_fall_back or promised_gain(kept, result, monitor) > 0.0:
             model, diagnostics = normalised(kept, training.reference)
             gain = gain_over_reference(model, monitor)
         lower_bound = result.best_lower_bound
@@ -309,7 +336,7 @@ def continue_training(
     return Outcome(
         model=model._replace(chart=training.chart),
         diagnostics=diagnostics,
-        training=training._replace(optimisation=result.optimisation, state=result.state),
+        training=training._replace(optimisation=result.optimisation, state=particles),
         history=result.history,
         lower_bound=lower_bound + chart.log_jacobian,
         improved=gain > 0.0,
@@ -338,17 +365,3 @@ def final_reference(
         choice=training.choice,
         least_wide_weight=0.0,
     )
-
-
-def _ready(
-    objective: ParticleLikelihood, training: Training, n_rows: int, generator: torch.Generator
-) -> ParticleState:
-    """Return the particles to start from: posteriors of these rows, a pool that fits the energy."""
-    energy, state = training.optimisation.energy, training.state
-    if not objective.posterior.fits(state.latents, n_rows):
-        latents = objective.posterior.init(energy, n_rows, generator)
-        state = state._replace(latents=latents)
-    if training.optimisation.n_updates == 0 and isinstance(energy, BridgedEnergy):
-        # an energy of the user's own does not start at the reference, where the pool is
-        state, _ = objective.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
-    return state

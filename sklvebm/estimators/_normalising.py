@@ -21,8 +21,8 @@ from sklvebm.log_partition import (
     estimate_log_partition,
     latent_nodes,
 )
-from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.pool import Observation, observe_pool, pool_corrections
+from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.particles import IndependentNoise, ParticleState
 from sklvebm.reference import MixtureReference
 from sklvebm.training import TrainingResult
@@ -40,16 +40,14 @@ _POSTERIOR_ROWS = 100
 _CHUNK_ROWS = 128
 
 
-def normaliser_objective(settings: SimpleNamespace) -> ParticleLikelihood:
-    """Return the objective whose pool the normaliser moves: tempered, exact on the reference."""
-    return ParticleLikelihood(
+def normaliser_pool(settings: SimpleNamespace) -> TemperedPool:
+    """Return the pool that the normaliser moves: tempered, exact on the reference."""
+    return TemperedPool(
         dynamics="crank-nicolson",
-        n_particles=1,
         n_chains=settings.n_chains,
         n_temperatures=settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS,
         n_langevin_steps=settings.n_langevin_steps,
         step_size=None,
-        information_weight=0.0,
     )
 
 
@@ -91,16 +89,16 @@ def normalise(
     diagnostics : Diagnostics
         What was measured.
     """
-    objective = normaliser_objective(settings)
+    tempered = normaliser_pool(settings)
     has_ladder = settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson"
     if not has_ladder:
-        state = objective.init(energy, 0, generator=generator)
+        state = tempered.init(energy, generator)
     # half of the walkers that leave the model come from the trained pool, half from the watched
     n_snapshots = math.ceil(0.5 * _WALKERS / settings.n_chains)
     n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
     n_sweeps = max(n_sweeps, 2 * n_snapshots)
-    state, draws = objective.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
-    observations = watch_pools(energy, objective, state, rows, generator)
+    state, draws = tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
+    observations = watch_pools(energy, tempered, state, rows, generator)
     watched = [o.state.pool[-1][: _WALKERS // 4] for o in observations]
     model_draws = torch.cat([draws[-_WALKERS // 2 :], *watched])
     target = joint_target(energy, select_correction_and_grad(energy))
@@ -109,7 +107,7 @@ def normalise(
         target,
         lambda: energy.reference.sample(len(model_draws), generator, stratified=True),
         model_draws,
-        objective.ladder(state),
+        tempered.ladder(state),
         noise=IndependentNoise(generator),
         tolerance=_WANTED[0] + _WANTED[1] * further,
         max_steps=_MAX_STEPS,
@@ -120,19 +118,20 @@ def normalise(
         energy=exact,
         standardisation=chart,
         log_partition=normalisation.estimate,
-        ladder=Ladder(*(part.cpu().double() for part in objective.ladder(state))),
+        ladder=Ladder(*(part.cpu().double() for part in tempered.ladder(state))),
         n_annealing_steps=normalisation.n_steps,
         latent_step_size=min(2.0, float(state.latent_step_size)),
         seed=seed,
     )
     sample_size = posterior_sample_size(model, rows)
     trusted = _TRUSTED[0] + _TRUSTED[1] * further
-    return model, diagnose(normalisation, observations, trusted, sample_size, ROW_PARTICLES)
+    n_particles = ROW_PARTICLES if energy.n_latents > 0 else 0
+    return model, diagnose(normalisation, observations, trusted, sample_size, n_particles)
 
 
 def watch_pools(
     energy: PathEnergy,
-    objective: ParticleLikelihood,
+    tempered: TemperedPool,
     state: ParticleState,
     rows: Tensor,
     generator: torch.Generator,
@@ -158,9 +157,7 @@ def watch_pools(
     rounds = _WATCH_ROUNDS if trained else (t, _WATCHED_OF_REFERENCE)
     for number, n_sweeps in enumerate(rounds):
         observations = [
-            observe_pool(
-                energy, pool, objective.kernel, objective.n_langevin_steps, n_sweeps, noise
-            )
+            observe_pool(energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise)
             for pool in states
         ]
         states = [observation.state for observation in observations]
@@ -169,9 +166,7 @@ def watch_pools(
     return observations
 
 
-def promised_gain(
-    objective: ParticleLikelihood, energy: PathEnergy, result: TrainingResult, rows: Tensor
-) -> float:
+def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor) -> float:
     """Return the gain over the reference on monitored rows (N, D) as training saw it, nats.
 
     As `gain_over_reference`, with the ladder's log Z. The best epoch was chosen by it, so that it
@@ -179,7 +174,7 @@ def promised_gain(
     """
     with torch.no_grad():
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
-        evidence = -objective.free_energy_bound(energy, rows, nodes)
+        evidence = -free_energy_bound(energy, rows, nodes)
         base = energy.reference.log_marginal(rows).double()
     return result.best_lower_bound - float(base.mean()) - doubt(evidence - base)
 

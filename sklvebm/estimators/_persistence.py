@@ -16,6 +16,7 @@ from sklvebm.energies import (
     AnchoredEnergy,
     BridgedEnergy,
     ChartedEnergy,
+    FeatureEnergy,
     MLPEnergy,
     PathEnergy,
 )
@@ -231,7 +232,9 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
 def derived_attributes(model: Model) -> dict[str, Any]:
     """Return the public attributes of an estimator that are parts of its model."""
     energy = model.energy
-    if model.chart is not None:
+    if energy.n_latents == 0:
+        energy = FeatureEnergy(energy)
+    elif model.chart is not None:
         energy = ChartedEnergy(energy, model.chart)
     return {
         "energy_": energy,

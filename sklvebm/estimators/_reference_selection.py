@@ -95,7 +95,7 @@ def fit_reference(
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
     n_components : int
-        Latents.
+        Latents; 0 takes the marginal of the features, for "gaussian" with their full covariance.
     kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
         Ensembles of Gaussian mixtures with one wide defensive component; the Gaussian of
         probabilistic PCA; a mixture estimator, of which a clone is fitted and given the wide
@@ -112,6 +112,10 @@ def fit_reference(
     reference : MixtureReference
         Float64, on the CPU.
     """
+    width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
+    if n_components == 0 and width > 0:
+        options = {"choice": choice, "least_wide_weight": least_wide_weight}
+        return fit_reference(X, width, kind, random_state, **options).without_latents()
     if isinstance(kind, MixtureReference):
         if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
             raise ValueError(

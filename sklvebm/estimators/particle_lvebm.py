@@ -1,30 +1,17 @@
 """`ParticleLVEBM`: the latent-variable energy-based model as a scikit-learn estimator."""
 
-import numpy as np
-import torch
+from typing import Any
+
 from sklearn.base import BaseEstimator
 
 from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import ACTIVATIONS, MLPEnergy
-from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
+from sklvebm.energies import ACTIVATIONS, AnchoredEnergy
 from sklvebm.estimators._density import LatentDensityMixin
-from sklvebm.estimators._fitting import (
-    Outcome,
-    continue_training,
-    resolve_auto,
-    split_rows,
-    start_training,
-)
-from sklvebm.estimators._iterative_fit import (
-    check_unchanged,
-    checked_settings,
-    reporter,
-    unchanged_on_failure,
-    warn_of_doubts,
-)
+from sklvebm.estimators._fitting import Training, new_objective, resolve_auto
+from sklvebm.estimators._iterative_fit import warn_of_doubts
 from sklvebm.estimators._latent_charts import LATENT_MAPS
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._pool_fit import Plan, fit_pool
 from sklvebm.objectives.particle_likelihood import NEGATIVES, POSTERIORS
 
 _RULES = {
@@ -56,6 +43,21 @@ _RULES = {
 }
 
 
+def _shape(training: Training) -> dict[str, Any]:
+    """Return the parameters that shape the model, as they were when it was made."""
+    energy = training.optimisation.energy
+    if not isinstance(energy, AnchoredEnergy):
+        return {"n_components": energy.n_latents}
+    return {
+        "n_components": energy.n_latents,
+        "hidden_layer_sizes": energy.network.hidden_layer_sizes,
+        "activation": energy.network.activation,
+    }
+
+
+_PLAN = Plan(_RULES, resolve_auto, new_objective, _shape, "ELBO", "lower_bound")
+
+
 class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     r"""Latent-variable energy-based model trained by Langevin particles.
 
@@ -85,10 +87,10 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
         mixture given, fitted to the standardised rows; or a complete reference in standardised
         units.
-    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}, default="crank-nicolson"
-        Langevin kernel of all particles. The first is a Metropolis-adjusted Langevin step whose
-        proposals are exact on the reference; "ula" with `n_temperatures=1` is the published
-        algorithm.
+    dynamics : str, default="crank-nicolson"
+        Langevin kernel of all particles: "crank-nicolson", a Metropolis-adjusted step whose
+        proposals are exact on the reference; "mala"; "leimkuhler-matthews"; "heun", of second
+        order; or "ula", with `n_temperatures=1` the published algorithm.
     posterior : {"particles", "gaussian", "amortized"}, default="particles"
         What stands for the posteriors of the rows in training: particles, or a variational family,
         one diagonal Gaussian per row or an encoder that all rows share. Scores and latents come
@@ -305,13 +307,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ConvergenceWarning
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
-        continues = self.warm_start and hasattr(self, "_training")
-        with unchanged_on_failure(self, continues):
-            X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
-            settings = resolve_auto(checked_settings(self, _RULES), *X.shape)
-            with numerical_session(torch.get_num_threads()):
-                outcome, n_earlier = self._train(X, settings, continues, keep_best=True)
-            self._adopt(outcome, n_earlier)
+        outcome = fit_pool(self, X, _PLAN)
         problems = outcome.diagnostics.problems()
         warn_of_doubts(self, "ELBO", outcome.converged, "Scores", problems)
         return self
@@ -338,81 +334,5 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ValueError, TypeError, ParticleDivergenceError
             As `fit`.
         """
-        continues = hasattr(self, "_training")
-        with unchanged_on_failure(self, continues):
-            X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
-            settings = resolve_auto(checked_settings(self, _RULES), *X.shape)
-            settings.max_iter, settings.early_stopping = 1, False
-            with numerical_session(torch.get_num_threads()):
-                outcome, n_earlier = self._train(X, settings, continues, keep_best=False)
-            self._adopt(outcome, n_earlier)
+        fit_pool(self, X, _PLAN, one_epoch=True)
         return self
-
-    def _train(self, X, settings, continues, *, keep_best):
-        """Start or continue training on the rows X; return the outcome and earlier epochs."""
-        if continues:
-            chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
-            self._check_continuation(training, settings)
-            if not keep_best:
-                # another chunk: particles of the former rows are of no use to these
-                training = training._replace(state=training.state._replace(latents=None))
-            # an integer seed must not repeat the noise of earlier epochs
-            random_state = np.random.RandomState([self._model.seed, n_earlier])
-        else:
-            random_state = generator_of(self.random_state)
-            self._split_seed = random_state.randint(np.iinfo(np.int32).max)
-        # the same rows are held out whenever the same number of rows is given
-        rows = split_rows(len(X), settings, np.random.RandomState(self._split_seed))
-        if not continues:
-            chart, training = start_training(X, rows, settings, random_state)
-            n_earlier = 0
-        outcome = continue_training(
-            X, rows, chart, training, settings, random_state, reporter(self, "ELBO"), keep_best
-        )
-        return outcome, n_earlier
-
-    def _check_continuation(self, training, settings):
-        """Raise ValueError if a parameter that shapes the model changed since it was made."""
-        state, network = training.state, training.optimisation.energy.network
-        shape = {}
-        if self.energy is None and isinstance(network, MLPEnergy):
-            shape = {"hidden_layer_sizes": network.hidden_layer_sizes}
-            shape["activation"] = network.activation
-        check_unchanged(
-            self,
-            settings,
-            {
-                "n_temperatures": state.pool.shape[0],
-                "n_chains": state.pool.shape[1],
-                "n_components": training.optimisation.energy.n_latents,
-                "dtype": str(state.pool.dtype).removeprefix("torch."),
-                **shape,
-            },
-        )
-
-    def _adopt(self, outcome: Outcome, n_earlier):
-        """Set the fitted attributes, all at once."""
-        jacobian = outcome.model.standardisation.log_jacobian
-        bounds = [p.lower_bound + jacobian for p in outcome.history]
-        earlier_bounds = self.lower_bounds_ if n_earlier else []
-        earlier_history = self.history_ if n_earlier else []
-        self._model = outcome.model
-        self._training = outcome.training
-        self.__dict__.update(persistence.derived_attributes(outcome.model))
-        self.diagnostics_ = outcome.diagnostics
-        self.lower_bound_ = outcome.lower_bound
-        self.lower_bounds_ = earlier_bounds + bounds
-        self.history_ = earlier_history + [
-            {
-                "epoch": p.epoch + n_earlier,
-                "lower_bound": bound,
-                "learning_rate": p.learning_rate,
-                **p.metrics,
-                "problem": p.problem,
-            }
-            for p, bound in zip(outcome.history, bounds, strict=True)
-        ]
-        self.n_iter_ = n_earlier + len(outcome.history)
-        self.converged_ = outcome.converged
-        self.improved_ = outcome.improved
-        self.device_ = str(outcome.device)

@@ -8,25 +8,12 @@ algorithm; with several, the pool is a ladder of replicas and all of its rungs e
 expectation with their multistate weights.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
-from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import KERNELS, start
-from sklvebm.dynamics.tempering import respaced_ladder
-from sklvebm.energies import PathEnergy
-from sklvebm.gradients import joint_target
-from sklvebm.log_partition import (
-    Ladder,
-    anneal,
-    annealing_schedule,
-    latent_nodes,
-    log_mean_exp,
-    mbar,
-)
-from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
+from sklvebm.energies import BridgedEnergy, PathEnergy
+from sklvebm.log_partition import Ladder, latent_nodes
+from sklvebm.objectives.pool import Sweep, pool_corrections
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
     GaussianPosterior,
@@ -34,15 +21,14 @@ from sklvebm.objectives.posteriors import (
     Posterior,
     PosteriorMove,
 )
-from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
+from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.particles import Batch, IndependentNoise, ParticleState
 
 POSTERIORS = ("particles", "gaussian", "amortized")
 NEGATIVES = ("persistent", "contrastive")
-_FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
-_LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 _CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
 _MONITOR_NODES = 16  # latents per monitored row
-_MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
+_BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 
 
 class ParticleLikelihood:
@@ -50,7 +36,7 @@ class ParticleLikelihood:
 
     Parameters
     ----------
-    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "ula"}
+    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "heun", "ula"}
         Langevin kernel of pool and latents.
     posterior : {"particles", "gaussian", "amortized"}
         What stands for the posteriors of the rows.
@@ -84,16 +70,23 @@ class ParticleLikelihood:
         step_size: float | None,
         information_weight: float,
     ) -> None:
-        self.kernel, self.negatives = KERNELS[dynamics], negatives
-        self.n_particles, self.n_chains = n_particles, n_chains
-        self.n_temperatures, self.n_langevin_steps = n_temperatures, n_langevin_steps
-        self.step_size = self.kernel.default_step_size if step_size is None else step_size
+        self.tempered = TemperedPool(
+            dynamics=dynamics,
+            n_chains=n_chains,
+            n_temperatures=n_temperatures,
+            n_langevin_steps=n_langevin_steps,
+            step_size=step_size,
+        )
+        self.negatives, self.n_particles, self.n_chains = negatives, n_particles, n_chains
         self.information_weight = information_weight
         n_latent_steps = max(1, n_langevin_steps // 2)
         self.posterior: Posterior
         if posterior == "particles":
             self.posterior = ParticlePosterior(
-                self.kernel, n_particles, n_latent_steps, offer_reference=n_temperatures > 1
+                self.tempered.kernel,
+                n_particles,
+                n_latent_steps,
+                offer_reference=n_temperatures > 1,
             )
         else:
             family = GaussianPosterior if posterior == "gaussian" else AmortisedPosterior
@@ -103,22 +96,8 @@ class ParticleLikelihood:
 
     def init(self, energy: PathEnergy, n_rows: int, *, generator: torch.Generator) -> ParticleState:
         """Draw all particles exactly from the reference, where an untrained model is stationary."""
-        reference = energy.reference
-        like = reference.location
-        t, c = self.n_temperatures, self.n_chains
-        pool = reference.sample(t * c, generator).reshape(t, c, -1)
-        betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
-        zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
-        return ParticleState(
-            latents=self.posterior.init(energy, n_rows, generator),
-            pool=pool,
-            pool_step_size=like.new_full((t,), self.step_size),
-            latent_step_size=like.new_full((), self.step_size),
-            log_partitions=zeros,
-            spread=zeros.clone(),
-            betas=betas.to(like),
-            n_updates=0,
-        )
+        state = self.tempered.init(energy, generator)
+        return state._replace(latents=self.posterior.init(energy, n_rows, generator))
 
     # One update --------------------------------------------------------------------------------
 
@@ -155,36 +134,16 @@ class ParticleLikelihood:
         sweep = self.move_pool(energy, state, noise)
 
         positive = energy.correction(moved.x, moved.z).mean()
-        negative, log_partitions, spread = self._negative_phase(
-            energy, self._read_out(sweep, noise), state
-        )
+        correction = pool_corrections(energy, self.tempered.read_out(sweep, noise))
+        weighing = self.tempered.weigh(correction, state)
+        negative = weighing.weights @ correction.reshape(-1)
         loss = positive - negative
         if self.information_weight > 0.0:
             loss = loss + self.information_weight * self._contrastive_term(energy, batch, moved.z)
 
-        n_updates = state.n_updates + 1
-        betas = state.betas
-        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
-            betas = respaced_ladder(betas, spread, self.n_temperatures)
-        state = ParticleState(
-            latents=moved.latents,
-            pool=sweep.pool,
-            pool_step_size=sweep.step_size,
-            latent_step_size=moved.step_size,
-            log_partitions=log_partitions,
-            spread=spread,
-            betas=betas,
-            n_updates=n_updates,
-        )
-        metrics = {
-            # one, if there is no pair to swap
-            "swap_rate": torch.nan_to_num(sweep.swap_acceptance.nanmean(), nan=1.0),
-            "least_swap_rate": torch.nan_to_num(sweep.swap_acceptance, nan=1.0).min()
-            if self.n_temperatures > 1
-            else torch.ones(()),
-            "pool_acceptance": sweep.acceptance.mean(),
-            "latent_acceptance": moved.acceptance,
-        }
+        state = self.tempered.advance(state, sweep, weighing)
+        state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
+        metrics = {**self.tempered.metrics(sweep), "latent_acceptance": moved.acceptance}
         return loss, state, metrics
 
     def _pool_at_data(
@@ -200,28 +159,7 @@ class ParticleLikelihood:
 
     def move_pool(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
         """Move the whole pool once; see `pool.sweep_pool`."""
-        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise)
-
-    def _read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
-        """Return the particles that the pool's chains stand for, as the kernel defines them."""
-        t, c, width = sweep.pool.shape
-        flat = sweep.pool.reshape(t * c, width)
-        sizes = sweep.step_size.repeat_interleave(c)
-        return self.kernel.readout(flat, sizes, noise).reshape(t, c, width)
-
-    def _negative_phase(
-        self, energy: PathEnergy, pool: Tensor, state: ParticleState
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean correction under the model and the ladder's log Z and spread."""
-        correction = pool_corrections(energy, pool)
-        if len(correction) == 1:
-            return correction.mean(), state.log_partitions, state.spread
-        detached = correction.detach().double()
-        log_partitions, log_mixture = mbar(detached, state.betas, state.log_partitions, max_iter=3)
-        weights = torch.softmax(-detached.reshape(-1) - log_mixture, 0).to(correction.dtype)
-        share = 0.05 if state.n_updates > 20 else 0.3
-        spread = torch.lerp(state.spread, detached.var(1), share)
-        return weights @ correction.reshape(-1), log_partitions, spread
+        return self.tempered.move(energy, state, noise)
 
     def _contrastive_term(self, energy: PathEnergy, batch: Batch, z: Tensor) -> Tensor:
         """Return InfoNCE with the energy as critic: can row i be told from the latent? Nats."""
@@ -243,41 +181,32 @@ class ParticleLikelihood:
         generator: torch.Generator,
     ) -> tuple[ParticleState, Tensor]:
         """Move the pool at fixed parameters; see `pool.equilibrate`."""
-        return equilibrate(
-            energy, state, self.kernel, self.n_langevin_steps, n_sweeps, n_snapshots, generator
-        )
+        return self.tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
+
+    def ready(
+        self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
+    ) -> ParticleState:
+        """Return the state to train from: posteriors of these rows, a pool that fits the energy."""
+        if not self.posterior.fits(state.latents, n_rows):
+            state = state._replace(latents=self.posterior.init(energy, n_rows, generator))
+        if state.n_updates == 0 and isinstance(energy, BridgedEnergy):
+            # an energy of the user's own does not start at the reference, where the pool is
+            state, _ = self.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
+        return state
+
+    def particles(self, state: ParticleState) -> ParticleState:
+        """Return the particles of a state, which is nothing else here."""
+        return state
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
-        """Say why the pool cannot stand for the model any more; None if it can.
-
-        Parameters
-        ----------
-        state : ParticleState
-            Particles after an epoch.
-        metrics : dict of str to float
-            Means over the epoch.
-
-        Returns
-        -------
-        problem : str or None
-            Particles that are not finite or far out, or a ladder that lets nothing through.
-        """
-        pool = state.pool
-        if not bool(torch.isfinite(pool).all()):
-            return "particles are not finite"
-        # the first rung of a ladder is drawn from the reference
-        limit = _FARTHEST * max(1.0, float(pool[0].abs().max()) if len(pool) > 1 else 1.0)
-        if float(pool.abs().max()) > limit:
-            return f"a particle is {float(pool.abs().max()):.2g} white units from the centre"
-        if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
-            return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
-        return None
+        """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
+        return self.tempered.problem(state, metrics)
 
     # Bounds ------------------------------------------------------------------------------------
 
     def ladder(self, state: ParticleState) -> Ladder:
         """Return what the annealing schedule needs of the pool."""
-        return Ladder(state.betas, state.pool_step_size, state.spread)
+        return self.tempered.ladder(state)
 
     @torch.no_grad()
     def lower_bound(
@@ -314,40 +243,10 @@ class ParticleLikelihood:
         target: PathEnergy,
         generator: torch.Generator,
     ) -> float:
-        """Return log Z of `target` from the ladder's particles, in nats; see `lower_bound`.
-
-        With a single rung there is no ladder, and a short annealing from the reference is used.
-        """
-        t, c = self.n_temperatures, self.n_chains
-        if t == 1:
-            betas, step_sizes = annealing_schedule(self.ladder(state), _MONITOR_STEPS)
-            path = joint_target(target, select_correction_and_grad(target))
-            chains = start(target.reference.sample(c, generator), path)
-            log_weights, _ = anneal(
-                chains, path, betas, step_sizes=step_sizes, noise=IndependentNoise(generator)
-            )
-            return log_mean_exp(log_weights)
-        correction = pool_corrections(energy, state.pool)
-        _, log_mixture = mbar(correction, state.betas, state.log_partitions)
-        wanted = pool_corrections(target, state.pool).reshape(-1).double()
-        return float(torch.logsumexp(-wanted - log_mixture, 0))
+        """Return log Z of `target`, in nats; see `TemperedPool.log_partition`."""
+        return self.tempered.log_partition(energy, state, target, generator)
 
     @torch.no_grad()
     def free_energy_bound(self, energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
-        """Return an importance-sampled upper bound on F(x) in expectation, (N,), nats.
-
-        Parameters
-        ----------
-        energy : AnchoredEnergy or BridgedEnergy
-            The model.
-        x : Tensor of shape (N, D)
-            Rows.
-        nodes : Tensor of shape (n_nodes, L)
-            Whitened latents, the same for every row.
-        """
-        n_nodes = len(nodes)
-        rows = stack_rows(x, n_nodes)
-        z = energy.reference.to_latents(rows, nodes.repeat(len(x), 1))
-        correction = energy.correction(rows, z).reshape(len(x), n_nodes).double()
-        log_mean = torch.logsumexp(-correction, 1) - math.log(n_nodes)
-        return -energy.reference.log_marginal(x).double() - log_mean
+        """Return an upper bound on F(x); see `tempered_pool.free_energy_bound`."""
+        return free_energy_bound(energy, x, nodes)

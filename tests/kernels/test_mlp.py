@@ -170,3 +170,18 @@ def test_backends_pick_the_kernel_for_anchored_perceptrons_only(monkeypatch):
         ):
             torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
     assert chosen == [fast]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_kernel_serves_energies_without_latents(activation):
+    network = MLPEnergy(D, 0, (16, 8), activation, generator())
+    with torch.no_grad():
+        network.output.normal_(0.0, 1.0, generator=generator(1))
+    energy = AnchoredEnergy(reference().without_latents(), network, bound=2.0).double()
+    x, _ = inputs()
+    for fast, plain in zip(
+        mlp_correction_and_grad(energy)(x, x[:, :0]),
+        autograd_correction_and_grad(energy)(x, x[:, :0]),
+        strict=True,
+    ):
+        torch.testing.assert_close(fast, plain.detach(), rtol=1e-10, atol=1e-12)

@@ -1,0 +1,149 @@
+"""One call of `fit` of an estimator with a pool: start or go on, train, adopt the outcome."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from sklvebm.estimators import _persistence as persistence
+from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
+from sklvebm.estimators._fitting import (
+    Outcome,
+    PoolObjective,
+    Training,
+    continue_training,
+    split_rows,
+    start_training,
+)
+from sklvebm.estimators._iterative_fit import (
+    check_unchanged,
+    checked_settings,
+    reporter,
+    unchanged_on_failure,
+)
+from sklvebm.estimators._parameters import Rule
+
+
+class Plan(NamedTuple):
+    """What one estimator's `fit` has that another's has not."""
+
+    rules: dict[str, Rule]
+    resolve: Callable[[SimpleNamespace, int, int], SimpleNamespace]  # "auto", rows, features
+    objective: Callable[[SimpleNamespace], PoolObjective]
+    shape: Callable[[Training], dict[str, Any]]  # parameters that a continued fit cannot change
+    monitored: str  # what the held-out rows are asked for, in words
+    value: str  # the same as the name of an attribute and of a key of the history
+
+
+def fit_pool(estimator: BaseEstimator, X: Any, plan: Plan, *, one_epoch: bool = False) -> Outcome:
+    """Fit an estimator to rows X and set its attributes, all at once or not at all.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Has parameters `warm_start`, `random_state` and those of `plan.rules`.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    plan : Plan
+        The estimator's own part.
+    one_epoch : bool, default=False
+        Go on from what there is by one epoch and keep its running average, as `partial_fit` does.
+
+    Raises
+    ------
+    ValueError, TypeError, ParticleDivergenceError
+        As `fit`.
+    """
+    continues = hasattr(estimator, "_training") and (one_epoch or estimator.warm_start)
+    with unchanged_on_failure(estimator, continues):
+        X = checked_rows(estimator, X, reset=not continues, least=1 if continues else 2)
+        settings = plan.resolve(checked_settings(estimator, plan.rules), *X.shape)
+        if one_epoch:
+            settings.max_iter, settings.early_stopping = 1, False
+        with numerical_session(torch.get_num_threads()):
+            outcome = _train(estimator, X, settings, plan, continues, keep_best=not one_epoch)
+        _adopt(estimator, outcome, estimator.n_iter_ if continues else 0, plan)
+    return outcome
+
+
+def _train(
+    estimator: BaseEstimator,
+    X: np.ndarray,
+    settings: SimpleNamespace,
+    plan: Plan,
+    continues: bool,
+    *,
+    keep_best: bool,
+) -> Outcome:
+    """Start or continue training on the rows X."""
+    if continues:
+        chart, training = estimator._model.standardisation, estimator._training
+        check_unchanged(estimator, settings, {**_common_shape(training), **plan.shape(training)})
+        if not keep_best:
+            # another chunk: particles of the former rows are of no use to these
+            training = training._replace(state=training.state._replace(latents=None))
+        # an integer seed must not repeat the noise of earlier epochs
+        random_state = np.random.RandomState([estimator._model.seed, estimator.n_iter_])
+    else:
+        random_state = generator_of(estimator.random_state)
+        estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
+    # the same rows are held out whenever the same number of rows is given
+    rows = split_rows(len(X), settings, np.random.RandomState(estimator._split_seed))
+    if not continues:
+        chart, training = start_training(X, rows, settings, random_state)
+    return continue_training(
+        X,
+        rows,
+        chart,
+        training,
+        settings,
+        plan.objective(settings),
+        random_state,
+        reporter(estimator, plan.monitored),
+        keep_best,
+    )
+
+
+def _common_shape(training: Training) -> dict[str, Any]:
+    state = training.state
+    return {
+        "n_temperatures": state.pool.shape[0],
+        "n_chains": state.pool.shape[1],
+        "dtype": str(state.pool.dtype).removeprefix("torch."),
+    }
+
+
+def _adopt(estimator: BaseEstimator, outcome: Outcome, n_earlier: int, plan: Plan) -> None:
+    """Set the fitted attributes."""
+    jacobian = outcome.model.standardisation.log_jacobian
+    values = [p.lower_bound + jacobian for p in outcome.history]
+    earlier_values = getattr(estimator, f"{plan.value}s_") if n_earlier else []
+    earlier_history = estimator.history_ if n_earlier else []
+    history = [
+        {
+            "epoch": p.epoch + n_earlier,
+            plan.value: value,
+            "learning_rate": p.learning_rate,
+            **p.metrics,
+            "problem": p.problem,
+        }
+        for p, value in zip(outcome.history, values, strict=True)
+    ]
+    estimator.__dict__.update(
+        persistence.derived_attributes(outcome.model),
+        **{
+            "_model": outcome.model,
+            "_training": outcome.training,
+            "diagnostics_": outcome.diagnostics,
+            f"{plan.value}_": outcome.lower_bound,
+            f"{plan.value}s_": earlier_values + values,
+            "history_": earlier_history + history,
+            "n_iter_": n_earlier + len(outcome.history),
+            "converged_": outcome.converged,
+            "improved_": outcome.improved,
+            "device_": str(outcome.device),
+        },
+    )

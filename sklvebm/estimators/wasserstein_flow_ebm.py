@@ -1,0 +1,332 @@
+"""`WassersteinFlowEBM`: an energy of the features alone, trained by near-proximal steps."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from sklearn.base import BaseEstimator
+
+from sklvebm.dynamics.langevin import KERNELS
+from sklvebm.energies import ACTIVATIONS
+from sklvebm.estimators import _fitting
+from sklvebm.estimators._density import FeatureDensityMixin
+from sklvebm.estimators._iterative_fit import warn_of_doubts
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._pool_fit import Plan, fit_pool
+from sklvebm.objectives.wasserstein_flow import PROXIMAL, WassersteinFlow
+
+_RULES = {
+    "hidden_layer_sizes": Widths(word="auto"),
+    "activation": OneOf(tuple(ACTIVATIONS)),
+    "proximal": OneOf(PROXIMAL),
+    "proximal_weight": Number(False, 0.0),
+    "penalty_half_life": Number(False, 0.0, open_low=True, none=True),
+    "n_inner_steps": Number(True, 1),
+    "dynamics": OneOf(tuple(KERNELS)),
+    "step_size": Number(False, 0.0, open_low=True, none=True),
+    "n_chains": Number(True, 2),
+    "n_temperatures": Number(True, 1, word="auto"),
+    "n_langevin_steps": Number(True, 1),
+    "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
+    "alpha": Number(False, 0.0, word="auto"),
+    "batch_size": Number(True, 1, word="auto"),
+    "max_iter": Number(True, 0),
+    "tol": Number(False, 0.0),
+    "early_stopping": Flag(),
+    "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
+    "n_iter_no_change": Number(True, 1),
+    "warm_start": Flag(),
+    "dtype": OneOf(("float32", "float64")),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
+}
+
+
+def _resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
+    """Replace every "auto"; the rules are those of `ParticleLVEBM` for no latents."""
+    settings.n_components, settings.n_particles, settings.energy = 0, 1, None
+    settings.negatives = "persistent"
+    return _fitting.resolve_auto(settings, n_samples, n_features)
+
+
+def _new_objective(settings: SimpleNamespace) -> WassersteinFlow:
+    """Return the objective that the constructor parameters describe."""
+    penalised = settings.proximal == "gradient-penalty"
+    return WassersteinFlow(
+        _fitting.pool_of(settings),
+        proximal=settings.proximal,
+        proximal_weight=settings.proximal_weight,
+        n_inner_steps=settings.n_inner_steps,
+        half_life=settings.penalty_half_life if penalised else None,
+    )
+
+
+def _shape(training: _fitting.Training) -> dict[str, Any]:
+    """Return the parameters that shape the model, as they were when it was made."""
+    network = training.optimisation.energy.network
+    return {
+        "hidden_layer_sizes": network.hidden_layer_sizes,
+        "activation": network.activation,
+    }
+
+
+_PLAN = Plan(_RULES, _resolve_auto, _new_objective, _shape, "log-likelihood", "log_likelihood")
+
+
+class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
+    r"""Energy-based model of the features alone, trained by near-proximal gradient-flow steps.
+
+    .. math:: p(x) = \exp(-E(x)) / Z, \qquad E = E_{ref} + c \tanh(g_\theta / c)
+
+    A tempered pool of particles follows the Wasserstein gradient flow of their relative entropy to
+    the model (Langevin dynamics), while the parameters take proximal steps [1]_: after each move of
+    the particles, a few updates that may not change the gradient of the energy at the particles by
+    much. `E_ref` is a normalised density (a Gaussian mixture by default), so an untrained model is
+    that mixture, every density is in nats, and what is learned is kept only where held-out rows
+    prefer it.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : sequence of int or "auto", default="auto"
+        Hidden layers of the network g. "auto" is (64, 64) for up to seven features, else
+        (128, 128).
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
+        Activation of the network g.
+    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
+        The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
+        cross-validation, plus a wide component; one Gaussian with the rows' covariance; a clone of
+        the mixture given, fitted to the standardised rows; or a complete reference in standardised
+        units, of which the features' marginal is taken.
+    proximal : {"jko", "gradient-penalty", "none"}, default="jko"
+        What holds a step back: the change of the energy's gradient at the particles since they last
+        moved (unbiased); the gradient itself, which flattens the energy as long as its weight lasts
+        (for a Gaussian of variance v the energy learns v + 2 `proximal_weight`); or nothing, which
+        is persistent contrastive divergence.
+    proximal_weight : float, default=0.1
+        Weight of that term, in squared standardised units: the larger, the shorter the steps.
+    penalty_half_life : float or None, default=100.0
+        Moves of the pool after which the weight of "gradient-penalty" is halved; None keeps it, and
+        with it the bias. The other kinds do not need it.
+    n_inner_steps : int, default=2
+        Updates of the parameters for each move of the pool. With one, "jko" is "none": the change
+        since the last move has no gradient yet.
+    dynamics : str, default="crank-nicolson"
+        Langevin kernel of the pool: "crank-nicolson", a Metropolis-adjusted step whose proposals
+        are exact on the reference; "mala"; "leimkuhler-matthews", exact in the limit for Gaussians;
+        "heun", of second order at all times; or "ula".
+    step_size : float or None, default=None
+        Langevin step, in squared whitened units per nat. None chooses by kernel. The two
+        Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
+    n_chains : int, default=128
+        Particles per temperature.
+    n_temperatures : int or "auto", default="auto"
+        Rungs of the ladder between reference and model; 1 is the plain persistent pool. "auto" is
+        4 for up to seven features, else 8.
+    n_langevin_steps : int, default=4
+        Steps of the pool per move.
+    learning_rate_init : float or "auto", default="auto"
+        Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
+        is 0.02 for a thousand rows or more with up to seven features, else 0.01.
+    alpha : float or "auto", default="auto"
+        Decoupled weight decay, per unit of learning rate. "auto" is 0.01 for a thousand rows or
+        more with up to seven features, else 0.5.
+    batch_size : int or "auto", default="auto"
+        Rows per update; "auto" makes 8 updates an epoch of 32 to 256 rows, 32 of many rows.
+    max_iter : int, default=200
+        Epochs at most; 0 keeps the reference.
+    tol : float, default=0.001
+        Improvement of the monitored log-likelihood, in nats per row, that counts.
+    early_stopping : bool, default=True
+        Monitor the log-likelihood on held-out rows, which take no part in reference or training,
+        and keep the best parameters. False monitors training rows.
+    validation_fraction : float, default=0.1
+        Share of rows held out by early stopping.
+    n_iter_no_change : int, default=10
+        Epochs without improvement that make a plateau.
+    warm_start : bool, default=False
+        Continue from the last fit: same reference and units, particles and optimiser.
+    device : str, default="auto"
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+    dtype : {"float32", "float64"}, default="float32"
+        Precision of training. Scores are computed in float64.
+    verbose : int, default=0
+        Print a line every `verbose` epochs; 0 prints nothing.
+    random_state : int, RandomState instance or None, default=None
+        Source of all randomness of `fit`.
+
+    Attributes
+    ----------
+    energy_ : FeatureEnergy
+        Trained energy `energy_(x)` in nats, in standardised units, float64.
+    reference_ : MixtureReference
+        The density it is anchored on, in standardised units.
+    mean_, scale_ : ndarray of shape (n_features,)
+        Standardisation of the columns.
+    log_partition_ : LogPartition
+        Named tuple `value, lower, upper, standard_error, effective_sample_size`; nats.
+    diagnostics_ : Diagnostics
+        Acceptances, swap rates, R-hat, bracket of log Z, effective sample sizes; `verdict` is one
+        line, `report()` text.
+    log_likelihood_ : float
+        Best monitored log-likelihood, nats per row, in the units of X.
+    log_likelihoods_ : list of float
+        Monitored log-likelihood after each epoch.
+    history_ : list of dict
+        Epoch, log-likelihood, learning rate, contrast, swap rates, acceptance and `movement` (the
+        mean square of what the proximal term holds back) of each epoch; `problem` says why an epoch
+        was undone and tried again with a lower learning rate, else "".
+    n_iter_ : int
+        Epochs run.
+    converged_ : bool
+        Whether training ended at a plateau before `max_iter`.
+    improved_ : bool
+        Whether the model is better than its reference on the monitored rows, by two standard
+        errors and with the upper estimate of log Z. If not, it is the reference, fitted to all
+        rows.
+    n_features_in_ : int
+        Number of features seen by `fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, when X has string column names.
+    device_ : str
+        Device that training ran on.
+
+    See Also
+    --------
+    ParticleLVEBM : The same anchoring and pool, with latents.
+    PotentialFlowEBM : A flow instead of a chain: exact likelihood, invertible map.
+    sklearn.mixture.GaussianMixture : The default reference, and a fast density of its own.
+
+    Notes
+    -----
+    Without latents the energy of a row is exact, and all that `score` leaves open is the bracket of
+    log Z, of which it takes the upper end. See `docs/wasserstein_flow.md`.
+
+    References
+    ----------
+    .. [1] Y. Wu, P. Wei, L. Lin, "A near-optimal gradient flow for learning neural energy-based
+       models", arXiv:1910.14216, 2019.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import WassersteinFlowEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> model = WassersteinFlowEBM(max_iter=20, tol=0.1, random_state=0).fit(X)
+    >>> model.sample(5, random_state=0).shape
+    (5, 2)
+    >>> bool(model.score(X) > -1.2)
+    True
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes="auto",
+        *,
+        activation="tanh",
+        reference="mixture",
+        proximal="jko",
+        proximal_weight=0.1,
+        penalty_half_life=100.0,
+        n_inner_steps=2,
+        dynamics="crank-nicolson",
+        step_size=None,
+        n_chains=128,
+        n_temperatures="auto",
+        n_langevin_steps=4,
+        learning_rate_init="auto",
+        alpha="auto",
+        batch_size="auto",
+        max_iter=200,
+        tol=0.001,
+        early_stopping=True,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        warm_start=False,
+        device="auto",
+        dtype="float32",
+        verbose=0,
+        random_state=None,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.reference = reference
+        self.proximal = proximal
+        self.proximal_weight = proximal_weight
+        self.penalty_half_life = penalty_half_life
+        self.n_inner_steps = n_inner_steps
+        self.dynamics = dynamics
+        self.step_size = step_size
+        self.n_chains = n_chains
+        self.n_temperatures = n_temperatures
+        self.n_langevin_steps = n_langevin_steps
+        self.learning_rate_init = learning_rate_init
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.warm_start = warm_start
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(self, X, y=None):
+        """Fit the model to rows X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, at least two; not modified.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : WassersteinFlowEBM
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X or a parameter is not usable; names it, the rule and the value.
+        ParticleDivergenceError
+            If training went wrong and five roll-backs to the last sound epoch, each with a lower
+            learning rate, did not help. The estimator is unfitted then, unless it went on from an
+            earlier fit.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
+        """
+        outcome = fit_pool(self, X, _PLAN)
+        problems = outcome.diagnostics.problems()
+        warn_of_doubts(self, "log-likelihood", outcome.converged, "Scores", problems)
+        return self
+
+    def partial_fit(self, X, y=None):
+        """Pass over the rows X once, starting a model at the first call.
+
+        Units and reference come from the first call's rows, so make them representative.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of this chunk; at least two at the first call.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : WassersteinFlowEBM
+            The estimator after one more epoch, with the running average of its parameters.
+
+        Raises
+        ------
+        ValueError, TypeError, ParticleDivergenceError
+            As `fit`.
+        """
+        fit_pool(self, X, _PLAN, one_epoch=True)
+        return self

@@ -1,0 +1,238 @@
+"""What stands for the model in a likelihood's gradient: a tempered pool, its weights, its log Z.
+
+Objectives differ in what they do with rows; the side of the model is the same for all of them.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.dynamics.langevin import KERNELS, start
+from sklvebm.dynamics.tempering import respaced_ladder
+from sklvebm.energies import PathEnergy
+from sklvebm.gradients import joint_target
+from sklvebm.log_partition import Ladder, anneal, annealing_schedule, log_mean_exp, mbar
+from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
+from sklvebm.particles import IndependentNoise, ParticleState
+
+_FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
+_LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
+_MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
+
+
+class Weighing(NamedTuple):
+    """How much each particle of a pool counts for the model at b = 1."""
+
+    weights: Tensor  # (T * C,), summing to one
+    log_partitions: Tensor  # (T,) float64, nats
+    spread: Tensor  # (T,), nats squared
+
+
+class TemperedPool:
+    """A ladder of persistent particles between the reference and the model.
+
+    Parameters
+    ----------
+    dynamics : str
+        Langevin kernel, a key of `KERNELS`.
+    n_chains : int
+        Particles per temperature.
+    n_temperatures : int
+        Rungs of the ladder; 1 is the plain persistent pool.
+    n_langevin_steps : int
+        Steps per sweep.
+    step_size : float or None
+        Langevin step, squared whitened units per nat; where it starts, if the kernel adapts it.
+        None is the kernel's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        dynamics: str,
+        n_chains: int,
+        n_temperatures: int,
+        n_langevin_steps: int,
+        step_size: float | None,
+    ) -> None:
+        self.kernel = KERNELS[dynamics]
+        self.n_chains, self.n_temperatures = n_chains, n_temperatures
+        self.n_langevin_steps = n_langevin_steps
+        self.step_size = self.kernel.default_step_size if step_size is None else step_size
+
+    def init(
+        self, energy: PathEnergy, generator: torch.Generator, latents: Any = None
+    ) -> ParticleState:
+        """Draw all particles exactly from the reference, where an untrained model is stationary."""
+        reference = energy.reference
+        like = reference.location
+        t, c = self.n_temperatures, self.n_chains
+        betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
+        zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
+        return ParticleState(
+            latents=latents,
+            pool=reference.sample(t * c, generator).reshape(t, c, -1),
+            pool_step_size=like.new_full((t,), self.step_size),
+            latent_step_size=like.new_full((), self.step_size),
+            log_partitions=zeros,
+            spread=zeros.clone(),
+            betas=betas.to(like),
+            n_updates=0,
+        )
+
+    # One update --------------------------------------------------------------------------------
+
+    def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
+        """Move the whole pool once; see `pool.sweep_pool`."""
+        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise)
+
+    def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
+        """Return the particles that the pool's chains stand for, as the kernel defines them."""
+        t, c, width = sweep.pool.shape
+        flat = sweep.pool.reshape(t * c, width)
+        sizes = sweep.step_size.repeat_interleave(c)
+        return self.kernel.readout(flat, sizes, noise).reshape(t, c, width)
+
+    def weigh(self, correction: Tensor, state: ParticleState) -> Weighing:
+        """Return multistate weights of particles whose corrections are (T, C), in nats."""
+        t, c = correction.shape
+        if t == 1:
+            weights = torch.full_like(correction[0], 1.0 / c).detach()
+            return Weighing(weights, state.log_partitions, state.spread)
+        detached = correction.detach().double()
+        log_partitions, log_mixture = mbar(detached, state.betas, state.log_partitions, max_iter=3)
+        weights = torch.softmax(-detached.reshape(-1) - log_mixture, 0).to(correction.dtype)
+        share = 0.05 if state.n_updates > 20 else 0.3
+        return Weighing(weights, log_partitions, torch.lerp(state.spread, detached.var(1), share))
+
+    def advance(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
+        """Return the state after a sweep; the ladder is respaced now and then."""
+        n_updates = state.n_updates + 1
+        betas = state.betas
+        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
+            betas = respaced_ladder(betas, weighing.spread, self.n_temperatures)
+        return state._replace(
+            pool=sweep.pool,
+            pool_step_size=sweep.step_size,
+            log_partitions=weighing.log_partitions,
+            spread=weighing.spread,
+            betas=betas,
+            n_updates=n_updates,
+        )
+
+    def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
+        """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
+        swaps = sweep.swap_acceptance
+        return {
+            "swap_rate": torch.nan_to_num(swaps.nanmean(), nan=1.0),
+            "least_swap_rate": torch.nan_to_num(swaps, nan=1.0).min()
+            if self.n_temperatures > 1
+            else torch.ones(()),
+            "pool_acceptance": sweep.acceptance.mean(),
+        }
+
+    def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
+        """Say why the pool cannot stand for the model any more; None if it can.
+
+        Parameters
+        ----------
+        state : ParticleState
+            Particles after an epoch.
+        metrics : dict of str to float
+            Means over the epoch.
+
+        Returns
+        -------
+        problem : str or None
+            Particles that are not finite or far out, or a ladder that lets nothing through.
+        """
+        pool = state.pool
+        if not bool(torch.isfinite(pool).all()):
+            return "particles are not finite"
+        # the first rung of a ladder is drawn from the reference
+        limit = _FARTHEST * max(1.0, float(pool[0].abs().max()) if len(pool) > 1 else 1.0)
+        if float(pool.abs().max()) > limit:
+            return f"a particle is {float(pool.abs().max()):.2g} white units from the centre"
+        if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
+            return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
+        return None
+
+    # At fixed parameters -----------------------------------------------------------------------
+
+    def equilibrate(
+        self,
+        energy: PathEnergy,
+        state: ParticleState,
+        n_sweeps: int,
+        n_snapshots: int,
+        generator: torch.Generator,
+    ) -> tuple[ParticleState, Tensor]:
+        """Move the pool at fixed parameters; see `pool.equilibrate`."""
+        return equilibrate(
+            energy, state, self.kernel, self.n_langevin_steps, n_sweeps, n_snapshots, generator
+        )
+
+    def ladder(self, state: ParticleState) -> Ladder:
+        """Return what the annealing schedule needs of the pool."""
+        return Ladder(state.betas, state.pool_step_size, state.spread)
+
+    def log_partition(
+        self,
+        energy: PathEnergy,
+        state: ParticleState,
+        target: PathEnergy,
+        generator: torch.Generator,
+    ) -> float:
+        """Return log Z of `target` from the ladder's particles, in nats.
+
+        With a single rung there is no ladder, and a short annealing from the reference is used.
+
+        Parameters
+        ----------
+        energy : AnchoredEnergy or BridgedEnergy
+            The model whose path the pool follows.
+        state : ParticleState
+            The pool.
+        target : AnchoredEnergy or BridgedEnergy
+            A model close to `energy` on the same reference, such as its running average.
+        generator : torch.Generator
+            Source of noise, used only where there is no ladder.
+        """
+        t, c = self.n_temperatures, self.n_chains
+        if t == 1:
+            betas, step_sizes = annealing_schedule(self.ladder(state), _MONITOR_STEPS)
+            path = joint_target(target, select_correction_and_grad(target))
+            chains = start(target.reference.sample(c, generator), path)
+            log_weights, _ = anneal(
+                chains, path, betas, step_sizes=step_sizes, noise=IndependentNoise(generator)
+            )
+            return log_mean_exp(log_weights)
+        correction = pool_corrections(energy, state.pool)
+        _, log_mixture = mbar(correction, state.betas, state.log_partitions)
+        wanted = pool_corrections(target, state.pool).reshape(-1).double()
+        return float(torch.logsumexp(-wanted - log_mixture, 0))
+
+
+def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
+    """Return an importance-sampled upper bound on F(x) in expectation, (N,), nats.
+
+    Exact for an energy without latents, which has one node of no width.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model.
+    x : Tensor of shape (N, D)
+        Rows.
+    nodes : Tensor of shape (n_nodes, L)
+        Whitened latents, the same for every row.
+    """
+    n_nodes = len(nodes)
+    rows = x.repeat_interleave(n_nodes, 0)
+    z = energy.reference.to_latents(rows, nodes.repeat(len(x), 1))
+    correction = energy.correction(rows, z).reshape(len(x), n_nodes).double()
+    log_mean = torch.logsumexp(-correction, 1) - math.log(n_nodes)
+    return -energy.reference.log_marginal(x).double() - log_mean
