@@ -1,6 +1,7 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
 from sklvebm.charts import KernelChart
+from sklvebm.convolutions import ConvEnergy, ConvLayerEnergy
 from sklvebm.energies import (
     AnchoredEnergy,
     BridgedEnergy,
@@ -9,6 +10,8 @@ from sklvebm.energies import (
     LinearGaussianEnergy,
     MLPEnergy,
 )
+from sklvebm.estimators.composition import ComposedEnergy, compose
+from sklvebm.estimators.interpolation import interpolate
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.quantisation import dequantize, resolution
@@ -23,6 +26,9 @@ __all__ = [
     "AnchoredEnergy",
     "BridgedEnergy",
     "ChartedEnergy",
+    "ComposedEnergy",
+    "ConvEnergy",
+    "ConvLayerEnergy",
     "Energy",
     "KernelChart",
     "LinearGaussianEnergy",
@@ -32,7 +38,9 @@ __all__ = [
     "ParticleDivergenceError",
     "ParticleLVEBM",
     "PotentialFlowEBM",
+    "compose",
     "dequantize",
+    "interpolate",
     "resolution",
     "show_versions",
 ]

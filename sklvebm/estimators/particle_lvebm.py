@@ -5,7 +5,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import ACTIVATIONS, MLPEnergy
+from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators import _persistence as persistence
 from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
 from sklvebm.estimators._density import LatentDensityMixin
@@ -24,6 +24,7 @@ from sklvebm.estimators._iterative_fit import (
     warn_of_doubts,
 )
 from sklvebm.estimators._latent_charts import LATENT_MAPS
+from sklvebm.estimators._networks import shape_of
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.objectives.particle_likelihood import NEGATIVES, POSTERIORS
 
@@ -31,6 +32,7 @@ _RULES = {
     "n_components": Number(True, 1),
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "image_shape": Widths(none=True),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
     "negatives": OneOf(NEGATIVES),
@@ -72,9 +74,14 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Number of latents z.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
-        to seven features and latents together, else (128, 128).
+        to seven features and latents together, else (128, 128); (64,) with `image_shape`, behind
+        the convolutions.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    image_shape : sequence of int or None, default=None
+        Height and width, or height, width and channels, where rows are flattened images: g is then
+        convolutional in x (`ConvEnergy`). None takes columns in any order. Ignored when `energy` is
+        given.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
@@ -219,6 +226,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         *,
         hidden_layer_sizes="auto",
         activation="tanh",
+        image_shape=None,
         energy=None,
         reference="mixture",
         dynamics="crank-nicolson",
@@ -248,6 +256,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
+        self.image_shape = image_shape
         self.energy = energy
         self.reference = reference
         self.dynamics = dynamics
@@ -374,10 +383,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     def _check_continuation(self, training, settings):
         """Raise ValueError if a parameter that shapes the model changed since it was made."""
         state, network = training.state, training.optimisation.energy.network
-        shape = {}
-        if self.energy is None and isinstance(network, MLPEnergy):
-            shape = {"hidden_layer_sizes": network.hidden_layer_sizes}
-            shape["activation"] = network.activation
+        shape = shape_of(network) if self.energy is None else {}
         check_unchanged(
             self,
             settings,
