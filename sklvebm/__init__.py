@@ -1,6 +1,7 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
 from sklvebm.charts import KernelChart
+from sklvebm.convolutions import ConvEnergy, ConvLayerEnergy
 from sklvebm.energies import (
     AnchoredEnergy,
     BridgedEnergy,
@@ -10,6 +11,8 @@ from sklvebm.energies import (
     LinearGaussianEnergy,
     MLPEnergy,
 )
+from sklvebm.estimators.composition import ComposedEnergy, compose
+from sklvebm.estimators.interpolation import interpolate
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.quantisation import dequantize, resolution
@@ -25,6 +28,9 @@ __all__ = [
     "AnchoredEnergy",
     "BridgedEnergy",
     "ChartedEnergy",
+    "ComposedEnergy",
+    "ConvEnergy",
+    "ConvLayerEnergy",
     "Energy",
     "FeatureEnergy",
     "KernelChart",
@@ -36,7 +42,9 @@ __all__ = [
     "ParticleLVEBM",
     "PotentialFlowEBM",
     "WassersteinFlowEBM",
+    "compose",
     "dequantize",
+    "interpolate",
     "resolution",
     "show_versions",
 ]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sklvebm.convolutions import ConvLayerEnergy
 from sklvebm.dynamics.flow import (
     Carried,
     Field,
@@ -28,6 +29,9 @@ from sklvebm.energies import MLPEnergy
 from sklvebm.noised_mixture import LOG_2PI, NoisedMixture
 
 _LEAST_TIME = 1e-6  # where log q_t - log N, which has the factor t, is divided by t
+
+
+PotentialNetwork = MLPEnergy | ConvLayerEnergy
 
 
 class Jet(NamedTuple):
@@ -46,7 +50,7 @@ class AnchoredPotential(nn.Module):
     ----------
     mixture : NoisedMixture
         The reference.
-    network : MLPEnergy or None
+    network : MLPEnergy, ConvLayerEnergy or None
         The function g of x and, in place of a latent, the time; None: the potential is the
         reference's.
     bound : float, default=15.0
@@ -55,7 +59,7 @@ class AnchoredPotential(nn.Module):
     """
 
     def __init__(
-        self, mixture: NoisedMixture, network: MLPEnergy | None, bound: float = 15.0
+        self, mixture: NoisedMixture, network: PotentialNetwork | None, bound: float = 15.0
     ) -> None:
         super().__init__()
         self.mixture, self.network, self.bound = mixture, network, bound
@@ -165,7 +169,9 @@ def _derivatives(activation: str, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a * gate, gate + a * bend, bend * (2.0 + a * (1.0 - 2.0 * gate))
 
 
-def network_jet(network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | None = None) -> Jet:
+def network_jet(
+    network: PotentialNetwork, x: Tensor, t: Tensor, directions: Tensor | None = None
+) -> Jet:
     """Return a network of x and the time with derivatives; shapes as in `AnchoredPotential.jet`.
 
     Gradients go backwards through the layers, second derivatives forwards, beside the values: K
@@ -174,8 +180,8 @@ def network_jet(network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | N
     """
     d = x.shape[1]
     hidden = torch.cat([x, t.unsqueeze(1)], 1)
-    slopes = []
-    for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+    slopes, weights = [], list(network.weights)
+    for layer, (weight, bias) in enumerate(zip(weights, network.biases, strict=True)):
         hidden, slope, bend = _derivatives(network.activation, torch.addmm(bias, hidden, weight.T))
         slopes.append(slope)
         if directions is None:
@@ -187,12 +193,12 @@ def network_jet(network: MLPEnergy, x: Tensor, t: Tensor, directions: Tensor | N
             tangent = tangent @ weight.T
             second = slope[:, None] * (second @ weight.T)
             second = second + bend[:, None] * tangent.square().sum(-2)
-        if layer + 1 < len(network.weights):
+        if layer + 1 < len(weights):
             tangent = slope[:, None, None] * tangent
     grad = slopes[-1] * network.output
     for layer in range(len(slopes) - 1, 0, -1):
-        grad = slopes[layer - 1] * (grad @ network.weights[layer])
-    grad = grad @ network.weights[0]
+        grad = slopes[layer - 1] * (grad @ weights[layer])
+    grad = grad @ weights[0]
     value = hidden @ network.output
     second = None if directions is None else second @ network.output
     return Jet(value, grad[:, :d], grad[:, d], second)

@@ -33,8 +33,16 @@ ALLOWED = {
         "particles",
         "reference",
     },
+    "convolutions": {"energies"},
+    "compositions": {
+        "dynamics",
+        "gradients",
+        "log_partition",
+        "particles",
+        "reference",
+    },
     "noised_mixture": {"reference"},
-    "potentials": {"dynamics", "energies", "noised_mixture"},
+    "potentials": {"convolutions", "dynamics", "energies", "noised_mixture"},
     "potential_slices": {
         "dynamics",
         "gradients",
@@ -60,7 +68,9 @@ ALLOWED = {
     "estimators": {
         "backends",
         "charts",
+        "compositions",
         "convergence",
+        "convolutions",
         "dynamics",
         "energies",
         "exceptions",
@@ -89,6 +99,7 @@ ALLOWED = {
     },
     ".": {
         "charts",
+        "convolutions",
         "energies",
         "estimators",
         "exceptions",

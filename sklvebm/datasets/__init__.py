@@ -1,4 +1,4 @@
-"""Data sets whose factors are known, and often their density and entropy: shapes and physics."""
+"""Data sets with known factors, and often density and entropy: shapes, images and physics."""
 
 from sklvebm.datasets.concentric_rings import (
     concentric_rings_entropy,
@@ -24,6 +24,7 @@ from sklvebm.datasets.harmonic_rings import (
 from sklvebm.datasets.kepler import make_kepler_orbits
 from sklvebm.datasets.lorenz import make_lorenz
 from sklvebm.datasets.pendulum import make_pendulum
+from sklvebm.datasets.shape_images import make_shape_images
 
 __all__ = [
     "concentric_rings_entropy",
@@ -42,4 +43,5 @@ __all__ = [
     "make_kepler_orbits",
     "make_lorenz",
     "make_pendulum",
+    "make_shape_images",
 ]

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklvebm.estimators import _persistence as persistence
 from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
 from sklvebm.estimators._model import (
+    expert_of,
     features,
     latent_draws,
     latent_means,
@@ -76,6 +77,11 @@ class AnnealedDensityMixin(DensityMixin):
     def _checked_rows(self, X):
         check_is_fitted(self, "energy_")
         return checked_rows(self, X, reset=False)
+
+    def _expert(self):
+        """Return the density as `sklvebm.compose` sees it."""
+        check_is_fitted(self, "energy_")
+        return expert_of(self._model)
 
     def _run_device(self):
         """Return the device that answers are computed on: the parameter's, resolved now."""

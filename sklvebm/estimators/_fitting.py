@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sklvebm.charts import KernelChart
-from sklvebm.energies import AnchoredEnergy, BridgedEnergy, MLPEnergy, PathEnergy
+from sklvebm.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
     numerical_session,
@@ -27,6 +27,7 @@ from sklvebm.estimators._mixture_selection import (
     choose_mixture,
 )
 from sklvebm.estimators._model import Model, n_weights
+from sklvebm.estimators._networks import correction_network, resolve_image_shape
 from sklvebm.estimators._normalising import gain_over_reference, normalise, promised_gain
 from sklvebm.estimators._reference_selection import fit_reference, with_wide_weight
 from sklvebm.estimators.quantisation import warn_of_repeated_rows
@@ -86,8 +87,10 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
     Raises
     ------
     ValueError
-        If contrastive negatives are asked for on a ladder.
+        If contrastive negatives are asked for on a ladder, or rows are no images of `image_shape`.
     """
+    if settings.energy is None:
+        resolve_image_shape(settings, n_features)
     contrastive = settings.negatives == "contrastive"
     if contrastive and settings.n_temperatures not in ("auto", 1):
         raise ValueError(
@@ -141,7 +144,7 @@ def pool_of(settings: SimpleNamespace) -> TemperedPool:
 
 
 def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: int) -> PathEnergy:
-    """Join the reference to an MLP correction, or to a copy of the user's energy.
+    """Join the reference to a network that corrects it, or to a copy of the user's energy.
 
     Raises
     ------
@@ -150,14 +153,8 @@ def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: i
     """
     generator = torch.Generator().manual_seed(seed)
     if settings.energy is None:
-        network = MLPEnergy(
-            reference.n_features,
-            reference.n_latents,
-            settings.hidden_layer_sizes,
-            settings.activation,
-            generator,
-            input_gain=settings.input_gain,
-        )
+        width = reference.n_features
+        network = correction_network(settings, width, reference.n_latents, generator)
         return AnchoredEnergy(reference, network)
     if isinstance(settings.energy, nn.Module):
         network = copy.deepcopy(settings.energy)

@@ -10,6 +10,7 @@ from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed
 from sklvebm.estimators._parameters import Number, OneOf
 from sklvebm.estimators._potential_model import (
     energy_log_density,
+    expert_of,
     flow_log_density,
     flow_samples,
     from_noise,
@@ -138,6 +139,11 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
     def _checked_rows(self, X):
         check_is_fitted(self, "potential_")
         return checked_rows(self, X, reset=False)
+
+    def _expert(self):
+        """Return the explicit energy as `sklvebm.compose` sees it."""
+        check_is_fitted(self, "potential_")
+        return expert_of(self._model)
 
     def _run_device(self):
         """Return the device that answers are computed on: the parameter's, resolved now."""

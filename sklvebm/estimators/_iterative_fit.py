@@ -46,7 +46,7 @@ def check_unchanged(
     """Raise ValueError if a parameter that shapes the model is not what it was."""
     for name, was in shape.items():
         now = getattr(settings, name)
-        if (tuple(now) if name == "hidden_layer_sizes" else now) != was:
+        if (tuple(now) if isinstance(was, tuple) and now is not None else now) != was:
             raise ValueError(
                 f"{name} must stay {was} while a fit is continued, got "
                 f"{getattr(estimator, name)}; use warm_start=False, or a clone, to start anew."

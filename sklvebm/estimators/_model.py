@@ -10,7 +10,8 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from sklvebm.charts import KernelChart
-from sklvebm.energies import PathEnergy
+from sklvebm.compositions import Expert
+from sklvebm.energies import BridgedEnergy, PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
     chunks,
@@ -49,6 +50,18 @@ class Model(NamedTuple):
         gauge = self.energy.reference if self.chart is None else self.chart
         # a copy: the model may be on another device than the rows
         return gauge.to_latents(x.cpu().double(), e.cpu().double())
+
+
+def expert_of(model: Model) -> Expert:
+    """Return the model as compositions see it; a chart changes no density of rows."""
+    return Expert(
+        reference=model.energy.reference,
+        correction=model.energy.correction,
+        mean=torch.from_numpy(np.array(model.standardisation.mean)),
+        scale=torch.from_numpy(np.array(model.standardisation.scale)),
+        log_partition=model.log_partition.value,
+        bounded=not isinstance(model.energy, BridgedEnergy),
+    )
 
 
 def n_weights(energy: PathEnergy) -> int:

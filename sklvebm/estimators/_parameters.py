@@ -73,9 +73,12 @@ class Widths(NamedTuple):
     """A non-empty sequence of positive integers."""
 
     word: str = ""  # a string that is allowed as well
+    none: bool = False  # None is allowed as well
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not a sequence of widths; see `check_parameters`."""
+        if self.none and value is None:
+            return
         if isinstance(value, str) and self.word and value == self.word:
             return
         rule = f"{name} must be {self}, got {value!r}"
@@ -89,6 +92,8 @@ class Widths(NamedTuple):
 
     def __str__(self) -> str:
         rule = "a non-empty sequence of integers >= 1"
+        if self.none:
+            rule += " or None"
         return f"{rule} or {self.word!r}" if self.word else rule
 
 

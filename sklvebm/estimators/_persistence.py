@@ -17,7 +17,6 @@ from sklvebm.energies import (
     BridgedEnergy,
     ChartedEnergy,
     FeatureEnergy,
-    MLPEnergy,
     PathEnergy,
 )
 from sklvebm.estimators._boundary import Standardisation
@@ -26,6 +25,7 @@ from sklvebm.estimators._fitting import Training
 from sklvebm.estimators._mixture_search import Candidate
 from sklvebm.estimators._mixture_selection import MixtureChoice, MixturePart
 from sklvebm.estimators._model import Model
+from sklvebm.estimators._networks import network_from_plain, plain_network
 from sklvebm.log_partition import Ladder, LogPartition
 from sklvebm.particles import ParticleState
 from sklvebm.reference import MixtureReference
@@ -35,14 +35,6 @@ from sklvebm.training import Optimisation, start_optimisation
 def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
     """Return parameters and buffers as NumPy arrays."""
     return {name: value.cpu().numpy() for name, value in module.state_dict().items()}
-
-
-def load_arrays(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
-    """Load what `arrays_of` returned, in its own dtype, in place."""
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-    module.load_state_dict(tensors, assign=True)
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
 
 
 def plain_reference(reference: MixtureReference) -> dict[str, Any]:
@@ -92,26 +84,14 @@ def plain_energy(energy: PathEnergy) -> dict[str, Any]:
     network = energy.network
     if isinstance(energy, BridgedEnergy):
         return {"kind": "user", "network": copy.deepcopy(network).cpu()}
-    return {
-        "kind": "mlp",
-        "bound": energy.bound,
-        "hidden_layer_sizes": list(network.hidden_layer_sizes),
-        "activation": network.activation,
-        "arrays": arrays_of(network),
-    }
+    return {"bound": energy.bound, **plain_network(network)}
 
 
 def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> PathEnergy:
     """Rebuild what `plain_energy` described, on the given reference."""
     if plain["kind"] == "user":
         return BridgedEnergy(reference, plain["network"])
-    network = MLPEnergy(
-        reference.n_features,
-        reference.n_latents,
-        plain["hidden_layer_sizes"],
-        plain["activation"],
-    )
-    load_arrays(network, plain["arrays"])
+    network = network_from_plain(plain, reference.n_features, reference.n_latents)
     return AnchoredEnergy(reference, network, plain["bound"])
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.energies import MLPEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
     numerical_session,
@@ -19,6 +18,7 @@ from sklvebm.estimators._boundary import (
 from sklvebm.estimators._fitting import Rows, final_reference, fit_base
 from sklvebm.estimators._iterative_fit import doubt
 from sklvebm.estimators._mixture_selection import MixtureChoice
+from sklvebm.estimators._networks import potential_network, resolve_image_shape
 from sklvebm.estimators._potential_checking import FlowDiagnostics, check_model
 from sklvebm.estimators._potential_model import FlowModel, numbers_per_row
 from sklvebm.noised_mixture import noised_mixture
@@ -56,7 +56,14 @@ class FlowOutcome(NamedTuple):
 
 
 def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
-    """Return settings with every "auto" replaced by what suits such rows."""
+    """Return settings with every "auto" replaced by what suits such rows.
+
+    Raises
+    ------
+    ValueError
+        If rows are no images of `image_shape`.
+    """
+    resolve_image_shape(settings, n_features, single_layer=True)
     few_features = n_features <= _FEW_FEATURES
     chosen = {
         "hidden_layer_sizes": (64, 64) if few_features else (512,),
@@ -80,14 +87,8 @@ def build_potential(
     settings: SimpleNamespace, reference: MixtureReference, seed: int
 ) -> AnchoredPotential:
     """Join the noised reference to a network that is zero."""
-    network = MLPEnergy(
-        reference.n_features,
-        1,
-        settings.hidden_layer_sizes,
-        settings.activation,
-        torch.Generator().manual_seed(seed),
-        input_gain=settings.input_gain,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    network = potential_network(settings, reference.n_features, generator)
     return AnchoredPotential(noised_mixture(reference), network)
 
 

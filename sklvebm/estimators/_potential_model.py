@@ -9,6 +9,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
+from sklvebm.compositions import Expert
 from sklvebm.dynamics.flow import graded_times, heun_step
 from sklvebm.estimators._boundary import Standardisation, numerical_session, seeded_generator
 from sklvebm.log_partition import LogPartition
@@ -33,6 +34,24 @@ class FlowModel(NamedTuple):
     log_partition: LogPartition  # of the explicit energy
 
 
+def expert_of(model: FlowModel) -> Expert:
+    """Return the explicit energy as compositions see it, at its time."""
+    time, potential = model.energy_time, model.potential
+
+    def correction(x: Tensor, z: Tensor) -> Tensor:
+        return -time * potential.correction(x, torch.full_like(x[:, 0], time)).to(x)
+
+    return Expert(
+        reference=PotentialSlice(potential, time).reference,
+        correction=correction,
+        mean=torch.from_numpy(np.array(model.standardisation.mean)),
+        # rows of the law at an earlier time are shrunk by it
+        scale=torch.from_numpy(np.array(model.standardisation.scale)) / time,
+        log_partition=model.log_partition.value,
+        bounded=True,
+    )
+
+
 def numbers_per_row(potential: AnchoredPotential, n_directions: int) -> int:
     """Return the size of the largest intermediate for one row."""
     n_features = potential.n_features
@@ -41,7 +60,8 @@ def numbers_per_row(potential: AnchoredPotential, n_directions: int) -> int:
         width = max(width, n_features**2)
     if potential.network is not None:
         n_tangents = 1 if potential.trace_is_free else n_directions
-        width = max(width, n_tangents * max(potential.network.hidden_layer_sizes))
+        widest = max(*potential.network.hidden_layer_sizes, len(potential.network.output))
+        width = max(width, n_tangents * widest)
     return width
 
 

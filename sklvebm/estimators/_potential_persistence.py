@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklvebm.energies import MLPEnergy
 from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._networks import network_from_plain, plain_network
 from sklvebm.estimators._persistence import (
-    arrays_of,
     choice_from_plain,
-    load_arrays,
     plain_choice,
     plain_reference,
     reference_from_plain,
@@ -40,16 +38,8 @@ def derived_attributes(model: FlowModel) -> dict[str, Any]:
 def plain_potential(potential: AnchoredPotential) -> dict[str, Any]:
     """Describe the correction of a potential; the reference is kept apart."""
     network = potential.network
-    if network is None:
-        return {"bound": potential.bound, "network": None}
-    return {
-        "bound": potential.bound,
-        "network": {
-            "hidden_layer_sizes": list(network.hidden_layer_sizes),
-            "activation": network.activation,
-            "arrays": arrays_of(network),
-        },
-    }
+    plain = None if network is None else plain_network(network)
+    return {"bound": potential.bound, "network": plain}
 
 
 def potential_from_plain(plain: dict[str, Any], mixture: NoisedMixture) -> AnchoredPotential:
@@ -57,8 +47,7 @@ def potential_from_plain(plain: dict[str, Any], mixture: NoisedMixture) -> Ancho
     parts = plain["network"]
     if parts is None:
         return AnchoredPotential(mixture, None, plain["bound"])
-    network = MLPEnergy(mixture.n_features, 1, parts["hidden_layer_sizes"], parts["activation"])
-    load_arrays(network, parts["arrays"])
+    network = network_from_plain(parts, mixture.n_features, 1)
     return AnchoredPotential(mixture, network, plain["bound"])
 
 

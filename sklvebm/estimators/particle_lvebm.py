@@ -10,6 +10,7 @@ from sklvebm.estimators._density import LatentDensityMixin
 from sklvebm.estimators._fitting import Training, new_objective, resolve_auto
 from sklvebm.estimators._iterative_fit import warn_of_doubts
 from sklvebm.estimators._latent_charts import LATENT_MAPS
+from sklvebm.estimators._networks import shape_of
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._pool_fit import Plan, fit_pool
 from sklvebm.objectives.particle_likelihood import NEGATIVES, POSTERIORS
@@ -18,6 +19,7 @@ _RULES = {
     "n_components": Number(True, 1),
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "image_shape": Widths(none=True),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
     "negatives": OneOf(NEGATIVES),
@@ -46,13 +48,8 @@ _RULES = {
 def _shape(training: Training) -> dict[str, Any]:
     """Return the parameters that shape the model, as they were when it was made."""
     energy = training.optimisation.energy
-    if not isinstance(energy, AnchoredEnergy):
-        return {"n_components": energy.n_latents}
-    return {
-        "n_components": energy.n_latents,
-        "hidden_layer_sizes": energy.network.hidden_layer_sizes,
-        "activation": energy.network.activation,
-    }
+    shape = shape_of(energy.network) if isinstance(energy, AnchoredEnergy) else {}
+    return {"n_components": energy.n_latents, **shape}
 
 
 _PLAN = Plan(_RULES, resolve_auto, new_objective, _shape, "ELBO", "lower_bound")
@@ -74,9 +71,14 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Number of latents z.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
-        to seven features and latents together, else (128, 128).
+        to seven features and latents together, else (128, 128); (64,) with `image_shape`, behind
+        the convolutions.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    image_shape : sequence of int or None, default=None
+        Height and width, or height, width and channels, where rows are flattened images: g is then
+        convolutional in x (`ConvEnergy`). None takes columns in any order. Ignored when `energy` is
+        given.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
@@ -221,6 +223,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         *,
         hidden_layer_sizes="auto",
         activation="tanh",
+        image_shape=None,
         energy=None,
         reference="mixture",
         dynamics="crank-nicolson",
@@ -250,6 +253,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
+        self.image_shape = image_shape
         self.energy = energy
         self.reference = reference
         self.dynamics = dynamics

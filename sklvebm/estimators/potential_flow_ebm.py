@@ -16,6 +16,7 @@ from sklvebm.estimators._iterative_fit import (
     unchanged_on_failure,
     warn_of_doubts,
 )
+from sklvebm.estimators._networks import shape_of
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._potential_fitting import (
     FlowOutcome,
@@ -28,6 +29,7 @@ from sklvebm.objectives.potential_flow import LOSSES
 _RULES = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "image_shape": Widths(none=True),
     "loss": OneOf(LOSSES),
     "consistency": Number(False, 0.0),
     "n_steps": Number(True, 1, word="auto"),
@@ -64,9 +66,14 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     ----------
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the correction's network. "auto" is (64, 64) for up to three features,
-        else (512,): with one layer the exact trace of the change of variables costs nothing.
+        else (512,): with one layer the exact trace of the change of variables costs nothing. With
+        `image_shape`, one number: the kernels of the local units; "auto" is (16,).
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network.
+    image_shape : sequence of int or None, default=None
+        Height and width, or height, width and channels, where rows are flattened images: the
+        network is then a layer of local units that share their kernels (`ConvLayerEnergy`).
+        None takes columns in any order.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the potential is anchored on: an ensemble of Gaussian mixtures chosen by
         cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
@@ -188,6 +195,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         hidden_layer_sizes="auto",
         *,
         activation="tanh",
+        image_shape=None,
         reference="mixture",
         loss="flow-matching",
         consistency=0.1,
@@ -211,6 +219,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
+        self.image_shape = image_shape
         self.reference = reference
         self.loss = loss
         self.consistency = consistency
@@ -301,8 +310,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             self,
             settings,
             {
-                "hidden_layer_sizes": network.hidden_layer_sizes,
-                "activation": network.activation,
+                **shape_of(network),
                 "dtype": str(network.output.dtype).removeprefix("torch."),
             },
         )

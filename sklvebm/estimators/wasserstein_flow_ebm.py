@@ -10,6 +10,7 @@ from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators import _fitting
 from sklvebm.estimators._density import FeatureDensityMixin
 from sklvebm.estimators._iterative_fit import warn_of_doubts
+from sklvebm.estimators._networks import shape_of
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._pool_fit import Plan, fit_pool
 from sklvebm.objectives.wasserstein_flow import PROXIMAL, WassersteinFlow
@@ -17,6 +18,7 @@ from sklvebm.objectives.wasserstein_flow import PROXIMAL, WassersteinFlow
 _RULES = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "image_shape": Widths(none=True),
     "proximal": OneOf(PROXIMAL),
     "proximal_weight": Number(False, 0.0),
     "penalty_half_life": Number(False, 0.0, open_low=True, none=True),
@@ -62,11 +64,7 @@ def _new_objective(settings: SimpleNamespace) -> WassersteinFlow:
 
 def _shape(training: _fitting.Training) -> dict[str, Any]:
     """Return the parameters that shape the model, as they were when it was made."""
-    network = training.optimisation.energy.network
-    return {
-        "hidden_layer_sizes": network.hidden_layer_sizes,
-        "activation": network.activation,
-    }
+    return shape_of(training.optimisation.energy.network)
 
 
 _PLAN = Plan(_RULES, _resolve_auto, _new_objective, _shape, "log-likelihood", "log_likelihood")
@@ -88,9 +86,12 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
     ----------
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g. "auto" is (64, 64) for up to seven features, else
-        (128, 128).
+        (128, 128); (64,) with `image_shape`, behind the convolutions.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    image_shape : sequence of int or None, default=None
+        Height and width, or height, width and channels, where rows are flattened images: g is then
+        convolutional (`ConvEnergy`). None takes columns in any order.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
         cross-validation, plus a wide component; one Gaussian with the rows' covariance; a clone of
@@ -222,6 +223,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         hidden_layer_sizes="auto",
         *,
         activation="tanh",
+        image_shape=None,
         reference="mixture",
         proximal="jko",
         proximal_weight=0.1,
@@ -248,6 +250,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
     ):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
+        self.image_shape = image_shape
         self.reference = reference
         self.proximal = proximal
         self.proximal_weight = proximal_weight

@@ -19,6 +19,7 @@ SHAPES = {
     "make_kepler_orbits": (4, 3),
     "make_lorenz": (3, 3),
     "make_pendulum": (2, 2),
+    "make_shape_images": (256, 5),
 }
 # seconds, not minutes: what is integrated needs no long time here
 QUICK = {"make_lorenz": {"duration": 2.0}, "make_pendulum": {"duration": 5.0}}

@@ -1,0 +1,135 @@
+"""`interpolate`: rows on the way from one row to another, through the latents of a model."""
+
+import numpy as np
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+
+from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._parameters import Number, OneOf
+
+_PATHS = ("auto", "linear", "spherical")
+
+
+def interpolate(model, start, end, n_steps=8, *, path="auto"):
+    r"""Return rows on the way from one row to another, through a model's latents.
+
+    Both rows are carried to latents by `model.transform`, joined there, and carried back by
+    `model.inverse_transform`.
+
+    Parameters
+    ----------
+    model : estimator
+        Fitted, with `transform` and `inverse_transform`: `ParticleLVEBM`, `PotentialFlowEBM`, or a
+        pipeline that ends in one.
+    start, end : array-like of shape (n_features,)
+        Rows in the units of the data.
+    n_steps : int, default=8
+        Rows on the path, both ends included; at least 2.
+    path : {"auto", "linear", "spherical"}, default="auto"
+        How latents are joined: by a straight line, or at a constant angular velocity with a length
+        that changes evenly, `slerp` [1]_. Standard normal latents in many dimensions all have about
+        the same length, which straight lines leave. "auto" is "spherical" where the latents are as
+        many as the features, as those of a flow are, else "linear".
+
+    Returns
+    -------
+    X : ndarray of shape (n_steps, n_features)
+        Rows in the units of the data. For a flow the first and the last are `start` and `end`, up
+        to `diagnostics_.round_trip_error`; for fewer latents than features they are what the
+        latents keep of them, `E[x | z]`.
+
+    Raises
+    ------
+    NotFittedError
+        If the model is not fitted.
+    TypeError, ValueError
+        If the model has no latents, a row has another width, or a parameter is not legal.
+
+    References
+    ----------
+    .. [1] K. Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import PotentialFlowEBM, interpolate
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> model = PotentialFlowEBM(max_iter=0, random_state=0).fit(X)
+    >>> interpolate(model, X[0], X[1], 5).shape
+    (5, 2)
+    """
+    for method in ("transform", "inverse_transform"):
+        if isinstance(model, type) or not hasattr(model, method):
+            raise TypeError(
+                f"model must be fitted and have transform and inverse_transform, got {model!r}."
+            )
+    check_is_fitted(model)
+    Number(True, 2).check("n_steps", n_steps)
+    OneOf(_PATHS).check("path", path)
+    rows = [_row("start", start), _row("end", end)]
+    if rows[0].shape != rows[1].shape:
+        widths = [row.shape[1] for row in rows]
+        raise ValueError(f"start and end must have the same number of features, got {widths}.")
+    rows = np.concatenate(rows)
+    # without names, which two rows have not: a model fitted to a data frame knows its own
+    names = getattr(model, "feature_names_in_", None)
+    latents = np.asarray(model.transform(_named(rows, names)))
+    if path == "auto":
+        path = "spherical" if latents.shape[1] == rows.shape[1] else "linear"
+    share = np.linspace(0.0, 1.0, n_steps, dtype=latents.dtype)
+    join = slerp if path == "spherical" else _straight
+    return np.asarray(model.inverse_transform(join(latents[0], latents[1], share)))
+
+
+def _row(name, row):
+    """Return a row as an array (1, n_features)."""
+    row = check_array(as_plain_array(row), ensure_2d=False, dtype=[np.float64, np.float32])
+    if row.ndim != 1:
+        raise ValueError(f"{name} must be one row of shape (n_features,), got {row.shape}.")
+    return row[None]
+
+
+def _named(rows, names):
+    if names is None:
+        return rows
+    try:
+        import pandas as pd
+    except ImportError:
+        return rows
+    return pd.DataFrame(rows, columns=names) if rows.shape[1] == len(names) else rows
+
+
+def _straight(first, last, share):
+    """Return points (n, L) on the line between two (L,) at shares (n,) of the way."""
+    return first + share[:, None] * (last - first)
+
+
+def slerp(first, last, share):
+    """Return points at a constant angular velocity, with a length that changes evenly.
+
+    Parameters
+    ----------
+    first, last : ndarray of shape (n_latents,)
+        Ends.
+    share : ndarray of shape (n,)
+        Shares of the way, in [0, 1].
+
+    Returns
+    -------
+    points : ndarray of shape (n, n_latents)
+        On the straight line where the ends are parallel, opposite or zero: no plane is theirs.
+    """
+    lengths = np.linalg.norm(first), np.linalg.norm(last)
+    if min(lengths) == 0.0:
+        return _straight(first, last, share)
+    units = first / lengths[0], last / lengths[1]
+    # accurate for small angles, where the arc cosine of a product is not
+    angle = 2.0 * np.arctan2(
+        np.linalg.norm(units[0] - units[1]), np.linalg.norm(units[0] + units[1])
+    )
+    if np.sin(angle) < 1e-7:
+        return _straight(first, last, share)
+    share = share[:, None]
+    direction = np.sin((1.0 - share) * angle) * units[0] + np.sin(share * angle) * units[1]
+    length = (1.0 - share) * lengths[0] + share * lengths[1]
+    return length * direction / np.sin(angle)
