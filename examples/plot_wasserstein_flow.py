@@ -158,7 +158,7 @@ def draw_far_data(panel):
         )
         panel.semilogy(BETWEEN * np.arange(len(found)), found, c=colour, lw=1, label=label)
     panel.set(xlabel="update", ylabel="KL, nats", title="data six deviations from the start")
-    panel.legend(frameon=False, loc="upper right")
+    panel.legend(frameon=False, loc=(0.3, 0.6))
 
 
 # Moons -------------------------------------------------------------------------------------------

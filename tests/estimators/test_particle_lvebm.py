@@ -18,7 +18,7 @@ from sklvebm import (
     MixtureReference,
     ParticleLVEBM,
 )
-from sklvebm.estimators import _boundary, particle_lvebm
+from sklvebm.estimators import _boundary, _pool_fit
 from sklvebm.estimators._fitting import split_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -411,7 +411,7 @@ def test_a_continued_fit_holds_out_the_same_rows(small, moons, random_state, mon
         splits.append(split_rows(*arguments))
         return splits[-1]
 
-    monkeypatch.setattr(particle_lvebm, "split_rows", recorded)
+    monkeypatch.setattr(_pool_fit, "split_rows", recorded)
     model = small(early_stopping=True, warm_start=True, random_state=random_state, max_iter=1)
     model.fit(moons).fit(moons)
     # rows that chose the parameters must not train them later, and particles belong to their rows
