@@ -39,6 +39,7 @@ from sklvebm.particles import (
     stack_rows,
     take_chains,
 )
+from sklvebm.rare_components import rare_components, tilted_draws
 from sklvebm.reference import FeatureConditional
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
@@ -305,9 +306,13 @@ def joint_draws(
     ladder: Ladder,
     *,
     n_steps: int,
+    log_partition: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Draw `(x, e)` from the model by annealing exact draws of the reference.
+
+    Components of the reference that the model has lifted from a weight where no walker would start
+    are started from more often, which weights make up for.
 
     Parameters
     ----------
@@ -319,6 +324,8 @@ def joint_draws(
         Shapes the annealing schedule.
     n_steps : int
         Annealing steps.
+    log_partition : float
+        log Z of the model, nats; matters where components were lifted only.
     generator : torch.Generator
         Source of all randomness.
 
@@ -333,9 +340,17 @@ def joint_draws(
     reference = energy.reference
     target = joint_target(energy, select_correction_and_grad(energy))
     betas, step_sizes = annealing_schedule(ladder, n_steps)
-    chains = start(energy.reference.sample(max(n, _JOINT_WALKERS), generator), target)
+    n_walkers = max(n, _JOINT_WALKERS)
+    rare = rare_components(energy, n_walkers, generator)
+    begin, log_weights = tilted_draws(reference, rare, log_partition, n_walkers, generator)
     log_weights, chains = anneal(
-        chains, target, betas, step_sizes=step_sizes, noise=noise, resample_below=0.5
+        start(begin, target),
+        target,
+        betas,
+        step_sizes=step_sizes,
+        noise=noise,
+        resample_below=0.5,
+        log_weights=log_weights,
     )
     index = systematic_resample(log_weights, noise, n)
     order = torch.randperm(n, generator=generator, device=index.device)

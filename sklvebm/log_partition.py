@@ -62,6 +62,7 @@ def anneal(
     step_sizes: Tensor,
     noise: Noise,
     resample_below: float = 0.0,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Chains]:
     r"""Carry particles along a path of targets and accumulate their importance weights.
 
@@ -84,6 +85,8 @@ def anneal(
         Source of the moves. Resampling needs `IndependentNoise`.
     resample_below : float, default=0.0
         Resample (systematically) when the effective sample size falls below this share of B.
+    log_weights : Tensor of shape (B,) or None, default=None
+        Log importance weights that the positions start with, float64; None are zeros.
 
     Returns
     -------
@@ -93,7 +96,8 @@ def anneal(
     chains : Chains
         Final positions; with their weights they represent the last target.
     """
-    log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
+    if log_weights is None:
+        log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
     done = 0.0
     for k in range(1, len(betas)):
         if k % _FRAMES_LAST == 1:

@@ -258,8 +258,13 @@ class MixtureReference(nn.Module):
             component = component.clamp(max=len(weights) - 1)
         else:
             component = torch.multinomial(weights, n, replacement=True, generator=generator)
+        return self.draws_of(component, generator)
+
+    def draws_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw exact particles `(y, e)`, (n, D + L), of given components (n,)."""
+        like = self.means
         noise = torch.randn(
-            (n, self.n_features + self.n_latents),
+            (len(component), self.n_features + self.n_latents),
             generator=generator,
             dtype=like.dtype,
             device=like.device,

@@ -23,6 +23,7 @@ ALLOWED = {
     "kernels": {"energies", "gradients", "particles"},
     "backends": {"energies", "gradients", "kernels"},
     "log_partition": {"dynamics", "particles"},
+    "rare_components": {"energies", "log_partition", "reference"},
     "inference": {
         "backends",
         "charts",
@@ -31,6 +32,7 @@ ALLOWED = {
         "gradients",
         "log_partition",
         "particles",
+        "rare_components",
         "reference",
     },
     "convolutions": {"energies"},
@@ -82,6 +84,7 @@ ALLOWED = {
         "particles",
         "potential_slices",
         "potentials",
+        "rare_components",
         "reference",
         "thread_limits",
         "training",

@@ -39,6 +39,8 @@ class Diagnostics(NamedTuple):
         Annealing from the reference: estimate and standard error over replicates, nats.
     log_z_upper, log_z_upper_error : float
         Annealing from the model, nats.
+    rare_mass : float
+        Nats that components of the reference too rare for the walkers add to log Z.
     bracket_width : float
         `log_partition_.upper - log_partition_.lower`, nats.
     tolerance : float
@@ -64,6 +66,7 @@ class Diagnostics(NamedTuple):
     log_z_lower_error: float
     log_z_upper: float
     log_z_upper_error: float
+    rare_mass: float
     bracket_width: float
     tolerance: float
     walker_sample_size: float
@@ -120,7 +123,7 @@ class Diagnostics(NamedTuple):
             f"log Z, from below   {self.log_z_lower:.3f} +- {self.log_z_lower_error:.3f} nats",
             f"log Z, from above   {self.log_z_upper:.3f} +- {self.log_z_upper_error:.3f} nats",
             f"bracket             {self.bracket_width:.3f} nats wide, tolerance "
-            f"{self.tolerance:.3f}",
+            f"{self.tolerance:.3f}; {self.rare_mass:.3f} for rare components",
             f"walkers             {self.walker_sample_size:.0f} of {self.n_walkers} effective, "
             f"{self.n_annealing_steps} annealing steps",
             f"acceptance          {row(self.acceptance)}",
@@ -146,6 +149,7 @@ def disagreement(observations: list[Observation]) -> float:
 
 def diagnose(
     normalisation: Normalisation,
+    rare_mass: float,
     observations: list[Observation],
     tolerance: float,
     posterior_sample_size: float,
@@ -157,6 +161,8 @@ def diagnose(
     ----------
     normalisation : Normalisation
         Bracket of log Z.
+    rare_mass : float
+        Nats of it that come from rare components.
     observations : list of Observation
         One for each start; the same number of sweeps each.
     tolerance : float
@@ -182,6 +188,7 @@ def diagnose(
         log_z_lower_error=normalisation.forward_error,
         log_z_upper=normalisation.reverse,
         log_z_upper_error=normalisation.reverse_error,
+        rare_mass=rare_mass,
         bracket_width=estimate.upper - estimate.lower,
         tolerance=tolerance,
         walker_sample_size=estimate.effective_sample_size,

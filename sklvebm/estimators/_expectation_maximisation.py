@@ -2,7 +2,8 @@
 
 scikit-learn's `GaussianMixture` goes through full covariances one component at a time; here all
 components are two matrix products with the products of features. Both steps are compared with
-scikit-learn's in the tests.
+scikit-learn's in the tests. Other than there, a component's covariance is averaged with that of all
+components, which counts as half a row: components do not collapse on single rows.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 
 _MAX_ITERATIONS = 50
+PRIOR_ROWS = 0.5  # that the common covariance counts as in each component's own
 _LEAST_PROGRESS = 1e-3  # nats per row and iteration
 _LOG_2PI = np.log(2.0 * np.pi)
 # features up to which products of features are cheaper than residuals of every component
@@ -112,23 +114,41 @@ def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
 
 
 def maximise(
-    rows: Statistics, responsibilities: np.ndarray, covariance_type: str, ridge: float
+    rows: Statistics,
+    responsibilities: np.ndarray,
+    covariance_type: str,
+    ridge: float,
+    prior_rows: float = 0.0,
 ) -> Mixture:
-    """Return the likeliest mixture given responsibilities (n_samples, M): the M step."""
+    """Return the likeliest mixture given responsibilities (n_samples, M): the M step.
+
+    With `prior_rows`, covariances of components are averaged with that of all components, which
+    counts as so many rows: a component that holds one row has no spread of its own.
+    """
     X = rows.X
     counts = responsibilities.sum(0) + 10.0 * np.finfo(float).eps
     means = (responsibilities.T @ X) / counts[:, None]
     n_features = X.shape[1]
     if covariance_type == "diag":
         covariances = (responsibilities.T @ rows.products) / counts[:, None] - means**2
-        covariances = np.maximum(covariances, 0.0) + ridge
+        covariances = _shrunk(np.maximum(covariances, 0.0), counts, prior_rows) + ridge
     elif covariance_type == "tied":
         scatter = X.T @ X - (counts * means.T) @ means
         covariances = scatter / counts.sum() + ridge * np.eye(n_features)
     else:
         covariances = _full_covariances(rows, responsibilities, counts, means)
+        covariances = _shrunk(covariances, counts, prior_rows)
         covariances[:, np.arange(n_features), np.arange(n_features)] += ridge
     return Mixture(counts / counts.sum(), means, covariances, covariance_type)
+
+
+def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:
+    """Return the covariances (M, ...) of components with so many rows of their mean added."""
+    if prior_rows == 0.0:
+        return covariances
+    pooled = np.average(covariances, axis=0, weights=counts)
+    share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
+    return covariances + share * (pooled - covariances)
 
 
 def _full_covariances(
@@ -189,7 +209,7 @@ def fit_mixture(
     responsibilities[np.arange(len(X)), distances.argmin(1)] = 1.0
     before = -np.inf
     for _ in range(_MAX_ITERATIONS):
-        mixture = maximise(rows, responsibilities, covariance_type, ridge)
+        mixture = maximise(rows, responsibilities, covariance_type, ridge, PRIOR_ROWS)
         responsibilities = log_joint(rows, mixture)
         now = _log_sum_exp(responsibilities).mean()
         if now - before < _LEAST_PROGRESS:

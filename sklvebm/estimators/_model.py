@@ -180,6 +180,7 @@ def samples(
                 part.stop - part.start,
                 ladder,
                 n_steps=model.n_annealing_steps,
+                log_partition=model.log_partition.value,
                 generator=generator,
             )
             X[part], Z[part] = x.cpu().numpy(), model.latents(x, e).numpy()

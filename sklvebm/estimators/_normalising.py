@@ -24,6 +24,7 @@ from sklvebm.log_partition import (
 from sklvebm.objectives.pool import Observation, observe_pool, pool_corrections
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.particles import IndependentNoise, ParticleState
+from sklvebm.rare_components import rare_components, with_rare
 from sklvebm.reference import MixtureReference
 from sklvebm.training import TrainingResult
 
@@ -112,6 +113,10 @@ def normalise(
         tolerance=_WANTED[0] + _WANTED[1] * further,
         max_steps=_MAX_STEPS,
     )
+    rare = rare_components(energy, len(model_draws), generator)
+    seen, whole = normalisation.estimate, with_rare(normalisation.estimate, rare)
+    rare_mass = whole.upper - seen.upper
+    normalisation = normalisation._replace(estimate=whole)
     exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
     exact.reference = reference
     model = Model(
@@ -126,7 +131,9 @@ def normalise(
     sample_size = posterior_sample_size(model, rows)
     trusted = _TRUSTED[0] + _TRUSTED[1] * further
     n_particles = ROW_PARTICLES if energy.n_latents > 0 else 0
-    return model, diagnose(normalisation, observations, trusted, sample_size, n_particles)
+    return model, diagnose(
+        normalisation, rare_mass, observations, trusted, sample_size, n_particles
+    )
 
 
 def watch_pools(

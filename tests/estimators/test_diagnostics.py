@@ -44,6 +44,7 @@ def sound(**changes):
         "log_z_lower_error": 0.01,
         "log_z_upper": 0.11,
         "log_z_upper_error": 0.01,
+        "rare_mass": 0.0,
         "bracket_width": 0.01,
         "tolerance": 0.02,
         "walker_sample_size": 400.0,

@@ -8,6 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.estimators._expectation_maximisation import (
+    PRIOR_ROWS,
     Mixture,
     Statistics,
     fit_mixture,
@@ -80,7 +81,7 @@ def test_iterations_climb_until_they_gain_nothing(kind):
     statistics = Statistics(X, kind)
     joint = log_joint(statistics, mixture)
     before = np.logaddexp.reduce(joint, axis=1)
-    next_one = maximise(statistics, np.exp(joint - before[:, None]), kind, RIDGE)
+    next_one = maximise(statistics, np.exp(joint - before[:, None]), kind, RIDGE, PRIOR_ROWS)
     # the ridge is no part of the likelihood: an iteration may lose what it adds
     assert abs(next_one.score_samples(X).mean() - before.mean()) < 2e-3
     start = fit_mixture(X, 1, kind, RIDGE, seed=0)
@@ -105,3 +106,18 @@ def test_the_ridge_bounds_densities_where_rows_coincide():
         assert np.isfinite(mixture.score_samples(X)).all()
         assert mixture.full_covariances().min() > -RIDGE
         assert np.linalg.eigvalsh(mixture.full_covariances()).min() >= 0.99 * RIDGE
+
+
+@pytest.mark.parametrize("kind", ["full", "diag"])
+def test_a_component_of_one_row_has_a_share_of_the_common_spread(kind):
+    X = rows()
+    responsibilities = np.zeros((len(X), 2))
+    responsibilities[0, 0] = responsibilities[1:, 1] = 1.0
+    found = maximise(Statistics(X, kind), responsibilities, kind, 0.0, PRIOR_ROWS)
+    own = np.cov(X[1:].T, bias=True)
+    pooled = own * (len(X) - 1) / len(X)
+    share = PRIOR_ROWS / (1.0 + PRIOR_ROWS)
+    expected = share * pooled if kind == "full" else share * np.diag(pooled)
+    np.testing.assert_allclose(found.covariances[0], expected, atol=1e-12)
+    # many rows hardly notice
+    np.testing.assert_allclose(found.full_covariances()[1].diagonal(), own.diagonal(), rtol=0.01)

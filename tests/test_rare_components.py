@@ -1,0 +1,139 @@
+"""Components that walkers miss: their mass, starts that find them, draws that hold their share."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.energies import AnchoredEnergy
+from sklvebm.gradients import joint_target
+from sklvebm.inference import joint_draws
+from sklvebm.log_partition import Ladder, LogPartition, estimate_log_partition
+from sklvebm.particles import IndependentNoise
+from sklvebm.rare_components import (
+    RareComponents,
+    rare_components,
+    tilted_draws,
+    with_rare,
+)
+from sklvebm.reference import MixtureReference
+
+N_WALKERS = 512
+RARE = 1e-5  # weight of the component far out
+LIFT = 11.0  # nats
+HELD = RARE * math.exp(LIFT) / (1.0 - RARE + RARE * math.exp(LIFT))  # its share of the model
+LADDER = Ladder(
+    *(torch.tensor(part, dtype=torch.float64) for part in ([0.0, 1.0], [1.0, 0.5], [4.0, 1.0]))
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Lift(nn.Module):
+    """Lowers the energy by a constant beyond x_0 = 20, where only the rare component is."""
+
+    n_features, n_latents = 2, 1
+
+    def forward(self, x, z):
+        return -LIFT * torch.sigmoid(5.0 * (x[:, 0] - 20.0)) + 0.0 * z[:, 0]
+
+
+def lifted():
+    """Return an energy of which a component of weight 1e-5 holds 0.37; log Z is a closed form."""
+    reference = MixtureReference(
+        torch.tensor([0.6, 0.4 - RARE, RARE]),
+        torch.tensor([[-1.0, 0.0], [1.0, 0.0], [40.0, 0.0]]),
+        torch.stack([torch.eye(2), 0.3 * torch.eye(2), 0.01 * torch.eye(2)]),
+        latent_map=torch.tensor([[0.5, 0.0]]),
+        latent_variance=torch.tensor([0.75]),
+        location=torch.zeros(2),
+    )
+    log_z = math.log(1.0 - RARE + RARE * math.exp(LIFT))
+    return AnchoredEnergy(reference, Lift(), bound=1e9), log_z
+
+
+def test_the_mass_of_a_narrow_rare_component_is_known():
+    energy, _ = lifted()
+    rare = rare_components(energy, N_WALKERS, generator())
+    assert rare.index.tolist() == [2]
+    # the correction is constant there, up to the tail of a sigmoid
+    assert float(rare.log_means) == pytest.approx(LIFT, abs=1e-6)
+    assert float(rare.log_weights) == pytest.approx(math.log(RARE))
+    assert len(rare_components(energy, 10**6, generator()).index) == 0
+
+
+def test_a_component_on_which_the_correction_varies_is_left_to_the_walkers():
+    energy, _ = lifted()
+    energy.network.forward = lambda x, z: 40.0 * x[:, 1]  # four nats per standard deviation
+    assert len(rare_components(energy, N_WALKERS, generator()).index) == 0
+
+
+def test_the_bracket_holds_log_z_only_with_rare_components():
+    energy, log_z = lifted()
+    noise = IndependentNoise(generator(1))
+    target = joint_target(energy, select_correction_and_grad(energy))
+    draws = energy.reference.sample(N_WALKERS, noise.generator)  # the model's, but for the rare
+    found = estimate_log_partition(
+        target,
+        lambda: energy.reference.sample(N_WALKERS, noise.generator, stratified=True),
+        draws,
+        LADDER,
+        noise=noise,
+        tolerance=0.05,
+        max_steps=32,
+    ).estimate
+    assert found.upper < log_z - 0.4
+    whole = with_rare(found, rare_components(energy, N_WALKERS, noise.generator))
+    assert whole.lower <= log_z <= whole.upper + 1e-6
+    assert whole.value == pytest.approx(log_z, abs=0.02)
+
+
+def test_components_like_the_others_add_nothing():
+    estimate = LogPartition(-1.0, -1.1, -0.9, 0.03, 300.0)
+    none = RareComponents(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+    lowered = RareComponents(torch.tensor([2]), torch.tensor([-9.0]), torch.tensor([-1.5]))
+    assert with_rare(estimate, none) == estimate
+    assert with_rare(estimate, lowered) == estimate
+
+
+def test_tilted_draws_have_the_weights_of_the_reference():
+    energy, log_z = lifted()
+    rare = rare_components(energy, N_WALKERS, generator())
+    n = 20_000
+    y, log_weights = tilted_draws(energy.reference, rare, log_z, n, generator(2))
+    weights = torch.exp(log_weights)
+    x, _ = energy.reference.split(y)
+    far = (x[:, 0] > 20.0).double()
+    # five standard errors
+    assert abs(float(far.mean()) - HELD) < 5.0 * math.sqrt(HELD * (1.0 - HELD) / n)
+    error = float(weights.std()) / math.sqrt(n)
+    assert abs(float(weights.mean()) - 1.0) < 5.0 * error
+    assert float((weights * far).mean()) == pytest.approx(RARE, rel=0.1)
+    moment = weights * x[:, 0].clamp(max=20.0)
+    expected = 0.6 * -1.0 + (0.4 - RARE) * 1.0
+    assert abs(float(moment.mean()) - expected) < 5.0 * float(moment.std()) / math.sqrt(n)
+
+
+def test_without_rare_components_draws_are_the_references():
+    energy, _ = lifted()
+    rare = rare_components(energy, 10**6, generator())
+    _, log_weights = tilted_draws(energy.reference, rare, 0.0, 50, generator(3))
+    torch.testing.assert_close(log_weights, torch.zeros_like(log_weights))
+
+
+def test_draws_of_the_model_hold_the_share_of_a_rare_component():
+    energy, log_z = lifted()
+    shares = []
+    for seed in range(20):
+        x, _ = joint_draws(
+            energy, 500, LADDER, n_steps=8, log_partition=log_z, generator=generator(seed)
+        )
+        shares.append(float((x[:, 0] > 20.0).double().mean()))
+    shares = torch.tensor(shares)
+    # five standard errors over independent runs
+    assert abs(float(shares.mean()) - HELD) < 5.0 * float(shares.std()) / math.sqrt(20)
+    assert float(shares.std()) < 0.05
