@@ -17,7 +17,8 @@ from sklvebm.estimators._boundary import (
     numerical_session,
     seeded_generator,
 )
-from sklvebm.estimators._persistence import arrays_of, load_arrays
+from sklvebm.estimators._networks import load_arrays
+from sklvebm.estimators._persistence import arrays_of
 from sklvebm.log_partition import LogPartition
 from sklvebm.thread_limits import threads_for
 
