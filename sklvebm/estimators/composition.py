@@ -183,7 +183,8 @@ def compose(terms, *, n_nodes=64):
     Parameters
     ----------
     terms : iterable of (model, weight)
-        Fitted models with the same features, `ParticleLVEBM`, `PotentialFlowEBM` or compositions of
+        Fitted models with the same features, `ParticleLVEBM`, `WassersteinFlowEBM`,
+        `PotentialFlowEBM` or compositions of
         them, and finite weights that are not zero.
     n_nodes : int, default=64
         Quasi-random nodes that integrate out the latents of a model in its energy, and in draws
