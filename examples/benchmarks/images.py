@@ -47,7 +47,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.svm import SVC
 
-from sklvebm import ParticleLVEBM, PotentialFlowEBM
+from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 
 KNOWN = 8  # digits 0 to 7 are known, 8 and 9 are not
 STRANGERS = ("inverted", "shuffled", "digits 8 and 9")
@@ -120,7 +120,7 @@ def ours(make):
                 model.set_params(max_iter=sizes.max_iter, reference="gaussian")
             model.fit(X)
         settings = "kept" if model.improved_ else "reference"
-        if isinstance(model, ParticleLVEBM):
+        if not isinstance(model, PotentialFlowEBM):
             settings += f", missed {missed_mass(model):.3f}"
         return model.score_samples, model.sample, settings
 
@@ -165,13 +165,15 @@ METHODS = {
     "particles, images": ours(lambda: ParticleLVEBM(8, image_shape=SHAPE)),
     "flow": ours(PotentialFlowEBM),
     "flow, images": ours(lambda: PotentialFlowEBM(image_shape=SHAPE)),
+    "wasserstein flow": ours(WassersteinFlowEBM),
+    "wasserstein flow, images": ours(lambda: WassersteinFlowEBM(image_shape=SHAPE)),
     "mixture by BIC": best_mixture,
     "kernel density": density_of_kernels,
     "isolation forest": detector(lambda seed: IsolationForest(random_state=seed)),
     "local outlier factor": detector(lambda seed: LocalOutlierFactor(novelty=True)),
 }
-OURS = tuple(METHODS)[:4]
-DENSITIES = tuple(METHODS)[:6]
+OURS = tuple(METHODS)[:6]
+DENSITIES = tuple(METHODS)[:8]
 
 
 # Rows --------------------------------------------------------------------------------------------
