@@ -252,6 +252,8 @@ def test_where_annealing_does_not_confirm_the_model_is_its_reference(moons, monk
 BAD_PARAMETERS = [
     ("hidden_layer_sizes", (), ValueError),
     ("hidden_layer_sizes", 8, TypeError),
+    ("image_shape", (4, 4), ValueError),
+    ("image_shape", 16, TypeError),
     ("activation", "relu", ValueError),
     ("reference", "kernel", ValueError),
     ("reference", None, TypeError),
