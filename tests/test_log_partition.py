@@ -387,12 +387,12 @@ def estimated(energy, seed, tolerance=0.02, max_steps=256):
     )
     g = generator(seed)
     state = objective.init(energy, 0, generator=g)
-    state, draws = objective.equilibrate(energy, state, 40, 8, g)
+    state, draws = objective.tempered.equilibrate(energy, state, 40, 8, g)
     result = estimate_log_partition(
         joint_target(energy, select_correction_and_grad(energy)),
         lambda: energy.reference.sample(len(draws), g, stratified=True),
         draws,
-        objective.ladder(state),
+        objective.tempered.ladder(state),
         noise=IndependentNoise(g),
         tolerance=tolerance,
         max_steps=max_steps,

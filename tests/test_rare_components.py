@@ -89,7 +89,8 @@ def test_the_bracket_holds_log_z_only_with_rare_components():
     assert found.upper < log_z - 0.4
     whole = with_rare(found, rare_components(energy, N_WALKERS, noise.generator))
     assert whole.lower <= log_z <= whole.upper + 1e-6
-    assert whole.value == pytest.approx(log_z, abs=0.02)
+    # all but the rare component has no correction: the walkers are exact, up to a sigmoid's tail
+    assert whole.value == pytest.approx(log_z, abs=1e-6)
 
 
 def test_components_like_the_others_add_nothing():
@@ -112,7 +113,8 @@ def test_tilted_draws_have_the_weights_of_the_reference():
     assert abs(float(far.mean()) - HELD) < 5.0 * math.sqrt(HELD * (1.0 - HELD) / n)
     error = float(weights.std()) / math.sqrt(n)
     assert abs(float(weights.mean()) - 1.0) < 5.0 * error
-    assert float((weights * far).mean()) == pytest.approx(RARE, rel=0.1)
+    rare_share = weights * far
+    assert abs(float(rare_share.mean()) - RARE) < 5.0 * float(rare_share.std()) / math.sqrt(n)
     moment = weights * x[:, 0].clamp(max=20.0)
     expected = 0.6 * -1.0 + (0.4 - RARE) * 1.0
     assert abs(float(moment.mean()) - expected) < 5.0 * float(moment.std()) / math.sqrt(n)
@@ -136,4 +138,5 @@ def test_draws_of_the_model_hold_the_share_of_a_rare_component():
     shares = torch.tensor(shares)
     # five standard errors over independent runs
     assert abs(float(shares.mean()) - HELD) < 5.0 * float(shares.std()) / math.sqrt(20)
+    # independent draws have 0.022, resampled walkers more; started by weight, a run has none or all
     assert float(shares.std()) < 0.05

@@ -144,8 +144,6 @@ def maximise(
 
 def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:
     """Return the covariances (M, ...) of components with so many rows of their mean added."""
-    if prior_rows == 0.0:
-        return covariances
     pooled = np.average(covariances, axis=0, weights=counts)
     share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
     return covariances + share * (pooled - covariances)

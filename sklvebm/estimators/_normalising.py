@@ -114,9 +114,9 @@ def normalise(
         max_steps=_MAX_STEPS,
     )
     rare = rare_components(energy, len(model_draws), generator)
-    seen, whole = normalisation.estimate, with_rare(normalisation.estimate, rare)
-    rare_mass = whole.upper - seen.upper
-    normalisation = normalisation._replace(estimate=whole)
+    estimate = with_rare(normalisation.estimate, rare)
+    rare_mass = estimate.upper - normalisation.estimate.upper
+    normalisation = normalisation._replace(estimate=estimate)
     exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
     exact.reference = reference
     model = Model(

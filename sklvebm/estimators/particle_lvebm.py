@@ -178,7 +178,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
         Whether the model is better than its reference on the monitored rows, by two standard
-        errors and with annealed estimates on the safe side. If not, it is the reference.
+        errors (more where rows are few) and with annealed estimates on the safe side. If not, it is
+        the reference.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -153,8 +153,8 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
-        Whether the monitored rows prefer the model to its reference by two standard errors. If
-        not, it is the reference, fitted to all rows.
+        Whether the monitored rows prefer the model to its reference by two standard errors
+        (more where rows are few). If not, it is the reference, fitted to all rows.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

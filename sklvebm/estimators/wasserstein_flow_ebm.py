@@ -181,8 +181,8 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
         Whether the model is better than its reference on the monitored rows, by two standard
-        errors and with the upper estimate of log Z. If not, it is the reference, fitted to all
-        rows.
+        errors (more where rows are few) and with the upper estimate of log Z. If not, it is the
+        reference, fitted to all rows.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

@@ -11,9 +11,9 @@ expectation with their multistate weights.
 import torch
 from torch import Tensor
 
-from sklvebm.energies import BridgedEnergy, PathEnergy
-from sklvebm.log_partition import Ladder, latent_nodes
-from sklvebm.objectives.pool import Sweep, pool_corrections
+from sklvebm.energies import PathEnergy
+from sklvebm.log_partition import latent_nodes
+from sklvebm.objectives.pool import pool_corrections
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
     GaussianPosterior,
@@ -28,7 +28,6 @@ POSTERIORS = ("particles", "gaussian", "amortized")
 NEGATIVES = ("persistent", "contrastive")
 _CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
 _MONITOR_NODES = 16  # latents per monitored row
-_BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 
 
 class ParticleLikelihood:
@@ -131,7 +130,7 @@ class ParticleLikelihood:
         moved = self.posterior.move(energy, batch, state, noise)
         if self.negatives == "contrastive":
             state = state._replace(pool=self._pool_at_data(energy, moved, noise))
-        sweep = self.move_pool(energy, state, noise)
+        sweep = self.tempered.move(energy, state, noise)
 
         positive = energy.correction(moved.x, moved.z).mean()
         correction = pool_corrections(energy, self.tempered.read_out(sweep, noise))
@@ -157,10 +156,6 @@ class ParticleLikelihood:
         reference = energy.reference
         return torch.cat([reference.from_features(x), reference.from_latents(x, z)], 1)[None]
 
-    def move_pool(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
-        """Move the whole pool once; see `pool.sweep_pool`."""
-        return self.tempered.move(energy, state, noise)
-
     def _contrastive_term(self, energy: PathEnergy, batch: Batch, z: Tensor) -> Tensor:
         """Return InfoNCE with the energy as critic: can row i be told from the latent? Nats."""
         n = min(_CONTRAST_ROWS, len(batch.x))
@@ -172,27 +167,13 @@ class ParticleLikelihood:
         logits = -energies.reshape(n, n)
         return torch.nn.functional.cross_entropy(logits, torch.arange(n, device=logits.device))
 
-    def equilibrate(
-        self,
-        energy: PathEnergy,
-        state: ParticleState,
-        n_sweeps: int,
-        n_snapshots: int,
-        generator: torch.Generator,
-    ) -> tuple[ParticleState, Tensor]:
-        """Move the pool at fixed parameters; see `pool.equilibrate`."""
-        return self.tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
-
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
     ) -> ParticleState:
         """Return the state to train from: posteriors of these rows, a pool that fits the energy."""
         if not self.posterior.fits(state.latents, n_rows):
             state = state._replace(latents=self.posterior.init(energy, n_rows, generator))
-        if state.n_updates == 0 and isinstance(energy, BridgedEnergy):
-            # an energy of the user's own does not start at the reference, where the pool is
-            state, _ = self.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
-        return state
+        return self.tempered.settled(energy, state, generator)
 
     def particles(self, state: ParticleState) -> ParticleState:
         """Return the particles of a state, which is nothing else here."""
@@ -203,10 +184,6 @@ class ParticleLikelihood:
         return self.tempered.problem(state, metrics)
 
     # Bounds ------------------------------------------------------------------------------------
-
-    def ladder(self, state: ParticleState) -> Ladder:
-        """Return what the annealing schedule needs of the pool."""
-        return self.tempered.ladder(state)
 
     @torch.no_grad()
     def lower_bound(
@@ -233,20 +210,5 @@ class ParticleLikelihood:
             Source of noise, used only where there is no ladder.
         """
         nodes = latent_nodes(_MONITOR_NODES, energy.n_latents, seed=0).to(x)
-        free_energy = self.free_energy_bound(target, x, nodes)
-        return float(-free_energy.mean()) - self.log_partition(energy, state, target, generator)
-
-    def log_partition(
-        self,
-        energy: PathEnergy,
-        state: ParticleState,
-        target: PathEnergy,
-        generator: torch.Generator,
-    ) -> float:
-        """Return log Z of `target`, in nats; see `TemperedPool.log_partition`."""
-        return self.tempered.log_partition(energy, state, target, generator)
-
-    @torch.no_grad()
-    def free_energy_bound(self, energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
-        """Return an upper bound on F(x); see `tempered_pool.free_energy_bound`."""
-        return free_energy_bound(energy, x, nodes)
+        log_z = self.tempered.log_partition(energy, state, target, generator)
+        return float(-free_energy_bound(target, x, nodes).mean()) - log_z

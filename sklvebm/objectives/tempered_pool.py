@@ -12,12 +12,13 @@ from torch import Tensor
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import KERNELS, start
 from sklvebm.dynamics.tempering import respaced_ladder
-from sklvebm.energies import PathEnergy
+from sklvebm.energies import BridgedEnergy, PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.log_partition import Ladder, anneal, annealing_schedule, log_mean_exp, mbar
 from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
-from sklvebm.particles import IndependentNoise, ParticleState
+from sklvebm.particles import IndependentNoise, ParticleState, stack_rows
 
+_BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 _FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -175,6 +176,14 @@ class TemperedPool:
             energy, state, self.kernel, self.n_langevin_steps, n_sweeps, n_snapshots, generator
         )
 
+    def settled(
+        self, energy: PathEnergy, state: ParticleState, generator: torch.Generator
+    ) -> ParticleState:
+        """Return a pool to train from: a complete energy does not start where the reference is."""
+        if state.n_updates == 0 and isinstance(energy, BridgedEnergy):
+            state, _ = self.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
+        return state
+
     def ladder(self, state: ParticleState) -> Ladder:
         """Return what the annealing schedule needs of the pool."""
         return Ladder(state.betas, state.pool_step_size, state.spread)
@@ -231,7 +240,7 @@ def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
         Whitened latents, the same for every row.
     """
     n_nodes = len(nodes)
-    rows = x.repeat_interleave(n_nodes, 0)
+    rows = stack_rows(x, n_nodes)
     z = energy.reference.to_latents(rows, nodes.repeat(len(x), 1))
     correction = energy.correction(rows, z).reshape(len(x), n_nodes).double()
     log_mean = torch.logsumexp(-correction, 1) - math.log(n_nodes)

@@ -25,13 +25,12 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.energies import BridgedEnergy, PathEnergy
+from sklvebm.energies import PathEnergy
 from sklvebm.log_partition import latent_nodes
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.particles import Batch, IndependentNoise, ParticleState
 
 PROXIMAL = ("jko", "gradient-penalty", "none")
-_BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 
 
 class Centre(NamedTuple):
@@ -90,9 +89,7 @@ class WassersteinFlow:
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
     ) -> FlowState:
         """Return the state to train from, given particles; those of a foreign energy burn in."""
-        if state.n_updates == 0 and isinstance(energy, BridgedEnergy):
-            state, _ = self.pool.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
-        return FlowState(state, None)
+        return FlowState(self.pool.settled(energy, state, generator), None)
 
     def particles(self, state: FlowState) -> ParticleState:
         """Return the particles of a state."""

@@ -228,7 +228,7 @@ def test_a_single_temperature_never_leaves_its_well():
     energy, objective = two_wells(), likelihood(1, step_size=0.01)
     state, random = all_in_the_left_well(objective, energy), noise(2)
     for _ in range(300):
-        pool, step_size, *_ = objective.move_pool(energy, state, random)
+        pool, step_size, *_ = objective.tempered.move(energy, state, random)
         state = state._replace(pool=pool, pool_step_size=step_size)
     assert float(state.pool[0, :, 0].max()) < -1.0
     # they do move: it is the barrier that keeps them
@@ -238,12 +238,12 @@ def test_a_single_temperature_never_leaves_its_well():
 def test_a_tempered_pool_populates_both_wells_by_their_weight():
     energy, objective = two_wells(), likelihood(8, step_size=0.2)
     state = all_in_the_left_well(objective, energy)
-    state, _ = objective.equilibrate(energy, state, 400, 1, generator(3))
+    state, _ = objective.tempered.equilibrate(energy, state, 400, 1, generator(3))
     # what follows is a plain Markov chain: ladder and step sizes stay as they are now
     random, n_sweeps = noise(4), 400
     visits = torch.zeros(64, dtype=torch.float64)
     for _ in range(n_sweeps):
-        pool, *_ = objective.move_pool(energy, state, random)
+        pool, *_ = objective.tempered.move(energy, state, random)
         state = state._replace(pool=pool, n_updates=state.n_updates + 1)
         visits += (pool[-1, :, 0] > 0.0).double() / n_sweeps
     # particles are exchanged within columns only, hence 64 independent ladders

@@ -148,4 +148,5 @@ def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypa
     torch.testing.assert_close(in_parts[0], values)
     torch.testing.assert_close(in_parts[1], gradients)
     assert any(bool((g != 0.0).any()) for g in gradients)
+    # one part of nine at a time, and what joins them
     assert in_parts[2] < 0.3 * n_bytes
