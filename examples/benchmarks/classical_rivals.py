@@ -24,6 +24,7 @@ class Fitted(NamedTuple):
     score_samples: object
     settings: str
     diverged: bool = False
+    choice: tuple = ()  # what other splits of the same set need not search again
 
 
 def searched_mixtures(X, loss):

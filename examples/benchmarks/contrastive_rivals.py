@@ -11,7 +11,7 @@ Training: the library's persistent contrastive divergence with its replay buffer
 Langevin sampler, noise sqrt(2 step), 20 steps an update. Adam, batch 256, learning rate decayed to
 a tenth, gradients clipped at norm 10, parameters averaged over about 100 updates. The grid is
 learning rate x step, by successive halving: all four settings have 500 updates, the better two
-1,500, the best 4,000. The step is in the grid because Langevin steps of size 0.01 cannot show
+1,500, the best 4,000; other splits of a set train the first one's choice alone. The step is in the grid because Langevin steps of size 0.01 cannot show
 structure below sqrt(2 * 0.01) = 0.14 standard deviations, while smaller ones travel less; an energy
 that grows sharper than its step allows diverges, which costs it its later checkpoints. On digits
 and on 100 rows of moons a rate of 3e-4 fitted worse in as many updates, and so did 40 steps in half
@@ -275,52 +275,57 @@ def checkpoints(learner, rate, training, validation, seed):
             begin = time.process_time()
 
 
-def candidates(make_learner, training, validation, seed):
+def candidates(make_learner, training, validation, seed, grid):
     """Return the checkpoints of all settings, best first, by successive halving."""
     found, running = [], []
-    for rate, step in GRID:
+    for setting in grid:
+        rate, step = setting
         learner = make_learner(training.shape[1], step)
-        text = f"learning rate {rate:g}, Langevin step {step:g}"
-        running.append((checkpoints(learner, rate, training, validation, seed), text))
+        running.append((checkpoints(learner, rate, training, validation, seed), setting))
     done = 0
     for rung in RUNGS:
         ranked = []
-        for run, text in running:
+        for run, setting in running:
             items = list(itertools.islice(run, (rung - done) // N_BETWEEN))
-            found += [(item, f"{text}, {item.update} updates") for item in items]
-            ranked.append((max((item.score for item in items), default=-math.inf), run, text))
+            found += [(item, setting) for item in items]
+            ranked.append((max((item.score for item in items), default=-math.inf), run, setting))
         ranked.sort(key=lambda entry: -entry[0])
-        running = [entry[1:] for entry in ranked[: len(ranked) // 2]]
+        running = [entry[1:] for entry in ranked[: max(1, len(ranked) // 2)]]
         done = rung
     return sorted(found, key=lambda entry: -entry[0].score)
 
 
-def contrastive_rival(make_learner, X, seed):
+def contrastive_rival(make_learner, X, seed, choice):
     """Fit a marginal energy with one library's parts; see the top of this file."""
+    grid = [choice] if choice else GRID
     with torch.random.fork_rng(devices=[]):  # the libraries draw from the global generator
         torch.manual_seed(seed)
         training, validation = split_rows(X, seed)
         finalists = []
-        for found, text in candidates(make_learner, training, validation, seed)[:N_FINALISTS]:
+        ranked = candidates(make_learner, training, validation, seed, grid)
+        for found, setting in ranked[:N_FINALISTS]:
             log_z = normalise(found.energy, training, found.chains, seed, final=True)
             score = -float(energies(found.energy, validation).mean()) - log_z.value
             usable = log_z.trusted and math.isfinite(score)
-            finalists.append((score if usable else -math.inf, found.energy, log_z, text))
-    _, energy, log_z, text = max(finalists, key=lambda entry: entry[0])
+            finalists.append((score if usable else -math.inf, found, log_z, setting))
+    _, found, log_z, setting = max(finalists, key=lambda entry: entry[0])
+    energy = found.energy
 
     def score_samples(rows):
         x = torch.from_numpy(np.asarray(rows, dtype=np.float64)).float()
         return -energies(energy, x).numpy() - log_z.value
 
     diverged = not log_z.trusted or below_gaussian(X, score_samples(X))
-    return Fitted(score_samples, f"{text}, log Z {log_z.value:.2f} by {log_z.text}", diverged)
+    text = f"learning rate {setting[0]:g}, Langevin step {setting[1]:g}, {found.update} updates"
+    text = f"{text}, log Z {log_z.value:.2f} by {log_z.text}"
+    return Fitted(score_samples, text, diverged, setting)
 
 
-def persistent_cd_torchebm(X, seed):
+def persistent_cd_torchebm(X, seed, choice=()):
     """Fit a marginal energy by the persistent contrastive divergence of torchebm."""
-    return contrastive_rival(torchebm_learner, X, seed)
+    return contrastive_rival(torchebm_learner, X, seed, choice)
 
 
-def persistent_cd_ebmkit(X, seed):
+def persistent_cd_ebmkit(X, seed, choice=()):
     """Fit a marginal energy by the persistent contrastive divergence of ebmkit."""
-    return contrastive_rival(ebmkit_learner, X, seed)
+    return contrastive_rival(ebmkit_learner, X, seed, choice)

@@ -83,7 +83,7 @@ def train(model, objective, validate, rows, rate, decay, n_epochs, patience):
     return best, kept, best_epoch
 
 
-def fitted(log_density, settings, X, chunk):
+def fitted(log_density, settings, X, chunk, choice=()):
     """Return a `Fitted` of a function from float tensors to log-densities, called in chunks."""
 
     def score_samples(rows):
@@ -91,7 +91,7 @@ def fitted(log_density, settings, X, chunk):
         with torch.no_grad():
             return torch.cat([log_density(part).double() for part in x.split(chunk)]).numpy()
 
-    return Fitted(score_samples, settings, below_gaussian(X, score_samples(X)))
+    return Fitted(score_samples, settings, below_gaussian(X, score_samples(X)), choice)
 
 
 # Spline flow -------------------------------------------------------------------------------------
@@ -197,13 +197,14 @@ class Autoencoder(nn.Module):
         return self.log_weights(x, noise).logsumexp(0) - math.log(n_samples)
 
 
-def variational_autoencoder(X, seed):
+def variational_autoencoder(X, seed, choice=()):
     """Fit a variational autoencoder; scores are importance-weighted lower bounds, 256 samples.
 
     Encoder and decoder have hidden layers (128, 128). The grid is 2, min(8, d) and min(16, d)
     latents x learning rates 3e-3 and 1e-3. Training maximises the bound of a single sample, with
     Adam, in at most 8,000 updates; it stops after 1,000 without progress. Early stopping and the
-    choice go by the bound of 32 samples on validation rows.
+    choice go by the bound of 32 samples on validation rows. Other splits of a set train the first
+    one's choice alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -216,7 +217,7 @@ def variational_autoencoder(X, seed):
 
         latents = sorted({min(k, max(2, X.shape[1])) for k in (2, 8, 16)})
         trials = []
-        for n_latents, rate in itertools.product(latents, RATES):
+        for n_latents, rate in [choice] if choice else itertools.product(latents, RATES):
             score, model, epoch = train(
                 Autoencoder(X.shape[1], n_latents),
                 lambda model, x: model.bound(x, 1).mean(),
@@ -228,10 +229,10 @@ def variational_autoencoder(X, seed):
                 max(PATIENCE, VAE_PATIENCE // per_epoch),
             )
             text = f"{n_latents} latents, learning rate {rate:g}, {epoch} epochs"
-            trials.append((score, model, text))
-    _, model, text = max(trials, key=lambda trial: trial[0])
+            trials.append((score, model, text, (n_latents, rate)))
+    _, model, text, choice = max(trials, key=lambda trial: trial[0])
 
     def log_density(x):
         return model.bound(x, N_WEIGHTS, torch.Generator().manual_seed(seed))
 
-    return fitted(log_density, text, X, chunk=128)
+    return fitted(log_density, text, X, 128, choice)
