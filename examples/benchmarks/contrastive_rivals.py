@@ -11,12 +11,12 @@ Training: the library's persistent contrastive divergence with its replay buffer
 Langevin sampler, noise sqrt(2 step), 20 steps an update. Adam, batch 256, learning rate decayed to
 a tenth, gradients clipped at norm 10, parameters averaged over about 100 updates. The grid is
 learning rate x step, by successive halving: all four settings have 500 updates, the better two
-1,500, the best 4,000; other splits of a set train the first one's choice alone. The step is in the grid because Langevin steps of size 0.01 cannot show
-structure below sqrt(2 * 0.01) = 0.14 standard deviations, while smaller ones travel less; an energy
-that grows sharper than its step allows diverges, which costs it its later checkpoints. On digits
-and on 100 rows of moons a rate of 3e-4 fitted worse in as many updates, and so did 40 steps in half
-as many updates on 2,000 rows of moons. Checkpoints of every 250 updates, of all the settings,
-compete on validation rows.
+1,500, the best 4,000; other splits of a set train the first one's choice alone. The step is in the
+grid because Langevin steps of size 0.01 cannot show structure below sqrt(2 * 0.01) = 0.14 standard
+deviations, while smaller ones travel less; an energy that grows sharper than its step allows
+diverges, which costs it its later checkpoints. On digits and on 100 rows of moons a rate of 3e-4
+fitted worse in as many updates, and so did 40 steps in half as many updates on 2,000 rows of moons.
+Checkpoints of every 250 updates, of all the settings, compete on validation rows.
 
 Normaliser: quadrature for up to three features, annealed importance sampling (AIS) beyond. AIS
 tends to say a log Z that is too low, which makes a log-density too high: its error is in favour of
