@@ -166,24 +166,28 @@ class MixtureReference(nn.Module):
 
         Double, because the quadratic forms of narrow components cancel many digits.
         """
-        y = y.double()
-        log_weights, means, factors = (
-            self.log_weights.double(),
-            self.means.double(),
-            self.factors.double(),
-        )
+        y, means, factors = y.double(), self.means.double(), self.factors.double()
+        diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        log_scale = torch.log(diagonals).sum(1) - 0.5 * self.n_features * LOG_2PI
+        constant = self.log_weights.double() + log_scale
         if self.is_diagonal:  # factors (M, D) are inverse standard deviations
             precision = factors.square()
-            quadratic = (
-                y.square() @ precision.T
-                - 2.0 * (y @ (means * precision).T)
-                + (means.square() * precision).sum(1)
-            )
-            log_det = torch.log(factors).sum(1)
+            products, weights, pull = y.square(), precision, means * precision
+        elif self.n_features + 1 > 2 * len(means):
+            # products of features would be more numbers than residuals
+            squares = _scaled_residuals(y, means, factors).square().sum(-1)
+            return constant - 0.5 * squares.T
         else:  # factors (M, D, D) with precision = factor factor^T
-            quadratic = _quadratic_forms(y, means, factors)
-            log_det = torch.log(torch.diagonal(factors, dim1=1, dim2=2)).sum(1)
-        return log_weights + log_det - 0.5 * (quadratic + self.n_features * LOG_2PI)
+            precision = factors @ factors.transpose(1, 2)
+            first, second = torch.triu_indices(*precision.shape[1:], device=y.device)
+            # off the diagonal, each product stands for two entries
+            products = y[:, first] * y[:, second]
+            weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
+            pull = torch.einsum("mde,me->md", precision, means)
+        constant = constant - 0.5 * (pull * means).sum(1)
+        # one product with matrices: every further pass over (B, M) numbers costs as much
+        forms = torch.cat([-0.5 * weights, pull], 1)
+        return torch.addmm(constant, torch.cat([products, y], 1), forms.T)
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
@@ -397,9 +401,9 @@ class FeatureConditional(NamedTuple):
 
 def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
     """Draw an index for each row of unnormalised log weights (B, M); (B,)."""
-    cumulative = torch.cumsum(torch.softmax(log_weights, 1), 1)
-    uniform = noise.uniform(cumulative[:, -1])
-    return (cumulative < (uniform * cumulative[:, -1]).unsqueeze(1)).sum(1)
+    cumulative = torch.softmax(log_weights, 1).cumsum_(1)
+    threshold = noise.uniform(cumulative[:, -1]) * cumulative[:, -1]
+    return torch.searchsorted(cumulative, threshold.unsqueeze(1)).squeeze(1)
 
 
 def _component_products(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
@@ -430,20 +434,6 @@ def _roots(covariances: Tensor, is_diagonal: bool) -> Tensor:
     if is_diagonal:
         return torch.diagonal(covariances, dim1=1, dim2=2).sqrt()
     return torch.linalg.cholesky(covariances)
-
-
-def _quadratic_forms(y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
-    """Return `(y - m)^T F F^T (y - m)` for rows y (B, D) and every component, (B, M)."""
-    n_components, d = means.shape
-    if d + 1 > 2 * n_components:  # products of features would be more numbers than residuals
-        return _scaled_residuals(y, means, factors).square().sum(-1).T
-    precision = factors @ factors.transpose(1, 2)
-    first, second = torch.triu_indices(d, d, device=y.device)
-    # off the diagonal, each product stands for two entries
-    weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
-    pull = torch.einsum("mde,me->md", precision, means)
-    constant = (pull * means).sum(1)
-    return (y[:, first] * y[:, second]) @ weights.T - 2.0 * (y @ pull.T) + constant
 
 
 def _scaled_residuals(y: Tensor, means: Tensor, factors: Tensor) -> Tensor:

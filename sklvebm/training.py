@@ -249,7 +249,7 @@ def train(
         If the ELBO is not finite at the start, or five roll-backs did not help.
     """
     run = _Run(optimisation, objective, x, x_monitor, state, batch_size, generator)
-    best, best_lower_bound = copy.deepcopy(run.optimisation.average), run.monitored()
+    best, best_lower_bound = _copied(run.optimisation.average), run.monitored()
     if not math.isfinite(best_lower_bound):
         raise ParticleDivergenceError(
             f"The model has no finite ELBO ({best_lower_bound}) before the first update; is "
@@ -263,7 +263,7 @@ def train(
     history: list[Progress] = []
     n_roll_backs = 0
     for epoch in range(1, max_iter + 1):
-        sound = copy.deepcopy(run.optimisation), run.state
+        sound = _snapshot(run.optimisation), run.state
         progress = run.epoch(epoch, learning_rate)
         history.append(progress)
         callback(progress)
@@ -271,20 +271,68 @@ def train(
             n_roll_backs += 1
             if n_roll_backs > _MAX_ROLL_BACKS:
                 raise ParticleDivergenceError(_exhausted(progress))
-            run.optimisation, run.state = sound
+            run.optimisation, run.state = _restored(run.optimisation, sound[0]), sound[1]
             learning_rate *= _LEARNING_RATE_FACTOR
             continue
         recent.append(progress.lower_bound)
         smoothed = sum(recent) / len(recent)
         if smoothed > best_lower_bound:
-            best, best_lower_bound = copy.deepcopy(run.optimisation.average), smoothed
+            best, best_lower_bound = _copied(run.optimisation.average), smoothed
         plateau.update(smoothed)
         if plateau.reached():
             if plateau.n_reductions > _N_REDUCTIONS:
                 break
             learning_rate *= _LEARNING_RATE_FACTOR
     converged = plateau.n_reductions > _N_REDUCTIONS
-    return TrainingResult(run.optimisation, run.state, best, best_lower_bound, history, converged)
+    kept = copy.deepcopy(run.optimisation.average)
+    _write(kept, best)
+    return TrainingResult(run.optimisation, run.state, kept, best_lower_bound, history, converged)
+
+
+# Snapshots: of numbers only, because copies of whole modules cost more than an epoch of few rows
+
+
+class _Snapshot(NamedTuple):
+    """What an `Optimisation` held."""
+
+    energy: list[Tensor]
+    average: list[Tensor]
+    optimizer: dict[str, Any]
+    n_updates: int
+
+
+def _snapshot(optimisation: Optimisation) -> _Snapshot:
+    energy, average, optimizer, n_updates = optimisation
+    saved = optimizer.state_dict()
+    moments = {
+        index: {name: value.clone() for name, value in entries.items()}
+        for index, entries in saved["state"].items()
+    }
+    saved = {"state": moments, "param_groups": saved["param_groups"]}
+    return _Snapshot(_copied(energy), _copied(average), saved, n_updates)
+
+
+def _restored(optimisation: Optimisation, earlier: _Snapshot) -> Optimisation:
+    """Put the optimisation back in place."""
+    _write(optimisation.energy, earlier.energy)
+    _write(optimisation.average, earlier.average)
+    optimisation.optimizer.load_state_dict(earlier.optimizer)
+    return optimisation._replace(n_updates=earlier.n_updates)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _copied(module: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in _tensors(module)]
+
+
+def _write(module: nn.Module, values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(_tensors(module), values, strict=True):
+            if not torch.equal(tensor, value):  # models share their reference, which nobody writes
+                tensor.copy_(value)
 
 
 def _exhausted(last: Progress) -> str:

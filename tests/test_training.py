@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.training import Plateau, batches, start_optimisation, train, train_epoch
+from sklvebm.training import (
+    Plateau,
+    _restored,
+    _snapshot,
+    batches,
+    start_optimisation,
+    train,
+    train_epoch,
+)
 
 
 def generator(seed=0):
@@ -336,6 +344,35 @@ def test_a_bad_epoch_is_undone_and_tried_again_more_slowly(trouble):
     assert result.state == 3 * (len(result.history) - 1)
     assert float((result.best.theta.detach() - objective.goal).norm()) < 0.2
     assert math.isfinite(result.best_lower_bound)
+
+
+def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_optimiser():
+    def numbers(optimisation):
+        modules = [optimisation.energy.state_dict(), optimisation.average.state_dict()]
+        moments = optimisation.optimizer.state_dict()["state"]
+        parts = [*modules, *moments.values()]
+        return [value.clone() for part in parts for value in part.values()]
+
+    def trained_for(optimisation, n_updates):
+        energy, average, optimizer, n_before = optimisation
+        for _ in range(n_updates):
+            optimizer.zero_grad(set_to_none=True)
+            energy(X).square().sum().backward()
+            optimizer.step()
+            average(X)  # moves its buffers
+            with torch.no_grad():
+                torch._foreach_add_(list(average.parameters()), 0.1)
+        return optimisation._replace(n_updates=n_before + n_updates)
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.BatchNorm1d(X.shape[1]), nn.Linear(X.shape[1], 1)).double()
+    early = trained_for(start_optimisation(module, learning_rate=0.1, alpha=0.0), 3)
+    before, saved = numbers(early), _snapshot(early)
+    late = trained_for(early, 2)
+    assert not any(torch.equal(a, b) for a, b in zip(numbers(late), before, strict=True))
+    again = _restored(late, saved)
+    assert again.n_updates == 3
+    assert all(torch.equal(a, b) for a, b in zip(numbers(again), before, strict=True))
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)

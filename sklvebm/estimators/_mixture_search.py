@@ -214,7 +214,9 @@ def plain_arrays_on_one_thread() -> Iterator[None]:
     """Fit mixtures as they are fastest, whatever the user has configured.
 
     Rows are NumPy here, also under array API dispatch; small matrices are slower on several threads
-    than on one.
+    than on one. Rows were checked when they came; to check them and the parameters again for each
+    of some hundred small fits takes longer than many of these.
     """
-    with config_context(array_api_dispatch=False), threadpool_limits(1):
+    unchecked = {"skip_parameter_validation": True, "assume_finite": True}
+    with config_context(array_api_dispatch=False, **unchecked), threadpool_limits(1):
         yield
