@@ -186,16 +186,33 @@ def allowed_components(X: np.ndarray, kind: str) -> list[int]:
     ] or [1]
 
 
-def split_folds(X: np.ndarray) -> list[Fold]:
-    """Cut rows, which are in random order, into folds; none if there are too few."""
+def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
+    """Cut rows, which are in random order, into folds.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+
+    Returns
+    -------
+    folds : list of Fold
+        Those that candidates are compared on; none if there are too few rows.
+    others : list of Fold
+        The rest of the rows, where one fold is enough to compare on.
+    """
     n_folds = 5 if len(X) < _FEW_ROWS else 3
     if len(X) < n_folds:
-        return []
-    folds, order = [], np.arange(len(X))
-    parts = np.array_split(order, n_folds)
+        return [], []
     if len(X) > _MANY_ROWS:
-        parts = [order[: len(X) // 4]]
-    for part in parts:
+        folds = _folds_of(X, 4)
+        return folds[:1], folds[1:]
+    return _folds_of(X, n_folds), []
+
+
+def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
+    folds, order = [], np.arange(len(X))
+    for part in np.array_split(order, n_folds):
         train = X[np.setdiff1d(order, part)]
         wide = multivariate_normal(train.mean(0), wide_covariance(train))
         folds.append(Fold(train, X[part], wide.logpdf(X[part]).reshape(-1)))

@@ -124,7 +124,7 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     """
     seed = random_state.randint(2**30)
     X = X[random_state.permutation(len(X))[:_MAX_ROWS_TO_CHOOSE]]
-    folds = split_folds(X)
+    folds, others = split_folds(X)
     if not folds:
         one = Candidate(1, "diag", COVARIANCE_FLOOR)
         return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
@@ -136,13 +136,19 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     least_gain = _LEAST_GAIN + (len(stacked) - 1) / len(losses.wide)
     if _loss(losses, stacked) < _loss(losses, shares) - least_gain:
         shares = stacked
-    wide_weight = fitted_wide_weight(_log_density(losses, shares), losses.wide)
-    return MixtureChoice(_parts(losses, shares, X.shape[1]), wide_weight)
+    main, wide = _log_density(losses, shares), losses.wide
+    if others:  # rows in the tails are few: all are asked, of one member each
+        losses_of_others = HeldOutLosses(others, seed)
+        main = np.append(main, _log_density(losses_of_others, shares, 1))
+        wide = np.append(wide, losses_of_others.wide)
+    return MixtureChoice(_parts(losses, shares, X.shape[1]), fitted_wide_weight(main, wide))
 
 
-def _log_density(losses: HeldOutLosses, shares: dict[Candidate, float]) -> np.ndarray:
+def _log_density(
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
+) -> np.ndarray:
     """Return the log density of held-out rows under small ensembles of weighted kinds."""
-    parts = [np.log(w) + losses.log_density(c, _N_TRIED) for c, w in shares.items()]
+    parts = [np.log(w) + losses.log_density(c, n_members) for c, w in shares.items()]
     return logsumexp(parts, axis=0)
 
 

@@ -213,3 +213,8 @@ def test_heavy_tails_raise_the_weight_of_the_wide_component():
     light = choose_mixture(rows(400, 2), random_state())
     heavy = choose_mixture(tails, random_state())
     assert light.wide_weight < heavy.wide_weight
+
+
+def test_all_rows_are_asked_for_the_weight_of_the_wide_component():
+    # one fold of 500 compares candidates; no row of any fold needs the wide component here
+    assert choose_mixture(rows(2000, 2), random_state()).wide_weight == pytest.approx(0.25 / 2000)
