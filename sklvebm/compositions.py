@@ -16,31 +16,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.dynamics.langevin import KERNELS, adapt_step_size, crank_nicolson_step, start
+from sklvebm.equilibration import LEAST_WALKERS, Equilibrated, equilibrated, single_rung
 from sklvebm.gradients import autograd_correction_and_grad, joint_target
-from sklvebm.log_partition import (
-    Ladder,
-    Normalisation,
-    anneal,
-    annealing_schedule,
-    effective_sample_size,
-    estimate_log_partition,
-    latent_nodes,
-    systematic_resample,
-)
-from sklvebm.particles import Chains, IndependentNoise, Target, stack_rows, take_chains
+from sklvebm.log_partition import Normalisation, estimate_log_partition, latent_nodes
+from sklvebm.particles import IndependentNoise, Target, stack_rows
+from sklvebm.rare_components import rare_components
 from sklvebm.reference import LOG_2PI, MixtureReference
 
-_KERNEL = KERNELS["crank-nicolson"]
 _MOST_PAIRED_NUMBERS = 2**24  # of the precisions of all pairs of components: 128 MB
 _MOST_COMPONENTS = 256  # of the reference of a product
 _MOST_TAILS = 4096  # combinations of components that are checked one by one
 _TAIL_WEIGHT = 0.2  # of the component as wide as the composition's tails
 _LEAST_SHARE = 1e-6  # of a precision along a direction that must be left over by division
-_FIRST_STEPS, _MAX_STEPS = 64, 512  # of annealing
-_ENOUGH = 0.25  # share of effective walkers that draws need
-_N_MOVES = 50  # that separate and equilibrate draws
-_LEAST_WALKERS = 256
+_MAX_STEPS = 512  # of annealing
 _MANY_NODES = 256  # where nodes are not moved along
 _CHUNK_POSITIONS = 2**14  # of rows times nodes
 
@@ -166,59 +154,32 @@ class Composition:
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw rows of the composition, (n, D), in the units of the data."""
-        chains, _ = equilibrated(self, n, generator)
-        u = self.reference.to_features(chains.position[:, : self.n_features])
+        position = self.equilibrated(n, generator).chains.position
+        u = self.reference.to_features(position[:, : self.n_features])
         return self.mean + self.scale * u
 
     def normalise(
         self, n_walkers: int, tolerance: float, generator: torch.Generator
     ) -> Normalisation:
         """Bracket log Z, nats, by annealing in both directions with `n_walkers` each."""
-        chains, step_size = equilibrated(self, n_walkers, generator)
-        ladder = Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))
+        path, chains, step_size = self.equilibrated(n_walkers, generator)
         return estimate_log_partition(
-            self.target(),
-            lambda: self.reference.sample(n_walkers, generator, stratified=True),
+            path.target(),
+            lambda: path.reference.sample(n_walkers, generator, stratified=True),
             chains.position,
-            ladder,
+            single_rung(step_size),
             noise=IndependentNoise(generator),
             tolerance=tolerance,
             max_steps=_MAX_STEPS,
         )
 
-
-def equilibrated(
-    composition: Composition, n: int, generator: torch.Generator
-) -> tuple[Chains, Tensor]:
-    """Return n chains that follow a composition and the step size they moved with, 0-d.
-
-    Exact draws of the reference are annealed with as many steps as leave a quarter of them
-    effective, 512 at most, resampled on the way and moved apart.
-    """
-    target, noise = composition.target(), IndependentNoise(generator)
-    step_size = composition.reference.means.new_tensor(_KERNEL.default_step_size)
-    n_walkers, n_steps = max(n, _LEAST_WALKERS), _FIRST_STEPS
-    while True:
-        ladder = Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))
-        betas, step_sizes = annealing_schedule(ladder, n_steps)
-        begin = start(composition.reference.sample(n_walkers, generator), target)
-        log_weights, chains = anneal(
-            begin, target, betas, step_sizes=step_sizes, noise=noise, resample_below=0.5
-        )
-        share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers
-        if share >= _ENOUGH or n_steps >= _MAX_STEPS:
-            break
-        n_steps *= 2
-    index = systematic_resample(log_weights, noise, n)
-    chains = take_chains(chains, index[torch.randperm(n, generator=generator)])
-    beta = torch.ones_like(chains.value.correction)
-    for number in range(_N_MOVES):
-        chains, info = crank_nicolson_step(
-            chains, target, beta=beta, step_size=step_size.expand(n), noise=noise
-        )
-        if 2 * number < _N_MOVES:
-            step_size = adapt_step_size(_KERNEL, step_size, info.acceptance.mean())
-    return chains, step_size
+    def equilibrated(self, n: int, generator: torch.Generator) -> Equilibrated:
+        """Return n chains, and the path to the composition that they were annealed on."""
+        nodes = zip(self._nodes, self.joint, strict=True)
+        per_position = max(1 if k is None or own else len(k) for k, own in nodes)
+        chunk = _CHUNK_POSITIONS // per_position
+        rare = rare_components(self, max(n, LEAST_WALKERS), generator, chunk=chunk)
+        return equilibrated(self, n, rare, generator)
 
 
 # The reference -----------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ class LogPartition(NamedTuple):
     Attributes
     ----------
     value : float
-        Bennett estimate from annealing in both directions. To it and to `upper` fitted models add
-        what rare components hold (`rare_components.with_rare`).
+        Bennett estimate from annealing in both directions. To it and to `upper` estimators with a
+        pool add what rare components hold (`rare_components.with_rare`).
     lower : float
         The smaller of annealing from the reference to the model, whose expectation is at most
         log Z, and `value` minus three standard errors.

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from sklvebm.dynamics.flow import graded_times
-from sklvebm.dynamics.langevin import KERNELS, adapt_step_size, crank_nicolson_step, start
+from sklvebm.dynamics.langevin import start
+from sklvebm.equilibration import Equilibrated, equilibrated, moved, single_rung
 from sklvebm.gradients import joint_target
-from sklvebm.log_partition import Ladder, LogPartition, Normalisation, estimate_log_partition
+from sklvebm.log_partition import LogPartition, Normalisation, estimate_log_partition
 from sklvebm.particles import IndependentNoise, Target
 from sklvebm.potentials import AnchoredPotential, finest_scale, transport
+from sklvebm.rare_components import rare_components
 from sklvebm.reference import MixtureReference
 
-_KERNEL = KERNELS["crank-nicolson"]
 _N_BURN_IN = 50  # moves of the walkers that leave the model
 _MAX_STEPS = 512  # of annealing
 
@@ -48,6 +49,10 @@ class PotentialSlice:
         )
         self.n_features, self.n_latents = means.shape[1], 0
 
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `-t G` (B,) at rows x (B, D), nats; there are no latents z (B, 0)."""
+        return -self.time * self.potential.correction(x, torch.full_like(x[:, 0], self.time)).to(x)
+
     def correction_and_grad(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `-t G` (B,) with its gradients in x (B, D) and in no latents (B, 0)."""
         jet = self.potential.jet(x, torch.full_like(x[:, 0], self.time))
@@ -60,24 +65,9 @@ class PotentialSlice:
 
 def polish(slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
     """Move rows x (B, D) by Metropolis-adjusted steps that leave the slice's density alone."""
-    return _moved(slice_, x, n_steps, generator)[0]
-
-
-def _moved(
-    slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return moved rows and the step size, adapted over the first half of the steps, 0-d."""
-    target, noise = slice_.target(), IndependentNoise(generator)
-    chains = start(slice_.reference.from_features(x.double()), target)
-    step_size = chains.position.new_tensor(_KERNEL.default_step_size)
-    beta = torch.ones_like(chains.position[:, 0])
-    for number in range(n_steps):
-        chains, info = crank_nicolson_step(
-            chains, target, beta=beta, step_size=step_size.expand(len(beta)), noise=noise
-        )
-        if 2 * number < n_steps:
-            step_size = adapt_step_size(_KERNEL, step_size, info.acceptance.mean())
-    return slice_.reference.to_features(chains.position), step_size
+    chains = start(slice_.reference.from_features(x.double()), slice_.target())
+    chains, _ = moved(slice_, chains, n_steps, generator)
+    return slice_.reference.to_features(chains.position)
 
 
 def normalise_slice(
@@ -107,25 +97,43 @@ def normalise_slice(
     -------
     normalisation : Normalisation
         Its estimate is relative to the normalised law of the reference.
+
+    Notes
+    -----
+    Where the correction lifted components of the reference that are too rare for a walker, the
+    annealing starts in them as often as the energy has them, and the walkers that leave the model
+    are annealed as well: whether the flow carries anything there is what the normalised energy is
+    to be compared with.
     """
-    reference = slice_.reference
-    like = reference.means
-    noise = torch.randn(
-        (n_walkers, slice_.n_features), generator=generator, dtype=like.dtype, device=like.device
-    )
-    times = graded_times(n_flow_steps, finest_scale(slice_.potential.mixture), slice_.time)
-    draws = transport(slice_.potential, noise, times)
-    draws, step_size = _moved(slice_, draws, _N_BURN_IN, generator)
-    ladder = Ladder(like.new_ones(1), step_size.reshape(1), like.new_ones(1))
+    path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
+    rare = rare_components(slice_, n_walkers, generator)
+    if len(rare.index) > 0:
+        found = equilibrated(slice_, n_walkers, rare, generator)
+        if found.energy is not slice_:
+            path, chains, step_size = found
     return estimate_log_partition(
-        slice_.target(),
-        lambda: reference.sample(n_walkers, generator, stratified=True),
-        reference.from_features(draws),
-        ladder,
+        path.target(),
+        lambda: path.reference.sample(n_walkers, generator, stratified=True),
+        chains.position,
+        single_rung(step_size),
         noise=IndependentNoise(generator),
         tolerance=tolerance,
         max_steps=_MAX_STEPS,
     )
+
+
+def _flow_chains(
+    slice_: PotentialSlice, n: int, n_flow_steps: int, generator: torch.Generator
+) -> Equilibrated:
+    """Return n chains that come from the slice's flow, moved on its density."""
+    like = slice_.reference.means
+    noise = torch.randn(
+        (n, slice_.n_features), generator=generator, dtype=like.dtype, device=like.device
+    )
+    times = graded_times(n_flow_steps, finest_scale(slice_.potential.mixture), slice_.time)
+    draws = slice_.reference.from_features(transport(slice_.potential, noise, times))
+    chains = start(draws, slice_.target())
+    return Equilibrated(slice_, *moved(slice_, chains, _N_BURN_IN, generator))
 
 
 EXACT = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # of a potential without correction

@@ -4,6 +4,10 @@ A component with a weight of 1e-4 is where one walker in ten thousand starts. If
 lifted it by ten nats, it holds a good part of the model, and neither annealing nor a pool sees it.
 Where such a component is so narrow that the correction hardly varies on it, a few exact draws of it
 tell its mass.
+
+Two uses of it: walkers start as before, and what was missed is added to log Z (`with_rare`); or the
+path starts from a reference with heavier rare components (`tilted_reference`, `Rebased`), and
+nothing is missed.
 """
 
 import math
@@ -14,13 +18,14 @@ import torch
 from torch import Tensor
 
 from sklvebm.energies import PathEnergy
+from sklvebm.gradients import autograd_correction_and_grad, joint_target
 from sklvebm.log_partition import LogPartition, effective_sample_size
+from sklvebm.particles import Target
 from sklvebm.reference import MixtureReference
 
 _DRAWS = 64  # of each component
 _ENOUGH = 8  # effective draws of a component whose mass counts as known
 _FEW_STARTS = 0.5  # expected walkers of a component that counts as rare
-_CHUNK = 2**13  # draws evaluated at a time
 _MOST_STARTS = 0.5  # share of the walkers that rare components are given
 
 
@@ -53,18 +58,20 @@ def with_rare(estimate: LogPartition, rare: RareComponents) -> LogPartition:
 
 @torch.no_grad()
 def rare_components(
-    energy: PathEnergy, n_walkers: int, generator: torch.Generator
+    energy: PathEnergy, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
 ) -> RareComponents:
     """Return the components that fewer than half a walker starts from, where a few draws suffice.
 
     Parameters
     ----------
-    energy : AnchoredEnergy or BridgedEnergy
-        The model.
+    energy : AnchoredEnergy, BridgedEnergy, Composition or PotentialSlice
+        The model: anything with a mixture as `reference` and a `correction` of x and z.
     n_walkers : int
         Walkers that start by weight.
     generator : torch.Generator
         Source of the draws, on the energy's device.
+    chunk : int, default=8192
+        Draws evaluated at a time; at least those of one component are.
 
     Returns
     -------
@@ -75,7 +82,7 @@ def rare_components(
     reference = energy.reference
     index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
     corrections = []
-    for part in index.split(max(1, _CHUNK // _DRAWS)):
+    for part in index.split(max(1, chunk // _DRAWS)):
         positions = reference.draws_of(part.repeat_interleave(_DRAWS), generator)
         x, z = reference.split(positions.to(reference.location))
         corrections.append(energy.correction(x, z).double().reshape(len(part), _DRAWS))
@@ -90,6 +97,41 @@ def rare_components(
     )
 
 
+def tilted_reference(
+    reference: MixtureReference, rare: RareComponents, log_partition: float
+) -> MixtureReference:
+    """Return the reference with lifted rare components as likely as the model has them.
+
+    Parameters
+    ----------
+    reference : MixtureReference
+        What walkers start from: that in which components are rare, or one tilted before.
+    rare : RareComponents
+        The rare components.
+    log_partition : float
+        log Z of the model, nats: what masses are shares of. Where too low, shares are too high, but
+        half at most together.
+    """
+    weights = torch.exp(reference.log_weights.double())
+    shares = torch.exp(rare.log_weights + rare.log_means - log_partition)
+    lifted = shares > weights[rare.index]
+    index, shares = rare.index[lifted], shares[lifted].to(weights)
+    shares = shares * min(1.0, _MOST_STARTS / max(float(shares.sum()), 1e-300))
+    tilted = weights.clone()
+    tilted[index] = 0.0
+    if not float(tilted.sum()) > 0.0:  # all are rare: no others to take weight from
+        return reference
+    tilted *= (1.0 - shares.sum()) / tilted.sum()
+    tilted[index] = shares
+    return reference.reweighted(torch.log(tilted))
+
+
+def missed_share(reference: MixtureReference, tilted: MixtureReference) -> float:
+    """Return what `tilted` has in components that start less than half as often in `reference`."""
+    missed = tilted.log_weights > reference.log_weights + math.log(2.0)
+    return float(torch.exp(tilted.log_weights[missed]).sum())
+
+
 def tilted_draws(
     reference: MixtureReference,
     rare: RareComponents,
@@ -101,12 +143,8 @@ def tilted_draws(
 
     Parameters
     ----------
-    reference : MixtureReference
-        What walkers start from.
-    rare : RareComponents
-        Its rare components.
-    log_partition : float
-        log Z of the model, nats: what masses are shares of.
+    reference, rare, log_partition
+        As in `tilted_reference`.
     n : int
         Number of draws.
     generator : torch.Generator
@@ -119,18 +157,35 @@ def tilted_draws(
     log_weights : Tensor of shape (n,), float64
         Their weights under the reference, nats; zero if no component was lifted.
     """
-    weights = torch.exp(reference.log_weights.double())
-    lifted = rare.log_means > log_partition
-    index = rare.index[lifted]
-    shares = torch.exp((rare.log_weights + rare.log_means)[lifted] - log_partition)
-    shares = shares * min(1.0, _MOST_STARTS / max(float(shares.sum()), 1e-300))
-    tilted = weights.clone()
-    tilted[index] = 0.0
-    tilted *= (1.0 - shares.sum()) / tilted.sum()
-    tilted[index] = shares.to(weights)
-    component = torch.multinomial(tilted, n, replacement=True, generator=generator)
-    positions = reference.draws_of(component, generator)
-    joint = reference.log_components(positions[:, : reference.n_features]).double()
-    change = torch.log(tilted) - reference.log_weights.double()
-    log_weights = torch.logsumexp(joint, 1) - torch.logsumexp(joint + change, 1)
-    return positions, log_weights
+    tilted = tilted_reference(reference, rare, log_partition)
+    positions = tilted.sample(n, generator)
+    y = positions[:, : reference.n_features]
+    log_weights = [torch.logsumexp(part.log_components(y), 1) for part in (reference, tilted)]
+    return positions, log_weights[0] - log_weights[1]
+
+
+class Rebased:
+    """An energy on its reference with other weights: the same density, another path to it.
+
+    log Z stays what it is relative to a normalised reference, whichever that is.
+
+    Parameters
+    ----------
+    energy : PathEnergy, Composition or PotentialSlice
+        Its correction must be differentiable in x and z.
+    reference : MixtureReference
+        The energy's own, `reweighted`.
+    """
+
+    def __init__(self, energy: PathEnergy, reference: MixtureReference) -> None:
+        self.energy, self.reference = energy, reference
+        self.n_features, self.n_latents = energy.n_features, energy.n_latents
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the energy above the new reference's, (B,), nats."""
+        change = self.reference.log_marginal(x) - self.energy.reference.log_marginal(x)
+        return self.energy.correction(x, z) + change
+
+    def target(self) -> Target:
+        """Return the path from the new reference to the density."""
+        return joint_target(self, autograd_correction_and_grad(self))

@@ -121,6 +121,12 @@ class MixtureReference(nn.Module):
         marginal.latent_scale = self.latent_scale[:0]
         return marginal
 
+    def reweighted(self, log_weights: Tensor) -> "MixtureReference":
+        """Return the same components in the same coordinates with other weights, summing to one."""
+        twin = copy.deepcopy(self)
+        twin.log_weights = log_weights.to(self.log_weights)
+        return twin
+
     @property
     def n_features(self) -> int:
         """Width of x."""

@@ -5,17 +5,18 @@ import math
 import pytest
 import torch
 
+import sklvebm.compositions
 from sklvebm.compositions import (
     Components,
     Composition,
     Expert,
     components,
-    equilibrated,
     keep_heaviest,
     multiply,
     power,
     tail_component,
 )
+from sklvebm.rare_components import RareComponents
 from sklvebm.reference import MixtureReference
 
 SIGMAS = 5.0
@@ -237,6 +238,72 @@ def test_a_power_of_an_integral_is_no_integral_of_a_power():
     assert abs(result.value - wrong) > SIGMAS * result.standard_error + 5e-3
 
 
+RARE = 1e-5  # weight of a component where fewer than one walker in a hundred runs starts
+BROAD = mixture([1.0], [[0.0]], [[[16.0]]])
+BESIDE = mixture([1.0], [[8.0]], [[[64.0]]])
+
+
+def with_far_component(n_latents=0):
+    """Return a mixture with a rare, narrow component that nothing leads to."""
+    return mixture(
+        [0.6, 0.4 - RARE, RARE],
+        [[-1.0], [1.0], [17.5]],
+        [[[1.0]], [[0.3]], [[0.01]]],
+        n_latents,
+    )
+
+
+def lift(x, z):
+    """Lower the energy by ten nats where only the rare component is."""
+    return -10.0 * torch.sigmoid(5.0 * (x[:, 0] - 12.0))
+
+
+LIFTED = {
+    "one model": ([expert(with_far_component(), lift)], (1.0,)),
+    "a power": ([expert(with_far_component(), lift)], (1.1,)),
+    "a product": ([expert(with_far_component(), lift), expert(BESIDE)], (1.0, 0.5)),
+    "latents of their own": (
+        [expert(with_far_component(1), lift), expert(BESIDE)],
+        (1.0, 1.0),
+    ),
+    # 1 / BROAD is 9.6 nats higher there than where the others are: division alone lifts it
+    "a quotient": ([expert(with_far_component()), expert(BROAD)], (1.0, -1.0)),
+}
+
+
+@pytest.mark.parametrize("case", LIFTED)
+def test_lifted_rare_components_are_counted_and_drawn(case):
+    """Log Z and the share of the rare component, a tenth to a fifth, beside quadrature."""
+    experts, weights = LIFTED[case]
+    composition = Composition(experts, list(weights), 2)
+    grid, shares, log_z = quadrature(lambda x: -composition.energy(x), -40.0, 60.0, 50_001)
+    held = float(shares[grid > 12.0].sum())
+    assert 0.1 < held < 0.25
+    generator = torch.Generator().manual_seed(8)
+    result = composition.normalise(256, 0.05, generator).estimate
+    assert result.lower <= log_z <= result.upper
+    assert abs(result.value - log_z) < SIGMAS * result.standard_error
+    assert result.standard_error < 0.01
+    n = 1000
+    share = float((composition.draw(n, generator)[:, 0] > 12.0).double().mean())
+    # draws that were resampled are worth fewer: at least half of them
+    assert abs(share - held) < SIGMAS * math.sqrt(held * (1.0 - held) / (n / 2))
+
+
+def test_lifted_rare_components_would_be_missed(monkeypatch):
+    """Starts by weight alone leave the bracket too low by what the rare component holds."""
+    experts, weights = LIFTED["a quotient"]
+    composition = Composition(experts, list(weights), 2)
+    _, _, log_z = quadrature(lambda x: -composition.energy(x), -40.0, 60.0, 50_001)
+    none = RareComponents(torch.zeros(0, dtype=torch.long), *torch.zeros(2, 0, dtype=FLOAT))
+    monkeypatch.setattr(sklvebm.compositions, "rare_components", lambda *_, **__: none)
+    generator = torch.Generator().manual_seed(8)
+    result = composition.normalise(256, 0.05, generator).estimate
+    assert result.upper < log_z - 0.1
+    assert log_z - result.value > SIGMAS * result.standard_error
+    assert not (composition.draw(1000, generator) > 12.0).any()
+
+
 # The reference -----------------------------------------------------------------------------------
 
 
@@ -327,7 +394,8 @@ def test_the_widest_component_of_a_mixture_sets_its_tails():
 
 def test_draws_are_more_than_annealed_ones_and_repeat_by_seed():
     composition = Composition([expert(WAVE, bend)], [2.0], 2)
-    one, _ = equilibrated(composition, 5, torch.Generator().manual_seed(7))
-    two, _ = equilibrated(composition, 5, torch.Generator().manual_seed(7))
+    one, two = (
+        composition.equilibrated(5, torch.Generator().manual_seed(7)).chains for _ in range(2)
+    )
     assert torch.equal(one.position, two.position)
     assert len(torch.unique(one.position)) == 5

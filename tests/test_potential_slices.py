@@ -1,12 +1,17 @@
 """The explicit energy at one time: normaliser beside quadrature, moves beside its density."""
 
+import math
+
 import pytest
 import torch
 
+import sklvebm.potential_slices
 from sklvebm.energies import MLPEnergy
 from sklvebm.noised_mixture import noised_mixture
 from sklvebm.potential_slices import PotentialSlice, normalise_slice, polish
 from sklvebm.potentials import AnchoredPotential
+from sklvebm.rare_components import RareComponents
+from sklvebm.reference import MixtureReference
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,7 @@ def test_slice_is_the_energy_on_the_law_of_the_reference(potential, time):
     value = slice_.target().evaluate(y).correction
     energy = -slice_.reference.log_marginal(x) + value
     torch.testing.assert_close(energy, potential.energy(x, time))
+    torch.testing.assert_close(slice_.correction(x, x[:, :0]), value)
 
 
 def test_gradient_of_the_slice_is_that_of_automatic_differentiation(potential):
@@ -54,6 +60,58 @@ def test_log_normaliser_is_that_of_quadrature(potential, time):
     assert abs(result.estimate.value - wanted) < 5.0 * result.estimate.standard_error
     assert result.estimate.standard_error < 0.02
     assert result.estimate.lower <= wanted <= result.estimate.upper
+
+
+RARE = 1e-5  # weight of the component far out
+HEIGHT = 5.0  # nats: G is as much above zero there as it is below among the others
+
+
+def stepped():
+    """Return a potential that lifts a rare component; its slices have normalisers in closed form.
+
+    G is constant but for a step half way between the component and the others.
+    """
+    reference = MixtureReference(
+        torch.tensor([0.6, 0.4 - RARE, RARE]),
+        torch.tensor([[-1.0, 0.0], [1.0, 0.0], [40.0, 0.0]]),
+        torch.stack([torch.eye(2), 0.3 * torch.eye(2), 0.01 * torch.eye(2)]),
+        latent_map=torch.zeros(0, 2),
+        latent_variance=torch.ones(0),
+        location=torch.zeros(2),
+    )
+    network = MLPEnergy(2, 1, (1,), "tanh", torch.Generator().manual_seed(0)).double()
+    network.weights[0].data = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    network.biases[0].data = torch.tensor([-20.0], dtype=torch.float64)
+    potential = AnchoredPotential(noised_mixture(reference), network)
+    output = potential.bound * math.atanh(HEIGHT / potential.bound)
+    network.output.data = torch.tensor([output], dtype=torch.float64)
+    return potential.requires_grad_(False)
+
+
+def log_normaliser(time):
+    """Return log Z of a slice of `stepped`, exact up to the tails of the step."""
+    ends = torch.tensor([1.0 - RARE, RARE], dtype=torch.float64).log()
+    return float(torch.logsumexp(ends + time * torch.tensor([-HEIGHT, HEIGHT]), 0))
+
+
+@pytest.mark.parametrize("time", [0.9, 1.0])
+def test_log_normaliser_counts_a_lifted_rare_component(time):
+    """Within five standard errors, and inside the bracket, of a closed form."""
+    slice_ = PotentialSlice(stepped(), time)
+    result = normalise_slice(slice_, 512, 8, torch.Generator().manual_seed(0), 0.02).estimate
+    wanted = log_normaliser(time)
+    assert abs(result.value - wanted) < 5.0 * result.standard_error
+    assert result.standard_error < 0.01
+    assert result.lower <= wanted <= result.upper
+
+
+def test_log_normaliser_would_miss_a_lifted_rare_component(monkeypatch):
+    """Starts by weight, and those of a flow that leads nowhere near, leave 0.2 nats out."""
+    none = RareComponents(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+    monkeypatch.setattr(sklvebm.potential_slices, "rare_components", lambda *_: none)
+    slice_ = PotentialSlice(stepped(), 1.0)
+    result = normalise_slice(slice_, 512, 8, torch.Generator().manual_seed(0), 0.02).estimate
+    assert result.upper < log_normaliser(1.0) - 0.15
 
 
 def test_moves_lead_to_the_density_of_the_energy(potential):

@@ -14,8 +14,11 @@ from sklvebm.log_partition import Ladder, LogPartition, estimate_log_partition
 from sklvebm.particles import IndependentNoise
 from sklvebm.rare_components import (
     RareComponents,
+    Rebased,
+    missed_share,
     rare_components,
     tilted_draws,
+    tilted_reference,
     with_rare,
 )
 from sklvebm.reference import MixtureReference
@@ -99,6 +102,57 @@ def test_components_like_the_others_add_nothing():
     lowered = RareComponents(torch.tensor([2]), torch.tensor([-9.0]), torch.tensor([-1.5]))
     assert with_rare(estimate, none) == estimate
     assert with_rare(estimate, lowered) == estimate
+
+
+def test_chunks_hold_whole_components():
+    energy, _ = lifted()
+    sizes = []
+    correction = energy.correction
+    energy.correction = lambda x, z: sizes.append(len(x)) or correction(x, z)
+    rare_components(energy, 1, generator())  # all three are rare for a single walker but the first
+    rare_components(energy, 1, generator(), chunk=1)
+    assert sizes == [128, 64, 64]
+
+
+def test_a_tilted_reference_has_rare_components_as_often_as_the_model():
+    energy, log_z = lifted()
+    rare = rare_components(energy, N_WALKERS, generator())
+    tilted = tilted_reference(energy.reference, rare, log_z)
+    weights = tilted.log_weights.exp()
+    assert float(weights[2]) == pytest.approx(HELD, rel=1e-5)
+    assert float(weights[0] / weights[1]) == pytest.approx(0.6 / (0.4 - RARE))
+    assert float(weights.sum()) == pytest.approx(1.0)
+    assert missed_share(energy.reference, tilted) == pytest.approx(HELD, rel=1e-5)
+    # once they are, there is nothing left to do
+    again = tilted_reference(tilted, rare, log_z)
+    torch.testing.assert_close(again.log_weights, tilted.log_weights)
+    assert missed_share(tilted, again) == 0.0
+    # where log Z is far too low, half of the walkers still start elsewhere
+    blind = tilted_reference(energy.reference, rare, log_z - 20.0)
+    assert float(blind.log_weights[2].exp()) == pytest.approx(0.5)
+
+
+def test_where_all_components_are_rare_and_lifted_weights_stay():
+    energy, _ = lifted()
+    everything = RareComponents(
+        torch.arange(3), energy.reference.log_weights, torch.ones(3, dtype=torch.float64)
+    )
+    assert tilted_reference(energy.reference, everything, 0.0) is energy.reference
+
+
+def test_another_base_of_the_path_is_the_same_density():
+    energy, log_z = lifted()
+    rare = rare_components(energy, N_WALKERS, generator())
+    rebased = Rebased(energy, tilted_reference(energy.reference, rare, log_z))
+    y = torch.cat(
+        [energy.reference.sample(20, generator(4)), rebased.reference.sample(20, generator(4))]
+    )
+    paths = joint_target(energy, select_correction_and_grad(energy)), rebased.target()
+    ends = [(path.base(y), path.evaluate(y)) for path in paths]
+    energies, slopes = ([base[part] + value[part] for base, value in ends] for part in range(2))
+    change = energies[0] - energies[1]  # a constant: both leave out the same normaliser
+    torch.testing.assert_close(change, torch.zeros_like(change), atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-5)
 
 
 def test_tilted_draws_have_the_weights_of_the_reference():

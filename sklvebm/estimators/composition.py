@@ -106,6 +106,12 @@ class ComposedEnergy:
         -------
         X : ndarray of shape (n_samples, n_features)
             Draws in the units of the data.
+
+        Notes
+        -----
+        Components of that mixture which are too rare for a walker but were lifted, by a correction
+        or a division, are started in as often as the composition has them, where the energy
+        changes little over them.
         """
         Number(True, 1).check("n_samples", n_samples)
         generator = seeded_generator(draw_seed(random_state), _CPU)
@@ -130,6 +136,14 @@ class ComposedEnergy:
         log_partition : LogPartition
             Of the product of the normalised densities in the units of X; nats. Also kept as
             `log_partition_`, which `score_samples` uses.
+
+        Notes
+        -----
+        Both ends start from a mixture: the product of the powers of the models' references, and a
+        component with the tails where a weight is negative. Its rare components that were lifted
+        count as in `sample`. What is neither near that mixture nor known from a few draws of a
+        component is not seen by either end: a component that is not among the 256 heaviest, one
+        over which the energy changes by many nats.
         """
         Number(True, 32).check("n_walkers", n_walkers)
         Number(False, 0.0, open_low=True).check("tolerance", tolerance)
