@@ -11,12 +11,13 @@ Training: the library's persistent contrastive divergence with its replay buffer
 Langevin sampler, noise sqrt(2 step), 20 steps an update. Adam, batch 256, learning rate decayed to
 a tenth, gradients clipped at norm 10, parameters averaged over about 100 updates. The grid is
 learning rate x step, by successive halving: all four settings have 500 updates, the better two
-1,500, the best 4,000; other splits of a set train the first one's choice alone. The step is in the
-grid because Langevin steps of size 0.01 cannot show structure below sqrt(2 * 0.01) = 0.14 standard
-deviations, while smaller ones travel less; an energy that grows sharper than its step allows
-diverges, which costs it its later checkpoints. On digits and on 100 rows of moons a rate of 3e-4
-fitted worse in as many updates, and so did 40 steps in half as many updates on 2,000 rows of moons.
-Checkpoints of every 250 updates, of all the settings, compete on validation rows.
+1,500, the best 4,000; other splits of a set train the first one's choice alone, for 1.25 times the
+updates that were best there. The step is in the grid because Langevin steps of size 0.01 cannot
+show structure below sqrt(2 * 0.01) = 0.14 standard deviations, while smaller ones travel less; an
+energy that grows sharper than its step allows diverges, which costs it its later checkpoints. On
+digits and on 100 rows of moons a rate of 3e-4 fitted worse in as many updates, and so did 40 steps
+in half as many updates on 2,000 rows of moons. Checkpoints of every 250 updates, of all the
+settings, compete on validation rows.
 
 Normaliser: quadrature for up to three features, annealed importance sampling (AIS) beyond. AIS
 tends to say a log Z that is too low, which makes a log-density too high: its error is in favour of
@@ -41,6 +42,7 @@ GRID = tuple((rate, step) for rate in (3e-3, 1e-3) for step in (0.01, 0.0025))
 N_LANGEVIN = 20  # steps per update
 N_BETWEEN = 250  # updates per checkpoint
 RUNGS = (500, 1500, 4000)  # updates; after each, half of the settings go on
+LONGER = 1.25  # updates of other splits, times those that were best on the first
 N_FINALISTS = 3  # checkpoints that get the dear normaliser
 BASE_VARIANCE = 4.0
 HALF_WIDTH = 8.0  # of the quadrature's box, standard deviations
@@ -275,34 +277,39 @@ def checkpoints(learner, rate, training, validation, seed):
             begin = time.process_time()
 
 
-def candidates(make_learner, training, validation, seed, grid):
-    """Return the checkpoints of all settings, best first, by successive halving."""
+def candidates(make_learner, training, validation, seed, choice):
+    """Return the checkpoints of all settings, best first, by successive halving.
+
+    With a choice (learning rate, step, best update), those of this setting.
+    """
     found, running = [], []
+    grid, rungs = (choice[:2],) if choice else GRID, RUNGS
+    if choice:
+        rungs = (min(RUNGS[-1], N_BETWEEN * math.ceil(LONGER * choice[2] / N_BETWEEN)),)
     for setting in grid:
         rate, step = setting
         learner = make_learner(training.shape[1], step)
         running.append((checkpoints(learner, rate, training, validation, seed), setting))
     done = 0
-    for rung in RUNGS:
+    for rung in rungs:
         ranked = []
         for run, setting in running:
             items = list(itertools.islice(run, (rung - done) // N_BETWEEN))
             found += [(item, setting) for item in items]
             ranked.append((max((item.score for item in items), default=-math.inf), run, setting))
         ranked.sort(key=lambda entry: -entry[0])
-        running = [entry[1:] for entry in ranked[: max(1, len(ranked) // 2)]]
+        running = [entry[1:] for entry in ranked[: len(ranked) // 2]]
         done = rung
     return sorted(found, key=lambda entry: -entry[0].score)
 
 
 def contrastive_rival(make_learner, X, seed, choice):
     """Fit a marginal energy with one library's parts; see the top of this file."""
-    grid = [choice] if choice else GRID
     with torch.random.fork_rng(devices=[]):  # the libraries draw from the global generator
         torch.manual_seed(seed)
         training, validation = split_rows(X, seed)
         finalists = []
-        ranked = candidates(make_learner, training, validation, seed, grid)
+        ranked = candidates(make_learner, training, validation, seed, choice)
         for found, setting in ranked[:N_FINALISTS]:
             log_z = normalise(found.energy, training, found.chains, seed, final=True)
             score = -float(energies(found.energy, validation).mean()) - log_z.value
@@ -318,7 +325,7 @@ def contrastive_rival(make_learner, X, seed, choice):
     diverged = not log_z.trusted or below_gaussian(X, score_samples(X))
     text = f"learning rate {setting[0]:g}, Langevin step {setting[1]:g}, {found.update} updates"
     text = f"{text}, log Z {log_z.value:.2f} by {log_z.text}"
-    return Fitted(score_samples, text, diverged, setting)
+    return Fitted(score_samples, text, diverged, (*setting, found.update))
 
 
 def persistent_cd_torchebm(X, seed, choice=()):
