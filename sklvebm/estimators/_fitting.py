@@ -20,16 +20,16 @@ from sklvebm.estimators._boundary import (
     standardisation,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
+from sklvebm.estimators._fallback import fallback_advantage, final_reference
 from sklvebm.estimators._latent_charts import fit_chart
 from sklvebm.estimators._mixture_selection import (
-    MOST_FITTED_ROWS,
     MixtureChoice,
     choose_mixture,
 )
 from sklvebm.estimators._model import Model, n_weights
 from sklvebm.estimators._networks import correction_network, resolve_image_shape
 from sklvebm.estimators._normalising import gain_over_reference, normalise, promised_gain
-from sklvebm.estimators._reference_selection import fit_reference, with_wide_weight
+from sklvebm.estimators._reference_selection import fit_reference
 from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.tempered_pool import TemperedPool
@@ -290,7 +290,8 @@ def continue_training(
     like = energy.reference.location
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, like.device)
-    standardised = torch.from_numpy(chart.apply(X)).to(like)
+    units = chart.apply(X)
+    standardised = torch.from_numpy(units).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
 
     def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
@@ -320,13 +321,14 @@ def continue_training(
         kept = result.best if keep_best else result.optimisation.average
         may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
         gain = 0.0
-        if not may_fall_back or promised_gain(kept, result, monitor) > 0.0:
+        rival = fallback_advantage(units, rows.fitted, rows.monitor, training, settings)
+        if not may_fall_back or promised_gain(kept, result, monitor, rival) > 0.0:
             model, diagnostics = normalised(kept, training.reference)
-            gain = gain_over_reference(model, monitor)
+            gain = gain_over_reference(model, monitor, rival)
         lower_bound = result.best_lower_bound
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none
-            reference = final_reference(chart.apply(X), rows, training, settings, seed)
+            reference = final_reference(units, rows.fitted, training, settings, seed)
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
@@ -339,26 +341,4 @@ def continue_training(
         improved=gain > 0.0,
         converged=result.converged,
         device=like.device,
-    )
-
-
-def final_reference(
-    X: np.ndarray, rows: Rows, training: Training, settings: SimpleNamespace, seed: int
-) -> MixtureReference:
-    """Return the reference that is the model where training did not help: of all rows of X.
-
-    Nothing has to be held out from it any more, nor does it have to catch wells of an energy, so
-    that its wide component can be as light as the rows want it.
-    """
-    if training.choice is None or not settings.early_stopping:
-        return training.reference
-    if len(rows.fitted) >= MOST_FITTED_ROWS:
-        return with_wide_weight(training.reference, training.choice.wide_weight)
-    return fit_reference(
-        X,
-        settings.n_components,
-        "mixture",
-        np.random.RandomState(seed),
-        choice=training.choice,
-        least_wide_weight=0.0,
     )

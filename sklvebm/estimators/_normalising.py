@@ -173,7 +173,7 @@ def watch_pools(
     return observations
 
 
-def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor) -> float:
+def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor, rival: Tensor) -> float:
     """Return the gain over the reference on monitored rows (N, D) as training saw it, nats.
 
     As `gain_over_reference`, with the ladder's log Z. The best epoch was chosen by it, so that it
@@ -183,14 +183,17 @@ def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor) -> f
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
         evidence = -free_energy_bound(energy, rows, nodes)
         base = energy.reference.log_marginal(rows).double()
-    return result.best_lower_bound - float(base.mean()) - doubt(evidence - base)
+    gains = (evidence - base).cpu() - rival
+    mean = result.best_lower_bound - float(base.mean()) - float(rival.mean())
+    return mean - doubt(gains)
 
 
-def gain_over_reference(model: Model, rows: Tensor) -> float:
-    """Return by how much rows, standardised (N, D), prefer the model to its reference, nats.
+def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
+    """Return by how much rows, standardised (N, D), prefer the model to a reference, nats.
 
-    The mean lower bound minus the reference's, with log Z from above, less the doubt that so few
-    rows leave: ten can be pleased by chance.
+    The mean lower bound minus that of the reference that would be kept instead, which is `rival`
+    (N,) nats better than the model's own; with log Z from above, less the doubt that so few rows
+    leave: ten can be pleased by chance.
     """
     parts = [
         posterior_particles(
@@ -198,8 +201,8 @@ def gain_over_reference(model: Model, rows: Tensor) -> float:
         ).log_total_weight()
         for x in rows.cpu().double().split(_CHUNK_ROWS)
     ]
-    evidence = torch.cat(parts)
-    return float(evidence.mean()) - model.log_partition.upper - doubt(evidence)
+    gains = torch.cat(parts) - rival
+    return float(gains.mean()) - model.log_partition.upper - doubt(gains)
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:

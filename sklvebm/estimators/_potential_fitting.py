@@ -15,7 +15,8 @@ from sklvebm.estimators._boundary import (
     resolve_device,
     seeded_generator,
 )
-from sklvebm.estimators._fitting import Rows, final_reference, fit_base
+from sklvebm.estimators._fallback import fallback_advantage, final_reference
+from sklvebm.estimators._fitting import Rows, fit_base
 from sklvebm.estimators._iterative_fit import doubt
 from sklvebm.estimators._mixture_selection import MixtureChoice
 from sklvebm.estimators._networks import potential_network, resolve_image_shape
@@ -142,7 +143,8 @@ def continue_training(
     optimisation = _on_device(copy.deepcopy(training.optimisation), device)
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, device)
-    standardised = torch.from_numpy(chart.apply(X)).to(device)
+    units = chart.apply(X)
+    standardised = torch.from_numpy(units).to(device)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
     batch_size = min(settings.batch_size, len(fitted))
     width = max(numbers_per_row(optimisation.energy, 1), _n_weights(optimisation.energy))
@@ -166,10 +168,11 @@ def continue_training(
         directions = trace_directions(X.shape[1], settings.n_probes, probes)
         monitored = monitor.cpu()
         reference, log_likelihood = training.reference, result.best_lower_bound
-        gain = gain_over_reference(kept, monitored, directions)
+        rival = fallback_advantage(units, rows.fitted, rows.monitor, training, settings)
+        gain = gain_over_reference(kept, monitored, directions, rival)
         if gain <= 0.0:
             # what looked like progress may be chance, and the reference can have all rows
-            reference = final_reference(chart.apply(X), rows, training, settings, seed)
+            reference = final_reference(units, rows.fitted, training, settings, seed)
             kept = AnchoredPotential(noised_mixture(reference), None)
             log_likelihood = float(training.reference.log_marginal(monitored).mean())
         model, diagnostics = check_model(
@@ -187,12 +190,15 @@ def continue_training(
     )
 
 
-def gain_over_reference(potential: AnchoredPotential, rows: Tensor, directions: Tensor) -> float:
-    """Return by how much rows, standardised (N, D), prefer the potential to its reference, nats.
+def gain_over_reference(
+    potential: AnchoredPotential, rows: Tensor, directions: Tensor, rival: Tensor
+) -> float:
+    """Return by how much rows, standardised (N, D), prefer the potential to a reference, nats.
 
-    The mean log-likelihood minus the reference's, less the doubt that so few rows leave.
+    The mean log-likelihood minus that of the reference that would be kept instead, which is `rival`
+    (N,) nats better than the potential's own; less the doubt that so few rows leave.
     """
-    gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0]
+    gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
     return float(gains.mean()) - doubt(gains)
 
 

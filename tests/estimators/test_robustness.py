@@ -96,7 +96,7 @@ def test_problems_of_the_particles_are_named(change, metrics, expected):
 
 
 def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch, moons):
-    monkeypatch.setattr(_fitting, "gain_over_reference", lambda model, rows: -0.1)
+    monkeypatch.setattr(_fitting, "gain_over_reference", lambda *_: -0.1)
     model = ParticleLVEBM(1, reference="gaussian", max_iter=10, random_state=0).fit(moons)
     assert not model.improved_
     assert model.n_iter_ == 10
@@ -121,7 +121,7 @@ def test_default_fits_are_never_far_below_their_reference_on_new_rows(seed):
 
 
 def test_a_model_that_is_its_reference_is_stored_with_what_it_trained_on(monkeypatch, moons):
-    monkeypatch.setattr(_fitting, "gain_over_reference", lambda model, rows: -0.1)
+    monkeypatch.setattr(_fitting, "gain_over_reference", lambda *_: -0.1)
     model = ParticleLVEBM(1, max_iter=3, random_state=0).fit(moons)
     # the model's reference has seen the held-out rows, that of the training has not
     assert not torch.equal(model.reference_.means, model._training.reference.means)
