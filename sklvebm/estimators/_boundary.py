@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
@@ -138,6 +139,11 @@ def numerical_session(n_threads: int) -> Iterator[None]:
         limited_threads(n_threads),
     ):
         yield
+
+
+def working_memory() -> float:
+    """Return scikit-learn's limit on temporary arrays, in bytes: `sklearn.set_config` sets it."""
+    return get_config()["working_memory"] * 2.0**20
 
 
 def chunks(n_rows: int, particles_per_row: int) -> Iterator[slice]:

@@ -18,6 +18,7 @@ from sklvebm.estimators._boundary import (
     resolve_device,
     seeded_generator,
     standardisation,
+    working_memory,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._latent_charts import fit_chart
@@ -129,6 +130,7 @@ def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
         n_langevin_steps=settings.n_langevin_steps,
         step_size=settings.step_size,
         information_weight=settings.information_weight,
+        most_bytes=working_memory(),
     )
 
 
@@ -285,7 +287,7 @@ def continue_training(
     ParticleDivergenceError
         If training stops being finite.
     """
-    training = copy.deepcopy(training)
+    training = _to_write_into(training)
     energy = training.optimisation.energy
     like = energy.reference.location
     seed = random_state.randint(np.iinfo(np.int32).max)
@@ -340,6 +342,12 @@ def continue_training(
         converged=result.converged,
         device=like.device,
     )
+
+
+def _to_write_into(training: Training) -> Training:
+    """Return a training with copies of all that updates write into."""
+    optimisation, state = copy.deepcopy((training.optimisation, training.state))
+    return training._replace(optimisation=optimisation, state=state)
 
 
 def final_reference(

@@ -87,8 +87,8 @@ class TemperedPool:
     # One update --------------------------------------------------------------------------------
 
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
-        """Move the whole pool once; see `pool.sweep_pool`."""
-        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise)
+        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`."""
+        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
     def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
         """Return the particles that the pool's chains stand for, as the kernel defines them."""
@@ -151,12 +151,13 @@ class TemperedPool:
             Particles that are not finite or far out, or a ladder that lets nothing through.
         """
         pool = state.pool
-        if not bool(torch.isfinite(pool).all()):
+        farthest = _farthest(pool)
+        if not math.isfinite(farthest):
             return "particles are not finite"
         # the first rung of a ladder is drawn from the reference
-        limit = _FARTHEST * max(1.0, float(pool[0].abs().max()) if len(pool) > 1 else 1.0)
-        if float(pool.abs().max()) > limit:
-            return f"a particle is {float(pool.abs().max()):.2g} white units from the centre"
+        limit = _FARTHEST * max(1.0, _farthest(pool[0]) if len(pool) > 1 else 1.0)
+        if farthest > limit:
+            return f"a particle is {farthest:.2g} white units from the centre"
         if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
             return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
         return None
@@ -223,6 +224,11 @@ class TemperedPool:
         _, log_mixture = mbar(correction, state.betas, state.log_partitions)
         wanted = pool_corrections(target, state.pool).reshape(-1).double()
         return float(torch.logsumexp(-wanted - log_mixture, 0))
+
+
+def _farthest(numbers: Tensor) -> float:
+    """Return the largest absolute value; NaN if there is one. Makes nothing as large as these."""
+    return max(map(abs, torch.stack(torch.aminmax(numbers)).tolist()))
 
 
 def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 
 from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.objectives import parts as parts_module
 from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.pool import observe_pool, pool_corrections, sweep_pool
@@ -123,6 +124,59 @@ def test_frames_are_drawn_once_a_sweep():
     assert len(drawn) == 1
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Have pools of more than 12 particles swept in blocks."""
+    monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", 12)
+
+
+def test_a_pool_in_blocks_climbs_as_one_piece_does(small_blocks):
+    """Ten chains of four rungs in four blocks: swaps stay in place, origins are told in order."""
+    energy = untrained()
+    kernel, noise = KERNELS["crank-nicolson"], IndependentNoise(generator(1))
+    seen = observe_pool(energy, pool_of(energy), kernel, 1, 12, noise)
+    assert seen.swap_acceptance.tolist() == [1.0, 1.0, 1.0]
+    assert seen.n_round_trips == 10 * 4
+    assert seen.traces.shape == (2, 10, 12)
+
+
+def test_a_sweep_in_blocks_is_a_sweep_of_each(small_blocks):
+    """Block by block with one stream of noise; steps adapt by the mean of the blocks."""
+    energy, _, _ = two_wells()
+    with torch.no_grad():
+        energy.network.output.normal_(generator=generator(1))
+    state, kernel = pool_of(energy), KERNELS["crank-nicolson"]
+    before = state.pool.clone()
+    sweep = sweep_pool(energy, state, kernel, 2, IndependentNoise(generator(2)))
+    assert torch.equal(state.pool, before)
+    noise = IndependentNoise(generator(2))
+    blocks = [
+        sweep_pool(energy, state._replace(pool=part), kernel, 2, noise)
+        for part in before.tensor_split(4, 1)
+    ]
+    assert torch.equal(sweep.pool, torch.cat([b.pool for b in blocks], 1))
+    assert torch.equal(sweep.origin, torch.cat([b.origin for b in blocks], 1))
+    for name in ("step_size", "acceptance"):
+        mean = torch.stack([getattr(b, name) for b in blocks]).mean(0)
+        torch.testing.assert_close(getattr(sweep, name), mean)
+    assert not torch.equal(sweep.step_size, state.pool_step_size)
+    # a pool that may be overwritten is
+    noise = IndependentNoise(generator(2))
+    again = sweep_pool(energy, state, kernel, 2, noise, overwrite=True)
+    assert again.pool is state.pool
+    assert torch.equal(again.pool, sweep.pool)
+
+
+def test_many_components_make_small_blocks(monkeypatch):
+    energy, _, _ = two_wells()
+    pool = pool_of(energy).pool  # (4, 10, 3)
+    assert pool_module._chains_at_a_time(energy, pool) >= 10
+    monkeypatch.setattr(pool_module, "_BLOCK_NUMBERS", 60)  # 20 particles of three numbers
+    assert pool_module._chains_at_a_time(energy, pool) == 5
+    energy.reference.log_weights = torch.zeros(30)
+    assert pool_module._chains_at_a_time(energy, pool) == 1
+
+
 def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypatch):
     energy, pool = untrained(), pool_of(untrained()).pool.repeat(1, 20, 1)
     with torch.no_grad():
@@ -143,10 +197,11 @@ def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypa
 
     parameters = list(energy.parameters())
     values, gradients, n_bytes = values_gradients_and_bytes()
-    monkeypatch.setattr(pool_module, "_MOST_IN_GRAPH", 96)  # nine parts, the last one smaller
+    monkeypatch.setattr(parts_module, "_MOST_IN_GRAPH", 199)
+    monkeypatch.setattr(parts_module, "_PART", 96)  # nine parts, the last one smaller
     in_parts = values_gradients_and_bytes()
     torch.testing.assert_close(in_parts[0], values)
     torch.testing.assert_close(in_parts[1], gradients)
     assert any(bool((g != 0.0).any()) for g in gradients)
-    # one part of nine at a time, and what joins them
-    assert in_parts[2] < 0.3 * n_bytes
+    # the particles, and nothing that the network makes of them
+    assert in_parts[2] == pool.numel() * pool.element_size() < 0.3 * n_bytes
