@@ -146,9 +146,20 @@ def working_memory() -> float:
     return get_config()["working_memory"] * 2.0**20
 
 
-def chunks(n_rows: int, particles_per_row: int) -> Iterator[slice]:
-    """Yield slices of rows whose particles fit into one chunk."""
-    size = max(1, _CHUNK_PARTICLES // particles_per_row)
+def chunks(n_rows: int, particles_per_row: int, numbers_per_particle: int = 1) -> Iterator[slice]:
+    """Yield slices of rows whose particles fit into one chunk, and into the working memory.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows in all.
+    particles_per_row : int
+        Particles of each.
+    numbers_per_particle : int, default=1
+        About how many numbers in double precision an answer makes for each.
+    """
+    affordable = int(working_memory() / (8 * numbers_per_particle))
+    size = max(1, min(_CHUNK_PARTICLES, affordable) // particles_per_row)
     for first in range(0, n_rows, size):
         yield slice(first, first + size)
 

@@ -15,6 +15,7 @@ from sklvebm.dynamics.tempering import respaced_ladder
 from sklvebm.energies import BridgedEnergy, PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.log_partition import Ladder, anneal, annealing_schedule, log_mean_exp, mbar
+from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
 from sklvebm.particles import IndependentNoise, ParticleState, stack_rows
 
@@ -248,6 +249,6 @@ def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
     n_nodes = len(nodes)
     rows = stack_rows(x, n_nodes)
     z = energy.reference.to_latents(rows, nodes.repeat(len(x), 1))
-    correction = energy.correction(rows, z).reshape(len(x), n_nodes).double()
+    correction = in_parts(energy, energy.correction, rows, z).reshape(len(x), n_nodes).double()
     log_mean = torch.logsumexp(-correction, 1) - math.log(n_nodes)
     return -energy.reference.log_marginal(x).double() - log_mean

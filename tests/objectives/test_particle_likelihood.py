@@ -185,7 +185,7 @@ def changes(before, after):
 
 
 @pytest.mark.parametrize("n_temperatures", [1, 5])
-def test_a_step_writes_into_nothing_but_latents_and_differentiates_in_the_parameters_only(
+def test_a_step_writes_into_latents_only_and_differentiates_in_the_parameters_only(
     n_temperatures,
 ):
     x = data(40)
