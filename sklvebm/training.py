@@ -263,6 +263,7 @@ def train(
     history: list[Progress] = []
     n_roll_backs = 0
     for epoch in range(1, max_iter + 1):
+        sound = None  # the last copy goes before the next one is made
         sound = copy.deepcopy((run.optimisation, run.state))
         progress = run.epoch(epoch, learning_rate)
         history.append(progress)

@@ -54,6 +54,12 @@ class Training(NamedTuple):
     chart: KernelChart | None  # what latents are called outside; None for the linear map
 
 
+def to_go_on_from(training: Training) -> Training:
+    """Return a training with copies of all that updates write into: the fit may fail."""
+    optimisation, state = copy.deepcopy((training.optimisation, training.state))
+    return training._replace(optimisation=optimisation, state=state)
+
+
 class PoolObjective(Objective, Protocol):
     """An objective whose model side is a pool of particles."""
 
@@ -270,7 +276,7 @@ def continue_training(
     chart : Standardisation
         Units of the model.
     training : Training
-        Where to start; not modified.
+        Where to start; used up.
     settings : SimpleNamespace
         Constructor parameters.
     objective : PoolObjective
@@ -287,7 +293,6 @@ def continue_training(
     ParticleDivergenceError
         If training stops being finite.
     """
-    training = _to_write_into(training)
     energy = training.optimisation.energy
     like = energy.reference.location
     seed = random_state.randint(np.iinfo(np.int32).max)
@@ -342,12 +347,6 @@ def continue_training(
         converged=result.converged,
         device=like.device,
     )
-
-
-def _to_write_into(training: Training) -> Training:
-    """Return a training with copies of all that updates write into."""
-    optimisation, state = copy.deepcopy((training.optimisation, training.state))
-    return training._replace(optimisation=optimisation, state=state)
 
 
 def final_reference(

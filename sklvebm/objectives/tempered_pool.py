@@ -20,6 +20,8 @@ from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corr
 from sklvebm.particles import IndependentNoise, ParticleState, stack_rows
 
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
+_DRAWN_AT_A_TIME = 2**14  # particles of a first pool
+_NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
 _FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -72,11 +74,14 @@ class TemperedPool:
         reference = energy.reference
         like = reference.location
         t, c = self.n_temperatures, self.n_chains
+        pool = like.new_empty(t * c, energy.n_features + energy.n_latents)
+        for part in pool.split(_DRAWN_AT_A_TIME):
+            part.copy_(reference.sample(len(part), generator))
         betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
         zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
         return ParticleState(
             latents=latents,
-            pool=reference.sample(t * c, generator).reshape(t, c, -1),
+            pool=pool.reshape(t, c, -1),
             pool_step_size=like.new_full((t,), self.step_size),
             latent_step_size=like.new_full((), self.step_size),
             log_partitions=zeros,
@@ -247,6 +252,9 @@ def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
         Whitened latents, the same for every row.
     """
     n_nodes = len(nodes)
+    n_rows = max(1, _NUMBERS_AT_A_TIME // (n_nodes * (energy.n_features + energy.n_latents)))
+    if len(x) > n_rows:
+        return torch.cat([free_energy_bound(energy, part, nodes) for part in x.split(n_rows)])
     rows = stack_rows(x, n_nodes)
     z = energy.reference.to_latents(rows, nodes.repeat(len(x), 1))
     correction = in_parts(energy, energy.correction, rows, z).reshape(len(x), n_nodes).double()

@@ -7,6 +7,7 @@ from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.objectives import parts as parts_module
 from sklvebm.objectives import pool as pool_module
+from sklvebm.objectives import tempered_pool
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.pool import observe_pool, pool_corrections, sweep_pool
 from sklvebm.particles import IndependentNoise
@@ -130,8 +131,17 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", 12)
 
 
+@pytest.mark.parametrize("n_particles", [12, 10**6])
+def test_origins_are_rungs_in_one_piece_and_in_blocks(n_particles, monkeypatch):
+    """Where all swaps are accepted, rungs 0 and 1 change places, and 2 and 3."""
+    monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", n_particles)
+    energy = untrained()
+    sweep = sweep_pool(energy, pool_of(energy), KERNELS["mala"], 1, IndependentNoise(generator()))
+    assert sweep.origin.tolist() == [[rung] * 10 for rung in (1, 0, 3, 2)]
+
+
 def test_a_pool_in_blocks_climbs_as_one_piece_does(small_blocks):
-    """Ten chains of four rungs in four blocks: swaps stay in place, origins are told in order."""
+    """Ten chains of four rungs in four blocks: every one goes its round."""
     energy = untrained()
     kernel, noise = KERNELS["crank-nicolson"], IndependentNoise(generator(1))
     seen = observe_pool(energy, pool_of(energy), kernel, 1, 12, noise)
@@ -165,6 +175,29 @@ def test_a_sweep_in_blocks_is_a_sweep_of_each(small_blocks):
     again = sweep_pool(energy, state, kernel, 2, noise, overwrite=True)
     assert again.pool is state.pool
     assert torch.equal(again.pool, sweep.pool)
+
+
+def test_a_first_pool_in_parts_is_drawn_from_one_stream(monkeypatch):
+    monkeypatch.setattr(tempered_pool, "_DRAWN_AT_A_TIME", 16)  # of 40
+    energy, g = untrained(), generator()
+    expected = torch.cat([energy.reference.sample(n, g) for n in (16, 16, 8)])
+    assert torch.equal(pool_of(energy).pool.reshape(40, 3), expected)
+
+
+def test_a_bound_on_many_rows_goes_through_them_in_parts(monkeypatch):
+    energy, _, _ = two_wells()
+    with torch.no_grad():
+        energy.network.output.normal_(generator=generator(1))
+    x = torch.randn(9, 2, generator=generator(2), dtype=torch.float64)
+    nodes = torch.randn(5, 1, generator=generator(3), dtype=torch.float64)
+    whole = tempered_pool.free_energy_bound(energy, x, nodes)
+    seen = []
+    correction = energy.correction
+    monkeypatch.setattr(energy, "correction", lambda x, z: seen.append(len(x)) or correction(x, z))
+    monkeypatch.setattr(tempered_pool, "_NUMBERS_AT_A_TIME", 60)  # four rows of five nodes
+    parts = tempered_pool.free_energy_bound(energy, x, nodes)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    assert seen == [20, 20, 5]
 
 
 def test_many_components_make_small_blocks(monkeypatch):
