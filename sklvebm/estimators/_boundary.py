@@ -28,7 +28,9 @@ class Standardisation(NamedTuple):
 
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Return standardised rows in float64; X is not modified."""
-        return (np.asarray(X, dtype=np.float64) - self.mean) / self.scale
+        rows = np.subtract(X, self.mean, dtype=np.float64)
+        rows /= self.scale  # in place: rows can be most of the memory there is
+        return rows
 
     def invert(self, X: np.ndarray) -> np.ndarray:
         """Return rows in the units of the data, float64."""

@@ -299,6 +299,7 @@ def continue_training(
     generator = seeded_generator(seed, like.device)
     standardised = torch.from_numpy(chart.apply(X)).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
+    del standardised  # copies have been taken
 
     def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
         return normalise(energy, reference, particles, fitted, settings, chart, seed, generator)

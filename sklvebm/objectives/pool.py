@@ -231,7 +231,9 @@ def observe_pool(
             n_round_trips += int(origin[0].sum())
         origin[-1] = 1
         top = sweep.pool[-1]
-        base, _ = energy.reference.marginal_energy_and_grad(top[:, : energy.n_features])
+        # without the gradient, whose residuals from every component are many times the particles
+        log_components = energy.reference.log_components(top[:, : energy.n_features])
+        base = -torch.logsumexp(log_components, 1).to(top.dtype)
         traces.append(torch.stack([pool_corrections(energy, sweep.pool[-1:])[0], base]))
         acceptances.append(sweep.acceptance)
         swaps.append(sweep.swap_acceptance)

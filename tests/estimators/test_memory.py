@@ -1,5 +1,6 @@
 """Particles of the rows in memory or in a file, pools in blocks, answers in chunks: one model."""
 
+import os
 import pickle
 import tempfile
 
@@ -55,7 +56,7 @@ def test_mapped_particles_give_the_model_of_those_in_memory(moons, made, tmp_pat
     with sklearn.config_context(working_memory=0):
         other, mapped = history_of_fits(moons)
         assert other._training.state.latents.is_mapped
-        assert list(tmp_path.glob("sklvebm-*")) == []
+        assert os.name != "posix" or list(tmp_path.glob("sklvebm-*")) == []
     assert {shape[0] for shape in made} == {180, 135, 200}
     assert len(mapped) == len(seen)
     assert all(torch.equal(a, b) for a, b in zip(seen, mapped, strict=True))
