@@ -4,8 +4,9 @@ r"""Integrals of `exp(-E)`: annealed importance sampling, Bennett and multistate
 Everything is relative to the base of the path, whose log normaliser is zero.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ _ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
 _FRAMES_LAST = 4  # annealing steps
 _N_GROUPS = 16  # independent replicates that standard errors come from
 _SIGMAS = 3.0  # standard errors that the bracket allows for
+_MOST_WEIGHED = 2**14  # samples that multistate weights are worked out for at a time
 
 
 class LogPartition(NamedTuple):
@@ -176,18 +178,31 @@ def mbar(
         Logarithm of the pooled density of the samples relative to the base:
         `logsumexp(-g - log_mixture)` estimates the log normaliser of any correction g.
     """
-    f = correction.double().reshape(-1)
+    f = correction.detach().double().reshape(-1)
     betas = betas.double()
     log_n = math.log(correction.shape[1])
-    potentials = -betas[:, None] * f  # (T, T * C)
+    # potentials (T, samples) are more than the samples themselves: many are gone through in parts
+    parts = f.split(_MOST_WEIGHED)
+    log_mixture = torch.empty_like(f)
+    pooled = log_mixture.split(_MOST_WEIGHED)
+    kept = [-betas[:, None] * f] if len(parts) == 1 else None
+
+    def potentials() -> Iterable[Tensor]:
+        return kept or (-betas[:, None] * part for part in parts)
+
+    def pool(log_z: Tensor) -> None:
+        for out, p in zip(pooled, potentials(), strict=True):
+            torch.add(torch.logsumexp(p - log_z[:, None], 0), log_n, out=out)
+
     log_z = guess.double()
-    log_mixture = torch.logsumexp(potentials - log_z[:, None], 0) + log_n
+    pool(log_z)
     for _ in range(max_iter):
-        new = torch.logsumexp(potentials - log_mixture, 1)
+        implied = [torch.logsumexp(p - m, 1) for p, m in zip(potentials(), pooled, strict=True)]
+        new = functools.reduce(torch.logaddexp, implied)
         new = new - new[0]
         change = float((new - log_z).abs().max())
         log_z = new
-        log_mixture = torch.logsumexp(potentials - log_z[:, None], 0) + log_n
+        pool(log_z)
         if change < tol:
             break
     return log_z, log_mixture

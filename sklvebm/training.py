@@ -29,7 +29,7 @@ class Objective(Protocol):
     def step(
         self, energy: Any, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Return the loss, the new state and 0-d metrics."""
+        """Return the loss, the new state, for which the old one may be used up, and 0-d metrics."""
 
     def lower_bound(
         self, energy: Any, state: Any, target: Any, x: Tensor, generator: torch.Generator
@@ -218,7 +218,7 @@ def train(
     x_monitor : Tensor of shape (N_monitor, D)
         Rows whose mean ELBO decides: held out, or training rows.
     state : object
-        The objective's particles.
+        The objective's particles; may be modified, as the optimisation.
     learning_rate : float
         Multiplied by 0.3 at the first two plateaus; the third ends training.
     batch_size : int
@@ -263,7 +263,8 @@ def train(
     history: list[Progress] = []
     n_roll_backs = 0
     for epoch in range(1, max_iter + 1):
-        sound = _snapshot(run.optimisation), run.state
+        sound = None  # the last copy goes before the next one is made
+        sound = _snapshot(run.optimisation), copy.deepcopy(run.state)
         progress = run.epoch(epoch, learning_rate)
         history.append(progress)
         callback(progress)

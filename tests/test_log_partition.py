@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import sklvebm.log_partition
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import start
 from sklvebm.dynamics.tempering import respaced_ladder
@@ -462,3 +463,13 @@ def test_brackets_hold_the_closed_form_of_a_gaussian_in_thirty_of_thirty_runs():
         assert result.estimate.lower <= result.forward
         assert result.reverse <= result.estimate.upper
         assert 0.0 < result.forward_error < 0.2
+
+
+def test_multistate_weights_in_parts_are_the_same(monkeypatch):
+    betas = torch.tensor([0.0, 0.4, 1.0])
+    correction = torch.randn(3, 50, generator=generator())
+    guess = torch.zeros(3, dtype=torch.float64)
+    whole = mbar(correction, betas, guess)
+    monkeypatch.setattr(sklvebm.log_partition, "_MOST_WEIGHED", 40)
+    for a, b in zip(whole, mbar(correction, betas, guess), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -74,7 +74,8 @@ def run(objective, model=None, **options):
     optimisation = start_optimisation(
         model, learning_rate=settings["learning_rate"], alpha=settings.pop("alpha", 0.0)
     )
-    return train(optimisation, objective, X, X[:3], 0, **settings)
+    state = settings.pop("state", 0)
+    return train(optimisation, objective, X, X[:3], state, **settings)
 
 
 def epoch(objective, model=None, *, n_epochs=1, learning_rate=0.1, batch_size=10):
@@ -373,6 +374,21 @@ def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_opti
     again = _restored(late, saved)
     assert again.n_updates == 3
     assert all(torch.equal(a, b) for a, b in zip(numbers(again), before, strict=True))
+
+
+class InPlace(Troubled):
+    """Keep a state that every step writes into."""
+
+    def step(self, energy, batch, state, generator):
+        loss, _, metrics = super().step(energy, batch, 0, generator)
+        return loss, state.add_(1), metrics
+
+
+def test_an_undone_epoch_leaves_nothing_in_a_state_that_is_written_in_place():
+    objective = InPlace("particles", lambda update: update == 6)
+    result = run(objective, max_iter=5, state=torch.zeros(1))
+    assert [p.problem != "" for p in result.history] == [False, True, False, False, False]
+    assert float(result.state) == 3 * 4
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
@@ -27,7 +28,9 @@ class Standardisation(NamedTuple):
 
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Return standardised rows in float64; X is not modified."""
-        return (np.asarray(X, dtype=np.float64) - self.mean) / self.scale
+        rows = np.subtract(X, self.mean, dtype=np.float64)
+        rows /= self.scale  # in place: rows can be most of the memory there is
+        return rows
 
     def invert(self, X: np.ndarray) -> np.ndarray:
         """Return rows in the units of the data, float64."""
@@ -140,9 +143,25 @@ def numerical_session(n_threads: int) -> Iterator[None]:
         yield
 
 
-def chunks(n_rows: int, particles_per_row: int) -> Iterator[slice]:
-    """Yield slices of rows whose particles fit into one chunk."""
-    size = max(1, _CHUNK_PARTICLES // particles_per_row)
+def working_memory() -> float:
+    """Return scikit-learn's limit on temporary arrays, in bytes: `sklearn.set_config` sets it."""
+    return get_config()["working_memory"] * 2.0**20
+
+
+def chunks(n_rows: int, particles_per_row: int, numbers_per_particle: int = 1) -> Iterator[slice]:
+    """Yield slices of rows whose particles fit into one chunk, and into the working memory.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows in all.
+    particles_per_row : int
+        Particles of each.
+    numbers_per_particle : int, default=1
+        About how many numbers in double precision an answer makes for each.
+    """
+    affordable = int(working_memory() / (8 * numbers_per_particle))
+    size = max(1, min(_CHUNK_PARTICLES, affordable) // particles_per_row)
     for first in range(0, n_rows, size):
         yield slice(first, first + size)
 

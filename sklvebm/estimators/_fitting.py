@@ -18,6 +18,7 @@ from sklvebm.estimators._boundary import (
     resolve_device,
     seeded_generator,
     standardisation,
+    working_memory,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fallback import fallback_advantage, final_reference
@@ -51,6 +52,12 @@ class Training(NamedTuple):
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
     chart: KernelChart | None  # what latents are called outside; None for the linear map
+
+
+def to_go_on_from(training: Training) -> Training:
+    """Return a training with copies of all that updates write into: the fit may fail."""
+    optimisation, state = copy.deepcopy((training.optimisation, training.state))
+    return training._replace(optimisation=optimisation, state=state)
 
 
 class PoolObjective(Objective, Protocol):
@@ -129,6 +136,7 @@ def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
         n_langevin_steps=settings.n_langevin_steps,
         step_size=settings.step_size,
         information_weight=settings.information_weight,
+        most_bytes=working_memory(),
     )
 
 
@@ -268,7 +276,7 @@ def continue_training(
     chart : Standardisation
         Units of the model.
     training : Training
-        Where to start; not modified.
+        Where to start; used up.
     settings : SimpleNamespace
         Constructor parameters.
     objective : PoolObjective
@@ -285,14 +293,13 @@ def continue_training(
     ParticleDivergenceError
         If training stops being finite.
     """
-    training = copy.deepcopy(training)
     energy = training.optimisation.energy
     like = energy.reference.location
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, like.device)
-    units = chart.apply(X)
-    standardised = torch.from_numpy(units).to(like)
+    standardised = torch.from_numpy(chart.apply(X)).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
+    del standardised  # copies have been taken
 
     def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
         return normalise(energy, reference, particles, fitted, settings, chart, seed, generator)
@@ -321,14 +328,14 @@ def continue_training(
         kept = result.best if keep_best else result.optimisation.average
         may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
         gain = 0.0
-        rival = fallback_advantage(units, rows.fitted, rows.monitor, training, settings)
+        rival = fallback_advantage(chart.apply(X), rows.fitted, rows.monitor, training, settings)
         if not may_fall_back or promised_gain(kept, result, monitor, rival) > 0.0:
             model, diagnostics = normalised(kept, training.reference)
             gain = gain_over_reference(model, monitor, rival)
         lower_bound = result.best_lower_bound
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none
-            reference = final_reference(units, rows.fitted, training, settings, seed)
+            reference = final_reference(chart.apply(X), rows.fitted, training, settings, seed)
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())

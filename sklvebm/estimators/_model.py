@@ -31,6 +31,7 @@ from sklvebm.particles import stack_rows
 from sklvebm.thread_limits import limited_threads, threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
+_COPIES = 8  # positions, gradients, activations and steps on the way that are alive at once
 
 
 class Model(NamedTuple):
@@ -69,6 +70,13 @@ def n_weights(energy: PathEnergy) -> int:
     return sum(parameter.numel() for parameter in energy.parameters())
 
 
+def numbers_per_particle(energy: PathEnergy) -> int:
+    """Return about how many numbers an evaluation and its gradient make for each particle."""
+    widest = max((len(parameter) for parameter in energy.parameters()), default=0)
+    width = energy.n_features + energy.n_latents
+    return _COPIES * (width + widest) + 2 * len(energy.reference.log_weights)
+
+
 def _answer_rows(
     model: Model,
     rows: np.ndarray,
@@ -87,7 +95,8 @@ def _answer_rows(
         with torch.inference_mode(False), torch.no_grad():
             return answer(energy, torch.from_numpy(rows[part]).to(device), number).cpu().numpy()
 
-    tasks = list(enumerate(chunks(len(rows), particles_per_row)))
+    parts = chunks(len(rows), particles_per_row, numbers_per_particle(energy))
+    tasks = list(enumerate(parts))
     n_jobs = min(len(tasks), torch.get_num_threads()) if device.type == "cpu" else 1
     with limited_threads(1):
         if n_jobs == 1:

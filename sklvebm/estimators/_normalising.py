@@ -33,6 +33,7 @@ _WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
 _WATCHED_OF_REFERENCE = 4  # sweeps, of a model that is its reference
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
+_MOST_CHAINS = 2**12  # of a pool that is watched: traces of more would outgrow it
 # widths of the bracket of log Z, for two features and for each further one, in nats
 _WANTED = (0.02, 0.005)  # the effort stops growing
 _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
@@ -45,7 +46,7 @@ def normaliser_pool(settings: SimpleNamespace) -> TemperedPool:
     """Return the pool that the normaliser moves: tempered, exact on the reference."""
     return TemperedPool(
         dynamics="crank-nicolson",
-        n_chains=settings.n_chains,
+        n_chains=min(settings.n_chains, _MOST_CHAINS),
         n_temperatures=settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS,
         n_langevin_steps=settings.n_langevin_steps,
         step_size=None,
@@ -92,7 +93,9 @@ def normalise(
     """
     tempered = normaliser_pool(settings)
     has_ladder = settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson"
-    if not has_ladder:
+    if has_ladder:
+        state = state._replace(pool=state.pool[:, : tempered.n_chains])
+    else:
         state = tempered.init(energy, generator)
     # half of the walkers that leave the model come from the trained pool, half from the watched
     n_snapshots = math.ceil(0.5 * _WALKERS / settings.n_chains)

@@ -17,6 +17,7 @@ from sklvebm.estimators._fitting import (
     continue_training,
     split_rows,
     start_training,
+    to_go_on_from,
 )
 from sklvebm.estimators._iterative_fit import (
     check_unchanged,
@@ -85,6 +86,7 @@ def _train(
         if not keep_best:
             # another chunk: particles of the former rows are of no use to these
             training = training._replace(state=training.state._replace(latents=None))
+        training = to_go_on_from(training)
         # an integer seed must not repeat the noise of earlier epochs
         random_state = np.random.RandomState([estimator._model.seed, estimator.n_iter_])
     else:

@@ -8,11 +8,14 @@ algorithm; with several, the pool is a ladder of replicas and all of its rungs e
 expectation with their multistate weights.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from sklvebm.energies import PathEnergy
 from sklvebm.log_partition import latent_nodes
+from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.pool import pool_corrections
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
@@ -54,6 +57,8 @@ class ParticleLikelihood:
         Langevin step, squared whitened units per nat; where it starts, if the kernel adapts it.
     information_weight : float
         Weight of the contrastive term on the latents; 0 is plain maximum likelihood.
+    most_bytes : float, default=math.inf
+        Bytes of posterior particles up to which they stay in memory; more are mapped from a file.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class ParticleLikelihood:
         n_langevin_steps: int,
         step_size: float | None,
         information_weight: float,
+        most_bytes: float = math.inf,
     ) -> None:
         self.tempered = TemperedPool(
             dynamics=dynamics,
@@ -86,6 +92,7 @@ class ParticleLikelihood:
                 n_particles,
                 n_latent_steps,
                 offer_reference=n_temperatures > 1,
+                most_bytes=most_bytes,
             )
         else:
             family = GaussianPosterior if posterior == "gaussian" else AmortisedPosterior
@@ -112,7 +119,8 @@ class ParticleLikelihood:
         batch : Batch
             Rows of this update.
         state : ParticleState
-            Particles before the update; not modified.
+            Particles before the update. Those of the batch's rows, and a large pool, are moved in
+            place: a deep copy keeps them.
         generator : torch.Generator
             Source of all noise.
 
@@ -132,7 +140,7 @@ class ParticleLikelihood:
             state = state._replace(pool=self._pool_at_data(energy, moved, noise))
         sweep = self.tempered.move(energy, state, noise)
 
-        positive = energy.correction(moved.x, moved.z).mean()
+        positive = in_parts(energy, energy.correction, moved.x, moved.z).mean()
         correction = pool_corrections(energy, self.tempered.read_out(sweep, noise))
         weighing = self.tempered.weigh(correction, state)
         negative = weighing.weights @ correction.reshape(-1)

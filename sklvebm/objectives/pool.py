@@ -1,20 +1,22 @@
 """The joint negative pool: a ladder of replicas of `(x, z)`, moved sweep by sweep."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import Kernel, adapt_step_size, start
 from sklvebm.dynamics.tempering import respaced_ladder, swap_replicas
 from sklvebm.energies import PathEnergy
 from sklvebm.gradients import joint_target
+from sklvebm.objectives.parts import in_parts
 from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
 
 RESPACE_EVERY = 10  # updates or sweeps
-_MOST_IN_GRAPH = 2**14  # particles whose activations a gradient keeps
+# of a pool that is moved at a time: particles, and numbers of one quantity of theirs
+_BLOCK_PARTICLES, _BLOCK_NUMBERS = 2**14, 2**21
 
 
 class Sweep(NamedTuple):
@@ -24,7 +26,7 @@ class Sweep(NamedTuple):
     step_size: Tensor  # (T,), adapted
     acceptance: Tensor  # (T,)
     swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
-    index: Tensor  # (T * C,), place that each particle was moved from by the swaps
+    origin: Tensor  # (T, C), rung that the swaps moved each particle from, int16
 
 
 def sweep_pool(
@@ -33,6 +35,8 @@ def sweep_pool(
     kernel: Kernel,
     n_steps: int,
     noise: IndependentNoise,
+    *,
+    overwrite: bool = False,
 ) -> Sweep:
     """Redraw the reference rung, swap neighbours and move every rung by Langevin steps.
 
@@ -41,19 +45,67 @@ def sweep_pool(
     energy : AnchoredEnergy or BridgedEnergy
         The model.
     state : ParticleState
-        The pool; not modified.
+        The pool; not modified unless `overwrite`.
     kernel : Kernel
         How particles move.
     n_steps : int
         Steps of every particle, at least one.
     noise : IndependentNoise
         Source of all noise.
+    overwrite : bool, default=False
+        Whether the moved particles of a large pool may take the place of the old ones in memory.
 
     Returns
     -------
     sweep : Sweep
         The moved pool and what was seen on the way.
+
+    Notes
+    -----
+    Chain c of one rung meets chain c of the others only, so a large pool is swept in blocks of
+    chains that stay in the cache: what a sweep needs besides the pool does not grow with it. Blocks
+    adapt their steps by their own acceptance, from the same start; the mean goes on.
     """
+    n_chains = state.pool.shape[1]
+    n_blocks = math.ceil(n_chains / _chains_at_a_time(energy, state.pool))
+    if n_blocks == 1:
+        return _sweep_block(energy, state, kernel, n_steps, noise)
+    pool = state.pool if overwrite else torch.empty_like(state.pool)
+    parts = []
+    # of nearly equal size, so that their means can be averaged
+    for old, new in zip(
+        state.pool.tensor_split(n_blocks, 1), pool.tensor_split(n_blocks, 1), strict=True
+    ):
+        part = _sweep_block(energy, state._replace(pool=old), kernel, n_steps, noise)
+        new.copy_(part.pool)
+        parts.append(part._replace(pool=new))
+    changes = [part.step_size - state.pool_step_size for part in parts]
+    return Sweep(
+        pool,
+        state.pool_step_size + torch.stack(changes).mean(0),  # no rounding where nothing adapts
+        torch.stack([part.acceptance for part in parts]).mean(0),
+        torch.stack([part.swap_acceptance for part in parts]).mean(0),
+        torch.cat([part.origin for part in parts], 1),
+    )
+
+
+def _chains_at_a_time(energy: PathEnergy, pool: Tensor) -> int:
+    """Return how many chains, each with a particle on all rungs (T, C, P), a block may have."""
+    n_rungs, _, width = pool.shape
+    # the probability of every component for every particle is what else can be large
+    widest = max(width, len(energy.reference.log_weights))
+    n_particles = min(_BLOCK_PARTICLES, _BLOCK_NUMBERS // widest)
+    return max(1, n_particles // n_rungs)
+
+
+def _sweep_block(
+    energy: PathEnergy,
+    state: ParticleState,
+    kernel: Kernel,
+    n_steps: int,
+    noise: IndependentNoise,
+) -> Sweep:
+    """Sweep chains that are moved together; see `sweep_pool`."""
     pool = state.pool
     t, c = pool.shape[:2]
     target = joint_target(energy, select_correction_and_grad(energy))
@@ -75,7 +127,8 @@ def sweep_pool(
         acceptance = info.acceptance.reshape(t, c).mean(1)
         step_size = adapt_step_size(kernel, step_size, acceptance)
     moved = chains.position.reshape(t, c, -1)
-    return Sweep(moved, step_size, acceptance, swap_acceptance, index)
+    origin = index.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
+    return Sweep(moved, step_size, acceptance, swap_acceptance, origin)
 
 
 @torch.no_grad()
@@ -135,21 +188,13 @@ def equilibrate(
 
 
 def pool_corrections(energy: PathEnergy, pool: Tensor) -> Tensor:
-    """Return the correction at every particle of a pool (T, C, D + L); (T, C), nats.
-
-    Where it will be differentiated, a large pool goes through the network in parts, which are
-    computed again on the way back: all activations would be many times the particles.
-    """
+    """Return the correction at every particle of a pool (T, C, D + L); (T, C), nats."""
     t, c = pool.shape[:2]
-    parts = pool.reshape(t * c, -1).split(_MOST_IN_GRAPH)
 
-    def correction(part: Tensor) -> Tensor:
-        return energy.correction(*energy.reference.split(part))
+    def correction(position: Tensor) -> Tensor:
+        return energy.correction(*energy.reference.split(position))
 
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return torch.cat([correction(part) for part in parts]).reshape(t, c)
-    values = [checkpoint(correction, part, use_reentrant=False) for part in parts]
-    return torch.cat(values).reshape(t, c)
+    return in_parts(energy, correction, pool.reshape(t * c, -1)).reshape(t, c)
 
 
 class Observation(NamedTuple):
@@ -181,12 +226,14 @@ def observe_pool(
         origin[0] = 0
         sweep = sweep_pool(energy, state, kernel, n_steps, noise)
         state = state._replace(pool=sweep.pool, n_updates=state.n_updates + 1)
-        origin = origin.reshape(-1)[sweep.index].reshape(t, c)
+        origin = origin.gather(0, sweep.origin.long())
         if t > 1:
             n_round_trips += int(origin[0].sum())
         origin[-1] = 1
         top = sweep.pool[-1]
-        base, _ = energy.reference.marginal_energy_and_grad(top[:, : energy.n_features])
+        # without the gradient, whose residuals from every component are many times the particles
+        log_components = energy.reference.log_components(top[:, : energy.n_features])
+        base = -torch.logsumexp(log_components, 1).to(top.dtype)
         traces.append(torch.stack([pool_corrections(energy, sweep.pool[-1:])[0], base]))
         acceptances.append(sweep.acceptance)
         swaps.append(sweep.swap_acceptance)

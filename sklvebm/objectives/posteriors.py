@@ -3,9 +3,13 @@
 Particles follow the exact posterior of their row. The Gaussian families are variational inference:
 one diagonal Gaussian per row that is updated whenever its row comes up, and an encoder that all
 rows share. Training with them climbs their bound instead of the likelihood.
+
+What is kept for every row can be larger than everything else, so a move writes the rows of its
+batch in place. A deep copy of the state is what an epoch can be undone by.
 """
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +19,7 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import Kernel, adapt_step_size, reference_step, start
 from sklvebm.energies import PathEnergy
 from sklvebm.gradients import latent_target
+from sklvebm.objectives.row_particles import RowParticles
 from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
 from sklvebm.variational import AmortisedGaussian, negative_evidence_bound
 
@@ -26,7 +31,7 @@ _DECAY = (0.9, 0.99)  # memory of Adam's moments
 class PosteriorMove(NamedTuple):
     """Latents of a batch after one move, and what is carried to the next."""
 
-    latents: Any  # the family's state for all rows
+    latents: Any  # the family's state for all rows: the one before, written in place
     step_size: Tensor  # 0-d
     x: Tensor  # (B * K, D)
     z: Tensor  # (B * K, L)
@@ -46,30 +51,40 @@ class ParticlePosterior:
         Kernel steps per move.
     offer_reference : bool
         Offer every particle an independent draw of the reference posterior first.
+    most_bytes : float, default=math.inf
+        Bytes of particles up to which they stay in memory.
     """
 
     def __init__(
-        self, kernel: Kernel, n_particles: int, n_steps: int, offer_reference: bool
+        self,
+        kernel: Kernel,
+        n_particles: int,
+        n_steps: int,
+        offer_reference: bool,
+        most_bytes: float = math.inf,
     ) -> None:
         self.kernel, self.n_particles = kernel, n_particles
         self.n_steps, self.offer_reference = n_steps, offer_reference
+        self.most_bytes = most_bytes
 
-    def init(self, energy: PathEnergy, n_rows: int, generator: torch.Generator) -> Tensor:
+    def init(self, energy: PathEnergy, n_rows: int, generator: torch.Generator) -> RowParticles:
         """Draw particles from the reference posterior, e ~ N(0, I): (N, K, L)."""
-        like = energy.reference.location
         shape = (n_rows, self.n_particles, energy.n_latents)
-        return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        latents = RowParticles(shape, energy.reference.location, self.most_bytes)
+        latents.values.normal_(generator=generator)
+        return latents
 
     def fits(self, latents: Any, n_rows: int) -> bool:
         """Tell whether a state is of this family and size."""
         shape = (n_rows, self.n_particles)
-        return isinstance(latents, Tensor) and latents.shape[:2] == shape
+        return isinstance(latents, RowParticles) and latents.values.shape[:2] == shape
 
     def move(
         self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
     ) -> PosteriorMove:
         """Move the particles of the batch's rows."""
-        position = state.latents[batch.index].reshape(-1, energy.n_latents)
+        everyone = state.latents.values
+        position = everyone[batch.index].reshape(-1, energy.n_latents)
         x = stack_rows(batch.x, self.n_particles)
         target = latent_target(energy, x, select_correction_and_grad(energy))
         chains = start(position, target)
@@ -85,11 +100,10 @@ class ParticlePosterior:
             )
             acceptance = info.acceptance.mean()
             step_size = adapt_step_size(self.kernel, step_size, acceptance)
-        latents = state.latents.clone()
-        latents[batch.index] = chains.position.reshape(len(batch.x), self.n_particles, -1)
+        everyone[batch.index] = chains.position.reshape(len(batch.x), self.n_particles, -1)
         e = self.kernel.readout(chains.position, step_size.expand(len(beta)), noise)
         z = energy.reference.to_latents(x, e)
-        return PosteriorMove(latents, step_size, x, z, acceptance)
+        return PosteriorMove(state.latents, step_size, x, z, acceptance)
 
 
 class RowGaussians(NamedTuple):
@@ -140,12 +154,11 @@ class GaussianPosterior:
             slope_mean = grad.mean(1) + mean
             slope_scale = (grad * xi).mean(1) * scale + scale.square() - 1.0
             rows = _adam(rows, torch.cat([slope_mean, slope_scale], 1))
-        latents = RowGaussians(*(part.clone() for part in state.latents))
-        for whole, part in zip(latents, rows, strict=True):
+        for whole, part in zip(state.latents, rows, strict=True):
             whole[batch.index] = part
         e, _ = self._draw(rows, noise)
         z = energy.reference.to_latents(x, e.flatten(0, 1))
-        return PosteriorMove(latents, state.latent_step_size, x, z, x.new_ones(()))
+        return PosteriorMove(state.latents, state.latent_step_size, x, z, x.new_ones(()))
 
     def _draw(self, rows: RowGaussians, noise: IndependentNoise) -> tuple[Tensor, Tensor]:
         """Return draws (B, K, L) and the noise they were made of."""

@@ -15,10 +15,13 @@ from sklvebm.dynamics.tempering import respaced_ladder
 from sklvebm.energies import BridgedEnergy, PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.log_partition import Ladder, anneal, annealing_schedule, log_mean_exp, mbar
+from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
 from sklvebm.particles import IndependentNoise, ParticleState, stack_rows
 
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
+_DRAWN_AT_A_TIME = 2**14  # particles of a first pool
+_NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
 _FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -71,11 +74,14 @@ class TemperedPool:
         reference = energy.reference
         like = reference.location
         t, c = self.n_temperatures, self.n_chains
+        pool = like.new_empty(t * c, energy.n_features + energy.n_latents)
+        for part in pool.split(_DRAWN_AT_A_TIME):
+            part.copy_(reference.sample(len(part), generator))
         betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
         zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
         return ParticleState(
             latents=latents,
-            pool=reference.sample(t * c, generator).reshape(t, c, -1),
+            pool=pool.reshape(t, c, -1),
             pool_step_size=like.new_full((t,), self.step_size),
             latent_step_size=like.new_full((), self.step_size),
             log_partitions=zeros,
@@ -87,8 +93,8 @@ class TemperedPool:
     # One update --------------------------------------------------------------------------------
 
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
-        """Move the whole pool once; see `pool.sweep_pool`."""
-        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise)
+        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`."""
+        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
     def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
         """Return the particles that the pool's chains stand for, as the kernel defines them."""
@@ -151,12 +157,13 @@ class TemperedPool:
             Particles that are not finite or far out, or a ladder that lets nothing through.
         """
         pool = state.pool
-        if not bool(torch.isfinite(pool).all()):
+        farthest = _farthest(pool)
+        if not math.isfinite(farthest):
             return "particles are not finite"
         # the first rung of a ladder is drawn from the reference
-        limit = _FARTHEST * max(1.0, float(pool[0].abs().max()) if len(pool) > 1 else 1.0)
-        if float(pool.abs().max()) > limit:
-            return f"a particle is {float(pool.abs().max()):.2g} white units from the centre"
+        limit = _FARTHEST * max(1.0, _farthest(pool[0]) if len(pool) > 1 else 1.0)
+        if farthest > limit:
+            return f"a particle is {farthest:.2g} white units from the centre"
         if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
             return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
         return None
@@ -225,6 +232,11 @@ class TemperedPool:
         return float(torch.logsumexp(-wanted - log_mixture, 0))
 
 
+def _farthest(numbers: Tensor) -> float:
+    """Return the largest absolute value; NaN if there is one. Makes nothing as large as these."""
+    return max(map(abs, torch.stack(torch.aminmax(numbers)).tolist()))
+
+
 def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
     """Return an importance-sampled upper bound on F(x) in expectation, (N,), nats.
 
@@ -240,8 +252,11 @@ def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
         Whitened latents, the same for every row.
     """
     n_nodes = len(nodes)
+    n_rows = max(1, _NUMBERS_AT_A_TIME // (n_nodes * (energy.n_features + energy.n_latents)))
+    if len(x) > n_rows:
+        return torch.cat([free_energy_bound(energy, part, nodes) for part in x.split(n_rows)])
     rows = stack_rows(x, n_nodes)
     z = energy.reference.to_latents(rows, nodes.repeat(len(x), 1))
-    correction = energy.correction(rows, z).reshape(len(x), n_nodes).double()
+    correction = in_parts(energy, energy.correction, rows, z).reshape(len(x), n_nodes).double()
     log_mean = torch.logsumexp(-correction, 1) - math.log(n_nodes)
     return -energy.reference.log_marginal(x).double() - log_mean

@@ -109,7 +109,7 @@ class WassersteinFlow:
         batch : Batch
             Rows of this update.
         state : FlowState
-            Before the update; not modified.
+            Before the update. A large pool is moved in place.
         generator : torch.Generator
             Source of all noise.
 

@@ -5,7 +5,9 @@ import torch
 
 from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.objectives import parts as parts_module
 from sklvebm.objectives import pool as pool_module
+from sklvebm.objectives import tempered_pool
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.pool import observe_pool, pool_corrections, sweep_pool
 from sklvebm.particles import IndependentNoise
@@ -123,6 +125,91 @@ def test_frames_are_drawn_once_a_sweep():
     assert len(drawn) == 1
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Have pools of more than 12 particles swept in blocks."""
+    monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", 12)
+
+
+@pytest.mark.parametrize("n_particles", [12, 10**6])
+def test_origins_are_rungs_in_one_piece_and_in_blocks(n_particles, monkeypatch):
+    """Where all swaps are accepted, rungs 0 and 1 change places, and 2 and 3."""
+    monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", n_particles)
+    energy = untrained()
+    sweep = sweep_pool(energy, pool_of(energy), KERNELS["mala"], 1, IndependentNoise(generator()))
+    assert sweep.origin.tolist() == [[rung] * 10 for rung in (1, 0, 3, 2)]
+
+
+def test_a_pool_in_blocks_climbs_as_one_piece_does(small_blocks):
+    """Ten chains of four rungs in four blocks: every one goes its round."""
+    energy = untrained()
+    kernel, noise = KERNELS["crank-nicolson"], IndependentNoise(generator(1))
+    seen = observe_pool(energy, pool_of(energy), kernel, 1, 12, noise)
+    assert seen.swap_acceptance.tolist() == [1.0, 1.0, 1.0]
+    assert seen.n_round_trips == 10 * 4
+    assert seen.traces.shape == (2, 10, 12)
+
+
+def test_a_sweep_in_blocks_is_a_sweep_of_each(small_blocks):
+    """Block by block with one stream of noise; steps adapt by the mean of the blocks."""
+    energy, _, _ = two_wells()
+    with torch.no_grad():
+        energy.network.output.normal_(generator=generator(1))
+    state, kernel = pool_of(energy), KERNELS["crank-nicolson"]
+    before = state.pool.clone()
+    sweep = sweep_pool(energy, state, kernel, 2, IndependentNoise(generator(2)))
+    assert torch.equal(state.pool, before)
+    noise = IndependentNoise(generator(2))
+    blocks = [
+        sweep_pool(energy, state._replace(pool=part), kernel, 2, noise)
+        for part in before.tensor_split(4, 1)
+    ]
+    assert torch.equal(sweep.pool, torch.cat([b.pool for b in blocks], 1))
+    assert torch.equal(sweep.origin, torch.cat([b.origin for b in blocks], 1))
+    for name in ("step_size", "acceptance"):
+        mean = torch.stack([getattr(b, name) for b in blocks]).mean(0)
+        torch.testing.assert_close(getattr(sweep, name), mean)
+    assert not torch.equal(sweep.step_size, state.pool_step_size)
+    # a pool that may be overwritten is
+    noise = IndependentNoise(generator(2))
+    again = sweep_pool(energy, state, kernel, 2, noise, overwrite=True)
+    assert again.pool is state.pool
+    assert torch.equal(again.pool, sweep.pool)
+
+
+def test_a_first_pool_in_parts_is_drawn_from_one_stream(monkeypatch):
+    monkeypatch.setattr(tempered_pool, "_DRAWN_AT_A_TIME", 16)  # of 40
+    energy, g = untrained(), generator()
+    expected = torch.cat([energy.reference.sample(n, g) for n in (16, 16, 8)])
+    assert torch.equal(pool_of(energy).pool.reshape(40, 3), expected)
+
+
+def test_a_bound_on_many_rows_goes_through_them_in_parts(monkeypatch):
+    energy, _, _ = two_wells()
+    with torch.no_grad():
+        energy.network.output.normal_(generator=generator(1))
+    x = torch.randn(9, 2, generator=generator(2), dtype=torch.float64)
+    nodes = torch.randn(5, 1, generator=generator(3), dtype=torch.float64)
+    whole = tempered_pool.free_energy_bound(energy, x, nodes)
+    seen = []
+    correction = energy.correction
+    monkeypatch.setattr(energy, "correction", lambda x, z: seen.append(len(x)) or correction(x, z))
+    monkeypatch.setattr(tempered_pool, "_NUMBERS_AT_A_TIME", 60)  # four rows of five nodes
+    parts = tempered_pool.free_energy_bound(energy, x, nodes)
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    assert seen == [20, 20, 5]
+
+
+def test_many_components_make_small_blocks(monkeypatch):
+    energy, _, _ = two_wells()
+    pool = pool_of(energy).pool  # (4, 10, 3)
+    assert pool_module._chains_at_a_time(energy, pool) >= 10
+    monkeypatch.setattr(pool_module, "_BLOCK_NUMBERS", 60)  # 20 particles of three numbers
+    assert pool_module._chains_at_a_time(energy, pool) == 5
+    energy.reference.log_weights = torch.zeros(30)
+    assert pool_module._chains_at_a_time(energy, pool) == 1
+
+
 def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypatch):
     energy, pool = untrained(), pool_of(untrained()).pool.repeat(1, 20, 1)
     with torch.no_grad():
@@ -143,10 +230,11 @@ def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypa
 
     parameters = list(energy.parameters())
     values, gradients, n_bytes = values_gradients_and_bytes()
-    monkeypatch.setattr(pool_module, "_MOST_IN_GRAPH", 96)  # nine parts, the last one smaller
+    monkeypatch.setattr(parts_module, "_MOST_IN_GRAPH", 199)
+    monkeypatch.setattr(parts_module, "_PART", 96)  # nine parts, the last one smaller
     in_parts = values_gradients_and_bytes()
     torch.testing.assert_close(in_parts[0], values)
     torch.testing.assert_close(in_parts[1], gradients)
     assert any(bool((g != 0.0).any()) for g in gradients)
-    # one part of nine at a time, and what joins them
-    assert in_parts[2] < 0.3 * n_bytes
+    # the particles, and nothing that the network makes of them
+    assert in_parts[2] == pool.numel() * pool.element_size() < 0.3 * n_bytes
