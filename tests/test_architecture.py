@@ -67,6 +67,7 @@ ALLOWED = {
         "noised_mixture",
         "particles",
         "potentials",
+        "rare_components",
         "reference",
         "variational",
     },

@@ -13,8 +13,11 @@ from sklvebm.energies import PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.objectives.parts import in_parts
 from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
+from sklvebm.rare_components import missed_share, rare_components, tilted_reference
+from sklvebm.reference import MixtureReference
 
 RESPACE_EVERY = 10  # updates or sweeps
+_FEWEST_CHAINS = 0.5  # that would live in lifted rare components, for them to be offered
 # of a pool that is moved at a time: particles, and numbers of one quantity of theirs
 _BLOCK_PARTICLES, _BLOCK_NUMBERS = 2**14, 2**21
 
@@ -129,6 +132,57 @@ def _sweep_block(
     moved = chains.position.reshape(t, c, -1)
     origin = index.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
     return Sweep(moved, step_size, acceptance, swap_acceptance, origin)
+
+
+@torch.no_grad()
+def with_offers(
+    energy: PathEnergy,
+    pool: Tensor,
+    betas: Tensor,
+    log_partition: Tensor,
+    noise: IndependentNoise,
+) -> Tensor:
+    """Return the pool after an offer of a draw that knows the lifted rare components.
+
+    Draws come from the reference with such components as likely as the model has them; whoever
+    takes one is decided by Metropolis, so that every rung keeps its law. Nothing is offered where
+    less than half a chain would live in these components.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model.
+    pool : Tensor of shape (T, C, D + L)
+        Joint particles.
+    betas : Tensor of shape (T,)
+        Inverse temperatures.
+    log_partition : Tensor of shape ()
+        log Z of the model, nats, as far as the pool knows.
+    noise : IndependentNoise
+        Source of draws and decisions.
+    """
+    t, c = pool.shape[:2]
+    reference = energy.reference
+    rare = rare_components(energy, c, noise.generator)
+    tilted = tilted_reference(reference, rare, float(log_partition))
+    if c * missed_share(reference, tilted) < _FEWEST_CHAINS:
+        return pool
+    old = pool.reshape(t * c, -1)
+    new = tilted.sample(t * c, noise.generator).to(pool)
+    log_ratio = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
+    accepted = noise.uniform(log_ratio) < torch.exp(log_ratio.clamp(max=0.0))
+    return torch.where(accepted.unsqueeze(1), new, old).reshape(t, c, -1)
+
+
+def _log_density(
+    energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
+) -> Tensor:
+    """Return the log density of every rung's particles (T * C, D + L) over that of offers, nats."""
+    reference = energy.reference
+    y = position[:, : reference.n_features]
+    parts = [torch.logsumexp(part.log_components(y), 1) for part in (reference, tilted)]
+    correction = energy.correction(*reference.split(position)).double()
+    return parts[0] - parts[1] - betas.double().repeat_interleave(len(y) // len(betas)) * correction
 
 
 @torch.no_grad()

@@ -16,9 +16,17 @@ from sklvebm.energies import BridgedEnergy, PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.log_partition import Ladder, anneal, annealing_schedule, log_mean_exp, mbar
 from sklvebm.objectives.parts import in_parts
-from sklvebm.objectives.pool import RESPACE_EVERY, Sweep, equilibrate, pool_corrections, sweep_pool
+from sklvebm.objectives.pool import (
+    RESPACE_EVERY,
+    Sweep,
+    equilibrate,
+    pool_corrections,
+    sweep_pool,
+    with_offers,
+)
 from sklvebm.particles import IndependentNoise, ParticleState, stack_rows
 
+_OFFER_EVERY = 16  # updates
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 _DRAWN_AT_A_TIME = 2**14  # particles of a first pool
 _NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
@@ -93,7 +101,14 @@ class TemperedPool:
     # One update --------------------------------------------------------------------------------
 
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
-        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`."""
+        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`.
+
+        Now and then, chains of a ladder are offered components that the network has lifted from a
+        weight where no chain would look: else nothing pushes these down again.
+        """
+        if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
+            pool = with_offers(energy, state.pool, state.betas, state.log_partitions[-1], noise)
+            state = state._replace(pool=pool)
         return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
     def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:

@@ -1,0 +1,123 @@
+"""Chains of the pool find components that were lifted from a weight where no chain would look."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sklvebm.energies import AnchoredEnergy
+from sklvebm.objectives import tempered_pool
+from sklvebm.objectives.pool import with_offers
+from sklvebm.objectives.tempered_pool import TemperedPool
+from sklvebm.particles import IndependentNoise
+from sklvebm.reference import MixtureReference
+
+RARE, LIFT = 1e-5, 11.0  # weight of the component far out; what it is lifted by, nats
+N_CHAINS = 4000
+BETAS = torch.tensor([0.0, 0.5, 0.9, 1.0], dtype=torch.float64)
+
+
+class Lift(nn.Module):
+    """Lowers the energy by a constant beyond x_0 = 20, where only the rare component is."""
+
+    n_features, n_latents = 2, 1
+
+    def __init__(self, lift):
+        super().__init__()
+        self.lift = lift
+
+    def forward(self, x, z):
+        return -self.lift * torch.sigmoid(5.0 * (x[:, 0] - 20.0)) + 0.0 * z[:, 0]
+
+
+def energy_with(lift):
+    reference = MixtureReference(
+        torch.tensor([0.6, 0.4 - RARE, RARE]),
+        torch.tensor([[-1.0, 0.0], [1.0, 0.0], [40.0, 0.0]]),
+        torch.stack([torch.eye(2), 0.3 * torch.eye(2), 0.01 * torch.eye(2)]),
+        latent_map=torch.tensor([[0.5, 0.0]]),
+        latent_variance=torch.tensor([0.75]),
+        location=torch.zeros(2),
+    )
+    return AnchoredEnergy(reference, Lift(lift), bound=1e9)
+
+
+def first_pool(energy):
+    """Return draws of the reference, exact at every rung but for the rare component."""
+    generator = torch.Generator().manual_seed(0)
+    draws = energy.reference.sample(2 * len(BETAS) * N_CHAINS, generator).double()
+    near = energy.reference.split(draws)[0][:, 0] < 20.0
+    return draws[near][: len(BETAS) * N_CHAINS].reshape(len(BETAS), N_CHAINS, -1)
+
+
+def noise(seed=1):
+    return IndependentNoise(torch.Generator().manual_seed(seed))
+
+
+def test_every_rung_gets_its_share_of_a_lifted_component_and_keeps_the_rest():
+    energy = energy_with(LIFT)
+    pool, source = first_pool(energy), noise()
+    log_z = torch.tensor(math.log(1.0 - RARE + RARE * math.exp(LIFT)))
+    for _ in range(4):
+        pool = with_offers(energy, pool, BETAS, log_z, source)
+    x, z = energy.reference.split(pool.reshape(-1, 3))
+    x, z = x.reshape(len(BETAS), N_CHAINS, 2), z.reshape(len(BETAS), N_CHAINS)
+    far = x[..., 0] > 20.0
+    for beta, share, rows, latents in zip(BETAS.tolist(), far, x, z, strict=True):
+        mass = RARE * math.exp(LIFT * beta)
+        exact = mass / (1.0 - RARE + mass)
+        # four standard errors of a share, and one chain where there should be none
+        tolerance = 4.0 * math.sqrt(exact * (1.0 - exact) / N_CHAINS) + 1.0 / N_CHAINS
+        assert float(share.double().mean()) == pytest.approx(exact, abs=tolerance)
+        near = rows[~share][:, 0]
+        # the other two components: mean -0.2, variance 0.6 * 1 + 0.4 * 0.3 + 0.96
+        error = math.sqrt(1.68 / len(near))
+        assert float(near.mean()) == pytest.approx(-0.2, abs=4.0 * error)
+        residual = latents[~share] - 0.5 * near  # latents given x are the reference's
+        assert float(residual.var()) == pytest.approx(0.75, rel=4.0 * math.sqrt(2.0 / len(near)))
+    # at the model's temperature the component holds more than a third
+    assert float(far[-1].double().mean()) > 0.3
+
+
+@pytest.mark.parametrize("lift", [0.0, -5.0, 2.0])
+def test_nothing_is_offered_where_no_chain_would_live(lift):
+    energy = energy_with(lift)
+    pool = first_pool(energy)
+    assert with_offers(energy, pool, BETAS, torch.zeros(()), noise()) is pool
+
+
+def test_wrong_shares_slow_offers_down_but_change_no_law():
+    # log Z is believed to be a nat too low: shares of the draws are too high
+    energy = energy_with(LIFT)
+    pool, source = first_pool(energy), noise()
+    log_z = torch.tensor(math.log(1.0 - RARE + RARE * math.exp(LIFT)) - 1.0)
+    for _ in range(12):
+        pool = with_offers(energy, pool, BETAS, log_z, source)
+    mass = RARE * math.exp(LIFT)
+    exact = mass / (1.0 - RARE + mass)
+    share = float((energy.reference.split(pool[-1])[0][:, 0] > 20.0).double().mean())
+    assert share == pytest.approx(exact, abs=4.0 * math.sqrt(exact * (1.0 - exact) / N_CHAINS))
+
+
+@pytest.mark.parametrize(("n_temperatures", "expected"), [(4, [0, 16, 32]), (1, [])])
+def test_ladders_are_offered_draws_every_sixteen_updates(monkeypatch, n_temperatures, expected):
+    offered = []
+
+    def spy(energy, pool, betas, log_partition, noise):
+        offered.append(number)
+        return pool
+
+    monkeypatch.setattr(tempered_pool, "with_offers", spy)
+    energy = energy_with(0.0)
+    pool = TemperedPool(
+        dynamics="crank-nicolson",
+        n_chains=4,
+        n_temperatures=n_temperatures,
+        n_langevin_steps=1,
+        step_size=None,
+    )
+    state = pool.init(energy, torch.Generator().manual_seed(0))
+    for number in range(34):
+        pool.move(energy, state._replace(n_updates=number), noise())
+    assert offered == expected
