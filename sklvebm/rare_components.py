@@ -159,9 +159,14 @@ def tilted_draws(
     """
     tilted = tilted_reference(reference, rare, log_partition)
     positions = tilted.sample(n, generator)
+    return positions, log_ratio(reference, tilted, positions)
+
+
+def log_ratio(reference: MixtureReference, tilted: MixtureReference, positions: Tensor) -> Tensor:
+    """Return `log r - log r'` at positions (B, D + L) of both, (B,), float64, nats."""
     y = positions[:, : reference.n_features]
-    log_weights = [torch.logsumexp(part.log_components(y), 1) for part in (reference, tilted)]
-    return positions, log_weights[0] - log_weights[1]
+    logs = [torch.logsumexp(part.log_components(y), 1) for part in (reference, tilted)]
+    return logs[0] - logs[1]
 
 
 class Rebased:

@@ -22,6 +22,7 @@ from sklvebm import (  # noqa: E402
     PotentialFlowEBM,
     WassersteinFlowEBM,
 )
+from sklvebm.energies import AnchoredEnergy  # noqa: E402
 from sklvebm.noised_mixture import noised_mixture  # noqa: E402
 from sklvebm.potentials import AnchoredPotential, Jet  # noqa: E402
 
@@ -162,3 +163,34 @@ def mixture_reference():
 def known_potential():
     """A function of two references: the potential of the second, anchored on the first."""
     return KnownPotential
+
+
+class Lift(torch.nn.Module):
+    """Lowers the energy by a constant, nats, beyond x_0 = 20, where only a rare component is."""
+
+    n_features, n_latents = 2, 1
+
+    def __init__(self, lift):
+        super().__init__()
+        self.lift = lift
+
+    def forward(self, x, z):
+        return -self.lift * torch.sigmoid(5.0 * (x[:, 0] - 20.0)) + 0.0 * z[:, 0]
+
+
+@pytest.fixture
+def lifted_component():
+    """A function from (weight, lift in nats) to an energy on three components, one of them rare."""
+
+    def build(weight, lift):
+        reference = MixtureReference(
+            torch.tensor([0.6, 0.4 - weight, weight]),
+            torch.tensor([[-1.0, 0.0], [1.0, 0.0], [40.0, 0.0]]),
+            torch.stack([torch.eye(2), 0.3 * torch.eye(2), 0.01 * torch.eye(2)]),
+            latent_map=torch.tensor([[0.5, 0.0]]),
+            latent_variance=torch.tensor([0.75]),
+            location=torch.zeros(2),
+        )
+        return AnchoredEnergy(reference, Lift(lift), bound=1e9)
+
+    return build

@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.energies import AnchoredEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.inference import joint_draws
 from sklvebm.log_partition import Ladder, LogPartition, estimate_log_partition
@@ -21,7 +19,6 @@ from sklvebm.rare_components import (
     tilted_reference,
     with_rare,
 )
-from sklvebm.reference import MixtureReference
 
 N_WALKERS = 512
 RARE = 1e-5  # weight of the component far out
@@ -36,31 +33,14 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-class Lift(nn.Module):
-    """Lowers the energy by a constant beyond x_0 = 20, where only the rare component is."""
-
-    n_features, n_latents = 2, 1
-
-    def forward(self, x, z):
-        return -LIFT * torch.sigmoid(5.0 * (x[:, 0] - 20.0)) + 0.0 * z[:, 0]
+@pytest.fixture
+def lifted(lifted_component):
+    """An energy of which a component of weight 1e-5 holds 0.37, and its log Z in closed form."""
+    return lifted_component(RARE, LIFT), math.log(1.0 - RARE + RARE * math.exp(LIFT))
 
 
-def lifted():
-    """Return an energy of which a component of weight 1e-5 holds 0.37; log Z is a closed form."""
-    reference = MixtureReference(
-        torch.tensor([0.6, 0.4 - RARE, RARE]),
-        torch.tensor([[-1.0, 0.0], [1.0, 0.0], [40.0, 0.0]]),
-        torch.stack([torch.eye(2), 0.3 * torch.eye(2), 0.01 * torch.eye(2)]),
-        latent_map=torch.tensor([[0.5, 0.0]]),
-        latent_variance=torch.tensor([0.75]),
-        location=torch.zeros(2),
-    )
-    log_z = math.log(1.0 - RARE + RARE * math.exp(LIFT))
-    return AnchoredEnergy(reference, Lift(), bound=1e9), log_z
-
-
-def test_the_mass_of_a_narrow_rare_component_is_known():
-    energy, _ = lifted()
+def test_the_mass_of_a_narrow_rare_component_is_known(lifted):
+    energy, _ = lifted
     rare = rare_components(energy, N_WALKERS, generator())
     assert rare.index.tolist() == [2]
     # the correction is constant there, up to the tail of a sigmoid
@@ -69,14 +49,14 @@ def test_the_mass_of_a_narrow_rare_component_is_known():
     assert len(rare_components(energy, 10**6, generator()).index) == 0
 
 
-def test_a_component_on_which_the_correction_varies_is_left_to_the_walkers():
-    energy, _ = lifted()
+def test_a_component_on_which_the_correction_varies_is_left_to_the_walkers(lifted):
+    energy, _ = lifted
     energy.network.forward = lambda x, z: 40.0 * x[:, 1]  # four nats per standard deviation
     assert len(rare_components(energy, N_WALKERS, generator()).index) == 0
 
 
-def test_the_bracket_holds_log_z_only_with_rare_components():
-    energy, log_z = lifted()
+def test_the_bracket_holds_log_z_only_with_rare_components(lifted):
+    energy, log_z = lifted
     noise = IndependentNoise(generator(1))
     target = joint_target(energy, select_correction_and_grad(energy))
     draws = energy.reference.sample(N_WALKERS, noise.generator)  # the model's, but for the rare
@@ -104,8 +84,8 @@ def test_components_like_the_others_add_nothing():
     assert with_rare(estimate, lowered) == estimate
 
 
-def test_chunks_hold_whole_components():
-    energy, _ = lifted()
+def test_chunks_hold_whole_components(lifted):
+    energy, _ = lifted
     sizes = []
     correction = energy.correction
     energy.correction = lambda x, z: sizes.append(len(x)) or correction(x, z)
@@ -114,8 +94,8 @@ def test_chunks_hold_whole_components():
     assert sizes == [128, 64, 64]
 
 
-def test_a_tilted_reference_has_rare_components_as_often_as_the_model():
-    energy, log_z = lifted()
+def test_a_tilted_reference_has_rare_components_as_often_as_the_model(lifted):
+    energy, log_z = lifted
     rare = rare_components(energy, N_WALKERS, generator())
     tilted = tilted_reference(energy.reference, rare, log_z)
     weights = tilted.log_weights.exp()
@@ -132,16 +112,16 @@ def test_a_tilted_reference_has_rare_components_as_often_as_the_model():
     assert float(blind.log_weights[2].exp()) == pytest.approx(0.5)
 
 
-def test_where_all_components_are_rare_and_lifted_weights_stay():
-    energy, _ = lifted()
+def test_where_all_components_are_rare_and_lifted_weights_stay(lifted):
+    energy, _ = lifted
     everything = RareComponents(
         torch.arange(3), energy.reference.log_weights, torch.ones(3, dtype=torch.float64)
     )
     assert tilted_reference(energy.reference, everything, 0.0) is energy.reference
 
 
-def test_another_base_of_the_path_is_the_same_density():
-    energy, log_z = lifted()
+def test_another_base_of_the_path_is_the_same_density(lifted):
+    energy, log_z = lifted
     rare = rare_components(energy, N_WALKERS, generator())
     rebased = Rebased(energy, tilted_reference(energy.reference, rare, log_z))
     y = torch.cat(
@@ -155,8 +135,8 @@ def test_another_base_of_the_path_is_the_same_density():
     torch.testing.assert_close(slopes[0], slopes[1], atol=1e-5, rtol=1e-5)
 
 
-def test_tilted_draws_have_the_weights_of_the_reference():
-    energy, log_z = lifted()
+def test_tilted_draws_have_the_weights_of_the_reference(lifted):
+    energy, log_z = lifted
     rare = rare_components(energy, N_WALKERS, generator())
     n = 20_000
     y, log_weights = tilted_draws(energy.reference, rare, log_z, n, generator(2))
@@ -174,15 +154,15 @@ def test_tilted_draws_have_the_weights_of_the_reference():
     assert abs(float(moment.mean()) - expected) < 5.0 * float(moment.std()) / math.sqrt(n)
 
 
-def test_without_rare_components_draws_are_the_references():
-    energy, _ = lifted()
+def test_without_rare_components_draws_are_the_references(lifted):
+    energy, _ = lifted
     rare = rare_components(energy, 10**6, generator())
     _, log_weights = tilted_draws(energy.reference, rare, 0.0, 50, generator(3))
     torch.testing.assert_close(log_weights, torch.zeros_like(log_weights))
 
 
-def test_draws_of_the_model_hold_the_share_of_a_rare_component():
-    energy, log_z = lifted()
+def test_draws_of_the_model_hold_the_share_of_a_rare_component(lifted):
+    energy, log_z = lifted
     shares = []
     for seed in range(20):
         x, _ = joint_draws(

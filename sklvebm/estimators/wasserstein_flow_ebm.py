@@ -180,9 +180,9 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
-        Whether the model is better than its reference on the monitored rows, by two standard
-        errors (more where rows are few) and with the upper estimate of log Z. If not, it is the
-        reference, fitted to all rows.
+        Whether the model is better on the monitored rows than the reference, fitted to all rows,
+        that would be kept instead: by two standard errors (more where rows are few) and with the
+        upper estimate of log Z. If not, it is that reference.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

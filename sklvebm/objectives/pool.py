@@ -13,7 +13,7 @@ from sklvebm.energies import PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.objectives.parts import in_parts
 from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
-from sklvebm.rare_components import missed_share, rare_components, tilted_reference
+from sklvebm.rare_components import log_ratio, missed_share, rare_components, tilted_reference
 from sklvebm.reference import MixtureReference
 
 RESPACE_EVERY = 10  # updates or sweeps
@@ -169,8 +169,8 @@ def with_offers(
         return pool
     old = pool.reshape(t * c, -1)
     new = tilted.sample(t * c, noise.generator).to(pool)
-    log_ratio = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
-    accepted = noise.uniform(log_ratio) < torch.exp(log_ratio.clamp(max=0.0))
+    gain = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
+    accepted = noise.uniform(gain) < torch.exp(gain.clamp(max=0.0))
     return torch.where(accepted.unsqueeze(1), new, old).reshape(t, c, -1)
 
 
@@ -178,11 +178,9 @@ def _log_density(
     energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
 ) -> Tensor:
     """Return the log density of every rung's particles (T * C, D + L) over that of offers, nats."""
-    reference = energy.reference
-    y = position[:, : reference.n_features]
-    parts = [torch.logsumexp(part.log_components(y), 1) for part in (reference, tilted)]
-    correction = energy.correction(*reference.split(position)).double()
-    return parts[0] - parts[1] - betas.double().repeat_interleave(len(y) // len(betas)) * correction
+    correction = energy.correction(*energy.reference.split(position)).double()
+    beta = betas.double().repeat_interleave(len(position) // len(betas))
+    return log_ratio(energy.reference, tilted, position) - beta * correction
 
 
 @torch.no_grad()

@@ -1,46 +1,25 @@
 """Chains of the pool find components that were lifted from a weight where no chain would look."""
 
+import functools
 import math
 
 import pytest
 import torch
-from torch import nn
 
-from sklvebm.energies import AnchoredEnergy
 from sklvebm.objectives import tempered_pool
 from sklvebm.objectives.pool import with_offers
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.particles import IndependentNoise
-from sklvebm.reference import MixtureReference
 
 RARE, LIFT = 1e-5, 11.0  # weight of the component far out; what it is lifted by, nats
 N_CHAINS = 4000
 BETAS = torch.tensor([0.0, 0.5, 0.9, 1.0], dtype=torch.float64)
 
 
-class Lift(nn.Module):
-    """Lowers the energy by a constant beyond x_0 = 20, where only the rare component is."""
-
-    n_features, n_latents = 2, 1
-
-    def __init__(self, lift):
-        super().__init__()
-        self.lift = lift
-
-    def forward(self, x, z):
-        return -self.lift * torch.sigmoid(5.0 * (x[:, 0] - 20.0)) + 0.0 * z[:, 0]
-
-
-def energy_with(lift):
-    reference = MixtureReference(
-        torch.tensor([0.6, 0.4 - RARE, RARE]),
-        torch.tensor([[-1.0, 0.0], [1.0, 0.0], [40.0, 0.0]]),
-        torch.stack([torch.eye(2), 0.3 * torch.eye(2), 0.01 * torch.eye(2)]),
-        latent_map=torch.tensor([[0.5, 0.0]]),
-        latent_variance=torch.tensor([0.75]),
-        location=torch.zeros(2),
-    )
-    return AnchoredEnergy(reference, Lift(lift), bound=1e9)
+@pytest.fixture
+def energy_with(lifted_component):
+    """A function from the lift, nats, to the energy."""
+    return functools.partial(lifted_component, RARE)
 
 
 def first_pool(energy):
@@ -55,7 +34,7 @@ def noise(seed=1):
     return IndependentNoise(torch.Generator().manual_seed(seed))
 
 
-def test_every_rung_gets_its_share_of_a_lifted_component_and_keeps_the_rest():
+def test_every_rung_gets_its_share_of_a_lifted_component_and_keeps_the_rest(energy_with):
     energy = energy_with(LIFT)
     pool, source = first_pool(energy), noise()
     log_z = torch.tensor(math.log(1.0 - RARE + RARE * math.exp(LIFT)))
@@ -81,13 +60,13 @@ def test_every_rung_gets_its_share_of_a_lifted_component_and_keeps_the_rest():
 
 
 @pytest.mark.parametrize("lift", [0.0, -5.0, 2.0])
-def test_nothing_is_offered_where_no_chain_would_live(lift):
+def test_nothing_is_offered_where_no_chain_would_live(energy_with, lift):
     energy = energy_with(lift)
     pool = first_pool(energy)
     assert with_offers(energy, pool, BETAS, torch.zeros(()), noise()) is pool
 
 
-def test_wrong_shares_slow_offers_down_but_change_no_law():
+def test_wrong_shares_slow_offers_down_but_change_no_law(energy_with):
     # log Z is believed to be a nat too low: shares of the draws are too high
     energy = energy_with(LIFT)
     pool, source = first_pool(energy), noise()
@@ -101,7 +80,9 @@ def test_wrong_shares_slow_offers_down_but_change_no_law():
 
 
 @pytest.mark.parametrize(("n_temperatures", "expected"), [(4, [0, 16, 32]), (1, [])])
-def test_ladders_are_offered_draws_every_sixteen_updates(monkeypatch, n_temperatures, expected):
+def test_ladders_are_offered_draws_every_sixteen_updates(
+    monkeypatch, energy_with, n_temperatures, expected
+):
     offered = []
 
     def spy(energy, pool, betas, log_partition, noise):

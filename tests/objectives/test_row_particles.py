@@ -54,11 +54,10 @@ def test_the_file_has_no_name_and_goes_with_the_particles(tmp_path, monkeypatch)
         assert not any(str(tmp_path) in os.readlink(link) for link in filter(os.path.islink, links))
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system has no such call")
 def test_a_full_disk_is_an_error_and_not_a_crash(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)  # some systems have none
     with pytest.raises(OSError, match="No space left"):
         RowParticles(SHAPE, LIKE, 0)
