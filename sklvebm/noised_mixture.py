@@ -11,12 +11,13 @@ vanishes there, t or 1 - t.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sklvebm.reference import MixtureReference
+from sklvebm.reference import MixtureReference, products_by_component
 
 LOG_2PI = math.log(2.0 * math.pi)
 _LEAST_VARIANCE = 1e-12  # standardised units squared
@@ -32,7 +33,7 @@ class NoisedValues(NamedTuple):
 
 
 class NoisedMixture(NamedTuple):
-    """Components in their own axes; float64.
+    """Components in their own axes, or in those they share with others; float64.
 
     Attributes
     ----------
@@ -40,15 +41,18 @@ class NoisedMixture(NamedTuple):
         Log of the mixture weights.
     means : Tensor of shape (M, D)
         Component means.
-    variances : Tensor of shape (M, D)
-        Variances along each component's axes.
-    axes : Tensor of shape (M, D, D) or None
-        Axes of each component in columns; None if all are those of the coordinates.
+    variances : Tensor of shape (K, D)
+        Variances along the axes of each covariance.
+    covariance_of : Tensor of shape (M,)
+        Which of the K covariances each component has.
+    axes : Tensor of shape (K, D, D) or None
+        Axes of each covariance in columns; None if all are those of the coordinates.
     """
 
     log_weights: Tensor
     means: Tensor
     variances: Tensor
+    covariance_of: Tensor
     axes: Tensor | None
 
     @property
@@ -61,12 +65,12 @@ class NoisedMixture(NamedTuple):
         return NoisedMixture(*(None if part is None else part.to(device) for part in self))
 
     def moments(self, t: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return weights (M,), means (M, D) and covariances (M, D, D) of q_t."""
+        """Return weights (M,), means (M, D) and distinct covariances (K, D, D) of q_t."""
         variances = t**2 * self.variances + (1.0 - t) ** 2
         return self.log_weights.exp(), t * self.means, self._with_axes(variances)
 
     def _with_axes(self, values: Tensor) -> Tensor:
-        """Return matrices (..., M, D, D) with the given eigenvalues (..., M, D)."""
+        """Return matrices (..., K, D, D) with the given eigenvalues (..., K, D)."""
         if self.axes is None:
             return torch.diag_embed(values)
         return (self.axes * values.unsqueeze(-2)) @ self.axes.transpose(1, 2)
@@ -88,17 +92,16 @@ class NoisedMixture(NamedTuple):
         """
         x, t = x.double(), times.double()
         forms = self._forms(t)
-        features = _features(x, self.axes is None)
-        # relative to N(0, I), which all components have in common at t = 0
-        log_components = forms.constant.unsqueeze(1) + features @ forms.quadratic.transpose(1, 2)
+        if self.axes is None:
+            log_components, slope_at = self._along_coordinates(x, forms)
+        elif self.n_features + 1 > 2 * len(self.axes):
+            # products of features would be more numbers than rows turned to all axes
+            log_components, slope_at = self._along_axes(x, forms)
+        else:
+            log_components, slope_at = self._by_products(x, forms)
         log_ratio = torch.logsumexp(log_components, -1)
         responsibility = torch.exp(log_components - log_ratio.unsqueeze(-1))
-        slope = responsibility @ forms.slope.flatten(2)
-        if self.axes is None:
-            field = responsibility @ forms.offset + slope * x
-        else:
-            slope = slope.unflatten(-1, (self.n_features, self.n_features))
-            field = responsibility @ forms.offset + (slope @ x.unsqueeze(-1)).squeeze(-1)
+        field = responsibility @ forms.offset + slope_at(responsibility)
         t = t[:, None, None]
         early = t < _EARLY
         # velocity = (x + (1 - t) score) / t; clamped where the other branch is taken
@@ -106,55 +109,94 @@ class NoisedMixture(NamedTuple):
         score = torch.where(early, (t * field - x) / (1.0 - t).clamp(min=1.0 - _EARLY), field)
         return NoisedValues(log_ratio, score, velocity)
 
+    # Three ways to the same numbers: log densities (G, B, M), relative to N(0, I), which all
+    # components have in common at t = 0, and a function from responsibilities (G, B, M) to the
+    # average slope times x (G, B, D).
+
+    def _along_coordinates(self, x: Tensor, forms: "_Forms") -> "_Pieces":
+        """For components whose axes are those of the coordinates."""
+        bend, slope = (part[:, self.covariance_of] for part in (forms.bend, forms.slope))
+        weights = torch.cat([bend, forms.linear], -1).transpose(1, 2)
+        products = torch.cat([x.square(), x], -1) @ weights
+        return forms.constant.unsqueeze(1) + products, lambda shares: (shares @ slope) * x
+
+    def _along_axes(self, x: Tensor, forms: "_Forms") -> "_Pieces":
+        """For few covariances of many features."""
+        turned = torch.einsum("gbd,kde->kgbe", x, self.axes)
+        bend, slope = (part.transpose(0, 1).unsqueeze(-1) for part in (forms.bend, forms.slope))
+        squares = (turned.square() @ bend).squeeze(-1).permute(1, 2, 0)  # (G, B, K)
+        linear = x @ forms.linear.transpose(1, 2)
+        log_components = forms.constant.unsqueeze(1) + linear + squares[..., self.covariance_of]
+
+        def slope_at(shares: Tensor) -> Tensor:
+            by_covariance = shares.new_zeros(*shares.shape[:2], len(self.axes))
+            by_covariance.index_add_(2, self.covariance_of, shares)
+            scaled = turned * slope.transpose(2, 3) * by_covariance.permute(2, 0, 1).unsqueeze(-1)
+            return torch.einsum("kgbe,kde->gbd", scaled, self.axes)
+
+        return log_components, slope_at
+
+    def _by_products(self, x: Tensor, forms: "_Forms") -> "_Pieces":
+        """For many covariances of few features."""
+        first, second = torch.triu_indices(self.n_features, self.n_features, device=x.device)
+        # off the diagonal, each product stands for two entries
+        twice = 2.0 - (first == second).to(x)
+        bend = self._with_axes(forms.bend)[..., first, second] * twice
+        weights = torch.cat([bend[:, self.covariance_of], forms.linear], -1).transpose(1, 2)
+        products = torch.cat([x[..., first] * x[..., second], x], -1) @ weights
+        slope = self._with_axes(forms.slope)[:, self.covariance_of].flatten(2)
+
+        def slope_at(shares: Tensor) -> Tensor:
+            average = (shares @ slope).unflatten(-1, (self.n_features, self.n_features))
+            return (average @ x.unsqueeze(-1)).squeeze(-1)
+
+        return forms.constant.unsqueeze(1) + products, slope_at
+
     def _forms(self, t: Tensor) -> "_Forms":
-        """Return the coefficients of components (G, M, ...) at times t (G,)."""
+        """Return the coefficients of components and covariances at times t (G,)."""
         t = t[:, None, None]
-        noised = t.square() * self.variances + (1.0 - t).square()  # (G, M, D)
+        noised = t.square() * self.variances + (1.0 - t).square()  # (G, K, D)
         # 1 - noised has the factor t
         deficit = t * (2.0 - t - t * self.variances)
         precision = noised.reciprocal()
-        means = self.means if self.axes is None else _apply(self.axes.transpose(1, 2), self.means)
-        scaled = precision * means  # in the components' axes
-        constant = self.log_weights - 0.5 * (
-            torch.log1p(-deficit).sum(-1) + (t.square() * scaled * means).sum(-1)
-        )
-        # x' (I - precision) x / 2 + t x' precision mean, as weights of products and of x
         growth = (t * self.variances - (1.0 - t)) * precision  # slope of the velocity
-        slope = torch.where(t < _EARLY, growth, -precision)
-        offset = torch.where(t < _EARLY, means - t * growth * means, t * scaled)
-        bend = -0.5 * deficit * precision
+        means = self.means if self.axes is None else self._turned(self.means[None], self.axes)
+        own_precision, own_growth = (part[:, self.covariance_of] for part in (precision, growth))
+        scaled = own_precision * means  # (G, M, D), in the components' axes
+        log_det = torch.log1p(-deficit).sum(-1)[:, self.covariance_of]
+        constant = self.log_weights - 0.5 * (log_det + (t.square() * scaled * means).sum(-1))
         linear = t * scaled
-        if self.axes is None:
-            quadratic = torch.cat([bend, linear], -1)
-            return _Forms(constant, quadratic, offset, slope)
-        first, second = torch.triu_indices(self.n_features, self.n_features, device=t.device)
-        # off the diagonal, each product stands for two entries
-        twice = 2.0 - (first == second).to(bend)
-        bend = self._with_axes(bend)[..., first, second] * twice
-        quadratic = torch.cat([bend, _apply(self.axes, linear)], -1)
-        return _Forms(constant, quadratic, _apply(self.axes, offset), self._with_axes(slope))
+        offset = torch.where(t < _EARLY, means - t * own_growth * means, linear)
+        if self.axes is not None:
+            back = self.axes.transpose(1, 2)
+            linear, offset = self._turned(linear, back), self._turned(offset, back)
+        slope = torch.where(t < _EARLY, growth, -precision)
+        return _Forms(constant, linear, offset, -0.5 * deficit * precision, slope)
+
+    def _turned(self, vectors: Tensor, matrices: Tensor) -> Tensor:
+        """Return vectors (G, M, D) times the matrix of their component's covariance."""
+        covariance_of = self.covariance_of.repeat(len(vectors))
+        return products_by_component(vectors.flatten(0, 1), matrices, covariance_of).view_as(
+            vectors
+        )
 
 
 class _Forms(NamedTuple):
-    """Coefficients of all components at G times."""
+    """Coefficients at G times.
+
+    The log density of a component relative to N(0, I) is `constant + linear . x + x' B x`, its
+    velocity (early) or score (late) is `offset + S x`; `bend` and `slope` are the eigenvalues of
+    B = (I - precision) / 2 and S.
+    """
 
     constant: Tensor  # (G, M)
-    quadratic: Tensor  # (G, M, F), weights of the features
-    offset: Tensor  # (G, M, D): velocity (early) or score (late) at x = 0
-    slope: Tensor  # (G, M, D) or (G, M, D, D): its derivative
+    linear: Tensor  # (G, M, D)
+    offset: Tensor  # (G, M, D)
+    bend: Tensor  # (G, K, D)
+    slope: Tensor  # (G, K, D)
 
 
-def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Return `matrix @ vector` for matrices (M, D, D) and vectors (..., M, D)."""
-    return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
-
-
-def _features(x: Tensor, diagonal: bool) -> Tensor:
-    """Return squares, or all products, of x (..., D), followed by x itself."""
-    if diagonal:
-        return torch.cat([x.square(), x], -1)
-    first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-    return torch.cat([x[..., first] * x[..., second], x], -1)
+_Pieces = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
 def noised_mixture(reference: MixtureReference) -> NoisedMixture:
@@ -170,7 +212,7 @@ def noised_mixture(reference: MixtureReference) -> NoisedMixture:
     mixture : NoisedMixture
         Float64, on the reference's device.
     """
-    roots = reference.roots.double()
+    roots, covariance_of = reference.roots.double(), reference.covariance_of
     if reference.is_diagonal:
         roots = torch.diag_embed(roots)
     roots = reference.root.double() @ roots
@@ -182,6 +224,5 @@ def noised_mixture(reference: MixtureReference) -> NoisedMixture:
         variances, axes = diagonal, None
     else:
         variances, axes = torch.linalg.eigh(covariances)
-    return NoisedMixture(
-        reference.log_weights.double(), means, variances.clamp(min=_LEAST_VARIANCE), axes
-    )
+    variances = variances.clamp(min=_LEAST_VARIANCE)
+    return NoisedMixture(reference.log_weights.double(), means, variances, covariance_of, axes)

@@ -43,6 +43,7 @@ class PotentialSlice:
             weights,
             means,
             covariances,
+            covariance_of=potential.mixture.covariance_of,
             latent_map=means.new_zeros(0, means.shape[1]),
             latent_variance=means.new_ones(0),
             location=weights @ means,

@@ -36,14 +36,16 @@ class MixtureReference(nn.Module):
         Mixture weights, positive, summing to one.
     means : Tensor of shape (n_mixture_components, n_features)
         Component means, in the units of the features.
-    covariances : Tensor of shape (n_mixture_components, n_features, n_features)
-        Component covariances, positive definite.
+    covariances : Tensor of shape (n_covariances, n_features, n_features)
+        Covariances of the components, positive definite.
     latent_map : Tensor of shape (n_latents, n_features)
         The matrix A of the posterior mean `A (x - location)`.
     latent_variance : Tensor of shape (n_latents,)
         Diagonal of the posterior covariance S, positive.
     location : Tensor of shape (n_features,)
         The point where the posterior mean is zero.
+    covariance_of : Tensor of shape (n_mixture_components,) or None, default=None
+        Which of `covariances` each component has; None if each has its own, in order.
     wide_weight : float, default=0.0
         Weight of one defensive component at `location`, which keeps the tails of the reference
         wider than the data so that wells of an energy cannot grow where no particle ever looks.
@@ -55,7 +57,7 @@ class MixtureReference(nn.Module):
     -----
     The log normaliser is zero. Components whose covariances are all diagonal after the change of
     coordinates (diagonal, tied and single components) are stored as variances and evaluated by two
-    matrix products; others as triangular factors.
+    matrix products; others as triangular factors, one for all components that share a covariance.
     """
 
     def __init__(
@@ -67,13 +69,17 @@ class MixtureReference(nn.Module):
         latent_map: Tensor,
         latent_variance: Tensor,
         location: Tensor,
+        covariance_of: Tensor | None = None,
         wide_weight: float = 0.0,
         wide_covariance: Tensor | None = None,
     ) -> None:
         super().__init__()
         weights, means, covariances = weights.double(), means.double(), covariances.double()
         location = location.double()
-        pooled = torch.einsum("m,mde->de", weights, covariances)
+        if covariance_of is None:
+            covariance_of = torch.arange(len(means), device=means.device)
+        shares = weights.new_zeros(len(covariances)).index_add_(0, covariance_of, weights)
+        pooled = torch.einsum("k,kde->de", shares, covariances)
         # symmetric: what is done per coordinate does not depend on the order of the columns
         variances, vectors = torch.linalg.eigh(pooled)
         root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
@@ -88,12 +94,20 @@ class MixtureReference(nn.Module):
                 wide = torch.diag(torch.diagonal(wide))
             weights = torch.cat([weights * (1.0 - wide_weight), weights.new_tensor([wide_weight])])
             means = torch.cat([means, torch.zeros_like(means[:1])])
+            last = covariance_of.new_tensor([len(covariances)])
+            covariance_of = torch.cat([covariance_of, last])
             covariances = torch.cat([covariances, wide.unsqueeze(0)])
+        factors = _factors(covariances, self.is_diagonal)
+        roots = _roots(covariances, self.is_diagonal)
+        if self.is_diagonal:  # cheap enough for each component to have its own
+            factors, roots = factors[covariance_of], roots[covariance_of]
+            covariance_of = torch.arange(len(means), device=means.device)
         self._set_buffers(
             log_weights=torch.log(weights),
             means=means,
-            factors=_factors(covariances, self.is_diagonal),
-            roots=_roots(covariances, self.is_diagonal),
+            covariance_of=covariance_of,
+            factors=factors,
+            roots=roots,
             root=root,
             inverse_root=inverse_root,
             location=location,
@@ -174,26 +188,34 @@ class MixtureReference(nn.Module):
         """
         y, means, factors = y.double(), self.means.double(), self.factors.double()
         diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
-        log_scale = torch.log(diagonals).sum(1) - 0.5 * self.n_features * LOG_2PI
-        constant = self.log_weights.double() + log_scale
-        if self.is_diagonal:  # factors (M, D) are inverse standard deviations
-            precision = factors.square()
-            products, weights, pull = y.square(), precision, means * precision
-        elif self.n_features + 1 > 2 * len(means):
-            # products of features would be more numbers than residuals
-            squares = _scaled_residuals(y, means, factors).square().sum(-1)
-            return constant - 0.5 * squares.T
-        else:  # factors (M, D, D) with precision = factor factor^T
+        log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
+        constant = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
+        pull = self._pull()
+        constant = constant - 0.5 * (pull * means).sum(1)
+        if self.is_diagonal:
+            products, weights = y.square(), factors.square()
+        elif self.n_features + 1 > 2 * len(factors):
+            # products of features would be more numbers than rows whitened by every factor
+            squares = torch.matmul(y, factors).square().sum(-1).T
+            return torch.addmm(constant, y, pull.T) - 0.5 * squares[:, self.covariance_of]
+        else:
             precision = factors @ factors.transpose(1, 2)
             first, second = torch.triu_indices(*precision.shape[1:], device=y.device)
             # off the diagonal, each product stands for two entries
             products = y[:, first] * y[:, second]
             weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
-            pull = torch.einsum("mde,me->md", precision, means)
-        constant = constant - 0.5 * (pull * means).sum(1)
+            weights = weights[self.covariance_of]
         # one product with matrices: every further pass over (B, M) numbers costs as much
         forms = torch.cat([-0.5 * weights, pull], 1)
         return torch.addmm(constant, torch.cat([products, y], 1), forms.T)
+
+    def _pull(self) -> Tensor:
+        """Return every component's precision times its mean, (M, D), in double precision."""
+        means, factors = self.means.double(), self.factors.double()
+        if self.is_diagonal:
+            return means * factors.square()
+        white = products_by_component(means, factors, self.covariance_of)
+        return products_by_component(white, factors.transpose(1, 2), self.covariance_of)
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
@@ -234,13 +256,14 @@ class MixtureReference(nn.Module):
         log_components = self.log_components(y)
         log_density = torch.logsumexp(log_components, 1)
         responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
-        y64, means, factors = y.double(), self.means.double(), self.factors.double()
+        y64, factors, pull = y.double(), self.factors.double(), responsibility @ self._pull()
         if self.is_diagonal:
-            precision = factors.square()
-            grad = (responsibility @ precision) * y64 - responsibility @ (means * precision)
+            grad = (responsibility @ factors.square()) * y64 - pull
         else:
-            residuals = _scaled_residuals(y64, means, factors) * responsibility.T[:, :, None]
-            grad = torch.einsum("mbd,med->be", residuals, factors)
+            shares = responsibility.new_zeros(len(y), len(factors))
+            shares.index_add_(1, self.covariance_of, responsibility)
+            white = torch.matmul(y64, factors) * shares.T[:, :, None]
+            grad = torch.einsum("kbd,ked->be", white, factors) - pull
         return -log_density.to(y.dtype), grad.to(y.dtype)
 
     # Draws -------------------------------------------------------------------------------------
@@ -283,8 +306,8 @@ class MixtureReference(nn.Module):
         if self.is_diagonal:
             y = self.means[component] + y / self.factors[component]
         else:
-            y = self.means[component] + _component_products(
-                y, self.roots.transpose(1, 2), component
+            y = self.means[component] + products_by_component(
+                y, self.roots.transpose(1, 2), self.covariance_of[component]
             )
         return torch.cat([y, e], 1)
 
@@ -306,11 +329,11 @@ class MixtureReference(nn.Module):
                 pull=lambda grad: grad / factors,
             )
         # factor = root^{-T}, hence rows u are whitened by u factor and coloured by s root^T
-        factors, roots = self.factors, self.roots
+        factors, roots, which = self.factors, self.roots, self.covariance_of[component]
         return Frame(
-            whiten=lambda u: _component_products(u - means, factors, component),
-            colour=lambda s: means + _component_products(s, roots.transpose(1, 2), component),
-            pull=lambda grad: _component_products(grad, roots, component),
+            whiten=lambda u: products_by_component(u - means, factors, which),
+            colour=lambda s: means + products_by_component(s, roots.transpose(1, 2), which),
+            pull=lambda grad: products_by_component(grad, roots, which),
         )
 
     def linear_gauge(self) -> "LinearGauge":
@@ -338,7 +361,7 @@ class MixtureReference(nn.Module):
         if self.is_diagonal:
             precision = torch.diag_embed(factors.square())
         else:
-            precision = factors @ factors.transpose(1, 2)
+            precision = (factors @ factors.transpose(1, 2))[self.covariance_of]
         weighted = design / variance[:, None]  # (1 or M, L, D)
         posterior = precision + design.transpose(1, 2) @ weighted
         root = torch.linalg.cholesky(torch.linalg.inv(posterior))
@@ -394,9 +417,9 @@ class FeatureConditional(NamedTuple):
         means = self.means[row, component]
         back, roots = self.inverse_roots.transpose(1, 2), self.roots
         return Frame(
-            whiten=lambda u: _component_products(u - means, back, component),
-            colour=lambda s: means + _component_products(s, roots.transpose(1, 2), component),
-            pull=lambda grad: _component_products(grad, roots, component),
+            whiten=lambda u: products_by_component(u - means, back, component),
+            colour=lambda s: means + products_by_component(s, roots.transpose(1, 2), component),
+            pull=lambda grad: products_by_component(grad, roots, component),
         )
 
     def sample(self, row: Tensor, noise: Noise) -> Tensor:
@@ -412,7 +435,7 @@ def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
     return torch.searchsorted(cumulative, threshold.unsqueeze(1)).squeeze(1)
 
 
-def _component_products(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
+def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
     """Return `row @ matrices[component]` for rows (B, D), matrices (M, D, D), components (B,)."""
     gathered = rows.shape[0] * rows.shape[1] ** 2
     if gathered <= min(_GATHERED_PER_COMPONENT * len(matrices), _MOST_GATHERED):
@@ -440,10 +463,3 @@ def _roots(covariances: Tensor, is_diagonal: bool) -> Tensor:
     if is_diagonal:
         return torch.diagonal(covariances, dim1=1, dim2=2).sqrt()
     return torch.linalg.cholesky(covariances)
-
-
-def _scaled_residuals(y: Tensor, means: Tensor, factors: Tensor) -> Tensor:
-    """Return `(y - m) F` for every component, (M, B, D), with precision F F^T."""
-    return torch.baddbmm(
-        -torch.bmm(means.unsqueeze(1), factors), y.expand(len(means), *y.shape), factors
-    )

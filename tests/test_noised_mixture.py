@@ -33,6 +33,32 @@ def test_density_and_score_are_those_of_the_noised_law(diagonal, t, mixture_refe
     torch.testing.assert_close(values.score[0], score)
 
 
+# three ways to the same numbers: axes of the coordinates, of few covariances, products of features
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize("n_features", [2, 9])
+def test_components_that_share_a_covariance_are_those_with_copies_of_it(
+    n_features, t, mixture_reference
+):
+    covariances = noised_mixture(mixture_reference(n_features=n_features)).moments(1.0)[2][:2]
+    g = torch.Generator().manual_seed(2)
+    means = torch.randn((5, n_features), generator=g, dtype=torch.float64)
+    maps = {
+        "latent_map": means.new_zeros(0, n_features),
+        "latent_variance": means.new_ones(0),
+        "location": means[0],
+    }
+    weights, covariance_of = means.new_full((5,), 0.2), torch.tensor([1, 0, 0, 1, 0])
+    shared = noised_mixture(
+        MixtureReference(weights, means, covariances, covariance_of=covariance_of, **maps)
+    )
+    copied = noised_mixture(MixtureReference(weights, means, covariances[covariance_of], **maps))
+    assert (len(shared.axes), len(copied.axes)) == (2, 5)
+    x = 2.0 * torch.randn((1, 6, n_features), generator=g, dtype=torch.float64)
+    times = torch.tensor([t], dtype=torch.float64)
+    for ours, theirs in zip(shared.values(x, times), copied.values(x, times), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
 def test_density_at_time_one_is_the_reference(mixture_reference):
     reference = mixture_reference()
     x = torch.randn((5, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)

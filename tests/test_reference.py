@@ -1,6 +1,7 @@
 """The reference density against scikit-learn, quadrature and automatic differentiation."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.autograd.functional import jacobian
 
 from sklvebm.estimators._expectation_maximisation import from_scikit_learn
 from sklvebm.particles import IndependentNoise, SharedNoise
-from sklvebm.reference import MixtureReference, _component_products
+from sklvebm.reference import MixtureReference, products_by_component
 
 SIGMAS = 5.0
 
@@ -24,10 +25,12 @@ def generator(seed=0):
 def reference_of(mixture, n_latents=2, **wide):
     n_features = mixture.means_.shape[1]
     g = generator(7)
+    covariances, covariance_of = from_scikit_learn(mixture).covariance_matrices()
     return MixtureReference(
         torch.from_numpy(mixture.weights_),
         torch.from_numpy(mixture.means_),
-        torch.from_numpy(np.array(from_scikit_learn(mixture).full_covariances())),
+        torch.from_numpy(covariances),
+        covariance_of=torch.from_numpy(covariance_of),
         latent_map=torch.randn(n_latents, n_features, generator=g, dtype=torch.float64),
         latent_variance=0.2 + torch.rand(n_latents, generator=g, dtype=torch.float64),
         location=torch.randn(n_features, generator=g, dtype=torch.float64),
@@ -80,6 +83,42 @@ def test_log_marginal_is_the_score_in_few_and_in_many_dimensions(n_features):
     np.testing.assert_allclose(
         reference.log_marginal(torch.from_numpy(X)).numpy(), mixture.score_samples(X), rtol=1e-10
     )
+
+
+# few features, a covariance per component (products of features); many (rows whitened by each)
+@pytest.mark.parametrize("n_features", [2, 9])
+def test_components_that_share_covariances_are_those_with_copies_of_them(n_features):
+    mixture, X = fitted_mixture("full", n_features=n_features)
+    g = generator(1)
+    means = 2.0 * torch.randn((5, n_features), generator=g, dtype=torch.float64)
+    covariances = torch.from_numpy(mixture.covariances_[:2])
+    covariance_of = torch.tensor([1, 0, 0, 1, 0])
+    weights = torch.tensor([0.3, 0.1, 0.2, 0.25, 0.15], dtype=torch.float64)
+    maps = {
+        "latent_map": torch.randn((1, n_features), generator=g, dtype=torch.float64),
+        "latent_variance": torch.ones(1),
+        "location": means[0],
+        "wide_weight": 0.1,
+        "wide_covariance": torch.from_numpy(9.0 * np.cov(X.T)),
+    }
+    shared = MixtureReference(weights, means, covariances, covariance_of=covariance_of, **maps)
+    copied = MixtureReference(weights, means, covariances[covariance_of], **maps)
+    assert (len(shared.factors), len(copied.factors)) == (3, 6)
+    y = 2.0 * torch.randn((20, n_features), generator=g, dtype=torch.float64)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-9)
+    close(shared.log_components(y), copied.log_components(y))
+    for ours, theirs in zip(
+        shared.marginal_energy_and_grad(y), copied.marginal_energy_and_grad(y), strict=True
+    ):
+        close(ours, theirs)
+    close(shared.sample(50, generator(2)), copied.sample(50, generator(2)))
+    frames = [r.frame(y, IndependentNoise(generator(3))) for r in (shared, copied)]
+    for name in ("whiten", "colour", "pull"):
+        close(*(getattr(frame, name)(y) for frame in frames))
+    z = torch.randn((4, 1), generator=g, dtype=torch.float64)
+    conditionals = [r.feature_conditional(z) for r in (shared, copied)]
+    close(conditionals[0].log_weights, conditionals[1].log_weights)
+    close(conditionals[0].mean(), conditionals[1].mean())
 
 
 def test_narrow_components_far_out_keep_their_digits():
@@ -386,10 +425,10 @@ def test_products_by_component_are_those_of_a_matrix_per_row():
     matrices = torch.randn(4, 9, 9, generator=source, dtype=torch.float64)
     component = torch.randint(4, (50,), generator=source)
     expected = torch.einsum("bd,bde->be", rows, matrices[component])
-    torch.testing.assert_close(_component_products(rows, matrices, component), expected)
+    torch.testing.assert_close(products_by_component(rows, matrices, component), expected)
     few = torch.einsum("bd,bde->be", rows[:, :3], matrices[component, :3, :3])
     torch.testing.assert_close(
-        _component_products(rows[:, :3].contiguous(), matrices[:, :3, :3], component), few
+        products_by_component(rows[:, :3].contiguous(), matrices[:, :3, :3], component), few
     )
 
 

@@ -9,6 +9,7 @@ components, which counts as half a row: components do not collapse on single row
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from sklearn.cluster import kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 
@@ -33,14 +34,15 @@ class Mixture(NamedTuple):
         """Return log densities of rows X, (n_samples,), nats."""
         return _log_sum_exp(log_joint(Statistics(X, self.covariance_type), self))
 
-    def full_covariances(self) -> np.ndarray:
-        """Return the covariances of all components, (M, D, D)."""
+    def covariance_matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the covariances (K, D, D) and which of them each component has, (M,)."""
         n_components, n_features = self.means.shape
-        if self.covariance_type == "full":
-            return self.covariances
         if self.covariance_type == "tied":
-            return np.broadcast_to(self.covariances, (n_components, n_features, n_features))
-        return self.covariances[:, :, None] * np.eye(n_features)
+            return self.covariances[None], np.zeros(n_components, dtype=np.int64)
+        each = np.arange(n_components)
+        if self.covariance_type == "full":
+            return self.covariances, each
+        return self.covariances[:, :, None] * np.eye(n_features), each
 
 
 def from_scikit_learn(mixture: GaussianMixture) -> Mixture:
@@ -82,7 +84,7 @@ def log_joint(rows: Statistics, mixture: Mixture) -> np.ndarray:
         log_det = np.log(mixture.covariances).sum(1)
     elif mixture.covariance_type == "tied":
         lower = np.linalg.cholesky(mixture.covariances)
-        white, centres = (np.linalg.solve(lower, part.T).T for part in (X, means))
+        white, centres = (_whitened(part, lower) for part in (X, means))
         quadratic = (white**2).sum(1)[:, None] - 2.0 * (white @ centres.T) + (centres**2).sum(1)
         log_det = 2.0 * np.log(np.diag(lower)).sum()
     else:
@@ -93,12 +95,17 @@ def log_joint(rows: Statistics, mixture: Mixture) -> np.ndarray:
     return quadratic
 
 
+def _whitened(X: np.ndarray, lower: np.ndarray) -> np.ndarray:
+    """Return rows X (n_samples, D) in units of a covariance with triangular root `lower`."""
+    return solve_triangular(lower, X.T, lower=True, check_finite=False).T
+
+
 def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
     X, means = rows.X, mixture.means
     if rows.products is None:
         lower = np.linalg.cholesky(mixture.covariances)
         columns = [
-            (np.linalg.solve(factor, (X - mean).T) ** 2).sum(0)
+            (_whitened(X - mean, factor) ** 2).sum(1)
             for factor, mean in zip(lower, means, strict=True)
         ]
         return np.stack(columns, 1)

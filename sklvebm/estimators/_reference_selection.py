@@ -26,6 +26,7 @@ from sklvebm.estimators.quantisation import warn_of_unbounded_density
 from sklvebm.reference import MixtureReference
 
 _LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
+_LARGEST_FLOOR = 1e-3  # standardised units squared; what is larger smooths, and is no floor
 
 
 class LatentMap(NamedTuple):
@@ -144,19 +145,24 @@ def fit_reference(
     else:
         choice = choice or choose_mixture(X, random_state)
         ensemble = fit_ensemble(X, choice, random_state)
-        ridge = max(part.candidate.ridge for part in choice.parts)
+        # a large one was chosen by held-out rows, which prefer it to narrower covariances
+        ridge = min(_LARGEST_FLOOR, max(part.candidate.ridge for part in choice.parts))
         wide_weight = max(least_wide_weight, choice.wide_weight)
     members = ensemble.members
     weights = np.concatenate(
         [share * m.weights for share, m in zip(ensemble.weights, members, strict=True)]
     )
-    covariances = np.concatenate([member.full_covariances() for member in members])
-    warn_of_unbounded_density(X, weights, covariances, ridge)
+    matrices, matrix_of = zip(*(member.covariance_matrices() for member in members), strict=True)
+    covariances = np.concatenate(matrices)
+    first = np.cumsum([0, *map(len, matrices)])[:-1]
+    covariance_of = np.concatenate([f + of for f, of in zip(first, matrix_of, strict=True)])
+    warn_of_unbounded_density(X, weights, covariances, covariance_of, ridge)
     return MixtureReference(
         torch.from_numpy(weights),
         torch.from_numpy(np.concatenate([member.means for member in members])),
         torch.from_numpy(covariances),
         **maps,
+        covariance_of=torch.from_numpy(covariance_of),
         wide_weight=wide_weight,
         wide_covariance=torch.from_numpy(wide_covariance(X)),
     )

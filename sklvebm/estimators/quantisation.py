@@ -102,7 +102,7 @@ def dequantize(X, *, step="auto", random_state=None):
     return X + width * check_random_state(random_state).uniform(-0.5, 0.5, size=X.shape)
 
 
-def warn_of_unbounded_density(X, weights, covariances, floor):
+def warn_of_unbounded_density(X, weights, covariances, covariance_of, floor):
     """Warn where a mixture fitted to rows X has put narrow components on repeated values.
 
     Parameters
@@ -111,8 +111,10 @@ def warn_of_unbounded_density(X, weights, covariances, floor):
         Standardised rows.
     weights : ndarray of shape (n_mixture_components,)
         Weights of the components.
-    covariances : ndarray of shape (n_mixture_components, n_features, n_features)
+    covariances : ndarray of shape (n_covariances, n_features, n_features)
         Their covariances.
+    covariance_of : ndarray of shape (n_mixture_components,)
+        Which of them each component has.
     floor : float
         What was added to their diagonals.
     """
@@ -132,10 +134,12 @@ def warn_of_unbounded_density(X, weights, covariances, floor):
     kept = covariances[:, varying][:, :, varying]
     if not kept.size:
         return
-    pooled = np.linalg.eigvalsh(np.einsum("m,mde->de", weights, kept))[0]
+    shares = np.bincount(covariance_of, weights, minlength=len(kept))
+    pooled = np.linalg.eigvalsh(np.einsum("k,kde->de", shares, kept))[0]
     # a component of a row or two is the mixture's overfitting, not a property of the data
     populated = weights * len(X) >= _POPULATED
-    point_masses = populated & (np.linalg.eigvalsh(kept)[:, -1] < _FLOORED * floor)
+    widest = np.linalg.eigvalsh(kept)[covariance_of, -1]
+    point_masses = populated & (widest < _FLOORED * floor)
     if pooled < _FLOORED * floor or point_masses.any():
         warnings.warn(
             "The density is as narrow as its covariance floor, in a direction or around a point: "

@@ -61,7 +61,9 @@ def warnings_of(X, **mixture):
     covariances = np.array([np.diag(v) if v.ndim == 1 else v for v in fitted.covariances_])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_unbounded_density(X, fitted.weights_, covariances, fitted.reg_covar)
+        warn_of_unbounded_density(
+            X, fitted.weights_, covariances, np.arange(len(covariances)), fitted.reg_covar
+        )
     return [str(w.message) for w in caught]
 
 

@@ -1,5 +1,7 @@
 """Probabilistic PCA and the fitted reference against scikit-learn."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from sklvebm.datasets import make_shape_images
 from sklvebm.estimators._mixture_search import Candidate
 from sklvebm.estimators._mixture_selection import (
     MixtureChoice,
@@ -177,6 +180,38 @@ def test_a_reference_is_the_mean_of_its_members():
         0.98 * density + 0.02 * wide.pdf(X),
         rtol=1e-8,
     )
+
+
+def test_members_of_tied_mixtures_store_one_covariance_each():
+    # rows on curved sheets in forty dimensions: two tied members with covariances of their own
+    random = np.random.RandomState(0)
+    angle = random.uniform(0.0, 2.0 * np.pi, 400)
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1) @ random.standard_normal((2, 40))
+    X = circle + 0.1 * random.standard_normal((400, 40)) @ random.standard_normal((40, 40)) / 6.0
+    part = MixturePart(Candidate(6, "tied", 1e-3), n_members=2, weight=1.0)
+    choice = MixtureChoice((part,), wide_weight=0.02)
+    reference = fit_reference(X, 2, "mixture", random_state(), choice=choice)
+    assert not reference.is_diagonal
+    assert (len(reference.means), len(reference.factors)) == (13, 3)
+    members = fit_ensemble(X, choice, random_state()).members
+    density = np.mean([np.exp(member.score_samples(X)) for member in members], axis=0)
+    wide = multivariate_normal(X.mean(axis=0), 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(40)))
+    np.testing.assert_allclose(
+        reference.log_marginal(torch.from_numpy(X)).numpy(),
+        np.log(0.98 * density + 0.02 * wide.pdf(X)),
+        rtol=1e-8,
+    )
+
+
+def test_a_ridge_that_held_out_rows_chose_is_no_floor():
+    # smooth images: covariances with directions far below any pixel's variance
+    X = make_shape_images(600, size=10, noise=0.05, random_state=0)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    choice = choose_mixture(X, random_state())
+    assert max(part.candidate.ridge for part in choice.parts) >= 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_reference(X, 2, "mixture", random_state(), choice=choice)
 
 
 def test_given_mixture_is_cloned_and_left_unfitted():
