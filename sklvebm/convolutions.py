@@ -101,6 +101,7 @@ class ConvEnergy(Energy):
         self.image_shape = tuple(int(side) for side in image_shape)
         self.hidden_layer_sizes, self.activation = tuple(hidden_layer_sizes), activation
         self.kernels, self.kernel_biases = nn.ParameterList(), nn.ParameterList()
+        self.multiply_adds = 0  # of one image
         while len(self.kernels) < 2 or max(height, width) > _SMALL_SIDE:
             if min(height, width) < 2:
                 break
@@ -109,6 +110,7 @@ class ConvEnergy(Energy):
             self.kernels.append(_filled(shape, n_in * _KERNEL**2, generator))
             self.kernel_biases.append(_offsets(n_out, generator))
             n_in, height, width = n_out, height // 2, width // 2
+            self.multiply_adds += math.prod(shape) * height * width
         widths = [n_in * height * width, *hidden_layer_sizes]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         # images and latents speak equally loudly at first, however many pixels there are
@@ -117,6 +119,7 @@ class ConvEnergy(Energy):
             spread = 2 * fan_in if layer == 0 else fan_in
             self.weights.append(_filled((fan_out, fan_in), spread, generator))
             self.biases.append(_offsets(fan_out, generator))
+            self.multiply_adds += fan_in * fan_out
         self.output = nn.Parameter(torch.zeros(widths[-1], dtype=torch.float32))
 
     def feature_maps(self, x: Tensor) -> Tensor:

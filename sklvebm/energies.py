@@ -265,3 +265,13 @@ class FeatureEnergy(nn.Module):
 
 
 PathEnergy = AnchoredEnergy | BridgedEnergy
+
+
+def multiply_adds(energy: nn.Module) -> int:
+    """Return about how many multiply-adds an energy call takes per row: what the network says.
+
+    Networks that do not say use every parameter once.
+    """
+    network = getattr(energy, "network", energy)
+    n_parameters = sum(parameter.numel() for parameter in energy.parameters())
+    return getattr(network, "multiply_adds", n_parameters)

@@ -22,11 +22,13 @@ from sklvebm.gradients import autograd_correction_and_grad, joint_target
 from sklvebm.log_partition import LogPartition, effective_sample_size
 from sklvebm.particles import Target
 from sklvebm.reference import MixtureReference
+from sklvebm.thread_limits import side_by_side
 
 _DRAWS = 64  # of each component
 _ENOUGH = 8  # effective draws of a component whose mass counts as known
 _FEW_STARTS = 0.5  # expected walkers of a component that counts as rare
 _MOST_STARTS = 0.5  # share of the walkers that rare components are given
+_SIDE_BY_SIDE = 4  # chunks of draws that are held at a time
 
 
 class RareComponents(NamedTuple):
@@ -81,14 +83,22 @@ def rare_components(
     """
     reference = energy.reference
     index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
-    corrections = []
-    for part in index.split(max(1, chunk // _DRAWS)):
-        positions = reference.draws_of(part.repeat_interleave(_DRAWS), generator)
-        x, z = reference.split(positions.to(reference.location))
-        corrections.append(energy.correction(x, z).double().reshape(len(part), _DRAWS))
-    if not corrections:
+    if not len(index):
         nothing = torch.zeros(0, dtype=torch.float64)
         return RareComponents(index, nothing, nothing)
+
+    def correction(positions: Tensor) -> Tensor:
+        x, z = reference.split(positions.to(reference.location))
+        return energy.correction(x, z).double().reshape(-1, _DRAWS)
+
+    corrections = []
+    parts = index.split(max(1, chunk // _DRAWS))
+    for first in range(0, len(parts), _SIDE_BY_SIDE):
+        positions = [
+            reference.draws_of(part.repeat_interleave(_DRAWS), generator)
+            for part in parts[first : first + _SIDE_BY_SIDE]
+        ]
+        corrections += side_by_side(correction, positions)
     log_weights = -torch.cat(corrections)
     known = effective_sample_size(log_weights) >= _ENOUGH
     log_means = torch.logsumexp(log_weights, 1) - math.log(_DRAWS)

@@ -151,6 +151,21 @@ class MixtureReference(nn.Module):
         """Width of z."""
         return self.latent_scale.shape[0]
 
+    @property
+    def multiply_adds(self) -> int:
+        """What `log_components` takes per row."""
+        n_components, d = self.means.shape
+        if self.is_diagonal:
+            return 2 * d * n_components
+        if self._has_few_covariances:
+            return d * (d * len(self.factors) + n_components)
+        return d * (d + 3) // 2 * n_components
+
+    @property
+    def _has_few_covariances(self) -> bool:
+        """Whether products of features are more numbers than rows whitened by every factor."""
+        return self.n_features + 1 > 2 * len(self.factors)
+
     # Coordinates -------------------------------------------------------------------------------
 
     def split(self, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,8 +209,7 @@ class MixtureReference(nn.Module):
         constant = constant - 0.5 * (pull * means).sum(1)
         if self.is_diagonal:
             products, weights = y.square(), factors.square()
-        elif self.n_features + 1 > 2 * len(factors):
-            # products of features would be more numbers than rows whitened by every factor
+        elif self._has_few_covariances:
             squares = torch.matmul(y, factors).square().sum(-1).T
             return torch.addmm(constant, y, pull.T) - 0.5 * squares[:, self.covariance_of]
         else:

@@ -1,20 +1,28 @@
-"""How many threads torch may use for a piece of work, chosen by its size and always restored.
+"""How many threads a piece of work may use, chosen by its size and always restored.
 
-Small tensors on many threads are up to a hundred times slower than on one as soon as another
-process holds a core, because every operation waits at a barrier for the busy core.
+Operations that share their work out to threads are up to a hundred times slower than on one thread
+as soon as another process holds a core, because each waits at a barrier for the busy core. Hence
+torch has one thread wherever work can be cut into parts that go side by side: they meet once a
+move, not once an operation. How work is cut depends on its size alone, so that results do not
+depend on the number of threads.
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
-# One matrix product of a step must have this many multiply-adds before a second thread pays.
-_MULTIPLY_ADDS_PER_THREAD = 2.0e7
+# Multiply-adds of one call from which two parts pay, and of each of more parts: a part costs a few
+# dozen operations more, about what 5e6 multiply-adds do.
+_WORTH_TWO_PARTS, _OF_EACH_PART = 4.0e7, 8.0e7
+_MOST_PARTS = 8
 
 _lock = threading.Lock()
 _own = threading.local()
+_team = threading.local()  # of the thread that opened one
 _active = 0
 _restore = 1
 
@@ -34,8 +42,71 @@ def threads_for(n_positions: int, n_weights: int) -> int:
     n_threads : int
         Between 1 and torch's current setting.
     """
-    wanted = int(n_positions * n_weights / _MULTIPLY_ADDS_PER_THREAD)
-    return max(1, min(torch.get_num_threads(), wanted))
+    return min(torch.get_num_threads(), n_parts(n_positions, n_weights))
+
+
+def n_parts(n_positions: int, n_weights: int) -> int:
+    """Return into how many parts to cut energy calls on `n_positions` rows; see `threads_for`."""
+    work = float(n_positions) * n_weights
+    if work < _WORTH_TWO_PARTS:
+        return 1
+    return max(2, min(_MOST_PARTS, int(work / _OF_EACH_PART)))
+
+
+@contextmanager
+def team(n_threads: int) -> Iterator[None]:
+    """Run the body with one torch thread, and what it gives to `side_by_side` on several threads.
+
+    Parameters
+    ----------
+    n_threads : int
+        Most threads that work on parts; with one, parts are worked on in turn.
+    """
+    before = getattr(_team, "executor", None)
+    # threads that are new to torch start with the limit set here
+    with limited_threads(1), ExitStack() as closing:
+        _team.executor = None
+        if n_threads > 1:  # no thread starts before there is work for it
+            helpers = ThreadPoolExecutor(min(n_threads, _MOST_PARTS) - 1)
+            _team.executor = closing.enter_context(helpers)
+        try:
+            yield
+        finally:
+            _team.executor = before
+
+
+def side_by_side(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """Return `function` of each part, as `map` does; on the threads of a `team` where there is one.
+
+    Parameters
+    ----------
+    function : callable
+        Draws no numbers from a source that parts share.
+    *columns : sequences of one length
+        Its arguments for every part.
+    """
+    executor = getattr(_team, "executor", None)
+    parts = list(zip(*columns, strict=True))
+    if executor is None or len(parts) == 1:
+        return [function(*part) for part in parts]
+    records, results = torch.is_grad_enabled(), [None] * len(parts)
+    waiting = iter(range(len(parts)))  # whoever is free takes the next
+
+    def work() -> None:
+        with torch.inference_mode(False), torch.set_grad_enabled(records):
+            for number in waiting:
+                results[number] = function(*parts[number])
+
+    helpers = [executor.submit(work) for _ in parts[1:]]  # those without a thread find nothing left
+    _team.executor = None  # within a part, work is done in turn
+    try:
+        work()
+    finally:
+        _team.executor = executor
+        wait(helpers)
+    for helper in helpers:
+        helper.result()
+    return results
 
 
 @contextmanager

@@ -23,7 +23,14 @@ ALLOWED = {
     "kernels": {"energies", "gradients", "particles"},
     "backends": {"energies", "gradients", "kernels"},
     "log_partition": {"dynamics", "particles"},
-    "rare_components": {"energies", "gradients", "log_partition", "particles", "reference"},
+    "rare_components": {
+        "energies",
+        "gradients",
+        "log_partition",
+        "particles",
+        "reference",
+        "thread_limits",
+    },
     "equilibration": {"dynamics", "energies", "log_partition", "particles", "rare_components"},
     "inference": {
         "backends",
@@ -69,6 +76,7 @@ ALLOWED = {
         "potentials",
         "rare_components",
         "reference",
+        "thread_limits",
         "variational",
     },
     "training": {"exceptions", "particles"},

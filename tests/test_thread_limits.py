@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from sklvebm.thread_limits import limited_threads, threads_for
+from sklvebm.thread_limits import _team, limited_threads, n_parts, side_by_side, team, threads_for
 
 
 @pytest.fixture(autouse=True)
@@ -113,4 +113,58 @@ def test_overlapping_limits_leave_every_thread_as_it_was():
 def test_more_work_asks_for_more_threads_up_to_the_setting():
     assert threads_for(10, 10) == 1
     assert threads_for(10_000, 5_000) == 2
+    assert threads_for(48_000, 5_000) == 3
     assert threads_for(10**6, 10**6) == 4
+
+
+def test_parts_depend_on_the_work_and_not_on_the_threads():
+    assert [n_parts(n, 5_000) for n in (10, 7_999, 8_000, 80_000, 10**9)] == [1, 1, 2, 5, 8]
+
+
+def test_a_team_works_side_by_side_with_one_torch_thread_each():
+    all_in = threading.Barrier(3, timeout=20.0)
+
+    def work(number, factor):
+        all_in.wait()  # passed by three at once only
+        return number * factor, torch.get_num_threads(), torch.is_grad_enabled()
+
+    with team(3), torch.no_grad():
+        assert torch.get_num_threads() == 1
+        assert side_by_side(work, [1, 2, 3], [2, 2, 2]) == [(n, 1, False) for n in (2, 4, 6)]
+    assert torch.get_num_threads() == 4
+
+
+def test_without_a_team_and_within_a_part_work_is_done_in_turn():
+    def names(_):
+        return threading.current_thread().name
+
+    def inner(_):
+        return {threading.current_thread().name, *side_by_side(names, [0, 1])}
+
+    here = threading.current_thread().name
+    assert side_by_side(names, [0, 1]) == [here, here]
+    with team(1):
+        assert side_by_side(names, [0, 1]) == [here, here]
+    with team(2):
+        assert all(len(seen) == 1 for seen in side_by_side(inner, [0, 1, 2]))
+        assert side_by_side(names, [0]) == [here]
+    assert side_by_side(names, [0, 1]) == [here, here]
+
+
+def test_an_exception_of_a_part_reaches_the_caller_and_the_team_goes_home():
+    before = threading.active_count()
+    with pytest.raises(KeyError), team(2):
+        side_by_side({}.__getitem__, [0, 1])
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 4
+
+
+def test_an_inner_team_gives_way_to_the_outer_one():
+    with team(2):
+        outer = _team.executor
+        with team(2):
+            assert _team.executor not in (None, outer)
+        with team(1):
+            assert _team.executor is None
+        assert _team.executor is outer
+    assert _team.executor is None

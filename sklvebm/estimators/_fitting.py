@@ -27,7 +27,7 @@ from sklvebm.estimators._mixture_selection import (
     MixtureChoice,
     choose_mixture,
 )
-from sklvebm.estimators._model import Model, n_weights
+from sklvebm.estimators._model import Model
 from sklvebm.estimators._networks import correction_network, resolve_image_shape
 from sklvebm.estimators._normalising import gain_over_reference, normalise, promised_gain
 from sklvebm.estimators._reference_selection import fit_reference
@@ -36,7 +36,7 @@ from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.particles import ParticleState
 from sklvebm.reference import MixtureReference
-from sklvebm.thread_limits import threads_for
+from sklvebm.thread_limits import team
 from sklvebm.training import Objective, Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
@@ -304,11 +304,8 @@ def continue_training(
     def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
         return normalise(energy, reference, particles, fitted, settings, chart, seed, generator)
 
-    batch_size = min(settings.batch_size, len(fitted))
-    n_positions = max(
-        settings.n_temperatures * settings.n_chains, batch_size * settings.n_particles
-    )
-    with numerical_session(threads_for(n_positions, n_weights(energy))):
+    n_threads = torch.get_num_threads()
+    with numerical_session(1), team(n_threads):
         state = objective.ready(energy, training.state, len(fitted), generator)
         result = train(
             training.optimisation,
@@ -317,7 +314,7 @@ def continue_training(
             monitor,
             state,
             learning_rate=settings.learning_rate_init,
-            batch_size=batch_size,
+            batch_size=min(settings.batch_size, len(fitted)),
             max_iter=settings.max_iter,
             tol=settings.tol,
             n_iter_no_change=settings.n_iter_no_change,

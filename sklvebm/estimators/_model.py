@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklvebm.charts import KernelChart
 from sklvebm.compositions import Expert
-from sklvebm.energies import BridgedEnergy, PathEnergy
+from sklvebm.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.estimators._boundary import (
     Standardisation,
     chunks,
@@ -63,11 +63,6 @@ def expert_of(model: Model) -> Expert:
         log_partition=model.log_partition.value,
         bounded=not isinstance(model.energy, BridgedEnergy),
     )
-
-
-def n_weights(energy: PathEnergy) -> int:
-    """Return the number of parameters, about the multiply-adds of one energy."""
-    return sum(parameter.numel() for parameter in energy.parameters())
 
 
 def numbers_per_particle(energy: PathEnergy) -> int:
@@ -176,7 +171,7 @@ def samples(
     """Return draws `(X, Z)` of the model, X in the units of the data."""
     X = np.empty((n_samples, model.energy.n_features))
     Z = np.empty((n_samples, model.energy.n_latents))
-    n_threads = threads_for(min(n_samples, _MAX_JOINT_WALKERS), n_weights(model.energy))
+    n_threads = threads_for(min(n_samples, _MAX_JOINT_WALKERS), multiply_adds(model.energy))
     with numerical_session(n_threads):
         # single precision: draws carry Monte Carlo error far above its rounding
         energy = copy.deepcopy(model.energy).to(device=device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Many rows through a network in parts, also where the parameters are differentiated."""
+"""Rows in parts: side by side where the work is large, one after another where memory is short."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +7,45 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sklvebm.energies import multiply_adds
+from sklvebm.particles import IndependentNoise
+from sklvebm.thread_limits import n_parts, side_by_side
+
 # rows whose activations a gradient keeps, and how many at a time where there are more
 _MOST_IN_GRAPH, _PART = 2**14, 2**12
 
 
-def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """Return `function(*rows)`, (B,), for tensors of B rows each, in parts where B is large.
+def parts_of_work(energy: nn.Module, n_rows: int, device: torch.device, further: int = 0) -> int:
+    """Return into how many parts to cut calls of an energy on rows: one on a GPU.
 
-    The parts are computed again on the way back: activations of all rows would be many times the
-    rows. Only parameters are differentiated then, not the rows.
+    Parameters
+    ----------
+    energy : torch.nn.Module
+        What is called.
+    n_rows : int
+        Its rows.
+    device : torch.device
+        Where they are.
+    further : int, default=0
+        Multiply-adds per row beside those of the network.
+    """
+    return n_parts(n_rows, multiply_adds(energy) + further) if device.type == "cpu" else 1
+
+
+def noises_of_parts(noise: IndependentNoise, n: int) -> list[IndependentNoise]:
+    """Return sources of noise for n parts; the source itself for one."""
+    if n == 1:
+        return [noise]
+    device = noise.generator.device
+    seeds = torch.randint(2**62, (n,), generator=noise.generator, device=device).tolist()
+    return [IndependentNoise(torch.Generator(device).manual_seed(seed)) for seed in seeds]
+
+
+def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Return `function(*rows)`, (B, ...), for tensors of B rows each, in parts where B is large.
+
+    Beyond 2^14 rows, parts are computed again on the way back: activations of all rows would be
+    many times the rows. Only parameters are differentiated in parts, not the rows.
 
     Parameters
     ----------
@@ -26,42 +56,59 @@ def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor)
     *rows : Tensor of shape (B, ...)
         Its arguments.
     """
-    if len(rows[0]) <= _MOST_IN_GRAPH:
+    n_rows, device = len(rows[0]), rows[0].device
+    if n_rows > _MOST_IN_GRAPH:
+        size = _PART
+    else:
+        size = -(-n_rows // parts_of_work(network, n_rows, device))
+    if size >= n_rows:
         return function(*rows)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    return _InParts.apply(function, len(rows), *rows, *parameters)
+    return _InParts.apply(function, size, len(rows), *rows, *parameters)
 
 
 class _InParts(torch.autograd.Function):
     """One node of the graph for all parts.
 
-    With a node for each, their small results would lie between the large activations that are made
-    and freed, and the C library could not give the same memory to the next part: the process would
-    grow by ten times what it uses.
+    The way back of a graph runs on one thread, and here parts go side by side. Beyond what a graph
+    keeps, nodes for each part would also leave their small results between the large activations
+    that are made and freed, and the C library could not give the same memory to the next part: the
+    process would grow by ten times what it uses.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, function: Callable[..., Tensor], n_arguments: int, *tensors: Tensor
+        ctx: Any, function: Callable[..., Tensor], size: int, n_arguments: int, *tensors: Tensor
     ) -> Tensor:
         rows = tensors[:n_arguments]
-        ctx.function, ctx.parameters = function, tensors[n_arguments:]
+        ctx.function, ctx.parameters, ctx.size = function, tensors[n_arguments:], size
         ctx.save_for_backward(*rows)
-        values = rows[0].new_empty(len(rows[0]))
-        for out, *part in zip(*(t.split(_PART) for t in (values, *rows)), strict=True):
-            out.copy_(function(*part))
-        return values
+        keeps_graphs = len(rows[0]) <= _MOST_IN_GRAPH and any(ctx.needs_input_grad)
+
+        def value(*part: Tensor) -> Tensor:
+            with torch.set_grad_enabled(keeps_graphs):
+                return function(*part)
+
+        values = side_by_side(value, *(t.split(size) for t in rows))
+        ctx.values = values if keeps_graphs else None
+        return torch.cat([part.detach() for part in values])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, parameters = ctx.saved_tensors, ctx.parameters
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
-        for slope, *part in zip(*(t.split(_PART) for t in (grad, *rows)), strict=True):
-            with torch.enable_grad():
-                values = ctx.function(*part)
-            shares = torch.autograd.grad(values, parameters, slope, allow_unused=True)
-            for total, share in zip(totals, shares, strict=True):
-                if share is not None:
-                    total += share
-        return (None, None, *(None for _ in rows), *totals)
+
+        def shares(slope: Tensor, values: Tensor | None, *part: Tensor) -> tuple[Tensor, ...]:
+            if values is None:
+                with torch.enable_grad():
+                    values = ctx.function(*part)
+            return torch.autograd.grad(
+                values, parameters, slope, allow_unused=True, materialize_grads=True
+            )
+
+        slopes = grad.split(ctx.size)
+        kept = ctx.values or [None] * len(slopes)
+        ctx.values = None  # the graphs can be walked once
+        of_parts = side_by_side(shares, slopes, kept, *(t.split(ctx.size) for t in rows))
+        totals = [torch.stack(of_parameter).sum(0) for of_parameter in zip(*of_parts, strict=True)]
+        return (None, None, None, *(None for _ in rows), *totals)

@@ -11,10 +11,11 @@ from sklvebm.dynamics.langevin import Kernel, adapt_step_size, start
 from sklvebm.dynamics.tempering import respaced_ladder, swap_replicas
 from sklvebm.energies import PathEnergy
 from sklvebm.gradients import joint_target
-from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
 from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
 from sklvebm.rare_components import log_ratio, missed_share, rare_components, tilted_reference
 from sklvebm.reference import MixtureReference
+from sklvebm.thread_limits import side_by_side
 
 RESPACE_EVERY = 10  # updates or sweeps
 _FEWEST_CHAINS = 0.5  # that would live in lifted rare components, for them to be offered
@@ -65,23 +66,24 @@ def sweep_pool(
 
     Notes
     -----
-    Chain c of one rung meets chain c of the others only, so a large pool is swept in blocks of
-    chains that stay in the cache: what a sweep needs besides the pool does not grow with it. Blocks
-    adapt their steps by their own acceptance, from the same start; the mean goes on.
+    Chain c of one rung meets chain c of the others only, so a large pool, or that of a large
+    network, is swept in blocks of chains: side by side where there are threads, and what a sweep
+    needs besides the pool does not grow with it. Blocks have noise of their own, and adapt their
+    steps by their own acceptance, from the same start; the mean goes on.
     """
-    n_chains = state.pool.shape[1]
-    n_blocks = math.ceil(n_chains / _chains_at_a_time(energy, state.pool))
+    n_blocks = n_blocks_of(energy, state.pool)
     if n_blocks == 1:
         return _sweep_block(energy, state, kernel, n_steps, noise)
     pool = state.pool if overwrite else torch.empty_like(state.pool)
-    parts = []
-    # of nearly equal size, so that their means can be averaged
-    for old, new in zip(
-        state.pool.tensor_split(n_blocks, 1), pool.tensor_split(n_blocks, 1), strict=True
-    ):
+
+    def sweep(old: Tensor, new: Tensor, noise: IndependentNoise) -> Sweep:
         part = _sweep_block(energy, state._replace(pool=old), kernel, n_steps, noise)
         new.copy_(part.pool)
-        parts.append(part._replace(pool=new))
+        return part._replace(pool=new)
+
+    # of nearly equal size, so that their means can be averaged
+    old, new = (whole.tensor_split(n_blocks, 1) for whole in (state.pool, pool))
+    parts = side_by_side(sweep, old, new, noises_of_parts(noise, n_blocks))
     changes = [part.step_size - state.pool_step_size for part in parts]
     return Sweep(
         pool,
@@ -92,13 +94,22 @@ def sweep_pool(
     )
 
 
-def _chains_at_a_time(energy: PathEnergy, pool: Tensor) -> int:
-    """Return how many chains, each with a particle on all rungs (T, C, P), a block may have."""
-    n_rungs, _, width = pool.shape
+def n_blocks_of(energy: PathEnergy, pool: Tensor) -> int:
+    """Return into how many blocks of chains to cut sweeps of a pool (T, C, P)."""
+    n_rungs, n_chains, _ = pool.shape
+    # components are weighed once a sweep, where the network is called and differentiated often
+    weighing = energy.reference.multiply_adds // 2
+    n_parts = parts_of_work(energy, n_rungs * n_chains, pool.device, weighing)
+    return max(min(n_parts, n_chains), _blocks_for_memory(energy, pool))
+
+
+def _blocks_for_memory(energy: PathEnergy, pool: Tensor) -> int:
+    """Return how many blocks of chains, with a particle on all rungs (T, C, P), memory asks for."""
+    n_rungs, n_chains, width = pool.shape
     # the probability of every component for every particle is what else can be large
     widest = max(width, len(energy.reference.log_weights))
     n_particles = min(_BLOCK_PARTICLES, _BLOCK_NUMBERS // widest)
-    return max(1, n_particles // n_rungs)
+    return math.ceil(n_chains / max(1, n_particles // n_rungs))
 
 
 def _sweep_block(

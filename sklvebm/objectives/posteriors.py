@@ -19,8 +19,10 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import Kernel, adapt_step_size, reference_step, start
 from sklvebm.energies import PathEnergy
 from sklvebm.gradients import latent_target
+from sklvebm.objectives.parts import noises_of_parts, parts_of_work
 from sklvebm.objectives.row_particles import RowParticles
 from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
+from sklvebm.thread_limits import side_by_side
 from sklvebm.variational import AmortisedGaussian, negative_evidence_bound
 
 _ROW_LEARNING_RATE = 0.05  # of the Gaussians per row
@@ -82,10 +84,37 @@ class ParticlePosterior:
     def move(
         self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
     ) -> PosteriorMove:
-        """Move the particles of the batch's rows."""
+        """Move the particles of the batch's rows, side by side where the network is large."""
         everyone = state.latents.values
         position = everyone[batch.index].reshape(-1, energy.n_latents)
         x = stack_rows(batch.x, self.n_particles)
+        n_parts = parts_of_work(energy, len(x), x.device)
+
+        def moved(x: Tensor, position: Tensor, noise: IndependentNoise) -> tuple[Tensor, ...]:
+            return self._moved(energy, x, position, state.latent_step_size, noise)
+
+        of_parts = side_by_side(
+            moved,
+            x.tensor_split(n_parts),
+            position.tensor_split(n_parts),
+            noises_of_parts(noise, n_parts),
+        )
+        position, e, *means = (torch.cat(of_part) for of_part in zip(*of_parts, strict=True))
+        step_size, acceptance = (of_part.mean() for of_part in means)
+        everyone[batch.index] = position.reshape(len(batch.x), self.n_particles, -1)
+        return PosteriorMove(
+            state.latents, step_size, x, energy.reference.to_latents(x, e), acceptance
+        )
+
+    def _moved(
+        self,
+        energy: PathEnergy,
+        x: Tensor,
+        position: Tensor,
+        step_size: Tensor,
+        noise: IndependentNoise,
+    ) -> tuple[Tensor, ...]:
+        """Return chains (B, L), what they stand for (B, L), step size and acceptance, (1,) each."""
         target = latent_target(energy, x, select_correction_and_grad(energy))
         chains = start(position, target)
         beta = torch.ones_like(chains.value.correction)
@@ -93,17 +122,14 @@ class ParticlePosterior:
             chains, _ = reference_step(
                 chains, target, noise.normal(position), beta=beta, noise=noise
             )
-        step_size = state.latent_step_size
         for _ in range(self.n_steps):
             chains, info = self.kernel.step(
                 chains, target, beta=beta, step_size=step_size.expand(len(beta)), noise=noise
             )
             acceptance = info.acceptance.mean()
             step_size = adapt_step_size(self.kernel, step_size, acceptance)
-        everyone[batch.index] = chains.position.reshape(len(batch.x), self.n_particles, -1)
         e = self.kernel.readout(chains.position, step_size.expand(len(beta)), noise)
-        z = energy.reference.to_latents(x, e)
-        return PosteriorMove(state.latents, step_size, x, z, acceptance)
+        return chains.position, e, step_size.reshape(1), acceptance.reshape(1)
 
 
 class RowGaussians(NamedTuple):

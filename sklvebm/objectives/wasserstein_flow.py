@@ -27,6 +27,7 @@ from torch import Tensor
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.energies import PathEnergy
 from sklvebm.log_partition import latent_nodes
+from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.particles import Batch, IndependentNoise, ParticleState
 
@@ -127,13 +128,18 @@ class WassersteinFlow:
                 state = self._moved(energy, state.particles, IndependentNoise(generator))
         centre = state.centre
         weight = self._weight(state.particles)
-        positive = energy.correction(batch.x, batch.x[:, :0]).mean()
+        positive = in_parts(energy, energy.correction, batch.x, batch.x[:, :0]).mean()
         if weight == 0.0:
-            correction = energy.correction(centre.x, centre.x[:, :0])
+            correction = in_parts(energy, energy.correction, centre.x, centre.x[:, :0])
             movement = torch.zeros_like(positive)
         else:
-            correction, grad = differentiable_grad(energy, centre.x)
-            movement = centre.weights @ (grad - centre.grad).square().sum(1)
+
+            def correction_and_movement(x: Tensor, centre_grad: Tensor) -> Tensor:
+                correction, grad = differentiable_grad(energy, x)
+                return torch.stack([correction, (grad - centre_grad).square().sum(1)], 1)
+
+            both = in_parts(energy, correction_and_movement, centre.x, centre.grad)
+            correction, movement = both[:, 0], centre.weights @ both[:, 1]
         loss = positive - self._negative(centre, correction) + 0.5 * weight * movement
         metrics = {**centre.metrics, "movement": movement.detach()}
         centre = centre._replace(n_inner=centre.n_inner + 1)

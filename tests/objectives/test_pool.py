@@ -9,6 +9,7 @@ from sklvebm.objectives import parts as parts_module
 from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives import tempered_pool
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+from sklvebm.objectives.parts import noises_of_parts
 from sklvebm.objectives.pool import observe_pool, pool_corrections, sweep_pool
 from sklvebm.particles import IndependentNoise
 from sklvebm.reference import MixtureReference
@@ -151,7 +152,7 @@ def test_a_pool_in_blocks_climbs_as_one_piece_does(small_blocks):
 
 
 def test_a_sweep_in_blocks_is_a_sweep_of_each(small_blocks):
-    """Block by block with one stream of noise; steps adapt by the mean of the blocks."""
+    """Every block with noise of its own; steps adapt by the mean of the blocks."""
     energy, _, _ = two_wells()
     with torch.no_grad():
         energy.network.output.normal_(generator=generator(1))
@@ -159,10 +160,10 @@ def test_a_sweep_in_blocks_is_a_sweep_of_each(small_blocks):
     before = state.pool.clone()
     sweep = sweep_pool(energy, state, kernel, 2, IndependentNoise(generator(2)))
     assert torch.equal(state.pool, before)
-    noise = IndependentNoise(generator(2))
+    noises = noises_of_parts(IndependentNoise(generator(2)), 4)
     blocks = [
         sweep_pool(energy, state._replace(pool=part), kernel, 2, noise)
-        for part in before.tensor_split(4, 1)
+        for part, noise in zip(before.tensor_split(4, 1), noises, strict=True)
     ]
     assert torch.equal(sweep.pool, torch.cat([b.pool for b in blocks], 1))
     assert torch.equal(sweep.origin, torch.cat([b.origin for b in blocks], 1))
@@ -203,11 +204,11 @@ def test_a_bound_on_many_rows_goes_through_them_in_parts(monkeypatch):
 def test_many_components_make_small_blocks(monkeypatch):
     energy, _, _ = two_wells()
     pool = pool_of(energy).pool  # (4, 10, 3)
-    assert pool_module._chains_at_a_time(energy, pool) >= 10
+    assert pool_module._blocks_for_memory(energy, pool) == 1
     monkeypatch.setattr(pool_module, "_BLOCK_NUMBERS", 60)  # 20 particles of three numbers
-    assert pool_module._chains_at_a_time(energy, pool) == 5
+    assert pool_module._blocks_for_memory(energy, pool) == 2
     energy.reference.log_weights = torch.zeros(30)
-    assert pool_module._chains_at_a_time(energy, pool) == 1
+    assert pool_module._blocks_for_memory(energy, pool) == 10
 
 
 def test_a_large_pool_has_the_same_gradient_and_keeps_fewer_activations(monkeypatch):
