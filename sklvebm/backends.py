@@ -1,5 +1,6 @@
 """Picks the fast or the plain function for an energy; the only importer of `kernels`."""
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -69,7 +70,9 @@ def _in_one_launch(energy: AnchoredEnergy) -> CorrectionAndGrad:
     return triton_mlp_correction_and_grad(energy)
 
 
-def _is_sound(kernel: Callable[[AnchoredEnergy], CorrectionAndGrad], energy: AnchoredEnergy) -> bool:
+def _is_sound(
+    kernel: Callable[[AnchoredEnergy], CorrectionAndGrad], energy: AnchoredEnergy
+) -> bool:
     """Tell whether a kernel runs and is right for networks like that of `energy`, on its device.
 
     Judged once for each shape and device. What is left of a kernel that reads or writes beyond its
@@ -137,6 +140,8 @@ def _largest_error(
     parts = rows.tensor_split([energy.n_features], 1)
     expected = exact(*(part.double() for part in parts))
     actual = kernel(probe(torch.float32, device))(*(part.to(device) for part in parts))
+    if any(a.shape != b.shape for a, b in zip(actual, expected, strict=True)):
+        return math.inf
     errors = [
         (found.cpu() - wanted).abs().max() / wanted.abs().max()
         for found, wanted in zip(actual, expected, strict=True)
