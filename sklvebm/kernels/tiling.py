@@ -11,12 +11,11 @@ from typing import NamedTuple
 # larger ones a product's operands no longer fit into a program's registers
 _TILE = 32
 _N_WARPS = 8
-# units that may share a program with 32 rows instead of 16: half of the registers in either case
-_FEW_UNITS = 128
-# What a program can hold without spilling registers to memory, and how much is unrolled: at the
-# limit Triton compiles for 20 s, once for each network shape and device, and keeps the result on
-# disk.
-_MAX_UNITS = 640
+# columns of rows and hidden layers up to which a program takes 32 rows instead of 16
+_FEW_UNITS = 192
+# What a program holds without spilling registers to memory, and how much is unrolled: at the limits
+# Triton compiles for some 20 s, once for each shape and kind of device, and keeps the result on disk
+_MAX_UNITS = 704
 _MAX_PRODUCTS = 160
 
 
@@ -43,7 +42,7 @@ def choose_tiling(widths: Sequence[int]) -> Tiling | None:
     """
     n_tiles = [math.ceil(width / _TILE) for width in widths]
     there_and_back = 2 * sum(a * b for a, b in zip(n_tiles[:-1], n_tiles[1:], strict=True))
-    n_units = _TILE * sum(n_tiles[1:])
+    n_units = _TILE * sum(n_tiles)
     if len(widths) < 2 or there_and_back > _MAX_PRODUCTS or n_units > _MAX_UNITS:
         return None
     return Tiling(32 if n_units <= _FEW_UNITS else 16, _TILE, _N_WARPS)

@@ -296,6 +296,13 @@ def test_kernel_compiles_for_gpus_and_multiplies_in_full_precision(compiler, act
 
 
 @compiles
+def test_weights_are_not_held_from_the_way_there_to_the_way_back(compiler):
+    compile_for(anchored("tanh", (128, 128)), 20)
+    # bytes; the second layer's weights alone are 64 kB
+    assert compiler.compiled[0].metadata.shared <= 32 * 1024
+
+
+@compiles
 def test_one_binary_serves_all_numbers_of_rows_wherever_they_begin(compiler):
     energy = anchored("softplus", (16,), n_latents=0)
     for n, first in ((20, 0), (1, 0), (16, 0), (64, 0), (33, 1)):
