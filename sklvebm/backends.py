@@ -11,8 +11,9 @@ import torch
 from sklvebm.energies import AnchoredEnergy, MLPEnergy, PathEnergy
 from sklvebm.gradients import CorrectionAndGrad, autograd_correction_and_grad
 
-# largest difference of a GPU kernel from the plain function, relative to the largest number: a
-# hundred times what rounding makes of float32, a tenth of what products in TF32 would
+# largest difference of a GPU kernel from the plain function, relative to the largest number: of
+# networks with one or two layers of 8 to 256 units, rounding to float32 makes 2e-7 to 1.3e-6, and
+# weights as short as those in TF32 make 3e-4 to 1e-3
 _TOLERANCE = 1e-4
 _PROBE_ROWS = 45  # several programs of a kernel, the last of them not full
 
@@ -75,8 +76,8 @@ def _is_sound(
 ) -> bool:
     """Tell whether a kernel runs and is right for networks like that of `energy`, on its device.
 
-    Judged once for each shape and device. What is left of a kernel that reads or writes beyond its
-    memory cannot be judged: CUDA itself may be unusable after that.
+    Judged once for each shape and device. A kernel that writes beyond its memory is not survived:
+    CUDA itself may be unusable afterwards.
     """
     network = energy.network
     case = (
@@ -96,7 +97,9 @@ def _is_sound(
             complaint = f"is wrong by {error:.1e}, relative to the largest number"
         except Exception as failure:  # compilers, drivers and devices raise what they like
             _verdicts[case] = False
-            complaint = f"failed ({type(failure).__name__}: {failure})"
+            # compilers quote the source first and say what is wrong with it last
+            last = str(failure).strip().splitlines()[-1:]
+            complaint = f"failed ({': '.join([type(failure).__name__, *last])})"
     if not _verdicts[case]:
         warnings.warn(
             f"The GPU kernel for a perceptron with hidden layers {network.hidden_layer_sizes} "

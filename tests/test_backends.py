@@ -55,7 +55,7 @@ def same(correction, grad_x, grad_z):
 
 
 def raising(correction, grad_x, grad_z):
-    raise OSError("no compiler")
+    raise OSError("in line 3:\n  y = x\nno compiler")
 
 
 WRONG = {
@@ -65,7 +65,8 @@ WRONG = {
     "gradient in z": lambda c, gx, gz: (c, gx, gz.flip(0)),
     "last row": lambda c, gx, gz: (c, torch.cat([gx[:-1], 0.5 * gx[-1:]]), gz),
     "not a number": lambda c, gx, gz: (c, gx, gz * torch.nan),
-    "shape": lambda c, gx, gz: (c[:, None], gx, gz),
+    "one number": lambda c, gx, gz: (c, gx, gz + 3e-4 * gz.abs().max() * (gz == gz[-1, -1])),
+    "shape": lambda c, gx, gz: (c[None], gx, gz),
     "nothing at all": lambda c, gx, gz: (0.0 * c, 0.0 * gx, 0.0 * gz),
 }
 
@@ -123,6 +124,15 @@ def test_a_kernel_in_short_precision_does_not_serve(gpu_kernel):
     gpu_kernel(same, where=shortened)
     with pytest.warns(RuntimeWarning, match="wrong by"):
         select_correction_and_grad(anchored((128, 128)))
+
+
+def test_the_warning_says_what_went_wrong(gpu_kernel):
+    gpu_kernel(raising)
+    with pytest.warns(RuntimeWarning, match=r"failed \(OSError: no compiler\) on cpu; the plain"):
+        select_correction_and_grad(anchored())
+    gpu_kernel(WRONG["correction"])
+    with pytest.warns(RuntimeWarning, match=r"is wrong by [0-9.]+e-03, relative"):
+        select_correction_and_grad(anchored((4, 4)))
 
 
 def test_every_shape_is_judged_by_itself(gpu_kernel):
@@ -199,11 +209,15 @@ def test_the_gpu_kernel_is_for_contiguous_float32_of_ordinary_sizes(monkeypatch,
 
 
 def test_tensors_on_the_cpu_never_meet_the_gpu_kernel(monkeypatch):
-    monkeypatch.setattr(backends, "_in_one_launch", raising)
+    met = []
+    monkeypatch.setattr(backends, "_in_one_launch", met.append)
+    monkeypatch.setattr(backends, "find_spec", lambda name: 1)
     energy = anchored()
+    assert not backends._suits_one_launch(energy.network)
     for part, plain in zip(
         select_correction_and_grad(energy)(torch.ones(4, D), torch.ones(4, L)),
         plain_results(energy),
         strict=True,
     ):
         torch.testing.assert_close(part, plain)
+    assert met == []

@@ -14,7 +14,7 @@ _N_WARPS = 8
 # columns of rows and hidden layers up to which a program takes 32 rows instead of 16
 _FEW_UNITS = 192
 # What a program holds without spilling registers to memory, and how much is unrolled: at the limits
-# Triton compiles for some 20 s, once for each shape and kind of device, and keeps the result on disk
+# Triton compiles for some 20 s, once for each shape and device, and keeps the result on disk
 _MAX_UNITS = 704
 _MAX_PRODUCTS = 160
 

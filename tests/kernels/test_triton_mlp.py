@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sklvebm import backends
 from sklvebm.backends import _largest_error, select_correction_and_grad
 from sklvebm.dynamics.langevin import crank_nicolson_step, mala_step, start, ula_step
 from sklvebm.energies import ACTIVATIONS, AnchoredEnergy, MLPEnergy
@@ -225,6 +226,32 @@ def test_the_guard_of_backends_finds_the_kernel_right():
         assert _largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_fit_on_the_kernel_is_the_fit_without_it(monkeypatch, small, moons):
+    calls = []
+
+    def counted(energy):
+        calls.append(energy)
+        return triton_mlp_correction_and_grad(energy)
+
+    def suits(network):
+        return network.output.dtype == torch.float32
+
+    model = small(max_iter=2)
+    plain = model.fit(moons).history_
+    monkeypatch.setattr(backends, "_verdicts", {})
+    monkeypatch.setattr(backends, "_suits_one_launch", suits)
+    monkeypatch.setattr(backends, "_in_one_launch", counted)
+    fast = model.fit(moons).history_
+    assert len(calls) > 10
+    assert list(backends._verdicts.values()) == [True]
+    for here, there in zip(fast, plain, strict=True):
+        assert abs(there["contrast"]) > 1e-5
+        for name in ("lower_bound", "contrast", "pool_acceptance", "latent_acceptance"):
+            assert here[name] == pytest.approx(there[name], rel=1e-4, abs=1e-6), name
+
+
 @compiles
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -235,6 +262,7 @@ def test_backends_pick_the_kernel_on_a_gpu(recwarn):
 
 
 @compiles
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run the kernel on")
 def test_the_tests_of_the_kernel_pass_under_the_interpreter():
     done = subprocess.run(
