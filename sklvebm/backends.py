@@ -139,7 +139,8 @@ def _largest_error(
         return AnchoredEnergy(energy.reference, network.to(device, dtype), bound)
 
     exact = mlp_correction_and_grad(probe(torch.float64, torch.device("cpu")))
-    rows = torch.randn(_PROBE_ROWS, energy.n_features + energy.n_latents, generator=generator)
+    width = energy.n_features + energy.n_latents
+    rows = torch.randn(_PROBE_ROWS, width, generator=generator, dtype=torch.float32)
     parts = rows.tensor_split([energy.n_features], 1)
     expected = exact(*(part.double() for part in parts))
     actual = kernel(probe(torch.float32, device))(*(part.to(device) for part in parts))

@@ -162,6 +162,19 @@ def test_threads_that_ask_at_once_are_warned_once(gpu_kernel):
     assert len(caught) == len(made) == 1
 
 
+def test_judging_does_not_depend_on_the_default_dtype(gpu_kernel):
+    seen = []
+    made = gpu_kernel(lambda *parts: (seen.append({part.dtype for part in parts}), parts)[1])
+    energy = anchored()
+    torch.set_default_dtype(torch.float64)
+    try:
+        select_correction_and_grad(energy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen == [{torch.float32}]
+    assert made[1:] == [energy]
+
+
 def test_judging_leaves_weights_and_global_generators_alone(gpu_kernel):
     gpu_kernel(same)
     energy, before = anchored(), torch.get_rng_state()
