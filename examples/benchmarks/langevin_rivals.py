@@ -15,6 +15,7 @@ from torch import nn
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.dynamics.langevin import mala_step, start, ula_step
 from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.kernels.mlp import mlp_correction_and_grad
 from sklvebm.particles import STANDARD_FRAME, IndependentNoise, Target, Value
 
 BOUND = 15.0
@@ -64,9 +65,9 @@ def energy_and_gradient(energy, u):
     return values.detach(), gradient
 
 
-def ours(energy, step):
+def ours(energy, step, select=select_correction_and_grad):
     """Return a runner of the package's own kernel `step` on the package's own gradient."""
-    correction_and_grad = select_correction_and_grad(energy)
+    correction_and_grad = select(energy)
     n_features = energy.n_features
 
     def evaluate(u):
@@ -158,16 +159,23 @@ def plain_mala(energy):
 
 
 def contestants(kernel, energy):
-    """Return runners `(u, n_steps, generator) -> u` by name, ours first; torchebm has no MALA."""
+    """Return runners `(u, n_steps, generator) -> u` by name, ours first; torchebm has no MALA.
+
+    On a GPU ours comes twice: as the package picks it, and as one launch per operation.
+    """
+    step = {"ULA": ula_step, "MALA": mala_step}[kernel]
+    own = {"sklvebm": ours(energy, step)}
+    if energy.network.output.is_cuda:
+        own["in operations"] = ours(energy, step, mlp_correction_and_grad)
     if kernel == "ULA":
         return {
-            "sklvebm": ours(energy, ula_step),
+            **own,
             "torchebm": torchebm_ula(energy),
             "ebmkit": ebmkit(energy, "LangevinDynamics"),
             "plain loop": plain_ula(energy),
         }
     return {
-        "sklvebm": ours(energy, mala_step),
+        **own,
         "ebmkit": ebmkit(energy, "MALA"),
         "plain loop": plain_mala(energy),
     }

@@ -1,0 +1,288 @@
+"""Correction and gradient of an anchored `MLPEnergy` in one launch of a GPU kernel (Triton).
+
+Each program takes a block of rows through the network and back. Activations are a tuple of square
+tiles per layer, because a Triton tensor cannot be cut into pieces: they stay in registers and
+shared memory, and only rows, weights, corrections and gradients pass through the GPU's memory.
+Loops over layers and tiles are unrolled when the kernel is compiled, once per configuration.
+
+`backends` compares the kernel with the plain function before its first use on a device.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sklvebm.energies import AnchoredEnergy
+from sklvebm.gradients import CorrectionAndGrad
+from sklvebm.kernels.tiling import choose_tiling
+
+# Not "tf32": its products have 11 bits. Unadjusted samplers would follow another law, and the
+# acceptance of MALA, which repairs a wrong gradient, rests on energies being right to a small part
+# of a nat.
+_PRECISION = "ieee"
+
+
+@triton.jit
+def _tanh(a):
+    """Return tanh, correct to rounding relative to itself also near zero."""
+    square = a * a
+    # the first five terms, to 1e-8 where they are used: 2 sigmoid(2 a) - 1 cancels there
+    series = 62.0 / 2835.0 * square - 17.0 / 315.0
+    series = (series * square + 2.0 / 15.0) * square - 1.0 / 3.0
+    return tl.where(tl.abs(a) < 0.25, a + a * square * series, 2.0 * tl.sigmoid(2.0 * a) - 1.0)
+
+
+@triton.jit
+def _activated(a, KIND: tl.constexpr):
+    """Return the activation of a tile."""
+    if KIND == "tanh":
+        value = _tanh(a)
+    elif KIND == "silu":
+        value = a * tl.sigmoid(a)
+    else:
+        value = tl.maximum(a, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(a)))
+    return value
+
+
+@triton.jit
+def _slope(a, KIND: tl.constexpr):
+    """Return the derivative of the activation of a tile."""
+    if KIND == "tanh":
+        value = _tanh(a)
+        slope = 1.0 - value * value
+    elif KIND == "silu":
+        gate = tl.sigmoid(a)
+        slope = gate * (1.0 + a * (1.0 - gate))
+    else:
+        slope = tl.sigmoid(a)
+    return slope
+
+
+@triton.jit
+def _read_rows(x, z, row, n_rows, D: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr):
+    """Return the tiles of rows (x, z), which are never joined in memory."""
+    tiles = ()
+    for i in tl.static_range((D + L + TILE - 1) // TILE):
+        column = (i * TILE + tl.arange(0, TILE))[None, :]
+        inside = (row < n_rows)[:, None]
+        tile = tl.load(x + row[:, None] * D + column, mask=inside & (column < D), other=0.0)
+        if L > 0:
+            latent = inside & (column >= D) & (column < D + L)
+            tile += tl.load(z + row[:, None] * L + (column - D), mask=latent, other=0.0)
+        tiles = tiles + (tile,)
+    return tiles
+
+
+@triton.jit
+def _read_units(vector, j, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Return tile j of a vector with one number per unit; zeros beyond its end."""
+    unit = j * TILE + tl.arange(0, TILE)
+    return tl.load(vector + unit, mask=unit < WIDTH, other=0.0)[None, :]
+
+
+@triton.jit
+def _read_weights(
+    weight,
+    unit,
+    fan,
+    FIRST_UNIT: tl.constexpr,
+    FIRST_FAN: tl.constexpr,
+    FAN_OUT: tl.constexpr,
+    FAN_IN: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return a tile of a weight matrix (FAN_OUT, FAN_IN); zeros beyond its edges.
+
+    `unit` and `fan` count within the tile, whose place is added as one constant: with fewer
+    addresses a thread needs 198 registers instead of 216 for two layers of 256 units.
+    """
+    place = weight + (FIRST_UNIT * FAN_IN + FIRST_FAN) + (unit * FAN_IN + fan)
+    if FAN_OUT % TILE == 0 and FAN_IN % TILE == 0:
+        tile = tl.load(place)
+    else:
+        inside = (unit < FAN_OUT - FIRST_UNIT) & (fan < FAN_IN - FIRST_FAN)
+        tile = tl.load(place, mask=inside, other=0.0)
+    return tile
+
+
+@triton.jit
+def _layer(
+    hidden,
+    weight,
+    bias,
+    FAN_OUT: tl.constexpr,
+    FAN_IN: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the tiles in front of the activation of one layer."""
+    tiles, index = (), tl.arange(0, TILE)
+    for j in tl.static_range((FAN_OUT + TILE - 1) // TILE):
+        tiles = tiles + (tl.zeros((ROWS, TILE), tl.float32) + _read_units(bias, j, FAN_OUT, TILE),)
+    # all outputs of one input tile before the next: its rows, spread over registers for the
+    # product, are not needed again
+    for i in tl.static_range((FAN_IN + TILE - 1) // TILE):
+        sums = ()
+        for j in tl.static_range(len(tiles)):
+            # read as its transpose: the same reads as on the way back would be made once, and the
+            # compiler would hold the tile in registers and shared memory until then
+            tile = _read_weights(
+                weight, index[None, :], index[:, None], j * TILE, i * TILE, FAN_OUT, FAN_IN, TILE
+            )
+            sums = sums + (tl.dot(hidden[i], tile, tiles[j], input_precision=PRECISION),)
+        tiles = sums
+    if FAN_OUT % TILE != 0:
+        # units that are none: an infinite input would make them NaN, and they all others
+        kept = ()
+        for j in tl.static_range(len(tiles)):
+            kept = kept + (tl.where((index < FAN_OUT - j * TILE)[None, :], tiles[j], 0.0),)
+        tiles = kept
+    return tiles
+
+
+@triton.jit
+def _layer_backward(
+    grad,
+    weight,
+    FAN_OUT: tl.constexpr,
+    FAN_IN: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return the tiles of the gradient at the inputs of a layer from those behind its product."""
+    tiles, index = (), tl.arange(0, TILE)
+    for _ in tl.static_range((FAN_IN + TILE - 1) // TILE):
+        tiles = tiles + (tl.zeros((ROWS, TILE), tl.float32),)
+    for j in tl.static_range((FAN_OUT + TILE - 1) // TILE):
+        sums = ()
+        for i in tl.static_range(len(tiles)):
+            tile = _read_weights(
+                weight, index[:, None], index[None, :], j * TILE, i * TILE, FAN_OUT, FAN_IN, TILE
+            )
+            sums = sums + (tl.dot(grad[j], tile, tiles[i], input_precision=PRECISION),)
+        tiles = sums
+    return tiles
+
+
+@triton.jit
+def _all_activated(tiles, KIND: tl.constexpr):
+    """Return the activations of all tiles of a layer."""
+    values = ()
+    for j in tl.static_range(len(tiles)):
+        values = values + (_activated(tiles[j], KIND),)
+    return values
+
+
+@triton.jit
+def _through(grad, tiles, KIND: tl.constexpr):
+    """Return the gradient in front of the activations of a layer from the one behind them."""
+    values = ()
+    for j in tl.static_range(len(tiles)):
+        values = values + (grad[j] * _slope(tiles[j], KIND),)
+    return values
+
+
+# One binary per configuration, whatever the number of rows and wherever rows begin in memory: what
+# `backends` has compared is what runs.
+@triton.jit(
+    do_not_specialize=["n_rows", "bound"],
+    do_not_specialize_on_alignment=["x", "z", "correction", "grad_rows"],
+)
+def _value_and_grad_kernel(
+    x,
+    z,
+    weights,
+    biases,
+    output,
+    correction,
+    grad_rows,
+    n_rows,
+    bound,
+    D: tl.constexpr,
+    L: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write corrections (n_rows,) and their gradients (n_rows, D + L) of a block of rows.
+
+    `WIDTHS` are those of the rows and of all hidden layers.
+    """
+    # 64 bits: rows times columns may pass 2^31
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    hidden = _read_rows(x, z, row, n_rows, D, L, TILE)
+    kept = ()
+    for k in tl.static_range(len(WIDTHS) - 1):
+        a = _layer(hidden, weights[k], biases[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
+        kept = kept + (a,)
+        hidden = _all_activated(a, KIND)
+    value = tl.zeros((ROWS,), tl.float32)
+    grad = ()
+    for j in tl.static_range(len(hidden)):
+        unit = _read_units(output, j, WIDTHS[len(WIDTHS) - 1], TILE)
+        value += tl.sum(hidden[j] * unit, 1)
+        grad = grad + (tl.zeros((ROWS, TILE), tl.float32) + unit,)
+    saturation = _tanh(value / bound)
+    for k in tl.static_range(len(WIDTHS) - 2, -1, -1):
+        grad = _through(grad, kept[k], KIND)
+        grad = _layer_backward(grad, weights[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
+    tl.store(correction + row, bound * saturation, mask=row < n_rows)
+    # the bound's derivative is one number a row, cheapest where rows are shortest
+    factor = (1.0 - saturation * saturation)[:, None]
+    for i in tl.static_range(len(grad)):
+        column = (i * TILE + tl.arange(0, TILE))[None, :]
+        inside = (row < n_rows)[:, None] & (column < D + L)
+        tl.store(grad_rows + row[:, None] * (D + L) + column, factor * grad[i], mask=inside)
+
+
+def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
+    """Return the function of `mlp_correction_and_grad` as one kernel launch on a GPU.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        Its network must be an `MLPEnergy` in float32 whose widths `choose_tiling` accepts. The
+        values of its parameters are read at each call.
+
+    Returns
+    -------
+    correction_and_grad : callable
+        Same values as the plain version up to rounding; takes float32 rows on the device of the
+        energy.
+    """
+    mlp = energy.network
+    weights, biases, output = tuple(mlp.weights), tuple(mlp.biases), mlp.output
+    n_features, n_latents, bound = mlp.n_features, mlp.n_latents, energy.bound
+    widths = (n_features + n_latents, *mlp.hidden_layer_sizes)
+    tiling = choose_tiling(widths)
+    options = {
+        "D": n_features,
+        "L": n_latents,
+        "WIDTHS": widths,
+        "KIND": mlp.activation,
+        "ROWS": tiling.rows,
+        "TILE": tiling.tile,
+        "PRECISION": _PRECISION,
+        "num_warps": tiling.n_warps,
+        "enable_fp_fusion": True,  # multiply-adds round once; Triton's default is about to change
+    }
+
+    @torch.no_grad()
+    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n_rows = len(x)
+        correction = x.new_empty(n_rows)
+        grad = x.new_empty(n_rows, widths[0])
+        if n_rows > 0:
+            tensors = (x.contiguous(), z.contiguous(), weights, biases, output, correction, grad)
+            # Triton launches on the current device, which need not be that of the rows
+            with torch.cuda.device_of(x):
+                grid = (triton.cdiv(n_rows, tiling.rows),)
+                _value_and_grad_kernel[grid](*tensors, n_rows, bound, **options)
+        return correction, grad[:, :n_features], grad[:, n_features:]
+
+    return correction_and_grad

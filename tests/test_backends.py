@@ -1,0 +1,236 @@
+"""A GPU kernel is judged before it is used; kernels that are wrong on purpose stand in for it."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+
+from sklvebm import backends
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.gradients import autograd_correction_and_grad
+from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.reference import MixtureReference
+
+D, L = 3, 2
+
+
+def anchored(hidden=(16, 8), activation="tanh", bound=15.0, n_latents=L):
+    """Return an anchored perceptron as it is before training: its output is zero."""
+    reference = MixtureReference(
+        torch.ones(1),
+        torch.zeros(1, D),
+        torch.eye(D)[None],
+        latent_map=torch.ones(n_latents, D),
+        latent_variance=torch.ones(n_latents),
+        location=torch.zeros(D),
+    )
+    network = MLPEnergy(D, n_latents, hidden, activation, torch.Generator().manual_seed(0))
+    return AnchoredEnergy(reference, network, bound)
+
+
+@pytest.fixture
+def gpu_kernel(monkeypatch):
+    """A function that puts another in the place of the GPU kernel and counts how it is used."""
+    monkeypatch.setattr(backends, "_suits_one_launch", lambda network: True)
+    monkeypatch.setattr(backends, "_verdicts", {})
+
+    def put(change, where=mlp_correction_and_grad):
+        made = []
+
+        def stand_in(energy):
+            plain = where(energy)
+            made.append(energy)
+            return lambda x, z: change(*plain(x, z))
+
+        monkeypatch.setattr(backends, "_in_one_launch", stand_in)
+        return made
+
+    return put
+
+
+def same(correction, grad_x, grad_z):
+    return correction, grad_x, grad_z
+
+
+def raising(correction, grad_x, grad_z):
+    raise OSError("in line 3:\n  y = x\nno compiler")
+
+
+WRONG = {
+    "raises": raising,
+    "correction": lambda c, gx, gz: (1.001 * c, gx, gz),
+    "gradient in x": lambda c, gx, gz: (c, 1.001 * gx, gz),
+    "gradient in z": lambda c, gx, gz: (c, gx, gz.flip(0)),
+    "last row": lambda c, gx, gz: (c, torch.cat([gx[:-1], 0.5 * gx[-1:]]), gz),
+    "not a number": lambda c, gx, gz: (c, gx, gz * torch.nan),
+    "one number": lambda c, gx, gz: (c, gx, gz + 3e-4 * gz.abs().max() * (gz == gz[-1, -1])),
+    "shape": lambda c, gx, gz: (c[None], gx, gz),
+    "nothing at all": lambda c, gx, gz: (0.0 * c, 0.0 * gx, 0.0 * gz),
+}
+
+
+def plain_results(energy):
+    x, z = torch.ones(4, D), torch.ones(4, L)
+    return autograd_correction_and_grad(energy)(x, z)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "silu", "softplus"])
+@pytest.mark.parametrize("hidden", [(8,), (128, 128), (64,) * 5])
+@pytest.mark.parametrize("bound", [1.0, 15.0, 1e6])
+def test_a_kernel_that_is_right_serves(gpu_kernel, hidden, activation, bound):
+    made = gpu_kernel(same)
+    energy = anchored(hidden, activation, bound)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            select_correction_and_grad(energy)
+    # judged once, on weights of its own
+    assert made[1:] == [energy] * 3
+    assert made[0] is not energy
+
+
+def test_a_kernel_of_an_energy_without_latents_is_judged(gpu_kernel):
+    made = gpu_kernel(same)
+    energy = anchored(n_latents=0)
+    energy.reference = energy.reference.without_latents()
+    select_correction_and_grad(energy)
+    assert made[1:] == [energy]
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_kernel_that_fails_or_is_wrong_does_not_serve_and_warns_once(gpu_kernel, fault):
+    made = gpu_kernel(WRONG[fault])
+    energy = anchored()
+    with pytest.warns(RuntimeWarning, match="hidden layers \\(16, 8\\)") as caught:
+        results = [select_correction_and_grad(energy) for _ in range(3)]
+    assert len(caught) == 1
+    assert len(made) == 1
+    for part, plain in zip(
+        results[0](torch.ones(4, D), torch.ones(4, L)), plain_results(energy), strict=True
+    ):
+        torch.testing.assert_close(part, plain)
+
+
+def test_a_kernel_in_short_precision_does_not_serve(gpu_kernel):
+    # ten bits behind the leading one, as tensor cores keep of float32
+    def shortened(energy):
+        with torch.no_grad():
+            for weight in energy.network.weights:
+                weight.copy_((weight.view(torch.int32) & -(2**13)).view(torch.float32))
+        return mlp_correction_and_grad(energy)
+
+    gpu_kernel(same, where=shortened)
+    with pytest.warns(RuntimeWarning, match="wrong by"):
+        select_correction_and_grad(anchored((128, 128)))
+
+
+def test_the_warning_says_what_went_wrong(gpu_kernel):
+    gpu_kernel(raising)
+    with pytest.warns(RuntimeWarning, match=r"failed \(OSError: no compiler\) on cpu; the plain"):
+        select_correction_and_grad(anchored())
+    gpu_kernel(WRONG["correction"])
+    with pytest.warns(RuntimeWarning, match=r"is wrong by [0-9.]+e-03, relative"):
+        select_correction_and_grad(anchored((4, 4)))
+
+
+def test_every_shape_is_judged_by_itself(gpu_kernel):
+    made = gpu_kernel(WRONG["raises"])
+    for energy in (anchored(), anchored((8,)), anchored(activation="silu"), anchored()):
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            select_correction_and_grad(energy)
+    assert len(made) == 3
+
+
+def test_threads_that_ask_at_once_are_warned_once(gpu_kernel):
+    made = gpu_kernel(WRONG["raises"])
+    energy, together = anchored(), threading.Barrier(4)
+
+    def ask():
+        together.wait()
+        select_correction_and_grad(energy)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(caught) == len(made) == 1
+
+
+def test_judging_does_not_depend_on_the_default_dtype(gpu_kernel):
+    seen = []
+    made = gpu_kernel(lambda *parts: (seen.append({part.dtype for part in parts}), parts)[1])
+    energy = anchored()
+    torch.set_default_dtype(torch.float64)
+    try:
+        select_correction_and_grad(energy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen == [{torch.float32}]
+    assert made[1:] == [energy]
+
+
+def test_judging_leaves_weights_and_global_generators_alone(gpu_kernel):
+    gpu_kernel(same)
+    energy, before = anchored(), torch.get_rng_state()
+    copies = [p.detach().clone() for p in energy.parameters()]
+    select_correction_and_grad(energy)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, c) for p, c in zip(energy.parameters(), copies, strict=True))
+    assert energy.network.output.dtype == torch.float32
+
+
+class Elsewhere:
+    """A parameter as one on a GPU describes itself."""
+
+    is_cuda = True
+
+    def __init__(self, parameter, contiguous):
+        self.dtype, self.contiguous = parameter.dtype, contiguous
+
+    def is_contiguous(self):
+        return self.contiguous
+
+
+@pytest.mark.parametrize(
+    ("suits", "change"),
+    [
+        (True, {}),
+        (False, {"dtype": torch.float64}),
+        (False, {"hidden": (2048, 2048)}),
+        (False, {"contiguous": False}),
+        (False, {"installed": None}),
+    ],
+)
+def test_the_gpu_kernel_is_for_contiguous_float32_of_ordinary_sizes(monkeypatch, suits, change):
+    change = {
+        "dtype": torch.float32,
+        "hidden": (16, 8),
+        "contiguous": True,
+        "installed": 1,
+    } | change
+    network = anchored(change["hidden"]).network.to(change["dtype"])
+    parameters = [Elsewhere(p, change["contiguous"]) for p in network.parameters()]
+    monkeypatch.setattr(network, "parameters", lambda: parameters)
+    monkeypatch.setattr(backends, "find_spec", lambda name: change["installed"])
+    assert backends._suits_one_launch(network) is suits
+
+
+def test_tensors_on_the_cpu_never_meet_the_gpu_kernel(monkeypatch):
+    met = []
+    monkeypatch.setattr(backends, "_in_one_launch", met.append)
+    monkeypatch.setattr(backends, "find_spec", lambda name: 1)
+    energy = anchored()
+    assert not backends._suits_one_launch(energy.network)
+    for part, plain in zip(
+        select_correction_and_grad(energy)(torch.ones(4, D), torch.ones(4, L)),
+        plain_results(energy),
+        strict=True,
+    ):
+        torch.testing.assert_close(part, plain)
+    assert met == []
