@@ -13,9 +13,11 @@ from sklvebm.energies import (
 )
 from sklvebm.estimators.composition import ComposedEnergy, compose
 from sklvebm.estimators.interpolation import interpolate
+from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.quantisation import dequantize, resolution
+from sklvebm.estimators.transformed_density import TransformedDensity
 from sklvebm.estimators.wasserstein_flow_ebm import WassersteinFlowEBM
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.log_partition import LogPartition
@@ -33,6 +35,7 @@ __all__ = [
     "ConvLayerEnergy",
     "Energy",
     "FeatureEnergy",
+    "GaussianMargins",
     "KernelChart",
     "LinearGaussianEnergy",
     "LogPartition",
@@ -41,6 +44,7 @@ __all__ = [
     "ParticleDivergenceError",
     "ParticleLVEBM",
     "PotentialFlowEBM",
+    "TransformedDensity",
     "WassersteinFlowEBM",
     "compose",
     "dequantize",

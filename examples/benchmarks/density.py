@@ -31,7 +31,7 @@ from classical_rivals import Fitted
 from density_sets import ENTROPIES, SETS, split
 from report import RESULTS, Store, print_header, print_table
 
-from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
+from sklvebm import GaussianMargins, ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 
 N_LATENTS = {"digits": 8}  # elsewhere 2
 QUICK_SETS = ("two moons", "helix", "iris")
@@ -69,10 +69,29 @@ def flow(estimator):
     return fit
 
 
+def with_margins(fit):
+    """Return a method that sees columns with edges through `GaussianMargins`."""
+
+    def fit_margins(X, seed):
+        margins = GaussianMargins().fit(X)
+        fitted = fit(margins.transform(X), seed)
+
+        def score_samples(rows):
+            inner = fitted.score_samples(margins.transform(rows))
+            return inner + margins.log_abs_det_jacobian(rows)
+
+        settings = f"{(margins.n_bins_ > 0).sum()} columns by bins, {fitted.settings}"
+        return Fitted(score_samples, settings)
+
+    return fit_margins
+
+
 RIVALS = {
     "potential flow": flow(PotentialFlowEBM),
     "wasserstein flow": flow(WassersteinFlowEBM),
+    "wasserstein flow, margins": with_margins(flow(WassersteinFlowEBM)),
     **classical_rivals.RIVALS,
+    "mixture by CV, margins": with_margins(classical_rivals.RIVALS["mixture by CV"]),
     "spline flow": neural("spline_flow"),
     "VAE bound": neural("variational_autoencoder"),
     "persistent CD, torchebm": neural("persistent_cd_torchebm"),
