@@ -75,6 +75,10 @@ def dequantize(X, *, step="auto", random_state=None):
     ValueError
         If a step is negative or not finite, or there is not one for each column.
 
+    See Also
+    --------
+    GaussianMargins : Follows the edges that such columns have.
+
     References
     ----------
     .. [1] L. Theis, A. van den Oord and M. Bethge, "A note on the evaluation of generative
