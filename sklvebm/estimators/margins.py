@@ -7,7 +7,7 @@ from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._boundary import as_plain_array, without_outliers
 from sklvebm.estimators._expectation_maximisation import fit_mixture
 from sklvebm.estimators._parameters import Number
 
@@ -16,7 +16,8 @@ _FEWEST_ROWS = 20
 _MOST_COMPARED = 2000  # rows on which bins and smooth densities are compared
 _BUMPS = (1, 2, 4, 8)  # components of the smooth densities
 _RIDGE = 1e-4  # of their variances, in those of the column
-_DOUBT = 2.0  # standard errors by which bins must be better
+_N_FOLDS = 4
+_DOUBT = 1.0  # standard errors by which bins must be better
 _LOG_2PI = np.log(2.0 * np.pi)
 
 
@@ -99,9 +100,9 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     Notes
     -----
     Numbers of bins are compared by leaving out one row at a time, which takes their counts only.
-    Then the bins of one half of the rows (2,000 at most) must be better on the other half than the
-    best of four Gaussian mixtures, by two standard errors. Beyond the rows seen there are
-    exponential tails with the probability of one row in `n_samples + 1` each.
+    Then bins must be better than the best of four Gaussian mixtures by a standard error, on four
+    folds of 2,000 rows at most. Beyond the rows seen there are exponential tails with the
+    probability of one row in `n_samples + 1` each.
 
     What edges of single columns gain can be lost where edges belong to several columns together, as
     on a checkerboard. `GridSearchCV` decides; see `TransformedDensity`.
@@ -213,11 +214,14 @@ def _bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
     """Return the best bins of a column, or None where smooth densities are as good."""
     if max_bins == 0 or len(x) < _FEWEST_ROWS or not 0.0 < np.ptp(x) < np.inf:
         return None
+    if not np.array_equal(x, without_outliers(x)):
+        return None  # whose bins would all be as wide as what lies far out
     some = np.random.RandomState(0).permutation(x)[:_MOST_COMPARED]
-    halves = some[::2], some[1::2]
-    if min(np.ptp(half) for half in halves) == 0.0:
+    folds = [some[first::_N_FOLDS] for first in range(_N_FOLDS)]
+    others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
+    if min(np.ptp(known) for known in others) == 0.0:
         return None
-    gains = [_gain(known, new, max_bins) for known, new in (halves, halves[::-1])]
+    gains = [_gain(known, new, max_bins) for known, new in zip(others, folds, strict=True)]
     gain = np.concatenate(gains)
     if not gain.mean() > _DOUBT * gain.std() / np.sqrt(len(gain)):
         return None
