@@ -80,7 +80,7 @@ def _answer_rows(
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def run(part: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), limited_threads(1):
             return answer(potential, torch.from_numpy(part).to(device)).cpu().numpy()
 
     n_jobs = min(len(parts), torch.get_num_threads()) if on_cpu else 1
