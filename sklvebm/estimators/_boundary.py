@@ -11,7 +11,6 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
-from torch import Tensor
 
 from sklvebm.thread_limits import limited_threads
 
@@ -164,11 +163,6 @@ def chunks(n_rows: int, particles_per_row: int, numbers_per_particle: int = 1) -
     size = max(1, min(_CHUNK_PARTICLES, affordable) // particles_per_row)
     for first in range(0, n_rows, size):
         yield slice(first, first + size)
-
-
-def to_numpy(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Return a NumPy copy of a tensor in the wanted dtype."""
-    return tensor.detach().cpu().numpy().astype(dtype)
 
 
 def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 1) -> np.ndarray:
