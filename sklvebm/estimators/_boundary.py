@@ -17,6 +17,7 @@ from sklvebm.thread_limits import limited_threads
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 _REACH = 20.0  # interquartile ranges: values farther from the median count as that far in the scale
+_OVERFLOWING = 1e150  # standard deviations: squares and products with precisions may be infinite
 
 
 class Standardisation(NamedTuple):
@@ -65,6 +66,15 @@ def standardisation(X: np.ndarray) -> Standardisation:
             stacklevel=4,
         )
     return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+
+
+def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return log densities (N,) of standardised rows (N, D), -inf instead of NaN very far out.
+
+    Every reference is zero there, but the difference of two infinite terms is no number.
+    """
+    far = np.abs(rows).max(axis=1) > _OVERFLOWING
+    return np.where(np.isnan(log_density) & far, -np.inf, log_density)
 
 
 def without_outliers(X: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from sklearn.mixture import BayesianGaussianMixture
 from torch import nn
 
-from sklvebm import LinearGaussianEnergy, ParticleLVEBM
+from sklvebm import LinearGaussianEnergy, ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -333,6 +333,19 @@ def test_a_user_energy_without_anything_to_train_is_named(small, moons):
     for energy in (Fixed(), LinearGaussianEnergy(2, 1).requires_grad_(False)):
         with pytest.raises(ValueError, match="energy must have parameters"):
             small(energy=energy).fit(moons)
+
+
+# Rows far out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [ParticleLVEBM, WassersteinFlowEBM, PotentialFlowEBM])
+def test_rows_whose_squares_overflow_have_no_density_and_leave_others_alone(estimator, moons):
+    model = estimator(max_iter=0, reference="gaussian", random_state=0).fit(moons)
+    out = [[1e8, 1e8], [1e160, 1.0], [1e300, -1e300], [1e307, 1e307]]
+    scores = model.score_samples(np.vstack([moons[:1], out, moons[1:2]]))
+    assert np.isfinite(scores[1])
+    np.testing.assert_array_equal(scores[2:5], -np.inf)
+    np.testing.assert_allclose(scores[[0, 5]], model.score_samples(moons[:2]), rtol=1e-12)
 
 
 # Degenerate rows ---------------------------------------------------------------------------------
