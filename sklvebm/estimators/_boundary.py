@@ -136,7 +136,7 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def numerical_session(n_threads: int) -> Iterator[None]:
-    """Run the body outside of inference mode, without gradients, with few threads.
+    """Run the body outside of inference mode and autocast, without gradients, with few threads.
 
     Parameters
     ----------
@@ -146,6 +146,8 @@ def numerical_session(n_threads: int) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
         np.errstate(under="ignore"),
         limited_threads(n_threads),
     ):
