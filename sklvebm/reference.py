@@ -53,6 +53,11 @@ class MixtureReference(nn.Module):
     wide_covariance : Tensor of shape (n_features, n_features) or None, default=None
         Covariance of the defensive component; required when `wide_weight` is positive.
 
+    Raises
+    ------
+    ValueError
+        If `covariance_of` does not name one of the covariances for every component.
+
     Notes
     -----
     The log normaliser is zero. Components whose covariances are all diagonal after the change of
@@ -77,7 +82,8 @@ class MixtureReference(nn.Module):
         weights, means, covariances = weights.double(), means.double(), covariances.double()
         location = location.double()
         if covariance_of is None:
-            covariance_of = torch.arange(len(means), device=means.device)
+            covariance_of = torch.arange(len(covariances), device=means.device)
+        _check_covariance_of(covariance_of, len(means), len(covariances))
         shares = weights.new_zeros(len(covariances)).index_add_(0, covariance_of, weights)
         pooled = torch.einsum("k,kde->de", shares, covariances)
         # symmetric: what is done per coordinate does not depend on the order of the columns
@@ -460,6 +466,17 @@ def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> 
     products = torch.empty_like(rows)
     products[order] = torch.cat([part @ matrix for part, matrix in parts if len(part)])
     return products
+
+
+def _check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances: int) -> None:
+    """Raise ValueError unless every component has one of the covariances."""
+    if covariance_of.shape != (n_components,) or not (
+        int(covariance_of.min()) >= 0 and int(covariance_of.max()) < n_covariances
+    ):
+        raise ValueError(
+            f"covariance_of must name one of {n_covariances} covariances for each of "
+            f"{n_components} components, got {covariance_of.tolist()}."
+        )
 
 
 def _factors(covariances: Tensor, is_diagonal: bool) -> Tensor:

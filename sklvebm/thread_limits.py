@@ -50,7 +50,7 @@ def n_parts(n_positions: int, n_weights: int) -> int:
     work = float(n_positions) * n_weights
     if work < _WORTH_TWO_PARTS:
         return 1
-    return max(2, min(_MOST_PARTS, int(work / _OF_EACH_PART)))
+    return min(n_positions, max(2, min(_MOST_PARTS, int(work / _OF_EACH_PART))))
 
 
 @contextmanager
@@ -63,11 +63,11 @@ def team(n_threads: int) -> Iterator[None]:
         Most threads that work on parts; with one, parts are worked on in turn.
     """
     before = getattr(_team, "executor", None)
-    # threads that are new to torch start with the limit set here
     with limited_threads(1), ExitStack() as closing:
         _team.executor = None
         if n_threads > 1:  # no thread starts before there is work for it
-            helpers = ThreadPoolExecutor(min(n_threads, _MOST_PARTS) - 1)
+            n_helpers = min(n_threads, _MOST_PARTS) - 1
+            helpers = ThreadPoolExecutor(n_helpers, initializer=_use_threads, initargs=(1,))
             _team.executor = closing.enter_context(helpers)
         try:
             yield
@@ -114,8 +114,8 @@ def limited_threads(n_threads: int) -> Iterator[None]:
     """Run the body with at most `n_threads` torch threads and restore the setting afterwards.
 
     The count that torch keeps belongs to the Python thread. Each thread gets back what it had when
-    it entered; one that is new to torch starts with a limit that another set, and gets back what
-    the first to enter had.
+    it entered; one that enters while others have limits may have started with theirs, and gets back
+    what the first to enter had. Threads that are started in the body need limits of their own.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def limited_threads(n_threads: int) -> Iterator[None]:
         depth = getattr(_own, "depth", 0)
         before = torch.get_num_threads() if depth else _restore
         _own.depth = depth + 1
-        torch.set_num_threads(min(n_threads, before))
+        _use_threads(min(n_threads, before))
     try:
         yield
     finally:
@@ -138,3 +138,10 @@ def limited_threads(n_threads: int) -> Iterator[None]:
             _active -= 1
             _own.depth = depth
             torch.set_num_threads(before)
+
+
+def _use_threads(n_threads: int) -> None:
+    """Set the number of torch threads of the calling Python thread for good."""
+    # at its first operation, a thread that has never asked takes what any thread set last
+    torch.get_num_threads()
+    torch.set_num_threads(n_threads)

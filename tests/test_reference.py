@@ -121,6 +121,22 @@ def test_components_that_share_covariances_are_those_with_copies_of_them(n_featu
     close(conditionals[0].mean(), conditionals[1].mean())
 
 
+@pytest.mark.parametrize(
+    "covariance_of", [None, torch.tensor([0, 1]), torch.tensor([0, 2, 1]), torch.tensor([0, -1, 1])]
+)
+def test_covariances_that_fit_no_component_are_named(covariance_of):
+    with pytest.raises(ValueError, match="covariance_of must name one of 2 .* of 3 components"):
+        MixtureReference(
+            torch.full((3,), 1.0 / 3.0),
+            torch.zeros(3, 2),
+            torch.eye(2).expand(2, 2, 2),
+            covariance_of=covariance_of,
+            latent_map=torch.zeros(1, 2),
+            latent_variance=torch.ones(1),
+            location=torch.zeros(2),
+        )
+
+
 def test_narrow_components_far_out_keep_their_digits():
     # standard deviation 1e-3 at a distance of 50: quadratic forms of 2.5e9 cancel to about one
     precise = GaussianMixture(2, covariance_type="full")

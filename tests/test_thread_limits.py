@@ -1,6 +1,7 @@
 """Limits on torch's threads end with the work they were set for."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -110,6 +111,58 @@ def test_overlapping_limits_leave_every_thread_as_it_was():
     assert torch.get_num_threads() == 4
 
 
+@contextmanager
+def limit_elsewhere():
+    """Hold a limit in another thread, which has left it when the function yielded returns."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with limited_threads(1):
+            entered.set()
+            leave.wait(timeout=20.0)
+
+    def end():
+        leave.set()
+        holder.join(timeout=20.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(timeout=20.0)
+    try:
+        yield end
+    finally:
+        end()
+
+
+def test_a_limit_outlasts_one_that_another_thread_held_before():
+    seen = []
+
+    def work(end):
+        with limited_threads(1):
+            end()
+            seen.append(torch.get_num_threads())  # the first that this thread asks of torch
+        seen.append(torch.get_num_threads())
+
+    with limit_elsewhere() as end:
+        other = threading.Thread(target=work, args=(end,))
+        other.start()
+        other.join(timeout=20.0)
+    assert seen == [1, 4]
+
+
+def test_a_team_keeps_its_limit_when_another_thread_leaves_its_own():
+    all_in = threading.Barrier(3, timeout=20.0)
+
+    def work(_):
+        all_in.wait()
+        return torch.get_num_threads()
+
+    with limit_elsewhere() as end, team(3):
+        end()
+        assert side_by_side(work, range(3)) == [1, 1, 1]
+    assert torch.get_num_threads() == 4
+
+
 def test_more_work_asks_for_more_threads_up_to_the_setting():
     assert threads_for(10, 10) == 1
     assert threads_for(10_000, 5_000) == 2
@@ -119,6 +172,10 @@ def test_more_work_asks_for_more_threads_up_to_the_setting():
 
 def test_parts_depend_on_the_work_and_not_on_the_threads():
     assert [n_parts(n, 5_000) for n in (10, 7_999, 8_000, 80_000, 10**9)] == [1, 1, 2, 5, 8]
+
+
+def test_no_part_is_empty():
+    assert [n_parts(n, 10**9) for n in (1, 2, 3, 100)] == [1, 2, 3, 8]
 
 
 def test_a_team_works_side_by_side_with_one_torch_thread_each():

@@ -11,13 +11,13 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
-from torch import Tensor
 
 from sklvebm.thread_limits import limited_threads
 
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 _REACH = 20.0  # interquartile ranges: values farther from the median count as that far in the scale
+_OVERFLOWING = 1e150  # standard deviations: squares and products with precisions may be infinite
 
 
 class Standardisation(NamedTuple):
@@ -66,6 +66,15 @@ def standardisation(X: np.ndarray) -> Standardisation:
             stacklevel=4,
         )
     return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+
+
+def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return log densities (N,) of standardised rows (N, D), -inf instead of NaN very far out.
+
+    Every reference is zero there, but the difference of two infinite terms is no number.
+    """
+    far = np.abs(rows).max(axis=1) > _OVERFLOWING
+    return np.where(np.isnan(log_density) & far, -np.inf, log_density)
 
 
 def without_outliers(X: np.ndarray) -> np.ndarray:
@@ -127,7 +136,7 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def numerical_session(n_threads: int) -> Iterator[None]:
-    """Run the body outside of inference mode, without gradients, with few threads.
+    """Run the body outside of inference mode and autocast, without gradients, with few threads.
 
     Parameters
     ----------
@@ -137,6 +146,8 @@ def numerical_session(n_threads: int) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
         np.errstate(under="ignore"),
         limited_threads(n_threads),
     ):
@@ -164,11 +175,6 @@ def chunks(n_rows: int, particles_per_row: int, numbers_per_particle: int = 1) -
     size = max(1, min(_CHUNK_PARTICLES, affordable) // particles_per_row)
     for first in range(0, n_rows, size):
         yield slice(first, first + size)
-
-
-def to_numpy(tensor: Tensor, dtype: np.dtype) -> np.ndarray:
-    """Return a NumPy copy of a tensor in the wanted dtype."""
-    return tensor.detach().cpu().numpy().astype(dtype)
 
 
 def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 1) -> np.ndarray:

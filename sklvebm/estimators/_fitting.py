@@ -157,7 +157,8 @@ def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: i
     Raises
     ------
     TypeError, ValueError
-        If `energy` is not a module or factory, or does not return one energy per row.
+        If `energy` is not a module or factory, does not return one energy per row, or leaves
+        nothing to train.
     """
     generator = torch.Generator().manual_seed(seed)
     if settings.energy is None:
@@ -184,6 +185,12 @@ def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: i
         raise ValueError(
             "energy must map x (B, n_features) and z (B, n_components) to energies of shape "
             f"(B,); for B = 3 it returned shape {tuple(values.shape)}."
+        )
+    trainable = [parameter.requires_grad for parameter in network.parameters()]
+    if not trainable or (settings.max_iter > 0 and not any(trainable)):
+        raise ValueError(
+            "energy must have parameters that require gradients: there is nothing to train in "
+            f"{settings.energy!r}."
         )
     return energy
 

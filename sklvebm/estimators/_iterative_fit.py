@@ -34,7 +34,8 @@ def checked_settings(estimator: BaseEstimator, rules: dict[str, Rule]) -> Simple
     parameters = estimator.get_params(deep=False)
     check_parameters(parameters, rules)
     if not isinstance(estimator.reference, GaussianMixture | MixtureReference):
-        OneOf(("mixture", "gaussian")).check("reference", estimator.reference)
+        others = "a GaussianMixture or a MixtureReference"
+        OneOf(("mixture", "gaussian"), others).check("reference", estimator.reference)
     if estimator.validation_fraction == 1.0:
         raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
     return SimpleNamespace(**parameters)

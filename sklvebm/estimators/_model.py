@@ -17,6 +17,7 @@ from sklvebm.estimators._boundary import (
     chunks,
     numerical_session,
     seeded_generator,
+    zero_where_squares_overflow,
 )
 from sklvebm.inference import (
     ROW_PARTICLES,
@@ -87,7 +88,7 @@ def _answer_rows(
     energy = model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
 
     def run(number: int, part: slice) -> np.ndarray:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), limited_threads(1):
             return answer(energy, torch.from_numpy(rows[part]).to(device), number).cpu().numpy()
 
     parts = chunks(len(rows), particles_per_row, numbers_per_particle(energy))
@@ -118,7 +119,8 @@ def log_density(
         return energy.reference.log_marginal(x) + evidence
 
     chart = model.standardisation
-    out = _answer_rows(model, chart.apply(X), device, answer)
+    rows = chart.apply(X)
+    out = zero_where_squares_overflow(_answer_rows(model, rows, device, answer), rows)
     log_z = model.log_partition.lower if from_above else model.log_partition.upper
     return out - log_z + chart.log_jacobian
 

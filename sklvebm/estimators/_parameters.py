@@ -21,7 +21,9 @@ class Number(NamedTuple):
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is outside; see `check_parameters`."""
-        if (self.none and value is None) or (self.word and value == self.word):
+        if self.none and value is None:
+            return
+        if isinstance(value, str) and self.word and value == self.word:
             return
         if self.flag and isinstance(value, bool):
             return
@@ -46,6 +48,7 @@ class OneOf(NamedTuple):
     """One of a set of strings."""
 
     options: tuple[str, ...]
+    others: str = ""  # what is allowed as well and checked elsewhere, in words
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not one of the options; see `check_parameters`."""
@@ -55,7 +58,8 @@ class OneOf(NamedTuple):
             raise ValueError(f"{name} must be {self}, got {value!r}.")
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(repr(option) for option in self.options)
+        rule = "one of " + ", ".join(repr(option) for option in self.options)
+        return f"{rule}, {self.others}" if self.others else rule
 
 
 class Flag(NamedTuple):

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from sklvebm.compositions import Expert
 from sklvebm.dynamics.flow import graded_times, heun_step
-from sklvebm.estimators._boundary import Standardisation, numerical_session, seeded_generator
+from sklvebm.estimators._boundary import (
+    Standardisation,
+    numerical_session,
+    seeded_generator,
+    zero_where_squares_overflow,
+)
 from sklvebm.log_partition import LogPartition
 from sklvebm.potential_slices import PotentialSlice, polish
 from sklvebm.potentials import AnchoredPotential, finest_scale, flow_density, transport
@@ -80,7 +85,7 @@ def _answer_rows(
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def run(part: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), limited_threads(1):
             return answer(potential, torch.from_numpy(part).to(device)).cpu().numpy()
 
     n_jobs = min(len(parts), torch.get_num_threads()) if on_cpu else 1
@@ -135,7 +140,9 @@ def _in_units(
 ) -> np.ndarray:
     """Apply `answer` to standardised rows and return log-densities in the units of X."""
     chart = model.standardisation
-    values = _answer_rows(model, chart.apply(X), device, answer, n_directions)
+    rows = chart.apply(X)
+    values = _answer_rows(model, rows, device, answer, n_directions)
+    values = zero_where_squares_overflow(values, rows)
     # rows of the law at an earlier time are shrunk by it
     return values + X.shape[1] * np.log(time) + chart.log_jacobian
 

@@ -48,7 +48,9 @@ _RULES = {
 def _shape(training: Training) -> dict[str, Any]:
     """Return the parameters that shape the model, as they were when it was made."""
     energy = training.optimisation.energy
-    shape = shape_of(energy.network) if isinstance(energy, AnchoredEnergy) else {}
+    # an anchored network may be given up for its reference, which an energy of the user's has not
+    is_own = isinstance(energy, AnchoredEnergy)
+    shape = {"energy": None, **shape_of(energy.network)} if is_own else {}
     return {"n_components": energy.n_latents, **shape}
 
 

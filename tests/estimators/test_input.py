@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 import scipy.sparse
 import torch
+from sklearn.mixture import BayesianGaussianMixture
 from torch import nn
 
-from sklvebm import ParticleLVEBM
+from sklvebm import LinearGaussianEnergy, ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -241,7 +242,7 @@ BAD_VALUES = {
     "information_weight": [-0.1, NOT_A_NUMBER, "0", None],
     "latent_map": ["pca", 3, None],
     "learning_rate_init": [0.0, -1.0, float("inf"), None],
-    "alpha": [-0.1, NOT_A_NUMBER, None],
+    "alpha": [-0.1, NOT_A_NUMBER, None, np.array([0.1, 0.2])],
     "batch_size": [0, -1, 1.5, "all", None],
     "max_iter": [-1, 1.5, "10", None],
     "tol": [-1.0, NOT_A_NUMBER, None],
@@ -271,6 +272,11 @@ def test_bad_parameters_raise_in_fit_with_their_name_and_value(small, moons, nam
         getattr(model, method)(moons)
     assert name in str(caught.value)
     assert set(vars(model)) == set(model.get_params())
+
+
+def test_the_message_about_a_reference_names_the_objects_that_are_allowed(small, moons):
+    with pytest.raises(TypeError, match="'gaussian', a GaussianMixture or a MixtureReference"):
+        small(reference=BayesianGaussianMixture()).fit(moons)
 
 
 def test_contrastive_negatives_need_a_single_temperature(small, moons):
@@ -317,6 +323,29 @@ def test_a_user_energy_of_the_wrong_shape_is_named(small, moons):
 
     with pytest.raises(ValueError, match=r"energy must map .*\(3, 1\)"):
         small(energy=Column()).fit(moons)
+
+
+def test_a_user_energy_without_anything_to_train_is_named(small, moons):
+    class Fixed(nn.Module):
+        def forward(self, x, z):
+            return 0.5 * (x.square().sum(1) + z.square().sum(1))
+
+    for energy in (Fixed(), LinearGaussianEnergy(2, 1).requires_grad_(False)):
+        with pytest.raises(ValueError, match="energy must have parameters"):
+            small(energy=energy).fit(moons)
+
+
+# Rows far out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [ParticleLVEBM, WassersteinFlowEBM, PotentialFlowEBM])
+def test_rows_whose_squares_overflow_have_no_density_and_leave_others_alone(estimator, moons):
+    model = estimator(max_iter=0, reference="gaussian", random_state=0).fit(moons)
+    out = [[1e8, 1e8], [1e160, 1.0], [1e300, -1e300], [1e307, 1e307]]
+    scores = model.score_samples(np.vstack([moons[:1], out, moons[1:2]]))
+    assert np.isfinite(scores[1])
+    np.testing.assert_array_equal(scores[2:5], -np.inf)
+    np.testing.assert_allclose(scores[[0, 5]], model.score_samples(moons[:2]), rtol=1e-12)
 
 
 # Degenerate rows ---------------------------------------------------------------------------------

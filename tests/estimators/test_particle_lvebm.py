@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklvebm import (
     AnchoredEnergy,
     ChartedEnergy,
+    LinearGaussianEnergy,
     LogPartition,
     MixtureReference,
     ParticleLVEBM,
@@ -417,3 +418,11 @@ def test_a_continued_fit_holds_out_the_same_rows(small, moons, random_state, mon
     # rows that chose the parameters must not train them later, and particles belong to their rows
     np.testing.assert_array_equal(splits[1].monitor, splits[0].monitor)
     np.testing.assert_array_equal(splits[1].fitted, splits[0].fitted)
+
+
+def test_an_energy_cannot_be_given_to_a_fit_that_goes_on_without(small, moons):
+    model = small(warm_start=True).fit(moons)
+    before = model.score(moons)
+    with pytest.raises(ValueError, match="energy must stay None"):
+        model.set_params(energy=LinearGaussianEnergy(2, 1)).fit(moons)
+    assert model.score(moons) == before

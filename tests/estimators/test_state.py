@@ -17,6 +17,7 @@ from torch import nn
 
 import sklvebm.training
 from sklvebm import LinearGaussianEnergy, ParticleLVEBM
+from sklvebm.estimators import _model, _potential_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -289,6 +290,7 @@ SURROUNDINGS = {
     "inference_mode": torch.inference_mode,
     "seterr": lambda: np.errstate(all="raise"),
     "default dtype": default_dtype_float64,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "warnings": warnings_as_errors,
 }
 
@@ -414,3 +416,24 @@ def test_answers_do_not_depend_on_the_number_of_threads(small, moons):
         torch.set_num_threads(before)
     for one, two in zip(*answers, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("kind", ["particles", "flow"])
+def test_chunks_keep_to_one_thread_whatever_other_threads_set(kind, fitted, fitted_flow, moons):
+    room, model = (_model, fitted) if kind == "particles" else (_potential_model, fitted_flow)
+    both_in, seen = threading.Barrier(2, timeout=20.0), []
+
+    def answer(_, x, *__):
+        # what another thread does that leaves a limit of its own
+        other = threading.Thread(target=torch.set_num_threads, args=(2,))
+        other.start()
+        other.join()
+        both_in.wait()
+        seen.append(torch.get_num_threads())
+        return x[:, 0]
+
+    rows = np.resize(moons, (2**12, 2))
+    many = {"particles_per_row": 4} if kind == "particles" else {"n_directions": 8}
+    room._answer_rows(model._model, rows, torch.device("cpu"), answer, **many)
+    assert set(seen) == {1}
