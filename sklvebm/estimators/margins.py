@@ -18,6 +18,7 @@ _BUMPS = (1, 2, 4, 8)  # components of the smooth densities
 _RIDGE = 1e-4  # of their variances, in those of the column
 _N_FOLDS = 4
 _DOUBT = 1.0  # standard errors by which bins must be better
+_MOST_GAIN = 20.0  # nats: a row that no smooth density expects decides nothing by itself
 _LOG_2PI = np.log(2.0 * np.pi)
 
 
@@ -214,8 +215,6 @@ def _bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
     """Return the best bins of a column, or None where smooth densities are as good."""
     if max_bins == 0 or len(x) < _FEWEST_ROWS or not 0.0 < np.ptp(x) < np.inf:
         return None
-    if not np.array_equal(x, without_outliers(x)):
-        return None  # whose bins would all be as wide as what lies far out
     some = np.random.RandomState(0).permutation(x)[:_MOST_COMPARED]
     folds = [some[first::_N_FOLDS] for first in range(_N_FOLDS)]
     others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
@@ -230,7 +229,8 @@ def _bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
 
 def _gain(known: np.ndarray, new: np.ndarray, max_bins: int) -> np.ndarray:
     """Return by how much bins are better than smooth densities on new rows, (N,), nats."""
-    middle, scale = known.mean(), known.std()
+    inner = without_outliers(known)
+    middle, scale = inner.mean(), inner.std()
     known, new = (known - middle) / scale, (new - middle) / scale
     bins = _best_bins(known, max_bins).log_density(new)
     rivals = [
@@ -238,7 +238,8 @@ def _gain(known: np.ndarray, new: np.ndarray, max_bins: int) -> np.ndarray:
         for k in _BUMPS
         if k < len(known)
     ]
-    return bins - max(rivals, key=np.mean)  # chosen by the new rows: in favour of smoothness
+    best = max(rivals, key=np.mean)  # chosen by the new rows: in favour of smoothness
+    return np.clip(bins - best, -_MOST_GAIN, _MOST_GAIN)
 
 
 def _best_bins(x: np.ndarray, max_bins: int) -> Bins:
