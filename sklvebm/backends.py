@@ -95,7 +95,9 @@ def _is_sound(
             error = _largest_error(kernel, energy)
             _verdicts[case] = error <= _TOLERANCE  # False for NaN
             complaint = f"is wrong by {error:.1e}, relative to the largest number"
-        except Exception as failure:  # compilers, drivers and devices raise what they like
+        # broad on purpose: Triton, its compiler, the driver and torch have no error in common, and
+        # whatever goes wrong with an optional kernel must end in the plain function, with a warning
+        except Exception as failure:
             _verdicts[case] = False
             # compilers quote the source first and say what is wrong with it last
             last = str(failure).strip().splitlines()[-1:]

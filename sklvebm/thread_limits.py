@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+# One matrix product of a step must have this many multiply-adds before a second thread pays.
+_MULTIPLY_ADDS_PER_THREAD = 2.0e7
 # Multiply-adds of one call from which two parts pay, and of each of more parts: a part costs a few
 # dozen operations more, about what 5e6 multiply-adds do.
 _WORTH_TWO_PARTS, _OF_EACH_PART = 4.0e7, 8.0e7
@@ -42,11 +44,12 @@ def threads_for(n_positions: int, n_weights: int) -> int:
     n_threads : int
         Between 1 and torch's current setting.
     """
-    return min(torch.get_num_threads(), n_parts(n_positions, n_weights))
+    wanted = int(n_positions * n_weights / _MULTIPLY_ADDS_PER_THREAD)
+    return max(1, min(torch.get_num_threads(), wanted))
 
 
 def n_parts(n_positions: int, n_weights: int) -> int:
-    """Return into how many parts to cut energy calls on `n_positions` rows; see `threads_for`."""
+    """Return into how many parts to cut energy calls on `n_positions` rows; arguments as above."""
     work = float(n_positions) * n_weights
     if work < _WORTH_TWO_PARTS:
         return 1

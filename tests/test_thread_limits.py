@@ -166,7 +166,7 @@ def test_a_team_keeps_its_limit_when_another_thread_leaves_its_own():
 def test_more_work_asks_for_more_threads_up_to_the_setting():
     assert threads_for(10, 10) == 1
     assert threads_for(10_000, 5_000) == 2
-    assert threads_for(48_000, 5_000) == 3
+    assert threads_for(12_000, 5_000) == 3
     assert threads_for(10**6, 10**6) == 4
 
 

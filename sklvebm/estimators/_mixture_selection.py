@@ -245,7 +245,7 @@ def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
 
 def _most_components(kinds: Iterable[Candidate], n_features: int) -> int:
     """Return how many components all members together may have."""
-    # beside one full covariance all are stored as such
+    # counted as if each had a covariance of its own, which tied components do not
     is_diagonal = all(candidate.covariance_type == "diag" for candidate in kinds)
     numbers = n_features * (2 if is_diagonal else 1 + n_features)
     return min(_MOST_COMPONENTS, _MOST_NUMBERS // numbers)

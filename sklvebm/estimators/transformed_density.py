@@ -110,9 +110,15 @@ class TransformedDensity(DensityMixin, BaseEstimator):
         ):
             if not hasattr(part, name):
                 raise TypeError(f"{type(part).__name__} has no {name}, which a density needs.")
-        X = self._rows(X, reset=True)
-        transformer.fit(X)
-        estimator.fit(transformer.transform(X))
+        previous = dict(self.__dict__)
+        try:
+            X = self._rows(X, reset=True)
+            transformer.fit(X)
+            estimator.fit(transformer.transform(X))
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(previous)
+            raise
         self.transformer_, self.estimator_ = transformer, estimator
         return self
 

@@ -95,9 +95,10 @@ def test_passthrough_is_the_estimator_itself_and_a_search_decides():
 
 def test_draws_have_the_edges_of_the_rows():
     X = blocks(2000)
-    draws = TransformedDensity(GaussianMixture(9, random_state=0)).fit(X).sample(4000)
+    # one Gaussian is the truth of independent normal margins
+    draws = TransformedDensity(GaussianMixture(random_state=0)).fit(X).sample(4000)
     ours, theirs = (np.histogram(part[:, 0], [0, 1, 2, 3])[0] / len(part) for part in (draws, X))
-    assert np.abs(ours - theirs).max() < 0.08  # as far as nine components go
+    assert np.abs(ours - theirs).max() < 5.0 * np.sqrt(0.24 / 4000.0)  # five standard errors
     assert ((draws > X.min() - 0.2) & (draws < X.max() + 0.2)).mean() > 0.99
 
 
@@ -145,5 +146,5 @@ def test_a_failed_fit_leaves_what_was_there():
     before = model.score_samples(X)
     model.set_params(estimator__n_components=500)
     with pytest.raises(ValueError, match="n_components|n_samples"):
-        model.fit(X)
+        model.fit(np.hstack([X, X]))
     np.testing.assert_array_equal(model.score_samples(X), before)

@@ -40,10 +40,12 @@ def runs_the_kernel(test):
     """Mark a test that the interpreter or a GPU can run."""
     if INTERPRETED:
         return test
+    # compiled code needs a GPU; without one the same test runs interpreted, in a process of its own
     missing = not torch.cuda.is_available()
     return pytest.mark.gpu(pytest.mark.skipif(missing, reason="no CUDA device")(test))
 
 
+# under TRITON_INTERPRET Triton replaces its compiler, so that these have nothing to look at
 compiles = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 
 
@@ -226,6 +228,8 @@ def test_the_guard_of_backends_finds_the_kernel_right():
         assert _largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
 
 
+# the kernel is put in the CPU's place here, where only the interpreter can run it; the test that
+# starts the interpreter runs this one
 @pytest.mark.skipif(not INTERPRETED, reason="needs the interpreter")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_fit_on_the_kernel_is_the_fit_without_it(monkeypatch, small, moons):
@@ -252,6 +256,7 @@ def test_a_fit_on_the_kernel_is_the_fit_without_it(monkeypatch, small, moons):
             assert here[name] == pytest.approx(there[name], rel=1e-4, abs=1e-6), name
 
 
+# `backends` offers the kernel to CUDA tensors only, so that the choice cannot be seen elsewhere
 @compiles
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -261,6 +266,7 @@ def test_backends_pick_the_kernel_on_a_gpu(recwarn):
     assert not [w for w in recwarn if "GPU kernel" in str(w.message)]
 
 
+# where there is a GPU the tests above have run on it, which says more
 @compiles
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run the kernel on")
