@@ -1,6 +1,6 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import KernelChart, PerceptronChart
 from sklvebm.convolutions import ConvEnergy, ConvLayerEnergy
 from sklvebm.energies import (
     AnchoredEnergy,
@@ -43,6 +43,7 @@ __all__ = [
     "MixtureReference",
     "ParticleDivergenceError",
     "ParticleLVEBM",
+    "PerceptronChart",
     "PotentialFlowEBM",
     "TransformedDensity",
     "WassersteinFlowEBM",

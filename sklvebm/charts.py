@@ -7,11 +7,35 @@ The likelihood leaves p(z | x) free, so any smooth g gives the same density of r
 trained with the linear map of the reference; a chart renames their latents afterwards.
 """
 
+import abc
+
 import torch
 from torch import Tensor, nn
 
 
-class KernelChart(nn.Module):
+class Chart(nn.Module, abc.ABC):
+    """Coordinates of the latents around a smooth map of the row; `scale` (L,) is how far around."""
+
+    scale: Tensor
+
+    @abc.abstractmethod
+    def mean(self, x: Tensor) -> Tensor:
+        """Return g at rows x (B, D), (B, L)."""
+
+    @abc.abstractmethod
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Return the derivatives of g at rows x (B, D), (B, L, D)."""
+
+    def to_latents(self, x: Tensor, e: Tensor) -> Tensor:
+        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
+        return torch.addcmul(self.mean(x), e, self.scale)
+
+    def from_latents(self, x: Tensor, z: Tensor) -> Tensor:
+        """Map z (B, L) at rows x (B, D) to whitened latents e (B, L)."""
+        return (z - self.mean(x)) / self.scale
+
+
+class KernelChart(Chart):
     r"""A linear map plus Gaussian bumps, `g(x) = b + A x + \sum_j c_j k(x, x_j)`.
 
     Parameters
@@ -66,10 +90,59 @@ class KernelChart(nn.Module):
         away = (bumps @ self.coefficients)[:, :, None] * x[:, None]
         return self.linear + (towards - away) / self.width.square()
 
-    def to_latents(self, x: Tensor, e: Tensor) -> Tensor:
-        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
-        return torch.addcmul(self.mean(x), e, self.scale)
 
-    def from_latents(self, x: Tensor, z: Tensor) -> Tensor:
-        """Map z (B, L) at rows x (B, D) to whitened latents e (B, L)."""
-        return (z - self.mean(x)) / self.scale
+class PerceptronChart(Chart):
+    r"""A linear map plus a perceptron, `g(x) = b + A x + W_3 tanh(b_2 + W_2 tanh(b_1 + W_1 x))`.
+
+    Parameters
+    ----------
+    offset : Tensor of shape (n_latents,)
+        The vector b.
+    linear : Tensor of shape (n_latents, n_features)
+        The matrix A.
+    first_weight, first_bias : Tensor of shape (n_units, n_features) and (n_units,)
+        The layer next to the rows, standardised units.
+    second_weight, second_bias : Tensor of shape (n_units, n_units) and (n_units,)
+        The layer above it.
+    last_weight : Tensor of shape (n_latents, n_units)
+        The matrix W_3.
+    variance : Tensor of shape (n_latents,)
+        Variance of the latents around g under the reference, positive.
+    """
+
+    def __init__(
+        self,
+        offset: Tensor,
+        linear: Tensor,
+        first_weight: Tensor,
+        first_bias: Tensor,
+        second_weight: Tensor,
+        second_bias: Tensor,
+        last_weight: Tensor,
+        variance: Tensor,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("offset", offset.double())
+        self.register_buffer("linear", linear.double())
+        self.register_buffer("first_weight", first_weight.double())
+        self.register_buffer("first_bias", first_bias.double())
+        self.register_buffer("second_weight", second_weight.double())
+        self.register_buffer("second_bias", second_bias.double())
+        self.register_buffer("last_weight", last_weight.double())
+        self.register_buffer("scale", variance.double().sqrt())
+
+    def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what both layers answer to rows (B, D), (B, n_units) each."""
+        first = torch.tanh(nn.functional.linear(x, self.first_weight, self.first_bias))
+        return first, torch.tanh(nn.functional.linear(first, self.second_weight, self.second_bias))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return g at rows x (B, D), (B, L)."""
+        second = self._units(x)[1]
+        return self.offset + x @ self.linear.T + second @ self.last_weight.T
+
+    def jacobian(self, x: Tensor) -> Tensor:
+        """Return the derivatives of g at rows x (B, D), (B, L, D)."""
+        first, second = self._units(x)
+        behind = (self.last_weight * (1.0 - second.square())[:, None]) @ self.second_weight
+        return self.linear + (behind * (1.0 - first.square())[:, None]) @ self.first_weight

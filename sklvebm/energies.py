@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart
 from sklvebm.reference import MixtureReference
 
 ACTIVATIONS = {"silu": nn.functional.silu, "softplus": nn.functional.softplus, "tanh": torch.tanh}
@@ -209,11 +209,11 @@ class ChartedEnergy(Energy):
     ----------
     anchored : AnchoredEnergy
         The energy as it was trained.
-    chart : KernelChart
+    chart : Chart
         The coordinates of the latents z.
     """
 
-    def __init__(self, anchored: AnchoredEnergy, chart: KernelChart) -> None:
+    def __init__(self, anchored: AnchoredEnergy, chart: Chart) -> None:
         super().__init__()
         self.n_features, self.n_latents = anchored.n_features, anchored.n_latents
         self.anchored, self.chart = anchored, chart

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart
 from sklvebm.energies import PathEnergy
 from sklvebm.particles import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
 from sklvebm.reference import (
@@ -127,7 +127,7 @@ def feature_target(
     return Target(evaluate, base, frames)
 
 
-def linearised(chart: KernelChart, reference: MixtureReference) -> LinearGauge:
+def linearised(chart: Chart, reference: MixtureReference) -> LinearGauge:
     """Return the chart with straight lines within each component, tangents at its mean."""
     centres = reference.to_features(reference.means)
     design = (chart.jacobian(centres) @ reference.root).double()
@@ -140,7 +140,7 @@ def charted_feature_target(
     z: Tensor,
     n_copies: int,
     conditional: FeatureConditional,
-    chart: KernelChart,
+    chart: Chart,
 ) -> Target:
     """Return the path of conditionals of x given the latents z (N, L) of a chart.
 

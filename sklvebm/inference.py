@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart
 from sklvebm.dynamics.langevin import crank_nicolson_step, start
 from sklvebm.energies import PathEnergy
 from sklvebm.gradients import (
@@ -261,7 +261,7 @@ def posterior_draws(
 
 
 def conditional_features(
-    energy: PathEnergy, z: Tensor, *, step_size: float, seed: int, chart: KernelChart | None = None
+    energy: PathEnergy, z: Tensor, *, step_size: float, seed: int, chart: Chart | None = None
 ) -> Tensor:
     """Return `E[x | z]` of latents z (N, L), standardised, (N, D); deterministic given the seed.
 

@@ -1,8 +1,9 @@
 """Charts of the latents: derivatives, coordinates, and the energy that they rename."""
 
+import pytest
 import torch
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import KernelChart, PerceptronChart
 from sklvebm.energies import AnchoredEnergy, ChartedEnergy, MLPEnergy
 from sklvebm.reference import MixtureReference
 
@@ -15,7 +16,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def chart(n_features=D, n_latents=L):
+def kernel_chart(n_features=D, n_latents=L):
     return KernelChart(
         random(J, n_features),
         0.8,
@@ -26,8 +27,24 @@ def chart(n_features=D, n_latents=L):
     )
 
 
+def perceptron_chart(n_features=D, n_latents=L):
+    return PerceptronChart(
+        random(n_latents, seed=1),
+        random(n_latents, n_features, seed=2),
+        random(J, n_features, seed=3),
+        random(J, seed=4),
+        random(J, J, seed=5),
+        random(J, seed=6),
+        random(n_latents, J, seed=7),
+        0.2 + random(n_latents, seed=8).square(),
+    )
+
+
+KINDS = pytest.mark.parametrize("chart", [kernel_chart, perceptron_chart])
+
+
 def test_the_map_is_a_line_and_bumps():
-    made, x = chart(), random(7, D, seed=5)
+    made, x = kernel_chart(), random(7, D, seed=5)
     expected = random(L, seed=1) + x @ random(L, D, seed=2).T
     for landmark, coefficient in zip(random(J, D), random(J, L, seed=3), strict=True):
         distance = (x - landmark).square().sum(1, keepdim=True)
@@ -35,18 +52,30 @@ def test_the_map_is_a_line_and_bumps():
     torch.testing.assert_close(made.mean(x), expected, **TIGHT)
 
 
-def test_the_jacobian_is_that_of_automatic_differentiation():
+def test_the_map_is_a_line_and_two_layers():
+    made, rows = perceptron_chart(), random(7, D, seed=9)
+    for x, mean in zip(rows, made.mean(rows), strict=True):
+        first = torch.tanh(random(J, seed=4) + random(J, D, seed=3) @ x)
+        second = torch.tanh(random(J, seed=6) + random(J, J, seed=5) @ first)
+        expected = random(L, seed=1) + random(L, D, seed=2) @ x + random(L, J, seed=7) @ second
+        torch.testing.assert_close(mean, expected, **TIGHT)
+
+
+@KINDS
+def test_the_jacobian_is_that_of_automatic_differentiation(chart):
     made, x = chart(), random(7, D, seed=5)
     expected = torch.stack([torch.autograd.functional.jacobian(made.mean, row[None]) for row in x])
     torch.testing.assert_close(made.jacobian(x), expected[:, 0, :, 0], **TIGHT)
 
 
-def test_coordinates_are_inverted():
+@KINDS
+def test_coordinates_are_inverted(chart):
     made, x, e = chart(), random(7, D, seed=5), random(7, L, seed=6)
     torch.testing.assert_close(made.from_latents(x, made.to_latents(x, e)), e, **TIGHT)
 
 
-def test_renamed_latents_leave_the_density_of_rows_alone():
+@KINDS
+def test_renamed_latents_leave_the_density_of_rows_alone(chart):
     reference = MixtureReference(
         torch.tensor([0.4, 0.6]),
         random(2, 2, seed=7),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
@@ -51,7 +51,7 @@ class Training(NamedTuple):
     state: ParticleState
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
-    chart: KernelChart | None  # what latents are called outside; None for the linear map
+    chart: Chart | None  # what latents are called outside; None for the linear map
 
 
 def to_go_on_from(training: Training) -> Training:

@@ -1,19 +1,25 @@
-"""Fits nonlinear coordinates of the latents: Isomap, continued to all rows by bumps.
+"""Fits nonlinear coordinates of the latents, and decides whether they are worth their bends.
 
-Where rows lie along a curve, a few linear latents cannot tell them apart. Isomap measures distance
-along the rows; noise lets it jump from one turn to the next, which is why it is also tried on rows
-that were moved to where the reference expects their neighbourhood.
+Where rows lie along a curve, a few linear latents cannot tell them apart. Isomap, continued to all
+rows by bumps, measures distance along the rows; noise lets it jump from one turn to the next, which
+is why it is also tried on rows that were moved to where the reference expects their neighbourhood.
+A bottleneck that rows are rebuilt from follows surfaces that close in themselves, which Isomap has
+to tear; given the chance it also winds through noise, so it has to keep near rows near each other.
+Held-out rows choose.
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.manifold import Isomap
+from sklearn.manifold import Isomap, trustworthiness
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import KNeighborsRegressor
+from torch import Tensor
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart, KernelChart
+from sklvebm.estimators._bottleneck_charts import fit_bottleneck
 from sklvebm.reference import MixtureReference
 
 LATENT_MAPS = ("auto", "linear", "manifold")
@@ -27,11 +33,14 @@ _LEAST_VARIANCE = 1e-3  # of the latents' variance 1
 _HELD_OUT = 0.25
 # what is left of the linear map's error, for a chart to be worth its bends
 _WORTHWHILE = 0.9
+# what is left of the best other error, for a bottleneck to be worth its freedom: on surfaces 0.5
+_CLEARLY_WORTHWHILE = 0.7
+_LOST_CONTINUITY = 0.005  # of 1; about a standard error on 250 rows
 
 
 def fit_chart(
     X: np.ndarray, reference: MixtureReference, kind: str, random_state: np.random.RandomState
-) -> KernelChart | None:
+) -> Chart | None:
     """Fit a chart to standardised rows, if one is wanted.
 
     Parameters
@@ -42,13 +51,15 @@ def fit_chart(
         Fitted to them, float64, on the CPU; its linear map is the alternative.
     kind : {"auto", "linear", "manifold"}
         "manifold" always fits a chart; "auto" only where held-out rows are rebuilt from their
-        neighbours in its latents with at most 0.9 times the squared error of the linear map.
+        neighbours in its latents with at most 0.9 times the squared error of the linear map. Either
+        prefers a bottleneck to Isomap where that leaves 0.7 times the error of all others, held-out
+        rows that are near each other stay so, and there are several latents.
     random_state : numpy.random.RandomState
         Source of the rows and landmarks.
 
     Returns
     -------
-    chart : KernelChart or None
+    chart : Chart or None
         Float64, on the CPU; None for the linear map.
 
     Raises
@@ -72,30 +83,73 @@ def fit_chart(
     n_held_out = max(1, int(_HELD_OUT * len(X)))
     fitted, held_out = X[n_held_out:], X[:n_held_out]
 
-    def error(chart: KernelChart | None) -> float:
-        gauge = reference.latent_mean if chart is None else chart.mean
-        known, asked = (gauge(torch.from_numpy(part)).numpy() for part in (fitted, held_out))
+    compare = _Comparison(fitted, held_out)
+    straight = reference.latent_mean
+    ways = (_along_rows, _along_moved_rows)
+    errors = {way: compare.error(way(fitted, reference, seed).mean) for way in ways}
+    best = min(errors, key=errors.get)
+    least, unbent = errors[best], compare.error(straight)
+    # one latent that may go anywhere fills the plane with loops
+    if n_latents > 1 and len(X) >= _FEWEST_ROWS:
+        bent = _bottleneck(fitted, reference, seed).mean
+        # near rows have to stay as near each other as under the linear map
+        kept = compare.continuity(bent) >= compare.continuity(straight) - _LOST_CONTINUITY
+        if kept and compare.error(bent) <= _CLEARLY_WORTHWHILE * min(least, unbent):
+            return _bottleneck(X, reference, seed)
+    if kind == "auto" and least > _WORTHWHILE * unbent:
+        return None
+    return best(X, reference, seed)
+
+
+class _Comparison:
+    """Judges maps from rows to latents by rows that they were not fitted to."""
+
+    def __init__(self, fitted: np.ndarray, held_out: np.ndarray) -> None:
+        self.fitted, self.held_out = fitted, held_out
+
+    def _latents(self, gauge: Callable[[Tensor], Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Return latents of fitted and held-out rows, each column of variance one."""
+        known, asked = (gauge(torch.from_numpy(X)).numpy() for X in (self.fitted, self.held_out))
         scale = known.std(0)
         scale[scale == 0.0] = 1.0
-        neighbours = KNeighborsRegressor(min(_N_NEIGHBOURS, len(fitted)))
-        rebuilt = neighbours.fit(known / scale, fitted).predict(asked / scale)
-        return float(np.square(rebuilt - held_out).mean())
+        return known / scale, asked / scale
 
-    ways = {smooth: _chart(fitted, reference, smooth, seed) for smooth in (False, True)}
-    errors = {smooth: error(chart) for smooth, chart in ways.items()}
-    best = min(errors, key=errors.get)
-    if kind == "auto" and errors[best] > _WORTHWHILE * error(None):
-        return None
-    return _chart(X, reference, best, seed)
+    def error(self, gauge: Callable[[Tensor], Tensor]) -> float:
+        """Return the mean squared error of held-out rows rebuilt from neighbours in latents."""
+        known, asked = self._latents(gauge)
+        neighbours = KNeighborsRegressor(min(_N_NEIGHBOURS, len(known)))
+        rebuilt = neighbours.fit(known, self.fitted).predict(asked)
+        return float(np.square(rebuilt - self.held_out).mean())
+
+    def continuity(self, gauge: Callable[[Tensor], Tensor]) -> float:
+        """Return how many neighbours among held-out rows are neighbours in latents; one is all."""
+        _, asked = self._latents(gauge)
+        # scikit-learn asks whether neighbours in its second argument are so in the first
+        return float(trustworthiness(asked, self.held_out, n_neighbors=_N_NEIGHBOURS))
 
 
-def _chart(X: np.ndarray, reference: MixtureReference, smooth: bool, seed: int) -> KernelChart:
-    """Embed rows by Isomap, moved towards their neighbourhood or not, and fit a map to them."""
-    rows = reference.local_mean(torch.from_numpy(X)).numpy() if smooth else X
+def _bottleneck(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:
+    """Start at the linear map of the reference and bend it to what rows are rebuilt from."""
+    return fit_bottleneck(X, reference.latent_map.numpy(), seed)
+
+
+def _along_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:
+    """Embed rows by Isomap and fit a map to them."""
+    return _isomap(X, X, reference.n_latents, seed)
+
+
+def _along_moved_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:
+    """Embed rows, moved towards their neighbourhood, by Isomap and fit a map to them."""
+    moved = reference.local_mean(torch.from_numpy(X)).numpy()
+    return _isomap(X, moved, reference.n_latents, seed)
+
+
+def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> KernelChart:
+    """Return a map from X to the embedding of rows, which X may have been moved to."""
     random_state = np.random.RandomState(seed)
     # neighbourhoods of one component may share a point, which has no directions
     rows = rows + 1e-6 * random_state.standard_normal(rows.shape)
-    isomap = Isomap(n_neighbors=min(_N_NEIGHBOURS, len(X) - 1), n_components=reference.n_latents)
+    isomap = Isomap(n_neighbors=min(_N_NEIGHBOURS, len(X) - 1), n_components=n_latents)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clusters apart from each other are joined
         latents = isomap.fit_transform(rows)

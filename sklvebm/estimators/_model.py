@@ -9,7 +9,7 @@ import torch
 from joblib import Parallel, delayed
 from torch import Tensor
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart
 from sklvebm.compositions import Expert
 from sklvebm.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.estimators._boundary import (
@@ -45,7 +45,7 @@ class Model(NamedTuple):
     n_annealing_steps: int
     latent_step_size: float
     seed: int  # of deterministic results
-    chart: KernelChart | None = None  # what latents are called outside; None is the reference's map
+    chart: Chart | None = None  # what latents are called outside; None is the reference's map
 
     def latents(self, x: Tensor, e: Tensor) -> Tensor:
         """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklvebm.charts import KernelChart
+from sklvebm.charts import Chart, KernelChart, PerceptronChart
 from sklvebm.energies import (
     AnchoredEnergy,
     BridgedEnergy,
@@ -68,11 +68,12 @@ def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
     return MixtureChoice(tuple(parts), plain["wide_weight"])
 
 
-def chart_from_plain(arrays: dict[str, np.ndarray] | None) -> KernelChart | None:
+def chart_from_plain(arrays: dict[str, np.ndarray] | None) -> Chart | None:
     """Rebuild a chart from its arrays."""
     if arrays is None:
         return None
-    chart = KernelChart.__new__(KernelChart)
+    kind = KernelChart if "landmarks" in arrays else PerceptronChart
+    chart = kind.__new__(kind)
     nn.Module.__init__(chart)
     for name, value in arrays.items():
         chart.register_buffer(name, torch.from_numpy(np.array(value)))

@@ -120,8 +120,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         stays a bound on the likelihood.
     latent_map : {"auto", "linear", "manifold"}, default="auto"
         How latents depend on rows before training: as in probabilistic PCA, or along the rows, by
-        Isomap. "auto" takes the latter where it rebuilds held-out rows clearly better. Scores are
-        the same. An `energy` of your own has latents of its own.
+        Isomap or, with two latents or more, a bottleneck that rows can be rebuilt from. "auto"
+        takes the latter where they rebuild held-out rows clearly better. Scores are the same. An
+        `energy` of your own has latents of its own.
     learning_rate_init : float or "auto", default="auto"
         Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
         is 0.02 for a thousand rows or more with up to seven features and latents together, else

@@ -9,8 +9,10 @@ from sklearn.datasets import make_moons
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsRegressor
 
-from sklvebm import MLPEnergy, ParticleLVEBM
+from sklvebm import MLPEnergy, ParticleLVEBM, PerceptronChart
+from sklvebm.datasets import make_kepler_orbits
 from sklvebm.energies import ChartedEnergy
+from sklvebm.estimators._bottleneck_charts import fit_bottleneck
 
 
 def helix(n, seed):
@@ -110,6 +112,50 @@ class Quartic(MLPEnergy):
 
     def forward(self, x, z):
         return 0.25 * x.pow(4).sum(1) + 0.5 * z.square().sum(1)
+
+
+def test_latents_of_a_closed_surface_come_from_a_bottleneck():
+    """Orbits fill three dimensions of four, and phases come round again."""
+    X, fresh = make_kepler_orbits(1500, random_state=0), make_kepler_orbits(60, random_state=1)
+    bent, linear = (untrained(X, 3, latent_map=kind) for kind in ("auto", "linear"))
+    assert isinstance(bent._model.chart, PerceptronChart)
+    np.testing.assert_array_equal(bent.score_samples(fresh), linear.score_samples(fresh))
+
+    def lost(model):
+        return np.square(model.inverse_transform(model.transform(fresh)) - fresh).mean()
+
+    # three of four whitened columns miss the fourth; what is left is the curve's
+    assert lost(bent) < 0.25 * lost(linear)
+    again = pickle.loads(pickle.dumps(bent))
+    np.testing.assert_array_equal(again.transform(fresh), bent.transform(fresh))
+
+
+def test_two_latents_do_not_wind_through_noise():
+    """Rows without structure would be rebuilt from a crumpled sheet with half the error."""
+    X = np.random.RandomState(0).standard_normal((600, 3))
+    assert untrained(X, 2)._model.chart is None
+
+
+def test_a_bottleneck_keeps_what_no_linear_map_does():
+    """Rows around a cylinder; the map that it starts from sees the circle and no height."""
+    random = np.random.RandomState(0)
+    angle, height = 2.0 * np.pi * random.uniform(size=800), random.uniform(-1.5, 1.5, size=800)
+    X = np.stack([np.cos(angle), np.sin(angle), height], 1) * 1.4
+    chart = fit_bottleneck(X, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), 0)
+    Z = chart.mean(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(Z.mean(0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(Z.std(0), 1.0, atol=1e-6)
+    known = KNeighborsRegressor(10).fit(Z[:600], X[:600]).score(Z[600:], X[600:])
+    assert known > 0.9  # the linear map knows two of three columns
+
+
+def test_a_bottleneck_repeats_and_leaves_global_noise_alone():
+    X = np.random.RandomState(0).standard_normal((50, 4))
+    before = torch.get_rng_state()
+    first, second = (fit_bottleneck(X, np.eye(2, 4), 3) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(("n_rows", "n_components"), [(3, 1), (12, 6)])

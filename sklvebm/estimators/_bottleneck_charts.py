@@ -1,0 +1,111 @@
+"""Fits a smooth map to few latents that rows can be rebuilt from: nonlinear principal components.
+
+Only names of latents come of it. The network that rebuilds is thrown away, and the density that is
+scored and drawn from knows neither.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklvebm.charts import PerceptronChart
+
+_N_UNITS = 64
+_N_STEPS = 1000
+_BATCH_SIZE = 256
+_LEARNING_RATE = 6e-3  # the highest of the cycle
+# Standard deviation of the noise of latents with variance 1. Without it a map may press what it
+# keeps into directions too thin for neighbourhoods to tell.
+_NOISE = 0.1
+
+
+class _BentMap(nn.Module):
+    """A linear map plus two hidden layers, which start silent."""
+
+    def __init__(self, linear: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        n_outputs, n_inputs = linear.shape
+
+        def weight(n_in: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(_N_UNITS, n_in, generator=generator) / n_in**0.5)
+
+        def bias() -> nn.Parameter:
+            return nn.Parameter(2.0 * torch.rand(_N_UNITS, generator=generator) - 1.0)
+
+        self.offset = nn.Parameter(torch.zeros(n_outputs))
+        self.linear = nn.Parameter(linear.float())
+        self.first_weight, self.first_bias = weight(n_inputs), bias()
+        self.second_weight, self.second_bias = weight(_N_UNITS), bias()
+        self.last_weight = nn.Parameter(torch.zeros(n_outputs, _N_UNITS))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return outputs (B, n_outputs) of inputs (B, n_inputs)."""
+        first = torch.tanh(nn.functional.linear(inputs, self.first_weight, self.first_bias))
+        second = torch.tanh(nn.functional.linear(first, self.second_weight, self.second_bias))
+        straight = nn.functional.linear(inputs, self.linear, self.offset)
+        return straight + nn.functional.linear(second, self.last_weight)
+
+
+def _standardised(latents: Tensor) -> Tensor:
+    return (latents - latents.mean(0)) / latents.std(0, correction=0).clamp(min=1e-6)
+
+
+@torch.enable_grad()  # a fit runs without
+def fit_bottleneck(X: np.ndarray, linear: np.ndarray, seed: int) -> PerceptronChart:
+    """Fit a map to latents of variance one that, with noise on them, rows are rebuilt from.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    linear : ndarray of shape (n_latents, n_features)
+        The linear map that training starts from.
+    seed : int
+        Of weights, batches and noise.
+
+    Returns
+    -------
+    chart : PerceptronChart
+        Float64, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.from_numpy(X).float()
+    n_latents, n_features = linear.shape
+    spread = (X @ linear.T).std(0)
+    linear = linear / np.where(spread > 1e-6, spread, 1.0)[:, None]
+    down = _BentMap(torch.from_numpy(linear), generator)
+    back = _BentMap(torch.zeros(n_features, n_latents), generator)
+    parameters = [*down.parameters(), *back.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_N_STEPS)
+    for _ in range(_N_STEPS):
+        batch = rows[torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)]
+        latents = _standardised(down(batch))
+        noise = torch.randn(latents.shape, generator=generator)
+        loss = (batch - back(latents + _NOISE * noise)).square().sum(1).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        cycle.step()
+    return _chart(down.double().requires_grad_(False), rows.double())
+
+
+def _chart(down: _BentMap, rows: Tensor) -> PerceptronChart:
+    """Return the trained map with latents of mean zero and variance one over the rows."""
+    latents = down(rows)
+    scale = latents.std(0, correction=0)
+    scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+    # which way a latent points is left open by the rows: as its largest slope
+    slopes = down.linear
+    signs = torch.sign(slopes.gather(1, slopes.abs().argmax(1, keepdim=True)).squeeze(1))
+    factor = torch.where(signs < 0.0, -1.0, 1.0) / scale
+    return PerceptronChart(
+        offset=factor * (down.offset - latents.mean(0)),
+        linear=factor[:, None] * down.linear,
+        first_weight=down.first_weight,
+        first_bias=down.first_bias,
+        second_weight=down.second_weight,
+        second_bias=down.second_bias,
+        last_weight=factor[:, None] * down.last_weight,
+        variance=torch.full((len(scale),), _NOISE**2),
+    )
