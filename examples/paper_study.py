@@ -3,7 +3,7 @@
     python examples/paper_study.py --quick               # every column on a few rows: two minutes
     python examples/paper_study.py                       # 40,000 rows, five seeds: most of a day
     python examples/paper_study.py --seeds 1 --only defaults VAE --sets LCR-2D
-    python examples/paper_study.py --parts factors       # tables, factors, ablations or figures
+    python examples/paper_study.py --parts factors       # tables, bounds, factors, ablations, figures
     python examples/paper_study.py --limit 600           # processor seconds a cell may take
     python examples/paper_study.py --report              # what is kept, nothing is computed
     python examples/paper_study.py --output DIR          # where cells, tables and figures go
@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 from benchmarks.report import print_header
-from study import ablations, factors, figures, tables
+from study import ablations, bounds, factors, figures, tables
 from study.cells import Cells
 from study.measures import floors, measured, truth
 from study.methods import COLUMNS, METHODS
 from study.sets import QUICK, SETS, Sizes
 
 RESULTS = Path(__file__).parent / "output" / "paper_study"
-PARTS = ("tables", "factors", "ablations", "figures")
+PARTS = ("tables", "bounds", "factors", "ablations", "figures")
 
 
 def set_cells(cells, set_name, methods, seeds, sizes):
@@ -77,6 +77,7 @@ def run(options, sizes):
     print_header(cells.store)
     made = {
         "tables": partial(paper_tables, cells, options.sets, options.only, options.seeds, sizes),
+        "bounds": partial(bounds.table, cells, options.sets, options.seeds, sizes),
         "factors": partial(factors.tables, cells, options.seeds, sizes),
         "ablations": partial(ablations.table, cells, options.seeds, sizes, options.lines),
         "figures": partial(paper_figures, options, sizes),
