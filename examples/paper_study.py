@@ -3,7 +3,7 @@
     python examples/paper_study.py --quick               # every column on a few rows: two minutes
     python examples/paper_study.py                       # 40,000 rows, five seeds: most of a day
     python examples/paper_study.py --seeds 1 --only defaults VAE --sets LCR-2D
-    python examples/paper_study.py --parts factors       # tables, bounds, factors, ablations, figures
+    python examples/paper_study.py --parts factors       # or tables, bounds, ablations, figures
     python examples/paper_study.py --limit 600           # processor seconds a cell may take
     python examples/paper_study.py --report              # what is kept, nothing is computed
     python examples/paper_study.py --output DIR          # where cells, tables and figures go
