@@ -21,6 +21,7 @@ from sklvebm.estimators._boundary import (
     checked_rows,
     draw_seed,
     generator_of,
+    numerical_session,
     resolve_device,
 )
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
@@ -109,14 +110,15 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Den
         try:
             settings = self._settings()
             X = checked_rows(self, X, reset=True, least=2)
-            outcome = fit_model(
-                X,
-                settings,
-                self._architecture(settings, X.shape[1]),
-                self._objective(settings),
-                generator_of(self.random_state),
-                self._report,
-            )
+            with numerical_session(torch.get_num_threads()):
+                outcome = fit_model(
+                    X,
+                    settings,
+                    self._architecture(settings, X.shape[1]),
+                    self._objective(settings),
+                    generator_of(self.random_state),
+                    self._report,
+                )
         except BaseException:
             self.__dict__.clear()
             self.__dict__.update(previous)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,9 +134,18 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def _default_device_cpu():
+    """Return a context in which new tensors lie on the CPU."""
+    # entered only where it changes something: it takes a part in every call of torch
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
 @contextmanager
 def numerical_session(n_threads: int) -> Iterator[None]:
     """Run the body outside of inference mode and autocast, without gradients, with few threads.
+
+    Tensors without a device of their own are made on the CPU, whatever `torch.set_default_device`
+    says: estimators have their own parameter.
 
     Parameters
     ----------
@@ -150,6 +159,7 @@ def numerical_session(n_threads: int) -> Iterator[None]:
         torch.autocast("cuda", enabled=False),
         np.errstate(under="ignore"),
         limited_threads(n_threads),
+        _default_device_cpu(),
     ):
         yield
 

@@ -13,10 +13,11 @@ from scipy.linalg import solve_triangular
 from sklearn.cluster import kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 
+from sklvebm.reference import LOG_2PI
+
 _MAX_ITERATIONS = 50
 PRIOR_ROWS = 0.5  # that the common covariance counts as in each component's own
 _LEAST_PROGRESS = 1e-3  # nats per row and iteration
-_LOG_2PI = np.log(2.0 * np.pi)
 # features up to which products of features are cheaper than residuals of every component
 _FEW_FEATURES = 24
 
@@ -90,7 +91,7 @@ def log_joint(rows: Statistics, mixture: Mixture) -> np.ndarray:
     else:
         quadratic = _full_quadratic_forms(rows, mixture)
         log_det = np.linalg.slogdet(mixture.covariances)[1]
-    quadratic += log_det + X.shape[1] * _LOG_2PI - 2.0 * np.log(mixture.weights)
+    quadratic += log_det + X.shape[1] * LOG_2PI - 2.0 * np.log(mixture.weights)
     quadratic *= -0.5
     return quadratic
 

@@ -133,6 +133,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         check_is_fitted(self, "potential_")
         Number(True, 1).check("n_samples", n_samples)
         seed = draw_seed(random_state)
+        Number(True, 0).check("n_langevin_steps", self.n_langevin_steps)
         n_moves = int(self.n_langevin_steps)
         return flow_samples(self._model, int(n_samples), n_moves, seed, self._run_device())
 

@@ -88,7 +88,7 @@ def _answer_rows(
     energy = model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
 
     def run(number: int, part: slice) -> np.ndarray:
-        with torch.inference_mode(False), torch.no_grad(), limited_threads(1):
+        with numerical_session(1):
             return answer(energy, torch.from_numpy(rows[part]).to(device), number).cpu().numpy()
 
     parts = chunks(len(rows), particles_per_row, numbers_per_particle(energy))

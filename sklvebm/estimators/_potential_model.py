@@ -85,11 +85,11 @@ def _answer_rows(
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def run(part: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(False), torch.no_grad(), limited_threads(1):
+        with numerical_session(1):
             return answer(potential, torch.from_numpy(part).to(device)).cpu().numpy()
 
     n_jobs = min(len(parts), torch.get_num_threads()) if on_cpu else 1
-    with limited_threads(1), np.errstate(under="ignore"):
+    with limited_threads(1):
         if n_jobs == 1:
             return np.concatenate([run(part) for part in parts])
         results = Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(run)(p) for p in parts)

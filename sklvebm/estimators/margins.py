@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sklvebm.estimators._boundary import as_plain_array, without_outliers
 from sklvebm.estimators._expectation_maximisation import fit_mixture
 from sklvebm.estimators._parameters import Number
+from sklvebm.reference import LOG_2PI
 
 _PSEUDO_COUNT = 0.5  # of every bin
 _FEWEST_ROWS = 20
@@ -19,7 +20,6 @@ _RIDGE = 1e-4  # of their variances, in those of the column
 _N_FOLDS = 4
 _DOUBT = 1.0  # standard errors by which bins must be better
 _MOST_GAIN = 20.0  # nats: a row that no smooth density expects decides nothing by itself
-_LOG_2PI = np.log(2.0 * np.pi)
 
 
 class Bins(NamedTuple):
@@ -36,7 +36,7 @@ class Bins(NamedTuple):
     def log_density(self, x: np.ndarray) -> np.ndarray:
         """Return the log density at x (N,), nats."""
         z, log_slope = self.to_normal(x)
-        return log_slope - 0.5 * (z**2 + _LOG_2PI)
+        return log_slope - 0.5 * (z**2 + LOG_2PI)
 
     def to_normal(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return normal values of x (N,) and the log of their slopes, (N,)."""
@@ -55,7 +55,7 @@ class Bins(NamedTuple):
             log_mass - np.log(self.tail) - outside / self.tail,
             np.log(height)[place],
         )
-        return z, log_density + 0.5 * (z**2 + _LOG_2PI)
+        return z, log_density + 0.5 * (z**2 + LOG_2PI)
 
     def from_normal(self, z: np.ndarray) -> np.ndarray:
         """Return the values of the column (N,) at normal values z (N,)."""

@@ -150,6 +150,16 @@ def test_fits_with_the_same_seed_are_the_same(baseline):
     assert one.score(X) != other.score(X)
 
 
+def test_the_default_device_of_torch_changes_nothing(baseline):
+    X = rings(60, 0)
+    expected = quiet_fit(baseline(1, **SMALL | {"max_iter": 2}), X)
+    with torch.device("meta"):
+        model = quiet_fit(baseline(1, **SMALL | {"max_iter": 2}), X)
+        scores, draws = model.score_samples(X[:5]), model.sample(5, random_state=0)
+    np.testing.assert_array_equal(scores, expected.score_samples(X[:5]))
+    np.testing.assert_array_equal(draws, expected.sample(5, random_state=0))
+
+
 def test_a_row_is_scored_the_same_whatever_its_companions(small):
     X = rings(30, seed=9)
     for answer in (small.score_samples, small.transform):

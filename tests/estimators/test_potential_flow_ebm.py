@@ -143,6 +143,12 @@ def test_moments_of_draws_are_those_of_the_density(moves, fitted_flow):
         assert (np.abs((draws**power).mean(0) - wanted) < 5.0 * error).all()
 
 
+def test_moves_that_are_no_number_of_steps_are_refused(fitted_flow):
+    model = pickle.loads(pickle.dumps(fitted_flow)).set_params(n_langevin_steps=-1)
+    with pytest.raises(ValueError, match="n_langevin_steps must be .* got -1"):
+        model.sample(2)
+
+
 def test_draws_of_a_kept_reference_follow_the_mixture(kept_reference):
     """The mean log-density of draws is minus the entropy, estimated by other draws."""
     first, second = (

@@ -290,6 +290,7 @@ SURROUNDINGS = {
     "inference_mode": torch.inference_mode,
     "seterr": lambda: np.errstate(all="raise"),
     "default dtype": default_dtype_float64,
+    "default device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "warnings": warnings_as_errors,
 }

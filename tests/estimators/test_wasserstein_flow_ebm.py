@@ -338,10 +338,10 @@ def test_global_state_is_left_alone(moons):
     assert before[2] == torch.get_num_threads()
 
 
-def test_inference_mode_and_no_grad_change_nothing(moons):
+def test_surroundings_change_nothing(moons):
     wanted = small().fit(moons).score_samples(moons)
-    for surroundings in (torch.inference_mode, torch.no_grad):
-        with surroundings():
+    for surroundings in (torch.inference_mode(), torch.no_grad(), torch.device("meta")):
+        with surroundings:
             found = small().fit(moons).score_samples(moons)
         np.testing.assert_array_equal(found, wanted)
 
