@@ -113,6 +113,7 @@ def test_a_table_has_a_line_for_the_paper_and_for_every_method(study):
         "defaults": [cell(-1.35), cell(-1.37), cell(-1.36)],
         "VAE": [{"timed_out": 600.0}],
         "hard EM": [{"error": "no"}],
+        "joint CD": [cell(-1.4), {"error": "ParticleDivergenceError"}, None],
     }
     floor = {"n_compared": 2000, "mmd": [0.001, 0.0, 0.002], "w2": [0.03, 0.02, 0.04]}
     text = study("tables").set_table("LCR-2D", cells, floor)
@@ -121,6 +122,7 @@ def test_a_table_has_a_line_for_the_paper_and_for_every_method(study):
     assert lines["defaults"][4:6] == ["0.020 (0.020)", "0.1000 (0.1000)"]
     assert lines["defaults"][8] == "0.4000 (0.4000)"
     assert lines["VAE"][1] == "not in 600 s"
+    assert lines["joint CD"][2] == "1 of 2"
     assert lines["hard EM"][1] == "failed"
     assert lines["paper: ours"][3] == "[2.5048]"
     assert lines["paper: ours"][8:11] == ["0.1612", "0.1549", "0.2161"]

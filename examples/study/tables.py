@@ -64,14 +64,15 @@ def distances_of(cells, *keys):
 
 def method_line(name, cells):
     """Return the line of one method from the cells of its seeds."""
-    done = [cell for cell in cells if cell and "score" in cell]
+    kept = [cell for cell in cells if cell]
+    done = [cell for cell in kept if "score" in cell]
     first = done[0] if done else {}
     scored = first.get("n_scored", 0)
     few = f", {scored} scored" if done and scored < 10_000 else ""
     return [
         name,
         f"{first['n_train']}{few}" if done else trouble(cells),
-        f"{len(done)}",
+        f"{len(done)}" + (f" of {len(kept)}" if len(kept) > len(done) else ""),
         summary(done, reader("score"), 3, max),
         summary(done, reader("gap"), 3),
         *distances_of(done, "reconstruction", "mean code"),
