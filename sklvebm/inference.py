@@ -55,7 +55,9 @@ _MANY_NODE_STAGES = ((16, 0.05), (64, 0.05), (256, 0.05))
 _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
 _POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
-_JOINT_WALKERS = 256  # fewest walkers of a joint annealing run
+# Walkers of a joint annealing run, if no more draws are wanted: a few draws of many weighted
+# walkers are as even as the model, as many draws as walkers are not. Fewer of many coordinates.
+_MOST_WALKERS, _FEWEST_WALKERS, _WALKER_NUMBERS = 4096, 256, 2**18
 
 
 class WeightedParticles(NamedTuple):
@@ -340,7 +342,8 @@ def joint_draws(
     reference = energy.reference
     target = joint_target(energy, select_correction_and_grad(energy))
     betas, step_sizes = annealing_schedule(ladder, n_steps)
-    n_walkers = max(n, _JOINT_WALKERS)
+    fitting = _WALKER_NUMBERS // (energy.n_features + energy.n_latents)
+    n_walkers = max(n, _FEWEST_WALKERS, min(fitting, _MOST_WALKERS))
     rare = rare_components(energy, n_walkers, generator)
     begin, log_weights = tilted_draws(reference, rare, log_partition, n_walkers, generator)
     log_weights, chains = anneal(

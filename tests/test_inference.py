@@ -363,6 +363,36 @@ def test_joint_draws_return_as_many_rows_as_asked(n):
     assert e.shape == (n, 2)
 
 
+class TwoSlits(nn.Module):
+    """Slits of width 0.1 at x = -2 and x = 2, where the reference has three of a hundred draws."""
+
+    def forward(self, x, z):
+        off = (x[:, 0].abs() - 2.0) / 0.1
+        return -10.0 * torch.exp(-0.5 * off.square())
+
+
+def test_few_draws_are_as_even_as_many_walkers(monkeypatch):
+    """Draws of one run share its walkers, so these have to be more than a few draws."""
+    base = bimodal_energy().reference
+    energy = AnchoredEnergy(base, TwoSlits(), bound=15.0)
+    ladder = Ladder(
+        *(torch.tensor(part, dtype=torch.float64) for part in ([0.0, 1.0], [1.0, 0.5], [4.0, 1.0]))
+    )
+
+    def spread(n_runs=40, n=256):
+        g = generator(7)
+        runs = [
+            joint_draws(energy, n, ladder, n_steps=2, log_partition=0.0, generator=g)[0]
+            for _ in range(n_runs)
+        ]
+        return float(torch.stack([(x > 0.0).double().mean() for x in runs]).std())
+
+    # the share of one slit: 0.03 if draws were independent; standard errors of both are a ninth
+    assert spread() < 0.08
+    monkeypatch.setattr("sklvebm.inference._MOST_WALKERS", 256)
+    assert spread() > 0.12
+
+
 def untrained(n_features, n_latents):
     network = MLPEnergy(n_features, n_latents, (8,), generator=generator()).double()
     return AnchoredEnergy(reference(n_features, n_latents), network).requires_grad_(False)
