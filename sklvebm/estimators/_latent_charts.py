@@ -82,21 +82,20 @@ def fit_chart(
     seed = random_state.randint(np.iinfo(np.int32).max)
     n_held_out = max(1, int(_HELD_OUT * len(X)))
     fitted, held_out = X[n_held_out:], X[:n_held_out]
-
     compare = _Comparison(fitted, held_out)
     straight = reference.latent_mean
     ways = (_along_rows, _along_moved_rows)
     errors = {way: compare.error(way(fitted, reference, seed).mean) for way in ways}
     best = min(errors, key=errors.get)
-    least, unbent = errors[best], compare.error(straight)
+    bent, unbent = errors[best], compare.error(straight)
     # one latent that may go anywhere fills the plane with loops
     if n_latents > 1 and len(X) >= _FEWEST_ROWS:
-        bent = _bottleneck(fitted, reference, seed).mean
+        free = _bottleneck(fitted, reference, seed).mean
         # near rows have to stay as near each other as under the linear map
-        kept = compare.continuity(bent) >= compare.continuity(straight) - _LOST_CONTINUITY
-        if kept and compare.error(bent) <= _CLEARLY_WORTHWHILE * min(least, unbent):
+        kept = compare.continuity(free) >= compare.continuity(straight) - _LOST_CONTINUITY
+        if kept and compare.error(free) <= _CLEARLY_WORTHWHILE * min(bent, unbent):
             return _bottleneck(X, reference, seed)
-    if kind == "auto" and least > _WORTHWHILE * unbent:
+    if kind == "auto" and bent > _WORTHWHILE * unbent:
         return None
     return best(X, reference, seed)
 
