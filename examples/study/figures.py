@@ -4,6 +4,7 @@ import numpy as np
 
 from study.methods import METHODS
 from study.sets import rows_of
+from study.tables import trouble
 
 SHOWN = (
     "defaults",
@@ -72,7 +73,8 @@ def draw_samples(folder, found, sizes):
             if points is not None:
                 panel.scatter(*points.T, s=1.5, lw=0, color="black")
             else:
-                panel.text(0.0, 0.0, "not run", ha="center", va="center", fontsize=8)
+                reason = trouble(found[set_name].get(title, ())[:1])
+                panel.text(0.0, 0.0, reason, ha="center", va="center", fontsize=8)
             panel.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
             panel.set_aspect("equal")
             if place == 0:
@@ -93,7 +95,8 @@ def draw_scores(folder, found):
             panel.plot(gaps, [height] * len(gaps), "o", ms=5, alpha=0.6, color="black")
         panel.set(title=set_name, xlabel="nats below the truth", xscale="log")
         panel.set_yticks(range(len(names)), names if place == 0 else [])
-        panel.invert_yaxis()
+        # the same for every set, also where the last methods have no points
+        panel.set_ylim(len(names) - 0.5, -0.5)
         panel.grid(alpha=0.3)
     return saved(figure, folder / "paper_study_scores.png")
 
