@@ -10,6 +10,7 @@ stay finite on the closed interval of times: each is computed from a form withou
 vanishes there, t or 1 - t.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sklvebm.reference import MixtureReference, products_by_component
 
+LOG_2PI = math.log(2.0 * math.pi)
 _LEAST_VARIANCE = 1e-12  # standardised units squared
 _EARLY = 0.5  # before this time the velocity is computed and the score follows, later vice versa
 

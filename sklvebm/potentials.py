@@ -26,8 +26,7 @@ from sklvebm.dynamics.flow import (
     runge_kutta_step,
 )
 from sklvebm.energies import MLPEnergy
-from sklvebm.noised_mixture import NoisedMixture
-from sklvebm.reference import LOG_2PI
+from sklvebm.noised_mixture import LOG_2PI, NoisedMixture
 
 _LEAST_TIME = 1e-6  # where log q_t - log N, which has the factor t, is divided by t
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.baselines._networks import Perceptron
-from sklvebm.reference import LOG_2PI
+
+LOG_2PI = math.log(2.0 * math.pi)
 
 
 def standard_normal_log_density(z: Tensor) -> Tensor:
