@@ -26,17 +26,20 @@ class _BentMap(nn.Module):
         super().__init__()
         n_outputs, n_inputs = linear.shape
 
+        # single precision, whatever torch's default is
+        single = {"generator": generator, "dtype": torch.float32}
+
         def weight(n_in: int) -> nn.Parameter:
-            return nn.Parameter(torch.randn(_N_UNITS, n_in, generator=generator) / n_in**0.5)
+            return nn.Parameter(torch.randn(_N_UNITS, n_in, **single) / n_in**0.5)
 
         def bias() -> nn.Parameter:
-            return nn.Parameter(2.0 * torch.rand(_N_UNITS, generator=generator) - 1.0)
+            return nn.Parameter(2.0 * torch.rand(_N_UNITS, **single) - 1.0)
 
-        self.offset = nn.Parameter(torch.zeros(n_outputs))
+        self.offset = nn.Parameter(torch.zeros(n_outputs, dtype=torch.float32))
         self.linear = nn.Parameter(linear.float())
         self.first_weight, self.first_bias = weight(n_inputs), bias()
         self.second_weight, self.second_bias = weight(_N_UNITS), bias()
-        self.last_weight = nn.Parameter(torch.zeros(n_outputs, _N_UNITS))
+        self.last_weight = nn.Parameter(linear.new_zeros(n_outputs, _N_UNITS).float())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (B, n_outputs) of inputs (B, n_inputs)."""
@@ -81,7 +84,7 @@ def fit_bottleneck(X: np.ndarray, linear: np.ndarray, seed: int) -> PerceptronCh
     for _ in range(_N_STEPS):
         batch = rows[torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)]
         latents = _standardised(down(batch))
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
         loss = (batch - back(latents + _NOISE * noise)).square().sum(1).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -107,5 +110,5 @@ def _chart(down: _BentMap, rows: Tensor) -> PerceptronChart:
         second_weight=down.second_weight,
         second_bias=down.second_bias,
         last_weight=factor[:, None] * down.last_weight,
-        variance=torch.full((len(scale),), _NOISE**2),
+        variance=torch.full_like(scale, _NOISE**2),
     )
