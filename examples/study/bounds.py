@@ -121,7 +121,8 @@ def table(cells, sets, seeds, sizes):
         lines.append([set_name, str(len(done)), *middle, *(gain(done, k) for k in range(1, 4))])
     columns = ["set", "seeds", *BOUNDS]
     columns += [f"{BOUNDS[k]} less {BOUNDS[k - 1]}" for k in range(1, len(BOUNDS))]
-    title = f"### Bounds on one decoder, {N_TRAIN} rows, {N_SCORED} scored: median, nats"
+    n_rows, n_scored = min(N_TRAIN, sizes.n_train), min(N_SCORED, sizes.n_test)
+    title = f"### Bounds on one decoder, {n_rows} rows, {n_scored} scored: median, nats"
     return markdown(title, columns, lines)
 
 
