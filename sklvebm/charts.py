@@ -13,6 +13,14 @@ import torch
 from torch import Tensor, nn
 
 
+def hidden_units(
+    x: Tensor, first_weight: Tensor, first_bias: Tensor, second_weight: Tensor, second_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what two layers of tanh units answer to x (B, P), (B, n_units) each."""
+    first = torch.tanh(nn.functional.linear(x, first_weight, first_bias))
+    return first, torch.tanh(nn.functional.linear(first, second_weight, second_bias))
+
+
 class Chart(nn.Module, abc.ABC):
     """Coordinates of the latents around a smooth map of the row; `scale` (L,) is how far around."""
 
@@ -133,8 +141,8 @@ class PerceptronChart(Chart):
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what both layers answer to rows (B, D), (B, n_units) each."""
-        first = torch.tanh(nn.functional.linear(x, self.first_weight, self.first_bias))
-        return first, torch.tanh(nn.functional.linear(first, self.second_weight, self.second_bias))
+        layers = self.first_weight, self.first_bias, self.second_weight, self.second_bias
+        return hidden_units(x, *layers)
 
     def mean(self, x: Tensor) -> Tensor:
         """Return g at rows x (B, D), (B, L)."""

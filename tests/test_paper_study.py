@@ -261,7 +261,9 @@ def test_bounds_on_one_decoder_are_ordered_and_below_quadrature(study, bent_deco
     # 64 particles whose effective share is 0.7 or more make an error of at most 0.08 a row, and
     # the logarithm of their mean a bias of half its square: five standard errors of 60 rows
     assert abs(missed[2]) < 0.5 * 0.08**2 + 5.0 * 0.08 / np.sqrt(60)
-    np.testing.assert_allclose(found["importance-weighted"], exact, atol=0.02)
+    # half of 4,096 draws or more are effective: three times the error of 0.016 that independent
+    # ones would have
+    np.testing.assert_allclose(found["importance-weighted"], exact, atol=0.048)
 
 
 # From end to end ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
@@ -24,6 +24,8 @@ from sklvebm.estimators._boundary import (
     numerical_session,
     resolve_device,
 )
+from sklvebm.estimators._iterative_fit import unchanged_on_failure
+from sklvebm.estimators._mean_score import MeanScoreMixin
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
 
 
@@ -70,7 +72,7 @@ RULES = {
 }
 
 
-class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin):
+class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanScoreMixin):
     """Fit, score, transform and sample a latent-variable model with a decoder.
 
     An estimator provides a constructor, `_rules`, and `_objective(settings)`, whose result trains
@@ -106,8 +108,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Den
         ConvergenceWarning
             If `max_iter` ends before a plateau.
         """
-        previous = dict(self.__dict__)
-        try:
+        with unchanged_on_failure(self):
             settings = self._settings()
             X = checked_rows(self, X, reset=True, least=2)
             with numerical_session(torch.get_num_threads()):
@@ -119,10 +120,6 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Den
                     generator_of(self.random_state),
                     self._report,
                 )
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(previous)
-            raise
         self._adopt(outcome)
         if self.max_iter > 0 and not outcome.converged:
             warnings.warn(
@@ -157,23 +154,6 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Den
         X = self._checked_rows(X)
         values = answers.log_density(self._fitted, X, *self._means_of_inference())
         return values.astype(X.dtype)
-
-    def score(self, X, y=None):
-        """Return the mean over rows of `score_samples`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        score : float
-            Mean bound, nats per row, in the units of X.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     def transform(self, X):
         """Return the latents that the method assigns to rows.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklvebm.charts import PerceptronChart
+from sklvebm.charts import PerceptronChart, hidden_units
 
 _N_UNITS = 64
 _N_STEPS = 1000
@@ -43,8 +43,8 @@ class _BentMap(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs (B, n_outputs) of inputs (B, n_inputs)."""
-        first = torch.tanh(nn.functional.linear(inputs, self.first_weight, self.first_bias))
-        second = torch.tanh(nn.functional.linear(first, self.second_weight, self.second_bias))
+        layers = self.first_weight, self.first_bias, self.second_weight, self.second_bias
+        second = hidden_units(inputs, *layers)[1]
         straight = nn.functional.linear(inputs, self.linear, self.offset)
         return straight + nn.functional.linear(second, self.last_weight)
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +134,7 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _default_device_cpu():
+def _default_device_cpu() -> AbstractContextManager:
     """Return a context in which new tensors lie on the CPU."""
     # entered only where it changes something: it takes a part in every call of torch
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators import _persistence as persistence
 from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
+from sklvebm.estimators._mean_score import MeanScoreMixin
 from sklvebm.estimators._model import (
     expert_of,
     features,
@@ -19,7 +20,7 @@ from sklvebm.estimators._model import (
 from sklvebm.estimators._parameters import Number, OneOf
 
 
-class AnnealedDensityMixin(DensityMixin):
+class AnnealedDensityMixin(MeanScoreMixin):
     """Score from the fitted attribute `_model`, whose log Z is bracketed by annealing.
 
     No state, no constructor: an estimator provides `fit`, which sets `_model` and `energy_`, and a
@@ -56,23 +57,6 @@ class AnnealedDensityMixin(DensityMixin):
         above = bound == "upper"
         values = log_density(self._model, X, self._run_device(), from_above=above)
         return values.astype(X.dtype)
-
-    def score(self, X, y=None):
-        """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        score : float
-            Mean ELBO, nats per row, in the units of X.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     def _checked_rows(self, X):
         check_is_fitted(self, "energy_")

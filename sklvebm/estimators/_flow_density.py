@@ -1,12 +1,13 @@
 """The questions a fitted potential flow answers."""
 
 import numpy as np
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators import _potential_persistence as persistence
 from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
+from sklvebm.estimators._mean_score import MeanScoreMixin
 from sklvebm.estimators._parameters import Number, OneOf
 from sklvebm.estimators._potential_model import (
     energy_log_density,
@@ -18,7 +19,7 @@ from sklvebm.estimators._potential_model import (
 )
 
 
-class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin):
+class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanScoreMixin):
     """Score, transform and sample from the fitted attribute `_model`.
 
     No state, no constructor: an estimator provides `fit`, which sets `_model` and `potential_`,
@@ -56,23 +57,6 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Densit
         OneOf(("flow", "energy")).check("method", method)
         log_density = flow_log_density if method == "flow" else energy_log_density
         return log_density(self._model, X, self._run_device()).astype(X.dtype)
-
-    def score(self, X, y=None):
-        """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        score : float
-            Mean log-likelihood, nats per row, in the units of X.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     def transform(self, X):
         """Carry rows back along the flow to noise.

@@ -55,17 +55,22 @@ def check_unchanged(
 
 
 @contextmanager
-def unchanged_on_failure(estimator: BaseEstimator, continues: bool) -> Iterator[None]:
+def unchanged_on_failure(estimator: BaseEstimator, keeps_model: bool = True) -> Iterator[None]:
     """Put every attribute back if the body raises, also on KeyboardInterrupt.
 
-    A fit from scratch that diverges leaves no earlier model behind that could be mistaken for its
-    own.
+    Parameters
+    ----------
+    estimator : estimator
+        Whose attributes are watched.
+    keeps_model : bool, default=True
+        False for a fit from scratch that, if it diverges, must leave no earlier model behind that
+        could be mistaken for its own.
     """
     previous = dict(estimator.__dict__)
     try:
         yield
     except BaseException as error:
-        if isinstance(error, ParticleDivergenceError) and not continues:
+        if isinstance(error, ParticleDivergenceError) and not keeps_model:
             previous = {
                 name: value
                 for name, value in previous.items()

@@ -59,7 +59,7 @@ def fit_pool(estimator: BaseEstimator, X: Any, plan: Plan, *, one_epoch: bool = 
         As `fit`.
     """
     continues = hasattr(estimator, "_training") and (one_epoch or estimator.warm_start)
-    with unchanged_on_failure(estimator, continues):
+    with unchanged_on_failure(estimator, keeps_model=continues):
         X = checked_rows(estimator, X, reset=not continues, least=1 if continues else 2)
         settings = plan.resolve(checked_settings(estimator, plan.rules), *X.shape)
         if one_epoch:

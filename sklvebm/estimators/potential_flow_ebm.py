@@ -274,7 +274,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
         continues = self.warm_start and hasattr(self, "_training")
-        with unchanged_on_failure(self, continues):
+        with unchanged_on_failure(self, keeps_model=continues):
             settings = checked_settings(self, _RULES)
             X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
             settings = resolve_auto(settings, *X.shape)

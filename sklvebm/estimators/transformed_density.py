@@ -3,11 +3,13 @@
 import inspect
 
 import numpy as np
-from sklearn.base import BaseEstimator, DensityMixin, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._iterative_fit import unchanged_on_failure
+from sklvebm.estimators._mean_score import MeanScoreMixin
 from sklvebm.estimators._parameters import Number, OneOf
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
@@ -21,7 +23,7 @@ def _estimator_has(name):
     return check
 
 
-class TransformedDensity(DensityMixin, BaseEstimator):
+class TransformedDensity(MeanScoreMixin, BaseEstimator):
     r"""Fit a density to transformed rows and say what it means for the rows themselves.
 
     .. math:: \log p(x) = \log q(T(x)) + \log |\det T'(x)|
@@ -110,15 +112,10 @@ class TransformedDensity(DensityMixin, BaseEstimator):
         ):
             if not hasattr(part, name):
                 raise TypeError(f"{type(part).__name__} has no {name}, which a density needs.")
-        previous = dict(self.__dict__)
-        try:
+        with unchanged_on_failure(self):
             X = self._rows(X, reset=True)
             transformer.fit(X)
             estimator.fit(transformer.transform(X))
-        except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(previous)
-            raise
         self.transformer_, self.estimator_ = transformer, estimator
         return self
 
@@ -139,23 +136,6 @@ class TransformedDensity(DensityMixin, BaseEstimator):
         X = self._rows(X, reset=False)
         values = self.estimator_.score_samples(self.transformer_.transform(X))
         return values + self.transformer_.log_abs_det_jacobian(X)
-
-    def score(self, X, y=None):
-        """Return the mean over rows of `score_samples`.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        score : float
-            Nats per row, in the units of X.
-        """
-        return float(self.score_samples(X).mean(dtype=np.float64))
 
     @available_if(_estimator_has("sample"))
     def sample(self, n_samples=1, random_state=None):

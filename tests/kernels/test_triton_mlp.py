@@ -256,9 +256,9 @@ def test_a_fit_on_the_kernel_is_the_fit_without_it(monkeypatch, small, moons):
             assert here[name] == pytest.approx(there[name], rel=1e-4, abs=1e-6), name
 
 
-# `backends` offers the kernel to CUDA tensors only, so that the choice cannot be seen elsewhere
 @compiles
 @pytest.mark.gpu
+# `backends` offers the kernel to CUDA tensors only, so that the choice cannot be seen elsewhere
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_backends_pick_the_kernel_on_a_gpu(recwarn):
     chosen = select_correction_and_grad(single(anchored()))
@@ -266,9 +266,9 @@ def test_backends_pick_the_kernel_on_a_gpu(recwarn):
     assert not [w for w in recwarn if "GPU kernel" in str(w.message)]
 
 
-# where there is a GPU the tests above have run on it, which says more
 @compiles
 @pytest.mark.slow
+# where there is a GPU the tests above have run on it, which says more
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run the kernel on")
 def test_the_tests_of_the_kernel_pass_under_the_interpreter():
     done = subprocess.run(
