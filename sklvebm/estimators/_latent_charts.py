@@ -24,6 +24,7 @@ from sklvebm.reference import MixtureReference
 
 LATENT_MAPS = ("auto", "linear", "manifold")
 _MOST_ROWS, _FEWEST_ROWS = 1000, 100
+_MOST_ROWS_EXACT = 10_000
 _N_NEIGHBOURS = 10
 _N_LANDMARKS = 128
 _N_AVERAGED = 3  # rows for each landmark
@@ -46,7 +47,8 @@ def fit_chart(
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 1,000 random ones are used.
+        Standardised rows; at most 1,000 random ones are used, 10,000 for a bottleneck that is
+        taken.
     reference : MixtureReference
         Fitted to them, float64, on the CPU; its linear map is the alternative.
     kind : {"auto", "linear", "manifold"}
@@ -78,23 +80,22 @@ def fit_chart(
             f"latent_map='manifold' needs at least {least} rows that are not held out for "
             f"{n_latents} latents, got {len(X)}."
         )
-    X = X[random_state.permutation(len(X))[:_MOST_ROWS]]
+    X = X[random_state.permutation(len(X))]
+    X, spare = X[:_MOST_ROWS], X[_MOST_ROWS:]
     seed = random_state.randint(np.iinfo(np.int32).max)
     n_held_out = max(1, int(_HELD_OUT * len(X)))
     fitted, held_out = X[n_held_out:], X[:n_held_out]
     compare = _Comparison(fitted, held_out)
-    straight = reference.latent_mean
     ways = (_along_rows, _along_moved_rows)
     errors = {way: compare.error(way(fitted, reference, seed).mean) for way in ways}
     best = min(errors, key=errors.get)
-    bent, unbent = errors[best], compare.error(straight)
+    bent, unbent = errors[best], compare.error(reference.latent_mean)
     # one latent that may go anywhere fills the plane with loops
     if n_latents > 1 and len(X) >= _FEWEST_ROWS:
-        free = _bottleneck(fitted, reference, seed).mean
-        # near rows have to stay as near each other as under the linear map
-        kept = compare.continuity(free) >= compare.continuity(straight) - _LOST_CONTINUITY
-        if kept and compare.error(free) <= _CLEARLY_WORTHWHILE * min(bent, unbent):
-            return _bottleneck(X, reference, seed)
+        most = _CLEARLY_WORTHWHILE * min(bent, unbent)
+        free = _bottleneck(np.concatenate([fitted, spare]), reference, seed, compare, most)
+        if free is not None:
+            return free
     if kind == "auto" and bent > _WORTHWHILE * unbent:
         return None
     return best(X, reference, seed)
@@ -127,9 +128,21 @@ class _Comparison:
         return float(trustworthiness(asked, self.held_out, n_neighbors=_N_NEIGHBOURS))
 
 
-def _bottleneck(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:
-    """Start at the linear map of the reference and bend it to what rows are rebuilt from."""
-    return fit_bottleneck(X, reference.latent_map.numpy(), seed)
+def _bottleneck(
+    X: np.ndarray, reference: MixtureReference, seed: int, compare: _Comparison, most: float
+) -> Chart | None:
+    """Return a map to what rows are rebuilt from, None if it errs too much or parts near rows."""
+    start = reference.latent_map.numpy()
+    least = compare.continuity(reference.latent_mean) - _LOST_CONTINUITY
+
+    def passes(chart: Chart) -> bool:
+        return compare.error(chart.mean) <= most and compare.continuity(chart.mean) >= least
+
+    # most rows want none, which a coarse map of some of them tells sooner
+    if not passes(fit_bottleneck(X[: len(compare.fitted)], start, seed)):
+        return None
+    chart = fit_bottleneck(X[:_MOST_ROWS_EXACT], start, seed, exact=True)
+    return chart if passes(chart) else None
 
 
 def _along_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:

@@ -12,7 +12,8 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklvebm import MLPEnergy, ParticleLVEBM, PerceptronChart
 from sklvebm.datasets import make_kepler_orbits
 from sklvebm.energies import ChartedEnergy
-from sklvebm.estimators._bottleneck_charts import fit_bottleneck
+from sklvebm.estimators._bottleneck_charts import _BentMap, _nearest, fit_bottleneck
+from sklvebm.metrics import factor_recovery
 
 
 def helix(n, seed):
@@ -150,13 +151,41 @@ def test_a_bottleneck_keeps_what_no_linear_map_does():
     assert known > 0.9  # the linear map knows two of three columns
 
 
+def test_latents_of_nearest_points_know_more_of_an_orbit():
+    X = make_kepler_orbits(2000, random_state=0)
+    fresh, factors = make_kepler_orbits(1000, return_factors=True, random_state=1)
+    mean, scale = X.mean(0), X.std(0)
+    X, fresh = (X - mean) / scale, torch.from_numpy((fresh - mean) / scale)
+    start = np.linalg.eigh(np.cov(X.T))[1][:, :0:-1].T
+
+    def lost(exact):
+        chart = fit_bottleneck(X, start, 0, exact=exact)
+        found = factor_recovery(chart.mean(fresh), factors, circular=(2,), random_state=0)
+        return 1.0 - found.nearest_neighbours[0]
+
+    # the variance of the energy that neighbours miss: 0.05 of 0.10 on three draws, and 0.09 with
+    # the wider networks alone
+    assert lost(exact=True) < 0.75 * lost(exact=False)
+
+
+def test_nearest_points_of_a_plane_are_those_of_least_squares():
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(6, 2, generator=generator))[0]
+    back = _BentMap(plane, 8, generator).requires_grad_(False)
+    rows = torch.randn(500, 6, generator=generator)
+    exact = rows @ plane
+    found = _nearest(back, rows, exact + 0.2 * torch.randn(500, 2, generator=generator))
+    # a start as far off as networks trained together are; half of latents' noise is left at most
+    torch.testing.assert_close(found, exact, rtol=0.0, atol=0.05)
+
+
 def test_a_bottleneck_repeats_whatever_the_default_dtype_and_leaves_global_noise_alone():
     X = np.random.RandomState(0).standard_normal((50, 4))
     before = torch.get_rng_state()
-    first = fit_bottleneck(X, np.eye(2, 4), 3)
+    first = fit_bottleneck(X, np.eye(2, 4), 3, exact=True)
     torch.set_default_dtype(torch.float64)
     try:
-        second = fit_bottleneck(X, np.eye(2, 4), 3)
+        second = fit_bottleneck(X, np.eye(2, 4), 3, exact=True)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(before, torch.get_rng_state())
