@@ -210,13 +210,29 @@ def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
     return _folds_of(X, n_folds), []
 
 
+def one_fold(X: np.ndarray, most_fitted: int, most_judging: int) -> Fold:
+    """Cut rows, which are in random order, into one fold with a quarter of them held out.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    most_fitted, most_judging : int
+        Limits of both parts.
+    """
+    judging = min(len(X) // 4, most_judging)
+    return _fold(X[judging : judging + most_fitted], X[:judging])
+
+
 def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
-    folds, order = [], np.arange(len(X))
-    for part in np.array_split(order, n_folds):
-        train = X[np.setdiff1d(order, part)]
-        wide = multivariate_normal(train.mean(0), wide_covariance(train))
-        folds.append(Fold(train, X[part], wide.logpdf(X[part]).reshape(-1)))
-    return folds
+    order = np.arange(len(X))
+    parts = np.array_split(order, n_folds)
+    return [_fold(X[np.setdiff1d(order, part)], X[part]) for part in parts]
+
+
+def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
+    wide = multivariate_normal(train.mean(0), wide_covariance(train))
+    return Fold(train, test, wide.logpdf(test).reshape(-1))
 
 
 def wide_covariance(X: np.ndarray) -> np.ndarray:

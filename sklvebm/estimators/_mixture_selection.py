@@ -19,6 +19,7 @@ from sklvebm.estimators._mixture_search import (
     Candidate,
     HeldOutLosses,
     allowed_components,
+    one_fold,
     plain_arrays_on_one_thread,
     search_singles,
     split_folds,
@@ -31,8 +32,12 @@ _MOST_WIDE_WEIGHT = 0.3
 _N_WEIGHT_ITERATIONS = 200
 _MAX_ROWS_TO_CHOOSE = 6000
 MOST_FITTED_ROWS = 20_000
+# for which components are counted again, on as many rows as members have
+_ROWS_TO_GROW = 2 * _MAX_ROWS_TO_CHOOSE
+_MOST_ROWS_TO_JUDGE = 10_000
 _LEAST_GAIN = 1e-3  # nats, for which an ensemble is worth its cost
 _N_TRIED = 4  # members of an ensemble while candidates are compared
+_N_GROWN, _GROWTH = 2, 2  # where they have many rows, and places on the grid at a time
 # more held-out rows than that know which covariance types are not worth their fits: those that are
 # behind by as many standard errors
 _MANY_HELD_OUT, _BEHIND = 1000, 4.0
@@ -78,7 +83,7 @@ def fit_ensemble(
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 20,000 random ones are used.
+        Standardised rows; of more than 20,000, every member has as many random ones of its own.
     choice : MixtureChoice
         What to fit.
     random_state : numpy.random.RandomState
@@ -89,15 +94,23 @@ def fit_ensemble(
     ensemble : MixtureEnsemble
         As many members as `choice` says.
     """
-    X = X[random_state.permutation(len(X))[:MOST_FITTED_ROWS]]
+    X = X[random_state.permutation(len(X))]
     seed = random_state.randint(2**30)
     members, weights = [], []
     with plain_arrays_on_one_thread():
         for part in choice.parts:
             for _ in range(part.n_members):
-                members.append(fit_mixture(X, *part.candidate, seed + len(members)))
+                rows = _some_rows(X, seed + len(members))
+                members.append(fit_mixture(rows, *part.candidate, seed + len(members)))
                 weights.append(part.weight / part.n_members)
     return MixtureEnsemble(members, np.array(weights))
+
+
+def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows of one member: others for each, so that no row is lost to the limit."""
+    if len(X) <= MOST_FITTED_ROWS:
+        return X
+    return X[np.random.RandomState(seed).permutation(len(X))[:MOST_FITTED_ROWS]]
 
 
 @plain_arrays_on_one_thread()
@@ -105,15 +118,15 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     """Choose mixtures and their weights by held-out likelihood.
 
     First the covariance type and the components of single mixtures, then a ridge on the
-    covariances, then whether an ensemble is better, and with more components each; at last whether
-    ensembles of several kinds are better together. BIC would be cheaper, but takes too few
-    components for curved data, and trusts likelihoods that few rows in many dimensions make
-    meaningless.
+    covariances, then whether an ensemble is better, and with more components each; then whether
+    ensembles of several kinds are better together; at last, of many rows, whether these bear more
+    components. BIC would be cheaper, but takes too few components for curved data, and trusts
+    likelihoods that few rows in many dimensions make meaningless.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 6,000 random ones choose.
+        Standardised rows; at most 6,000 random ones choose, 30,000 how many components.
     random_state : numpy.random.RandomState
         Source of folds and starts.
 
@@ -123,25 +136,37 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         One component without cross-validation, if there are fewer rows than folds.
     """
     seed = random_state.randint(2**30)
-    X = X[random_state.permutation(len(X))[:_MAX_ROWS_TO_CHOOSE]]
+    every, X = X, X[random_state.permutation(len(X))[:_MAX_ROWS_TO_CHOOSE]]
     folds, others = split_folds(X)
     if not folds:
         one = Candidate(1, "diag", COVARIANCE_FLOOR)
         return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
     losses = HeldOutLosses(folds, seed)
+    shares = _chosen_shares(X, losses)
+    if len(every) >= _ROWS_TO_GROW:
+        every = every[np.random.RandomState(seed).permutation(len(every))]
+        fold = one_fold(every, MOST_FITTED_ROWS, _MOST_ROWS_TO_JUDGE)
+        losses = HeldOutLosses([fold], seed)
+        shares = _grown(losses, shares)
+        main, wide, n_tried = _log_density(losses, shares, _N_GROWN), losses.wide, _N_GROWN
+    else:
+        main, wide, n_tried = _log_density(losses, shares), losses.wide, _N_TRIED
+        if others:  # rows in the tails are few: all are asked, of one member each
+            losses_of_others = HeldOutLosses(others, seed)
+            main = np.append(main, _log_density(losses_of_others, shares, 1))
+            wide = np.append(wide, losses_of_others.wide)
+    parts = _parts(losses, shares, X.shape[1], n_tried)
+    return MixtureChoice(parts, fitted_wide_weight(main, wide))
+
+
+def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
+    """Return the kinds of mixtures that share the density."""
     single, tried = search_singles(X, losses)
     shares = {_search_ensemble(X, losses, single): 1.0}
     stacked = _stack(X, losses, tried, shares)
     # every weight gains about one nat of all rows together where there is nothing to gain
     least_gain = _LEAST_GAIN + (len(stacked) - 1) / len(losses.wide)
-    if _loss(losses, stacked) < _loss(losses, shares) - least_gain:
-        shares = stacked
-    main, wide = _log_density(losses, shares), losses.wide
-    if others:  # rows in the tails are few: all are asked, of one member each
-        losses_of_others = HeldOutLosses(others, seed)
-        main = np.append(main, _log_density(losses_of_others, shares, 1))
-        wide = np.append(wide, losses_of_others.wide)
-    return MixtureChoice(_parts(losses, shares, X.shape[1]), fitted_wide_weight(main, wide))
+    return stacked if _loss(losses, stacked) < _loss(losses, shares) - least_gain else shares
 
 
 def _log_density(
@@ -152,9 +177,32 @@ def _log_density(
     return logsumexp(parts, axis=0)
 
 
-def _loss(losses: HeldOutLosses, shares: dict[Candidate, float]) -> float:
-    main = np.log1p(-WIDE_WEIGHT) + _log_density(losses, shares)
+def _loss(
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
+) -> float:
+    main = np.log1p(-WIDE_WEIGHT) + _log_density(losses, shares, n_members)
     return float(-np.logaddexp(main, np.log(WIDE_WEIGHT) + losses.wide).mean())
+
+
+def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
+    """Return the same kinds with as many components as help where there are more rows to fit."""
+    (fold,) = losses.folds
+    n_features = fold.train.shape[1]
+    grids = {kind: allowed_components(fold.train, kind) for kind in {c[1] for c in shares}}
+    best, least = shares, _loss(losses, shares, _N_GROWN)
+    while True:
+        finer: dict[Candidate, float] = {}
+        for candidate, share in best.items():
+            grid = grids[candidate.covariance_type]
+            place = min(grid.index(candidate.n_components) + _GROWTH, len(grid) - 1)
+            grown = candidate._replace(n_components=grid[place])
+            finer[grown] = finer.get(grown, 0.0) + share  # kinds may meet at the grid's end
+        if finer == best or not _is_affordable(finer, n_features, _N_GROWN):
+            return best
+        loss = _loss(losses, finer, _N_GROWN)
+        if loss > least - _LEAST_GAIN:
+            return best
+        best, least = finer, loss
 
 
 def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) -> Candidate:
@@ -251,18 +299,18 @@ def _most_components(kinds: Iterable[Candidate], n_features: int) -> int:
     return min(_MOST_COMPONENTS, _MOST_NUMBERS // numbers)
 
 
-def _is_affordable(kinds: Iterable[Candidate], n_features: int) -> bool:
-    n_components = _N_TRIED * sum(candidate.n_components for candidate in kinds)
+def _is_affordable(kinds: Iterable[Candidate], n_features: int, n_members: int = _N_TRIED) -> bool:
+    n_components = n_members * sum(candidate.n_components for candidate in kinds)
     return n_components <= _most_components(kinds, n_features)
 
 
 def _parts(
-    losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int, n_tried: int
 ) -> tuple[MixturePart, ...]:
     """Deal members out to kinds by their shares; one where all starts lead to the same fit."""
     wanted = {
         candidate: max(2, round(_MOST_MEMBERS * share))
-        if losses.diversity(candidate, _N_TRIED) >= _LEAST_GAIN
+        if losses.diversity(candidate, n_tried) >= _LEAST_GAIN
         else 1
         for candidate, share in shares.items()
     }

@@ -6,6 +6,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
+from sklvebm.datasets import make_concentric_shells
+from sklvebm.estimators import _mixture_selection as selection
 from sklvebm.estimators._mixture_search import Candidate, plain_arrays_on_one_thread
 from sklvebm.estimators._mixture_selection import (
     MixtureChoice,
@@ -218,3 +220,49 @@ def test_heavy_tails_raise_the_weight_of_the_wide_component():
 def test_all_rows_are_asked_for_the_weight_of_the_wide_component():
     # one fold of 500 compares candidates; no row of any fold needs the wide component here
     assert choose_mixture(rows(2000, 2), random_state()).wide_weight == pytest.approx(0.25 / 2000)
+
+
+def shrink_limits(monkeypatch, *, fitted, choosing, growing):
+    """Make a few thousand rows many."""
+    monkeypatch.setattr(selection, "MOST_FITTED_ROWS", fitted)
+    monkeypatch.setattr(selection, "_MAX_ROWS_TO_CHOOSE", choosing)
+    monkeypatch.setattr(selection, "_ROWS_TO_GROW", growing)
+
+
+def test_members_of_many_rows_see_all_of_them(monkeypatch):
+    """Rows beyond the limit of a member are others' rows."""
+    shrink_limits(monkeypatch, fitted=100, choosing=6000, growing=12_000)
+    X = np.concatenate([np.zeros(150), np.ones(150)])[:, None]
+    X += 1e-3 * random_state().standard_normal(X.shape)
+    part = MixturePart(Candidate(2, "full", 1e-6), n_members=30, weight=1.0)
+    members = fit_ensemble(X, MixtureChoice((part,), 0.01), random_state()).members
+    shares = np.array([member.weights[member.means.ravel().argmin()] for member in members])
+    # 100 of 300 rows without replacement; five standard errors of 30 such shares
+    scatter = np.sqrt(0.25 / 100 * 2 / 3)
+    assert shares.mean() == pytest.approx(0.5, abs=5.0 * scatter / np.sqrt(30))
+    assert shares.std() == pytest.approx(scatter, rel=5.0 / np.sqrt(2 * 30))
+
+
+def test_more_rows_bear_more_components(monkeypatch):
+    X = make_concentric_shells(8000, random_state=0)
+    fresh = make_concentric_shells(20_000, random_state=1)
+    shrink_limits(monkeypatch, fitted=20_000, choosing=1000, growing=100_000)
+    few = choose_mixture(X, random_state())
+    shrink_limits(monkeypatch, fitted=20_000, choosing=1000, growing=2000)
+    many = choose_mixture(X, random_state())
+    counts = [max(part.candidate.n_components for part in c.parts) for c in (few, many)]
+    assert counts[1] > counts[0]
+    kinds = [{part.candidate.covariance_type for part in c.parts} for c in (few, many)]
+    assert kinds[0] == kinds[1]
+    fits = [fit_ensemble(X, choice, random_state()) for choice in (few, many)]
+    gain = fits[1].score_samples(fresh) - fits[0].score_samples(fresh)
+    # four standard errors
+    assert gain.mean() > 4.0 * gain.std() / np.sqrt(len(fresh))
+
+
+def test_components_grow_no_further_than_rows_want(monkeypatch):
+    shrink_limits(monkeypatch, fitted=20_000, choosing=400, growing=800)
+    choice = choose_mixture(rows(4000, 2), random_state())
+    assert [part.candidate.n_components for part in choice.parts] == [1]
+    X = random_state(1).permutation(clusters(1000)[0])
+    assert [p.candidate.n_components for p in choose_mixture(X, random_state()).parts] == [4]
