@@ -13,7 +13,7 @@ from functools import partial
 from sklvebm import ParticleLVEBM
 from study.methods import published
 from study.sets import rows_of
-from study.tables import markdown, reader, summary, trouble
+from study.tables import markdown, reader, seeds_of, summary, trouble
 
 SET = "LCR-2D"
 N_TRAIN, N_SCORED = 10_000, 2000
@@ -120,7 +120,7 @@ def table(cells, seeds, sizes, names=None):
         lines.append(
             [
                 name if done else f"{name}: {trouble(row)}",
-                str(len(done)),
+                seeds_of(done, row),
                 summary(done, reader("score"), 3, max),
                 summary(done, reader("bracket"), 2),
                 summary(done, lambda cell: cell["n_iter"], 0),

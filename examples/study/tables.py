@@ -64,15 +64,14 @@ def distances_of(cells, *keys):
 
 def method_line(name, cells):
     """Return the line of one method from the cells of its seeds."""
-    kept = [cell for cell in cells if cell]
-    done = [cell for cell in kept if "score" in cell]
+    done = [cell for cell in cells if cell and "score" in cell]
     first = done[0] if done else {}
     scored = first.get("n_scored", 0)
     few = f", {scored} scored" if done and scored < 10_000 else ""
     return [
         name,
         f"{first['n_train']}{few}" if done else trouble(cells),
-        f"{len(done)}" + (f" of {len(kept)}" if len(kept) > len(done) else ""),
+        seeds_of(done, cells),
         summary(done, reader("score"), 3, max),
         summary(done, reader("gap"), 3),
         *distances_of(done, "reconstruction", "mean code"),
@@ -81,6 +80,12 @@ def method_line(name, cells):
         summary(done, reader("draws", "w2")),
         summary(done, reader("fit_seconds"), 0),
     ]
+
+
+def seeds_of(done, cells):
+    """Return how many seeds have numbers, and of how many where some have none."""
+    n_kept = sum(bool(cell) for cell in cells)
+    return f"{len(done)}" + (f" of {n_kept}" if n_kept > len(done) else "")
 
 
 def trouble(cells):

@@ -193,9 +193,10 @@ def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candid
     while True:
         finer: dict[Candidate, float] = {}
         for candidate, share in best.items():
-            grid = grids[candidate.covariance_type]
-            place = min(grid.index(candidate.n_components) + _GROWTH, len(grid) - 1)
-            grown = candidate._replace(n_components=grid[place])
+            # other rows may have fewer distinct ones among them, and so a shorter grid
+            larger = [k for k in grids[candidate.covariance_type] if k > candidate.n_components]
+            counts = [candidate.n_components, *larger[:_GROWTH]]
+            grown = candidate._replace(n_components=counts[-1])
             finer[grown] = finer.get(grown, 0.0) + share  # kinds may meet at the grid's end
         if finer == best or not _is_affordable(finer, n_features, _N_GROWN):
             return best

@@ -8,7 +8,12 @@ from sklearn.mixture import GaussianMixture
 
 from sklvebm.datasets import make_concentric_shells
 from sklvebm.estimators import _mixture_selection as selection
-from sklvebm.estimators._mixture_search import Candidate, plain_arrays_on_one_thread
+from sklvebm.estimators._mixture_search import (
+    Candidate,
+    HeldOutLosses,
+    one_fold,
+    plain_arrays_on_one_thread,
+)
 from sklvebm.estimators._mixture_selection import (
     MixtureChoice,
     MixtureEnsemble,
@@ -266,3 +271,21 @@ def test_components_grow_no_further_than_rows_want(monkeypatch):
     assert [part.candidate.n_components for part in choice.parts] == [1]
     X = random_state(1).permutation(clusters(1000)[0])
     assert [p.candidate.n_components for p in choose_mixture(X, random_state()).parts] == [4]
+
+
+def test_components_that_other_rows_cannot_support_stay():
+    X = np.repeat(random_state().standard_normal((12, 2)), 100, axis=0)
+    losses = HeldOutLosses([one_fold(random_state().permutation(X), 1000, 1000)], seed=0)
+    shares = {Candidate(4, "full", 1e-3): 1.0}  # twelve distinct rows support two
+    assert selection._grown(losses, shares) == shares
+
+
+def test_one_fold_holds_a_quarter_out_within_limits():
+    X = np.arange(100.0)[:, None]
+    fold = one_fold(X, 60, 1000)
+    assert (len(fold.train), len(fold.test)) == (60, 25)
+    assert not set(fold.train.ravel()) & set(fold.test.ravel())
+    fold = one_fold(X, 1000, 10)
+    assert (len(fold.train), len(fold.test)) == (90, 10)
+    expected = norm(X[10:].mean(), 2.0 * X[10:].std()).logpdf(X[:10]).ravel()
+    np.testing.assert_allclose(fold.wide, expected, rtol=1e-6)
