@@ -271,7 +271,9 @@ def conditional_features(
 
     Notes
     -----
-    Rows that need no annealing use the exact reference mean as a control variate.
+    Rows that need no annealing use the exact reference mean as a control variate. The others
+    amplify rounding, which may depend on the number of rows: single ones may differ by a share of
+    their Monte Carlo error.
     """
     reference = energy.reference
     gauge = None if chart is None else linearised(chart, reference)
