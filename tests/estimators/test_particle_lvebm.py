@@ -271,6 +271,7 @@ def few_differ(actual, desired):
     """
     difference = np.abs(actual - desired).max(1)
     assert np.median(difference) < 1e-7
+    # 6e-6 is the most of the other rows on such a processor; the noise of particles is 0.1
     assert np.quantile(difference, 0.9) < 1e-4
     assert difference.max() < 0.5  # five standard errors of 64 particles with the rows' spread
 
