@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from sklvebm.energies import AnchoredEnergy, MLPEnergy, PathEnergy
 from sklvebm.gradients import CorrectionAndGrad, autograd_correction_and_grad
@@ -47,8 +48,25 @@ def select_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
     from sklvebm.kernels.mlp import mlp_correction_and_grad
 
     if _suits_one_launch(energy.network) and _is_sound(_in_one_launch, energy):
-        return _in_one_launch(energy)
-    return mlp_correction_and_grad(energy)
+        return _within_reach(energy, _in_one_launch(energy))
+    return _within_reach(energy, mlp_correction_and_grad(energy))
+
+
+def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> CorrectionAndGrad:
+    """Multiply the correction of a network by how far it reaches, with the gradient of both."""
+    reach = energy.reach
+    if reach is None:
+        return inner
+
+    @torch.no_grad()
+    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        correction, grad_x, grad_z = inner(x, z)
+        share, slope = reach.value_and_grad(x)
+        column = share.unsqueeze(1)
+        grad_x = torch.addcmul(column * grad_x, correction.unsqueeze(1), slope)
+        return share * correction, grad_x, column * grad_z
+
+    return correction_and_grad
 
 
 def _suits_one_launch(network: MLPEnergy) -> bool:

@@ -207,6 +207,7 @@ def components(expert: Expert, mean: Tensor, scale: Tensor) -> Components:
     stretch = (scale / expert.scale)[:, None]
     precisions = (stretch * factors) @ (stretch * factors).transpose(1, 2)
     precisions = precisions[reference.covariance_of]
+    precisions = precisions / reference.scales.double().square()[:, None, None]
     means = reference.to_features(reference.means).double()
     means = (expert.mean + expert.scale * means - mean) / scale
     return Components(reference.log_weights.double(), means, precisions)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.charts import Chart
+from sklvebm.reach import Reach
 from sklvebm.reference import MixtureReference
 
 ACTIVATIONS = {"silu": nn.functional.silu, "softplus": nn.functional.softplus, "tanh": torch.tanh}
@@ -150,7 +151,7 @@ class LinearGaussianEnergy(Energy):
 class AnchoredEnergy(Energy):
     r"""The reference plus a softly bounded correction.
 
-    .. math:: E(x, z) = E_{ref}(x, z) + c \tanh(g(x, z) / c)           (docs/theory.md, eq. 1)
+    .. math:: E(x, z) = E_{ref}(x, z) + s(x) c \tanh(g(x, z) / c)      (docs/theory.md, eq. 1)
 
     Parameters
     ----------
@@ -161,16 +162,33 @@ class AnchoredEnergy(Energy):
     bound : float, default=15.0
         The number c, in nats: bounds the correction, so that the energy is dissipative and
         normalisable whatever the network does.
+    reach : Reach or None, default=None
+        The function s, which leaves the reference as it is where neither rows nor its draws are;
+        None is one everywhere.
     """
 
-    def __init__(self, reference: MixtureReference, network: Energy, bound: float = 15.0) -> None:
+    def __init__(
+        self,
+        reference: MixtureReference,
+        network: Energy,
+        bound: float = 15.0,
+        reach: Reach | None = None,
+    ) -> None:
         super().__init__()
         self.n_features, self.n_latents = reference.n_features, reference.n_latents
         self.reference, self.network, self.bound = reference, network, bound
+        self.reach = reach
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
         """Return `E - E_ref`, (B,), in nats."""
-        return self.bound * torch.tanh(self.network(x, z) / self.bound)
+        bounded = self.bound * torch.tanh(self.network(x, z) / self.bound)
+        return bounded if self.reach is None else self.reach(x) * bounded
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the correction is zero everywhere: the network's last layer is."""
+        output = getattr(self.network, "output", None)
+        return output is not None and not bool(output.detach().any())
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.charts import Chart
 from sklvebm.dynamics.langevin import crank_nicolson_step, start
-from sklvebm.energies import PathEnergy
+from sklvebm.energies import AnchoredEnergy, PathEnergy
 from sklvebm.gradients import (
     charted_feature_target,
     feature_target,
@@ -342,6 +342,10 @@ def joint_draws(
     """
     noise = IndependentNoise(generator)
     reference = energy.reference
+    if isinstance(energy, AnchoredEnergy) and energy.is_zero:
+        position = reference.sample(n, generator)
+        y, e = position.tensor_split([reference.n_features], 1)
+        return reference.to_features(y), e
     target = joint_target(energy, select_correction_and_grad(energy))
     betas, step_sizes = annealing_schedule(ladder, n_steps)
     fitting = _WALKER_NUMBERS // (energy.n_features + energy.n_latents)

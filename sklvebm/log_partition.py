@@ -22,6 +22,7 @@ from sklvebm.particles import Chains, Noise, Target, hold_frames, take_chains
 _ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
 _FRAMES_LAST = 4  # annealing steps
 _N_GROUPS = 16  # independent replicates that standard errors come from
+_FEW_EFFECTIVE = 20.0  # walkers: fewer, and the bracket allows for the tail that they missed
 _SIGMAS = 3.0  # standard errors that the bracket allows for
 _MOST_WEIGHED = 2**14  # samples that multistate weights are worked out for at a time
 
@@ -429,6 +430,15 @@ def _resampled(
     return result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
 
 
+def _second_order(log_weights: Tensor) -> float:
+    """Return the log mean weight as if log weights were normal: mean plus half the variance.
+
+    Right to second order in the spread however few walkers are effective, where the log of the mean
+    weight is too low by what the missed tail holds.
+    """
+    return float(log_weights.mean() + 0.5 * log_weights.var())
+
+
 def _margin(result: Normalisation) -> float:
     return _SIGMAS * result.estimate.standard_error
 
@@ -438,10 +448,15 @@ def _bracket(forward: Tensor, reverse: Tensor, n_steps: int) -> Normalisation:
     value, error = bennett(forward, reverse)
     error = max(error, jackknife(lambda a, b: bennett(a, b)[0], forward, reverse))
     below, above = log_mean_exp(forward), -log_mean_exp(reverse)
+    lower, upper = min(below, value - _SIGMAS * error), max(above, value + _SIGMAS * error)
+    if min(effective_sample_size(forward), effective_sample_size(reverse)) < _FEW_EFFECTIVE:
+        # a handful of walkers decides: their mean is far from the mean of all that might have come
+        lower = min(lower, -_second_order(reverse))
+        upper = max(upper, _second_order(forward))
     estimate = LogPartition(
         value=value,
-        lower=min(below, value - _SIGMAS * error),
-        upper=max(above, value + _SIGMAS * error),
+        lower=lower,
+        upper=upper,
         standard_error=error,
         effective_sample_size=float(effective_sample_size(forward)),
     )

@@ -215,6 +215,13 @@ def noised_mixture(reference: MixtureReference) -> NoisedMixture:
     roots, covariance_of = reference.roots.double(), reference.covariance_of
     if reference.is_diagonal:
         roots = torch.diag_embed(roots)
+    elif reference.n_wide > 1:
+        # noise adds the same variance to all: components of one shape and several scales part
+        first = len(covariance_of) - reference.n_wide
+        scales = reference.scales[first:].double()[:, None, None]
+        roots = torch.cat([roots[:-1], roots[-1:] * scales])
+        own = torch.arange(len(roots) - reference.n_wide, len(roots), device=roots.device)
+        covariance_of = torch.cat([covariance_of[:first], own])
     roots = reference.root.double() @ roots
     covariances = roots @ roots.transpose(1, 2)
     means = reference.to_features(reference.means).double()

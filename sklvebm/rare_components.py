@@ -136,6 +136,24 @@ def tilted_reference(
     return reference.reweighted(torch.log(tilted))
 
 
+def defended(reference: MixtureReference, share: float) -> MixtureReference:
+    """Return the reference with at least a share of its weight in the first defensive component.
+
+    Draws of it come where those of the reference are rare, which is where wells of a correction
+    would go unseen. A reference without defensive components stays as it is.
+    """
+    if reference.n_wide == 0:
+        return reference
+    weights = torch.exp(reference.log_weights.double())
+    place = len(weights) - reference.n_wide
+    raised = weights.clone()
+    raised[place] = torch.clamp(weights[place], min=share)
+    others = (1.0 - raised[place]) / (1.0 - weights[place]).clamp(min=1e-300)
+    raised[:place] *= others
+    raised[place + 1 :] *= others
+    return reference.reweighted(torch.log(raised))
+
+
 def missed_share(reference: MixtureReference, tilted: MixtureReference) -> float:
     """Return what `tilted` has in components that start less than half as often in `reference`."""
     missed = tilted.log_weights > reference.log_weights + math.log(2.0)

@@ -25,6 +25,9 @@ LOG_2PI = math.log(2.0 * math.pi)
 # product per component costs about as much as ten thousand numbers that are read twice
 _GATHERED_PER_COMPONENT = 10_000
 _MOST_GATHERED = 20_000_000
+# precision times squared mean up to which quadratic forms are expanded: an error of 1e-5 nats
+_MOST_CANCELLED = 1e10
+_DIAGONAL = 1e-8  # largest correlation that is rounding
 
 
 class MixtureReference(nn.Module):
@@ -46,12 +49,20 @@ class MixtureReference(nn.Module):
         The point where the posterior mean is zero.
     covariance_of : Tensor of shape (n_mixture_components,) or None, default=None
         Which of `covariances` each component has; None if each has its own, in order.
-    wide_weight : float, default=0.0
-        Weight of one defensive component at `location`, which keeps the tails of the reference
-        wider than the data so that wells of an energy cannot grow where no particle ever looks.
-        The other weights are multiplied by `1 - wide_weight`.
+    wide_weight : float or Tensor of shape (n_wide,), default=0.0
+        Weights of defensive components at `location`, which keep the tails of the reference wider
+        than the data so that wells of an energy cannot grow where no particle ever looks. The
+        other weights are multiplied by one minus their sum. A number stands for one component.
     wide_covariance : Tensor of shape (n_features, n_features) or None, default=None
-        Covariance of the defensive component; required when `wide_weight` is positive.
+        Covariance of the first defensive component; required when `wide_weight` is positive.
+    wide_scales : Tensor of shape (n_wide,) or None, default=None
+        Factors on its standard deviations: several components of one shape and growing scale are a
+        Student-like tail, under which a far row costs the logarithm of its distance. None is 1.
+
+    Attributes
+    ----------
+    n_wide : int
+        Number of defensive components, which are the last ones.
 
     Raises
     ------
@@ -75,8 +86,9 @@ class MixtureReference(nn.Module):
         latent_variance: Tensor,
         location: Tensor,
         covariance_of: Tensor | None = None,
-        wide_weight: float = 0.0,
+        wide_weight: float | Tensor = 0.0,
         wide_covariance: Tensor | None = None,
+        wide_scales: Tensor | None = None,
     ) -> None:
         super().__init__()
         weights, means, covariances = weights.double(), means.double(), covariances.double()
@@ -92,26 +104,35 @@ class MixtureReference(nn.Module):
         inverse_root = torch.linalg.inv(root)
         means = (means - location) @ inverse_root.T
         covariances = inverse_root @ covariances @ inverse_root.T
-        off_diagonal = covariances - torch.diag_embed(torch.diagonal(covariances, dim1=1, dim2=2))
-        self.is_diagonal = bool(off_diagonal.abs().max() < 1e-8)
-        if wide_weight > 0.0:
+        self.is_diagonal = _are_diagonal(covariances)
+        scales, self.n_wide = torch.ones_like(weights), 0
+        # a tensor, or a number, which is a tensor of one
+        wide_weights = torch.as_tensor(wide_weight, dtype=weights.dtype, device=weights.device)
+        wide_weights = wide_weights.reshape(-1)
+        if bool(wide_weights.sum() > 0.0):
+            self.n_wide = len(wide_weights)
             wide = inverse_root @ wide_covariance.double() @ inverse_root.T
             if self.is_diagonal:
                 wide = torch.diag(torch.diagonal(wide))
-            weights = torch.cat([weights * (1.0 - wide_weight), weights.new_tensor([wide_weight])])
-            means = torch.cat([means, torch.zeros_like(means[:1])])
-            last = covariance_of.new_tensor([len(covariances)])
+            weights = torch.cat([weights * (1.0 - wide_weights.sum()), wide_weights])
+            means = torch.cat([means, means.new_zeros(self.n_wide, len(location))])
+            last = torch.full_like(covariance_of[:1], len(covariances)).expand(self.n_wide)
             covariance_of = torch.cat([covariance_of, last])
             covariances = torch.cat([covariances, wide.unsqueeze(0)])
+            ones = torch.ones_like(wide_weights)
+            scales = torch.cat([scales, ones if wide_scales is None else wide_scales.to(scales)])
         factors = _factors(covariances, self.is_diagonal)
         roots = _roots(covariances, self.is_diagonal)
         if self.is_diagonal:  # cheap enough for each component to have its own
-            factors, roots = factors[covariance_of], roots[covariance_of]
+            factors = factors[covariance_of] / scales[:, None]
+            roots = roots[covariance_of] * scales[:, None]
             covariance_of = torch.arange(len(means), device=means.device)
+            scales = torch.ones_like(scales)
         self._set_buffers(
             log_weights=torch.log(weights),
             means=means,
             covariance_of=covariance_of,
+            scales=scales,
             factors=factors,
             roots=roots,
             root=root,
@@ -119,7 +140,10 @@ class MixtureReference(nn.Module):
             location=location,
             latent_map=latent_map.double(),
             latent_scale=torch.sqrt(latent_variance.double()),
+            far=torch.zeros(0, dtype=torch.long, device=means.device),
         )
+        forms = (self._pull() * self.means).sum(1)
+        self.far = torch.nonzero(forms > _MOST_CANCELLED)[:, 0]
 
     def _set_buffers(self, **buffers: Tensor) -> None:
         for name, value in buffers.items():
@@ -129,7 +153,7 @@ class MixtureReference(nn.Module):
         """Return a module of its own on the same tensors: nothing ever writes into them."""
         twin = MixtureReference.__new__(MixtureReference)
         nn.Module.__init__(twin)
-        twin.is_diagonal = self.is_diagonal
+        twin.is_diagonal, twin.n_wide = self.is_diagonal, self.n_wide
         twin._set_buffers(**dict(self.named_buffers()))
         memo[id(self)] = twin
         return twin
@@ -209,7 +233,9 @@ class MixtureReference(nn.Module):
         """
         y, means, factors = y.double(), self.means.double(), self.factors.double()
         diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        scales = self.scales.double()
         log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
+        log_scale = log_scale - self.n_features * torch.log(scales)
         constant = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
         pull = self._pull()
         constant = constant - 0.5 * (pull * means).sum(1)
@@ -217,31 +243,64 @@ class MixtureReference(nn.Module):
             products, weights = y.square(), factors.square()
         elif self._has_few_covariances:
             squares = torch.matmul(y, factors).square().sum(-1).T
-            return torch.addmm(constant, y, pull.T) - 0.5 * squares[:, self.covariance_of]
+            half = 0.5 * scales.square().reciprocal()
+            squares = half * squares[:, self.covariance_of]
+            return self._with_far(torch.addmm(constant, y, pull.T) - squares, y)
         else:
             precision = factors @ factors.transpose(1, 2)
             first, second = torch.triu_indices(*precision.shape[1:], device=y.device)
             # off the diagonal, each product stands for two entries
             products = y[:, first] * y[:, second]
             weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
-            weights = weights[self.covariance_of]
+            weights = weights[self.covariance_of] / scales.square()[:, None]
         # one product with matrices: every further pass over (B, M) numbers costs as much
         forms = torch.cat([-0.5 * weights, pull], 1)
-        return torch.addmm(constant, torch.cat([products, y], 1), forms.T)
+        return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
+
+    def _with_far(self, log_components: Tensor, y: Tensor) -> Tensor:
+        """Return log components (B, M) with those far from zero, whose terms cancel, made anew."""
+        if len(self.far) == 0:
+            return log_components
+        white = self._whitened_by_far(y)[0]
+        factors = self.factors.double()[self.covariance_of[self.far]]
+        diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        scales = self.scales.double()[self.far]
+        constant = self.log_weights.double()[self.far] + torch.log(diagonals).sum(1)
+        constant = constant - self.n_features * (torch.log(scales) + 0.5 * LOG_2PI)
+        return log_components.index_copy(1, self.far, constant - 0.5 * white.square().sum(2))
+
+    def _whitened_by_far(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (B, D) whitened by each far component, (B, F, D), and what whitens it."""
+        factors = self.factors.double()[self.covariance_of[self.far]]
+        factors = torch.diag_embed(factors) if self.is_diagonal else factors
+        factors = factors / self.scales.double()[self.far, None, None]
+        residuals = y.double().unsqueeze(1) - self.means.double()[self.far]
+        return torch.einsum("bfd,fde->bfe", residuals, factors), factors
 
     def _pull(self) -> Tensor:
         """Return every component's precision times its mean, (M, D), in double precision."""
         means, factors = self.means.double(), self.factors.double()
         if self.is_diagonal:
             return means * factors.square()
+        # components share a factor, not a scale; defensive ones have no pull, being at zero
         white = products_by_component(means, factors, self.covariance_of)
-        return products_by_component(white, factors.transpose(1, 2), self.covariance_of)
+        pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
+        return pull / self.scales.double().square()[:, None]
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
         log_components = self.log_components(self.from_features(x))
         log_det = torch.linalg.slogdet(self.root.double())[1]
         return (torch.logsumexp(log_components, 1) - log_det).to(x.dtype)
+
+    def log_peak(self) -> Tensor:
+        """Return what no density of a row exceeds: the sum of all components' peaks, 0-d, nats."""
+        factors = self.factors.double()
+        diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
+        log_scale = log_scale - self.n_features * torch.log(self.scales.double())
+        peaks = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
+        return torch.logsumexp(peaks, 0) - torch.linalg.slogdet(self.root.double())[1]
 
     def local_mean(self, x: Tensor) -> Tensor:
         """Return the mean of the components' means, by their probabilities given x, (B, D)."""
@@ -276,14 +335,20 @@ class MixtureReference(nn.Module):
         log_components = self.log_components(y)
         log_density = torch.logsumexp(log_components, 1)
         responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
+        of_far = responsibility[:, self.far]
+        responsibility = responsibility.index_fill(1, self.far, 0.0)
         y64, factors, pull = y.double(), self.factors.double(), responsibility @ self._pull()
         if self.is_diagonal:
             grad = (responsibility @ factors.square()) * y64 - pull
         else:
             shares = responsibility.new_zeros(len(y), len(factors))
-            shares.index_add_(1, self.covariance_of, responsibility)
+            precision = responsibility / self.scales.double().square()
+            shares.index_add_(1, self.covariance_of, precision)
             white = torch.matmul(y64, factors) * shares.T[:, :, None]
             grad = torch.einsum("kbd,ked->be", white, factors) - pull
+        if len(self.far):
+            white, whitening = self._whitened_by_far(y64)
+            grad = grad + torch.einsum("bf,bfe,fde->bd", of_far, white, whitening)
         return -log_density.to(y.dtype), grad.to(y.dtype)
 
     # Draws -------------------------------------------------------------------------------------
@@ -326,9 +391,10 @@ class MixtureReference(nn.Module):
         if self.is_diagonal:
             y = self.means[component] + y / self.factors[component]
         else:
-            y = self.means[component] + products_by_component(
+            coloured = products_by_component(
                 y, self.roots.transpose(1, 2), self.covariance_of[component]
             )
+            y = self.means[component] + coloured * self.scales[component, None]
         return torch.cat([y, e], 1)
 
     # Frames ------------------------------------------------------------------------------------
@@ -350,10 +416,11 @@ class MixtureReference(nn.Module):
             )
         # factor = root^{-T}, hence rows u are whitened by u factor and coloured by s root^T
         factors, roots, which = self.factors, self.roots, self.covariance_of[component]
+        scale = self.scales[component, None]
         return Frame(
-            whiten=lambda u: products_by_component(u - means, factors, which),
-            colour=lambda s: means + products_by_component(s, roots.transpose(1, 2), which),
-            pull=lambda grad: products_by_component(grad, roots, which),
+            whiten=lambda u: products_by_component((u - means) / scale, factors, which),
+            colour=lambda s: means + scale * products_by_component(s, roots.transpose(1, 2), which),
+            pull=lambda grad: scale * products_by_component(grad, roots, which),
         )
 
     def linear_gauge(self) -> "LinearGauge":
@@ -382,6 +449,7 @@ class MixtureReference(nn.Module):
             precision = torch.diag_embed(factors.square())
         else:
             precision = (factors @ factors.transpose(1, 2))[self.covariance_of]
+            precision = precision / self.scales.double().square()[:, None, None]
         weighted = design / variance[:, None]  # (1 or M, L, D)
         posterior = precision + design.transpose(1, 2) @ weighted
         root = torch.linalg.cholesky(torch.linalg.inv(posterior))
@@ -477,6 +545,14 @@ def _check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances
             f"covariance_of must name one of {n_covariances} covariances for each of "
             f"{n_components} components, got {covariance_of.tolist()}."
         )
+
+
+def _are_diagonal(covariances: Tensor) -> bool:
+    """Tell whether covariances (M, D, D) are diagonal, each by its own variances: some are tiny."""
+    variances = torch.diagonal(covariances, dim1=1, dim2=2)
+    off_diagonal = covariances - torch.diag_embed(variances)
+    size = (variances.unsqueeze(1) * variances.unsqueeze(2)).clamp(min=0.0).sqrt()
+    return bool((off_diagonal.abs() <= _DIAGONAL * size).all())
 
 
 def _factors(covariances: Tensor, is_diagonal: bool) -> Tensor:

@@ -17,6 +17,8 @@ from sklvebm.thread_limits import limited_threads
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 _REACH = 20.0  # interquartile ranges: values farther from the median count as that far in the scale
+_UNREACHABLE = 1e30  # scales of a column: squares must be finite in single precision
+_MOST_NAMED = 5  # rows in an error
 _OVERFLOWING = 1e150  # standard deviations: squares and products with precisions may be infinite
 
 
@@ -28,8 +30,9 @@ class Standardisation(NamedTuple):
 
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Return standardised rows in float64; X is not modified."""
-        rows = np.subtract(X, self.mean, dtype=np.float64)
-        rows /= self.scale  # in place: rows can be most of the memory there is
+        with np.errstate(over="ignore"):  # what is beyond all numbers is infinitely far out
+            rows = np.subtract(X, self.mean, dtype=np.float64)
+            rows /= self.scale  # in place: rows can be most of the memory there is
         return rows
 
     def invert(self, X: np.ndarray) -> np.ndarray:
@@ -75,6 +78,27 @@ def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np
     """
     far = np.abs(rows).max(axis=1) > _OVERFLOWING
     return np.where(np.isnan(log_density) & far, -np.inf, log_density)
+
+
+def check_reach(standardised: np.ndarray, X: np.ndarray) -> None:
+    """Raise ValueError if rows (n_samples, n_features) are too far out for any density.
+
+    Raises
+    ------
+    ValueError
+        Names rows, columns, and what such values often are.
+    """
+    far = ~(np.abs(standardised) < _UNREACHABLE)
+    if not far.any():
+        return
+    rows, columns = np.flatnonzero(far.any(1)), np.flatnonzero(far.any(0))
+    first = X[rows[0], np.flatnonzero(far[rows[0]])[0]]
+    named = ", ".join(map(str, rows[:_MOST_NAMED])) + (", ..." if len(rows) > _MOST_NAMED else "")
+    raise ValueError(
+        f"Rows [{named}] of X are {_UNREACHABLE:g} scales or more from the others in columns "
+        f"{columns.tolist()} (for instance {first:.4g}), farther than any density can be "
+        "computed. If such values are codes for missing ones, replace them or drop the rows."
+    )
 
 
 def without_outliers(X: np.ndarray) -> np.ndarray:

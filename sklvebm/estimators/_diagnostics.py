@@ -1,5 +1,6 @@
 """Can the numbers of a fitted model be trusted? Measurements, a verdict and a readable report."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from sklvebm.objectives.pool import Observation
 MAX_RHAT = 1.05
 _MIN_WALKERS = 20.0
 _MIN_SWAP = 0.05
-_MIN_POSTERIOR = 0.5  # share of effective particles of the median row
+_MIN_POSTERIOR = 0.25  # share of effective particles that nine of ten rows have
+_MOST_EXCESS = 1e-3  # nats
+_LEAST_DISTINCT = 0.9
 
 
 class Diagnostics(NamedTuple):
@@ -41,16 +44,30 @@ class Diagnostics(NamedTuple):
         Annealing from the model, nats.
     rare_mass : float
         Nats that components of the reference too rare for the walkers add to log Z.
+    log_z_importance, importance_shape : float
+        Importance estimate of log Z, nats, from draws of the reference half of which are of its
+        defensive component; and the shape of the weights' tail: below 0.7, the estimate can be
+        relied on.
+    log_z_defended : float
+        The same draws annealed to the model, nats.
+    log_z_from_model, from_model_shape : float
+        Importance estimate from draws of the model, nats, and the shape of its tail.
+    excess_density : float
+        Nats by which a row's density under the reference is above the highest that its components
+        allow: more than zero is impossible, and rounding.
+    distinct_draws : float
+        Share of draws of the reference that differ from all others.
     bracket_width : float
         `log_partition_.upper - log_partition_.lower`, nats.
     tolerance : float
-        Width up to which the bracket is trusted, nats.
+        Width up to which the bracket is trusted, nats; at least a tenth of what the energy gains
+        over its reference on held-out rows.
     walker_sample_size : float
         Effective number of the `n_walkers` walkers of forward annealing.
     n_walkers, n_annealing_steps : int
         Effort of the normaliser.
     posterior_sample_size : float
-        Median over training rows of the effective number of posterior particles.
+        Effective number of posterior particles that nine of ten training rows have.
     n_posterior_particles : int
         Posterior particles per row; 0 without latents.
     """
@@ -67,6 +84,13 @@ class Diagnostics(NamedTuple):
     log_z_upper: float
     log_z_upper_error: float
     rare_mass: float
+    log_z_importance: float
+    importance_shape: float
+    log_z_defended: float
+    log_z_from_model: float
+    from_model_shape: float
+    excess_density: float
+    distinct_draws: float
     bracket_width: float
     tolerance: float
     walker_sample_size: float
@@ -78,6 +102,12 @@ class Diagnostics(NamedTuple):
     def problems(self) -> list[str]:
         """Return what is wrong, each with the parameter to change; empty if nothing is."""
         found = []
+        if self.excess_density > _MOST_EXCESS or self.distinct_draws < _LEAST_DISTINCT:
+            found.append(
+                "the reference is not what its components say (densities above their peaks by "
+                f"{self.excess_density:.2g} nats, {self.distinct_draws:.0%} of draws distinct): "
+                "numbers of X are too different in size; drop rows far from the others"
+            )
         if self.bracket_width > self.tolerance:
             found.append(
                 f"the bracket of log Z is {self.bracket_width:.2g} nats wide (tolerance "
@@ -101,8 +131,9 @@ class Diagnostics(NamedTuple):
             )
         if self.posterior_sample_size < _MIN_POSTERIOR * self.n_posterior_particles:
             found.append(
-                f"{self.posterior_sample_size:.0f} of {self.n_posterior_particles} posterior "
-                "particles of the median row are effective: decrease n_components or increase alpha"
+                f"one row in ten has fewer than {self.posterior_sample_size:.0f} of "
+                f"{self.n_posterior_particles} posterior particles effective: decrease "
+                "n_components or increase alpha"
             )
         return found
 
@@ -124,6 +155,9 @@ class Diagnostics(NamedTuple):
             f"log Z, from above   {self.log_z_upper:.3f} +- {self.log_z_upper_error:.3f} nats",
             f"bracket             {self.bracket_width:.3f} nats wide, tolerance "
             f"{self.tolerance:.3f}; {self.rare_mass:.3f} for rare components",
+            f"independently       {self.log_z_importance:.3f} nats by importance weights (tail "
+            f"{self.importance_shape:.2f}), {self.log_z_defended:.3f} annealed, "
+            f"{self.log_z_from_model:.3f} from the model (tail {self.from_model_shape:.2f})",
             f"walkers             {self.walker_sample_size:.0f} of {self.n_walkers} effective, "
             f"{self.n_annealing_steps} annealing steps",
             f"acceptance          {row(self.acceptance)}",
@@ -149,11 +183,8 @@ def disagreement(observations: list[Observation]) -> float:
 
 def diagnose(
     normalisation: Normalisation,
-    rare_mass: float,
     observations: list[Observation],
-    tolerance: float,
-    posterior_sample_size: float,
-    n_posterior_particles: int,
+    **measured: float,
 ) -> Diagnostics:
     """Summarise a normalisation and watched pools.
 
@@ -161,16 +192,10 @@ def diagnose(
     ----------
     normalisation : Normalisation
         Bracket of log Z.
-    rare_mass : float
-        Nats of it that come from rare components.
     observations : list of Observation
         One for each start; the same number of sweeps each.
-    tolerance : float
-        Width up to which the bracket is trusted, nats.
-    posterior_sample_size : float
-        Median effective number of posterior particles.
-    n_posterior_particles : int
-        Posterior particles per row.
+    **measured : float
+        All other fields of `Diagnostics`, by their names.
     """
     traces = torch.cat([o.traces for o in observations], 1)  # (2, chains, sweeps)
     acceptance = torch.stack([o.acceptance for o in observations]).mean(0)
@@ -188,12 +213,45 @@ def diagnose(
         log_z_lower_error=normalisation.forward_error,
         log_z_upper=normalisation.reverse,
         log_z_upper_error=normalisation.reverse_error,
-        rare_mass=rare_mass,
         bracket_width=estimate.upper - estimate.lower,
-        tolerance=tolerance,
         walker_sample_size=estimate.effective_sample_size,
         n_walkers=normalisation.n_walkers,
         n_annealing_steps=normalisation.n_steps,
-        posterior_sample_size=posterior_sample_size,
-        n_posterior_particles=n_posterior_particles,
+        **measured,
+    )
+
+
+def diagnose_reference(n_temperatures: int, **measured: float) -> Diagnostics:
+    """Return the diagnostics of a model that is its reference: exact, with nothing to move.
+
+    Parameters
+    ----------
+    n_temperatures : int
+        Rungs of the ladder, all of which are the same density.
+    **measured : float
+        The fields that are measured on rows and draws, by their names.
+    """
+    return Diagnostics(
+        acceptance=[1.0] * n_temperatures,
+        swap_rates=[1.0] * (n_temperatures - 1),
+        round_trips=0,
+        rhat=1.0,
+        split_rhat=1.0,
+        pool_sample_size=0.0,
+        n_pool_draws=0,
+        log_z_lower=0.0,
+        log_z_lower_error=0.0,
+        log_z_upper=0.0,
+        log_z_upper_error=0.0,
+        rare_mass=0.0,
+        log_z_importance=0.0,
+        importance_shape=-math.inf,
+        log_z_defended=0.0,
+        log_z_from_model=0.0,
+        from_model_shape=-math.inf,
+        bracket_width=0.0,
+        walker_sample_size=math.inf,
+        n_walkers=0,
+        n_annealing_steps=0,
+        **measured,
     )

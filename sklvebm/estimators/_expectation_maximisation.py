@@ -20,6 +20,12 @@ PRIOR_ROWS = 0.5  # that the common covariance counts as in each component's own
 _LEAST_PROGRESS = 1e-3  # nats per row and iteration
 # features up to which products of features are cheaper than residuals of every component
 _FEW_FEATURES = 24
+# squares of rows, over the least variance, up to which quadratic forms may be expanded: the terms
+# cancel, and leave an error of a thousandth of a nat
+_MOST_CANCELLED = 1e13
+# a component's own variance is trusted where it has several times as many rows as a covariance
+# has columns; then the common one counts as at most so many times it
+_TRUSTED_ROWS, _MOST_POOLED = 2.0, 10.0
 
 
 class Mixture(NamedTuple):
@@ -33,7 +39,11 @@ class Mixture(NamedTuple):
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """Return log densities of rows X, (n_samples,), nats."""
-        return _log_sum_exp(log_joint(Statistics(X, self.covariance_type), self))
+        variances = self.covariances
+        if self.covariance_type != "diag":
+            variances = np.diagonal(variances, axis1=-2, axis2=-1)
+        rows = Statistics(X, self.covariance_type, float(variances.min()))
+        return _log_sum_exp(log_joint(rows, self))
 
     def covariance_matrices(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the covariances (K, D, D) and which of them each component has, (M,)."""
@@ -63,11 +73,18 @@ class Statistics:
         Rows of about unit scale around zero: products cancel digits far away from it.
     covariance_type : {"full", "tied", "diag"}
         Whose products.
+    least_variance : float
+        Of any component: where squares of rows are too large beside it, no products are made.
     """
 
-    def __init__(self, X: np.ndarray, covariance_type: str) -> None:
+    def __init__(self, X: np.ndarray, covariance_type: str, least_variance: float = 1e-6) -> None:
         self.X, self.products, self.pairs = X, None, None
+        # divided first: squares may overflow
+        farthest = np.abs(X).max(initial=0.0) / np.sqrt(max(least_variance, 1e-300))
+        self.is_large = bool(farthest > np.sqrt(_MOST_CANCELLED))
         n_features = X.shape[1]
+        if self.is_large:
+            return
         if covariance_type == "diag":
             self.products = X**2
         elif covariance_type == "full" and n_features <= _FEW_FEATURES:
@@ -78,7 +95,9 @@ class Statistics:
 def log_joint(rows: Statistics, mixture: Mixture) -> np.ndarray:
     """Return `log w_m N(x; m_m, C_m)` of every row and component, (n_samples, M), nats."""
     X, means = rows.X, mixture.means
-    if mixture.covariance_type == "diag":
+    if rows.is_large:
+        quadratic, log_det = _residual_forms(X, mixture)
+    elif mixture.covariance_type == "diag":
         precisions = 1.0 / mixture.covariances
         quadratic = rows.products @ precisions.T - 2.0 * (X @ (means * precisions).T)
         quadratic += (means**2 * precisions).sum(1)
@@ -101,15 +120,33 @@ def _whitened(X: np.ndarray, lower: np.ndarray) -> np.ndarray:
     return solve_triangular(lower, X.T, lower=True, check_finite=False).T
 
 
+def _residual_forms(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
+    """Return quadratic forms (n_samples, M) and log determinants (M,), without expanding squares.
+
+    Slower than the expanded forms, and right however far from zero components are.
+    """
+    covariances, of = mixture.covariances, np.arange(len(mixture.means))
+    if mixture.covariance_type == "diag":
+        forms = [
+            ((X - mean) ** 2 / variance).sum(1)
+            for mean, variance in zip(mixture.means, covariances, strict=True)
+        ]
+        return np.stack(forms, 1), np.log(covariances).sum(1)
+    if mixture.covariance_type == "tied":
+        covariances, of = covariances[None], np.zeros_like(of)
+    lower = np.linalg.cholesky(covariances)
+    log_det = 2.0 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
+    forms = [
+        (_whitened(X - mean, lower[k]) ** 2).sum(1)
+        for mean, k in zip(mixture.means, of, strict=True)
+    ]
+    return np.stack(forms, 1), log_det[of]
+
+
 def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
     X, means = rows.X, mixture.means
     if rows.products is None:
-        lower = np.linalg.cholesky(mixture.covariances)
-        columns = [
-            (_whitened(X - mean, factor) ** 2).sum(1)
-            for factor, mean in zip(lower, means, strict=True)
-        ]
-        return np.stack(columns, 1)
+        return _residual_forms(X, mixture)[0]
     precisions = np.linalg.inv(mixture.covariances)
     first, second = rows.pairs
     # off the diagonal, each product stands for two entries
@@ -125,12 +162,12 @@ def maximise(
     rows: Statistics,
     responsibilities: np.ndarray,
     covariance_type: str,
-    ridge: float,
+    ridge: float | np.ndarray,
     prior_rows: float = 0.0,
 ) -> Mixture:
     """Return the likeliest mixture given responsibilities (n_samples, M): the M step.
 
-    With `prior_rows`, covariances of components are averaged with that of all components, which
+    The ridge is added to the variance of every column, or of each its own, (n_features,). With `prior_rows`, covariances of components are averaged with that of all components, which
     counts as so many rows: a component that holds one row has no spread of its own.
     """
     X = rows.X
@@ -138,11 +175,11 @@ def maximise(
     means = (responsibilities.T @ X) / counts[:, None]
     n_features = X.shape[1]
     if covariance_type == "diag":
-        covariances = (responsibilities.T @ rows.products) / counts[:, None] - means**2
-        covariances = _shrunk(np.maximum(covariances, 0.0), counts, prior_rows) + ridge
+        variances = _variances(rows, responsibilities, counts, means)
+        covariances = _shrunk(variances, counts, prior_rows) + ridge
     elif covariance_type == "tied":
-        scatter = X.T @ X - (counts * means.T) @ means
-        covariances = scatter / counts.sum() + ridge * np.eye(n_features)
+        covariances = _common_covariance(rows, responsibilities, counts, means)
+        covariances += ridge * np.eye(n_features)
     else:
         covariances = _full_covariances(rows, responsibilities, counts, means)
         covariances = _shrunk(covariances, counts, prior_rows)
@@ -151,10 +188,48 @@ def maximise(
 
 
 def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:
-    """Return the covariances (M, ...) of components with so many rows of their mean added."""
+    """Return the covariances (M, D, D) or variances (M, D) with so many rows of their mean added.
+
+    The mean is that of all components, and the largest of them set it. A component that has rows
+    enough to know its own variance takes a multiple of that instead, where it is less: half a row
+    in three hundred must not make small rows a thousand times as wide as they are.
+    """
     pooled = np.average(covariances, axis=0, weights=counts)
     share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
-    return covariances + share * (pooled - covariances)
+    is_full = covariances.ndim == 3
+    own = np.diagonal(covariances, axis1=1, axis2=2) if is_full else covariances
+    common = np.diag(pooled) if is_full else pooled
+    least = np.minimum(common, _MOST_POOLED * own)
+    columns = own.shape[1] + 1
+    unknown = np.exp(np.minimum(columns - counts, 0.0) / (_TRUSTED_ROWS * columns))[:, None]
+    prior = least + unknown * (common - least)
+    if is_full:
+        # the common correlations, with a scale of the component's own
+        size = np.sqrt(prior / np.where(common > 0.0, common, 1.0))
+        prior = pooled * size[:, :, None] * size[:, None, :]
+    return covariances + share * (prior - covariances)
+
+
+def _variances(
+    rows: Statistics, responsibilities: np.ndarray, counts: np.ndarray, means: np.ndarray
+) -> np.ndarray:
+    if rows.products is not None:
+        variances = (responsibilities.T @ rows.products) / counts[:, None] - means**2
+        return np.maximum(variances, 0.0)
+    residuals = (
+        weight @ (rows.X - mean) ** 2
+        for weight, mean in zip(responsibilities.T, means, strict=True)
+    )
+    return np.stack(list(residuals)) / counts[:, None]
+
+
+def _common_covariance(
+    rows: Statistics, responsibilities: np.ndarray, counts: np.ndarray, means: np.ndarray
+) -> np.ndarray:
+    if rows.is_large:
+        each = _full_covariances(rows, responsibilities, counts, means)
+        return np.average(each, axis=0, weights=counts)
+    return (rows.X.T @ rows.X - (counts * means.T) @ means) / counts.sum()
 
 
 def _full_covariances(
@@ -175,6 +250,13 @@ def _full_covariances(
     return covariances
 
 
+def _nearest(X: np.ndarray, centres: np.ndarray, is_large: bool) -> np.ndarray:
+    """Return the number of the nearest centre (M, D) of every row, (n_samples,)."""
+    if is_large:
+        return np.stack([((X - centre) ** 2).sum(1) for centre in centres], 1).argmin(1)
+    return ((centres**2).sum(1) - 2.0 * (X @ centres.T)).argmin(1)
+
+
 def _log_sum_exp(log_values: np.ndarray) -> np.ndarray:
     """Return the log of the sum over columns, and turn the argument into shares of it, in place."""
     largest = log_values.max(1, keepdims=True)
@@ -186,7 +268,7 @@ def _log_sum_exp(log_values: np.ndarray) -> np.ndarray:
 
 
 def fit_mixture(
-    X: np.ndarray, n_components: int, covariance_type: str, ridge: float, seed: int
+    X: np.ndarray, n_components: int, covariance_type: str, ridge: float | np.ndarray, seed: int
 ) -> Mixture:
     """Fit a Gaussian mixture by expectation maximisation.
 
@@ -198,7 +280,7 @@ def fit_mixture(
         Components M.
     covariance_type : {"full", "tied", "diag"}
         A covariance for each component, one for all, or variances for each.
-    ridge : float
+    ridge : float or ndarray of shape (n_features,)
         Added to variances, squared units of X.
     seed : int
         Of the start: rows go to the nearest of the centres that k-means++ draws.
@@ -207,17 +289,23 @@ def fit_mixture(
     -------
     mixture : Mixture
         After 50 iterations, or once one of them gains less than 0.001 nats per row.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a covariance is singular to rounding: rows of very different size share a component.
     """
-    rows = Statistics(X, covariance_type)
+    rows = Statistics(X, covariance_type, float(np.min(ridge)))
     centres, _ = kmeans_plusplus(X, n_components, random_state=seed)
-    distances = (centres**2).sum(1) - 2.0 * (X @ centres.T)
     responsibilities = np.zeros((len(X), n_components))
-    responsibilities[np.arange(len(X)), distances.argmin(1)] = 1.0
+    responsibilities[np.arange(len(X)), _nearest(X, centres, rows.is_large)] = 1.0
     before = -np.inf
     for _ in range(_MAX_ITERATIONS):
         mixture = maximise(rows, responsibilities, covariance_type, ridge, PRIOR_ROWS)
         responsibilities = log_joint(rows, mixture)
         now = _log_sum_exp(responsibilities).mean()
+        if not np.isfinite(now):
+            raise np.linalg.LinAlgError("rows are too far apart for these components")
         if now - before < _LEAST_PROGRESS:
             break
         before = now

@@ -14,10 +14,12 @@ from sklvebm.charts import Chart
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
 from sklvebm.estimators._boundary import (
     Standardisation,
+    check_reach,
     numerical_session,
     resolve_device,
     seeded_generator,
     standardisation,
+    without_outliers,
     working_memory,
 )
 from sklvebm.estimators._diagnostics import Diagnostics
@@ -35,11 +37,15 @@ from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.particles import ParticleState
+from sklvebm.reach import Reach, reach_of
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import team
 from sklvebm.training import Objective, Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
+_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # of the reference, and of rows or draws
+_OPEN_SHARE = 0.1  # of the gain over the reference, that the bracket of log Z may be wide
+_FARTHEST = 1e9  # standard deviations: rows count as that far in training
 _FEW_DIMENSIONS = 7  # features and latents together
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
 
@@ -151,8 +157,15 @@ def pool_of(settings: SimpleNamespace) -> TemperedPool:
     )
 
 
-def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: int) -> PathEnergy:
+def build_energy(
+    settings: SimpleNamespace,
+    reference: MixtureReference,
+    seed: int,
+    reach: Reach | None = None,
+) -> PathEnergy:
     """Join the reference to a network that corrects it, or to a copy of the user's energy.
+
+    The correction fades beyond `reach`; None lets it act everywhere.
 
     Raises
     ------
@@ -164,7 +177,7 @@ def build_energy(settings: SimpleNamespace, reference: MixtureReference, seed: i
     if settings.energy is None:
         width = reference.n_features
         network = correction_network(settings, width, reference.n_latents, generator)
-        return AnchoredEnergy(reference, network)
+        return AnchoredEnergy(reference, network, reach=reach)
     if isinstance(settings.energy, nn.Module):
         network = copy.deepcopy(settings.energy)
     elif callable(settings.energy):
@@ -232,6 +245,7 @@ def fit_base(
     """
     chart = standardisation(X)
     warn_of_repeated_rows(X)
+    check_reach(chart.apply(X), X)
     standardised = chart.apply(X[rows.fitted])
     by_validation = isinstance(settings.reference, str) and settings.reference == "mixture"
     choice = choose_mixture(standardised, random_state) if by_validation else None
@@ -248,7 +262,9 @@ def start_training(
     device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
     chart, standardised, reference, choice = fit_base(X, rows, settings, random_state)
     seed = random_state.randint(np.iinfo(np.int32).max)
-    energy = build_energy(settings, copy.deepcopy(reference), seed).to(device=device, dtype=dtype)
+    reach = reach_of_rows(standardised, reference, seed)
+    energy = build_energy(settings, copy.deepcopy(reference), seed, reach)
+    energy = energy.to(device=device, dtype=dtype)
     optimisation = start_optimisation(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
@@ -259,6 +275,14 @@ def start_training(
         source = np.random.RandomState(seed)
         latent_chart = fit_chart(standardised, reference, settings.latent_map, source)
     return chart, Training(optimisation, state, reference, choice, latent_chart)
+
+
+def reach_of_rows(rows: np.ndarray, reference: MixtureReference, seed: int) -> Reach:
+    """Return how far a correction reaches: where standardised rows and the reference's draws are."""
+    generator = torch.Generator().manual_seed(seed)
+    y = reference.sample(_REACH_DRAWS, generator)[:, : reference.n_features]
+    inner = torch.from_numpy(without_outliers(rows))
+    return reach_of(inner, reference.to_features(y), _REACH_SHARE)
 
 
 def continue_training(
@@ -304,7 +328,8 @@ def continue_training(
     like = energy.reference.location
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, like.device)
-    standardised = torch.from_numpy(chart.apply(X)).to(like)
+    # moved in as far as single precision needs: a correction is zero there anyway
+    standardised = torch.from_numpy(chart.apply(X).clip(-_FARTHEST, _FARTHEST)).to(like)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
     del standardised  # copies have been taken
 
@@ -336,6 +361,12 @@ def continue_training(
         if not may_fall_back or promised_gain(kept, result, monitor, rival) > 0.0:
             model, diagnostics = normalised(kept, training.reference)
             gain = gain_over_reference(model, monitor, rival)
+            # log Z counts from its upper end: a tenth of the gain may be open
+            tolerance = max(diagnostics.tolerance, _OPEN_SHARE * gain)
+            diagnostics = diagnostics._replace(tolerance=tolerance)
+            if diagnostics.problems():
+                # a score that nobody can vouch for is no reason to give up one that is exact
+                gain = min(gain, 0.0)
         lower_bound = result.best_lower_bound
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from sklvebm.estimators._boundary import without_outliers
 from sklvebm.estimators._expectation_maximisation import fit_mixture
+from sklvebm.estimators.quantisation import resolution
+from sklvebm.reference import LOG_2PI
 
 _COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
 _COVARIANCE_TYPES = ("full", "tied", "diag")
@@ -23,9 +25,19 @@ _MANY_ROWS = 1000  # more are split once, a quarter of them held out
 TIE = 0.25  # standard errors of a paired difference
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
 _FIRST_RIDGE = 1e-3
+_IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
+# the shortest interval with this share of a column's distinct values, over what it is of normal
+# ones; where it is less than a tenth, the column has rows of two sizes
+_DENSEST, _NORMAL_WIDTH, _FINE = 0.1, 0.25132, 0.1
+_LEAST_UNIT = 1e-7  # standard deviations: finer ones are rounding in double precision
 COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
 WIDE_WEIGHT = 0.05  # until it is fitted
 _WIDE_SPREAD = 2.0  # standard deviations of the data
+# Defensive components have one shape and these scales: together a discrete scale mixture that
+# decays like Student's t with so many degrees of freedom. With three, draws keep a variance.
+TAIL_SCALES = 10.0 ** np.arange(10)
+_TAIL_DEGREES = 3.0
+TAIL_SHARES = TAIL_SCALES**-_TAIL_DEGREES / (TAIL_SCALES**-_TAIL_DEGREES).sum()
 
 
 class Candidate(NamedTuple):
@@ -33,7 +45,7 @@ class Candidate(NamedTuple):
 
     n_components: int
     covariance_type: str
-    ridge: float  # added to variances, standardised units squared
+    ridge: float  # added to variances, in `ridge_units`
 
 
 class Fold(NamedTuple):
@@ -41,7 +53,7 @@ class Fold(NamedTuple):
 
     train: np.ndarray
     test: np.ndarray
-    wide: np.ndarray  # log density of the test rows under the wide component, nats
+    wide: np.ndarray  # (N, K), log densities of the test rows under defensive components, nats
 
 
 class HeldOutLosses:
@@ -56,18 +68,25 @@ class HeldOutLosses:
         The cross-validation.
     seed : int
         Start of the first member; the others count on from it.
+    units : ndarray of shape (n_features,)
+        What ridges are multiples of, standardised units squared.
     """
 
-    def __init__(self, folds: list[Fold], seed: int) -> None:
-        self.folds, self.seed = folds, seed
-        self.wide = np.concatenate([fold.wide for fold in folds])
+    def __init__(self, folds: list[Fold], seed: int, units: np.ndarray) -> None:
+        self.folds, self.seed, self.units = folds, seed, units
+        self.wide_components = np.concatenate([fold.wide for fold in folds])
+        self.wide = logsumexp(self.wide_components + np.log(TAIL_SHARES), axis=1)
         self._member = functools.cache(self._member_log_density)
 
     def _member_log_density(self, number: int, candidate: Candidate) -> np.ndarray:
         parts = []
+        kind, ridge = candidate[:2], candidate.ridge * self.units
         for fold in self.folds:
-            mixture = fit_mixture(fold.train, *candidate, self.seed + number)
-            parts.append(mixture.score_samples(fold.test))
+            try:
+                mixture = fit_mixture(fold.train, *kind, ridge, self.seed + number)
+                parts.append(mixture.score_samples(fold.test))
+            except np.linalg.LinAlgError:  # rows of very different size: another candidate may do
+                parts.append(np.full(len(fold.test), _IMPOSSIBLE))
         return np.concatenate(parts)
 
     def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
@@ -122,7 +141,8 @@ def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dic
         if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
     ]
     simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
-    ridge = _search_ridge(lambda ridge: losses.mean(simplest._replace(ridge=ridge)), ridge)
+    ridges = _ridges(losses.units)
+    ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
 
 
@@ -154,11 +174,41 @@ def _search_components(
     return tried
 
 
-def _search_ridge(loss: Callable[[float], float], first: float) -> float:
+def ridge_units(X: np.ndarray) -> np.ndarray:
+    """Return what ridges are multiples of in each column of standardised rows, (n_features,).
+
+    One, but where small and large rows share a column, and the large ones set its scale: there the
+    squared scale of the densest tenth of its values, on which a ridge must not be coarse. Never
+    finer than the rounding of the values.
+    """
+    return np.array([_ridge_unit(column) for column in X.T])
+
+
+def _ridge_unit(column: np.ndarray) -> float:
+    values = np.unique(column)
+    n = int(np.ceil(_DENSEST * len(values)))
+    if n < 2:
+        return 1.0
+    scale = (values[n:] - values[:-n]).min() / _NORMAL_WIDTH
+    step = resolution(column[:, None])[0]
+    # continuous in the scale: an almost ordinary column must not jump
+    scale = max(min(1.0, scale / _FINE), step / np.sqrt(12.0 * COVARIANCE_FLOOR), _LEAST_UNIT)
+    return float(min(1.0, scale) ** 2)
+
+
+def _ridges(units: np.ndarray) -> tuple[float, ...]:
+    """Return the ridges to search among, ascending; more where the unit is finer than one."""
+    ridges = list(_RIDGES)
+    while ridges[-1] * units.min() < 0.1 * _RIDGES[-1]:
+        ridges.append(10.0 * ridges[-1])
+    return tuple(ridges)
+
+
+def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[float, ...]) -> float:
     """Return the ridge with the least loss, searched from the first one in both directions."""
     losses = {first: loss(first)}
-    position = _RIDGES.index(first)
-    for side in (_RIDGES[position + 1 :], _RIDGES[:position][::-1]):
+    position = ridges.index(first)
+    for side in (ridges[position + 1 :], ridges[:position][::-1]):
         for ridge in side:
             losses[ridge] = loss(ridge)
             if losses[ridge] > min(losses.values()):
@@ -231,8 +281,17 @@ def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
 
 
 def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
-    wide = multivariate_normal(train.mean(0), wide_covariance(train))
-    return Fold(train, test, wide.logpdf(test).reshape(-1))
+    return Fold(train, test, log_wide_components(train, test))
+
+
+def log_wide_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return log densities (N, K) of rows under the defensive components for others, nats."""
+    root = np.linalg.cholesky(wide_covariance(train))
+    white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
+    constant = np.log(np.diag(root)).sum() + 0.5 * test.shape[1] * LOG_2PI
+    # scaled first: squares of rows far out may overflow
+    squares = np.stack([((white / scale) ** 2).sum(0) for scale in TAIL_SCALES], 1)
+    return -0.5 * squares - constant - test.shape[1] * np.log(TAIL_SCALES)
 
 
 def wide_covariance(X: np.ndarray) -> np.ndarray:

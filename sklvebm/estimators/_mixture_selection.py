@@ -14,6 +14,7 @@ from scipy.special import logsumexp
 from sklvebm.estimators._expectation_maximisation import Mixture, fit_mixture
 from sklvebm.estimators._mixture_search import (
     COVARIANCE_FLOOR,
+    TAIL_SHARES,
     TIE,
     WIDE_WEIGHT,
     Candidate,
@@ -21,6 +22,7 @@ from sklvebm.estimators._mixture_search import (
     allowed_components,
     one_fold,
     plain_arrays_on_one_thread,
+    ridge_units,
     search_singles,
     split_folds,
 )
@@ -29,11 +31,12 @@ from sklvebm.estimators._mixture_search import (
 LEAST_WIDE_WEIGHT = 0.01
 _LIGHTEST = 0.25  # held-out rows
 _MOST_WIDE_WEIGHT = 0.3
+_TAIL_ROWS = 1.0  # that a Student-like tail counts as where held-out rows shape the tail
 _N_WEIGHT_ITERATIONS = 200
-_MAX_ROWS_TO_CHOOSE = 6000
+MOST_ROWS_TO_CHOOSE = 6000
 MOST_FITTED_ROWS = 20_000
 # for which components are counted again, on as many rows as members have
-_ROWS_TO_GROW = 2 * _MAX_ROWS_TO_CHOOSE
+_ROWS_TO_GROW = 2 * MOST_ROWS_TO_CHOOSE
 _MOST_ROWS_TO_JUDGE = 10_000
 _LEAST_GAIN = 1e-3  # nats, for which an ensemble is worth its cost
 _N_TRIED = 4  # members of an ensemble while candidates are compared
@@ -60,7 +63,8 @@ class MixtureChoice(NamedTuple):
     """What cross-validation prefers."""
 
     parts: tuple[MixturePart, ...]  # their weights sum to one
-    wide_weight: float  # of the wide component beside them
+    wide_weight: float  # of the defensive components beside them
+    wide_shares: tuple[float, ...] = tuple(TAIL_SHARES)  # of each of these, summing to one
 
 
 class MixtureEnsemble(NamedTuple):
@@ -92,18 +96,31 @@ def fit_ensemble(
     Returns
     -------
     ensemble : MixtureEnsemble
-        As many members as `choice` says.
+        As many members as `choice` says; fewer, if rounding makes covariances of some singular.
+
+    Raises
+    ------
+    ValueError
+        If it makes all of them singular.
     """
     X = X[random_state.permutation(len(X))]
-    seed = random_state.randint(2**30)
+    seed, units = random_state.randint(2**30), ridge_units(X[:MOST_ROWS_TO_CHOOSE])
     members, weights = [], []
+    starts = (part for part in choice.parts for _ in range(part.n_members))
     with plain_arrays_on_one_thread():
-        for part in choice.parts:
-            for _ in range(part.n_members):
-                rows = _some_rows(X, seed + len(members))
-                members.append(fit_mixture(rows, *part.candidate, seed + len(members)))
+        for number, part in enumerate(starts, seed):
+            kind, ridge = part.candidate[:2], part.candidate.ridge * units
+            try:
+                members.append(fit_mixture(_some_rows(X, number), *kind, ridge, number))
                 weights.append(part.weight / part.n_members)
-    return MixtureEnsemble(members, np.array(weights))
+            except np.linalg.LinAlgError:
+                continue
+    if not members:
+        raise ValueError(
+            "No Gaussian mixture can be fitted to X: its columns hold numbers of too different "
+            "size. Take logarithms of them, or drop the rows that are far from the others."
+        )
+    return MixtureEnsemble(members, np.array(weights) / np.sum(weights))
 
 
 def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
@@ -136,27 +153,31 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         One component without cross-validation, if there are fewer rows than folds.
     """
     seed = random_state.randint(2**30)
-    every, X = X, X[random_state.permutation(len(X))[:_MAX_ROWS_TO_CHOOSE]]
+    every, X = X, X[random_state.permutation(len(X))[:MOST_ROWS_TO_CHOOSE]]
     folds, others = split_folds(X)
     if not folds:
         one = Candidate(1, "diag", COVARIANCE_FLOOR)
         return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
-    losses = HeldOutLosses(folds, seed)
+    units = ridge_units(X)
+    losses = HeldOutLosses(folds, seed, units)
     shares = _chosen_shares(X, losses)
     if len(every) >= _ROWS_TO_GROW:
         every = every[np.random.RandomState(seed).permutation(len(every))]
         fold = one_fold(every, MOST_FITTED_ROWS, _MOST_ROWS_TO_JUDGE)
-        losses = HeldOutLosses([fold], seed)
+        losses = HeldOutLosses([fold], seed, units)
         shares = _grown(losses, shares)
-        main, wide, n_tried = _log_density(losses, shares, _N_GROWN), losses.wide, _N_GROWN
+        n_tried = _N_GROWN
+        main, wide = _log_density(losses, shares, n_tried), losses.wide_components
     else:
-        main, wide, n_tried = _log_density(losses, shares), losses.wide, _N_TRIED
+        n_tried = _N_TRIED
+        main, wide = _log_density(losses, shares), losses.wide_components
         if others:  # rows in the tails are few: all are asked, of one member each
-            losses_of_others = HeldOutLosses(others, seed)
+            losses_of_others = HeldOutLosses(others, seed, units)
             main = np.append(main, _log_density(losses_of_others, shares, 1))
-            wide = np.append(wide, losses_of_others.wide)
+            wide = np.concatenate([wide, losses_of_others.wide_components])
     parts = _parts(losses, shares, X.shape[1], n_tried)
-    return MixtureChoice(parts, fitted_wide_weight(main, wide))
+    weight = fitted_wide_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1))
+    return MixtureChoice(parts, weight, fitted_wide_shares(main, wide, weight))
 
 
 def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
@@ -339,3 +360,31 @@ def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
     """
     weight = likeliest_weights(np.stack([main, wide], 1))[1]
     return float(np.clip(weight, _LIGHTEST / len(main), _MOST_WIDE_WEIGHT))
+
+
+def fitted_wide_shares(main: np.ndarray, wide: np.ndarray, wide_weight: float) -> tuple[float, ...]:
+    """Return the shares of the defensive components that rows make likeliest, by EM.
+
+    Rows decide where there are some; beyond, a Student-like tail goes on. It counts as one row.
+
+    Parameters
+    ----------
+    main : ndarray of shape (n_samples,)
+        Log densities of held-out rows under the mixtures, nats.
+    wide : ndarray of shape (n_samples, n_wide)
+        Log densities under each defensive component, nats.
+    wide_weight : float
+        Of all defensive components together.
+
+    Returns
+    -------
+    shares : tuple of float
+        Positive, summing to one.
+    """
+    shares = TAIL_SHARES
+    for _ in range(_N_WEIGHT_ITERATIONS):
+        joint = np.log(wide_weight) + np.log(shares) + wide
+        total = np.logaddexp(np.log1p(-wide_weight) + main, logsumexp(joint, axis=1))
+        counts = np.exp(joint - total[:, None]).sum(0) + _TAIL_ROWS * TAIL_SHARES
+        shares = counts / counts.sum()
+    return tuple(float(share) for share in shares)

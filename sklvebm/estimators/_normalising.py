@@ -3,34 +3,44 @@
 import copy
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.energies import PathEnergy
+from sklvebm.energies import AnchoredEnergy, PathEnergy
 from sklvebm.estimators._boundary import Standardisation
-from sklvebm.estimators._diagnostics import MAX_RHAT, Diagnostics, diagnose, disagreement
+from sklvebm.estimators._diagnostics import (
+    MAX_RHAT,
+    Diagnostics,
+    diagnose,
+    diagnose_reference,
+    disagreement,
+)
 from sklvebm.estimators._iterative_fit import doubt
 from sklvebm.estimators._model import Model
 from sklvebm.gradients import joint_target
+from sklvebm.independent_check import check_independently, widened
 from sklvebm.inference import ROW_PARTICLES, posterior_particles
 from sklvebm.log_partition import (
     Ladder,
+    LogPartition,
+    Normalisation,
     effective_sample_size,
     estimate_log_partition,
     latent_nodes,
 )
-from sklvebm.objectives.pool import Observation, observe_pool, pool_corrections
+from sklvebm.objectives.pool import Observation, observe_pool
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.particles import IndependentNoise, ParticleState
-from sklvebm.rare_components import rare_components, with_rare
+from sklvebm.rare_components import defended, rare_components, with_rare
 from sklvebm.reference import MixtureReference
 from sklvebm.training import TrainingResult
 
 _EQUILIBRATION_SWEEPS, _MOST_SWEEPS = 20, 60  # the first, and one more per feature
 _WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
-_WATCHED_OF_REFERENCE = 4  # sweeps, of a model that is its reference
+_DEFENSIVE_SHARE = 0.5  # of the particles of a pool that starts away from the data
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
 _MOST_CHAINS = 2**12  # of a pool that is watched: traces of more would outgrow it
@@ -38,7 +48,8 @@ _MOST_CHAINS = 2**12  # of a pool that is watched: traces of more would outgrow 
 _WANTED = (0.02, 0.005)  # the effort stops growing
 _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
 _MAX_STEPS = 512
-_POSTERIOR_ROWS = 100
+_POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1
+_CHECKED_ROWS, _CHECKED_DRAWS = 2000, 256
 _CHUNK_ROWS = 128
 
 
@@ -91,9 +102,95 @@ def normalise(
     diagnostics : Diagnostics
         What was measured.
     """
+    exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
+    exact.reference = reference
+    checks = check_reference(reference, rows, seed)
+    further = max(0, energy.n_features - 2)
+    checks["tolerance"] = _TRUSTED[0] + _TRUSTED[1] * further
+    checks["n_posterior_particles"] = ROW_PARTICLES if energy.n_latents > 0 else 0
+    model = Model(
+        energy=exact,
+        standardisation=chart,
+        log_partition=LogPartition(0.0, 0.0, 0.0, 0.0, math.inf),
+        ladder=plain_ladder(settings),
+        n_annealing_steps=1,
+        latent_step_size=2.0,
+        seed=seed,
+    )
+    if isinstance(energy, AnchoredEnergy) and energy.is_zero:
+        # the reference is normalised, and draws of it are exact
+        size = float(checks["n_posterior_particles"])
+        n_temperatures = len(model.ladder.betas)
+        return model, diagnose_reference(n_temperatures, posterior_sample_size=size, **checks)
     tempered = normaliser_pool(settings)
-    has_ladder = settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson"
-    if has_ladder:
+    bracketed = bracket_log_partition(energy, tempered, state, rows, settings, generator)
+    model = model._replace(
+        log_partition=bracketed.normalisation.estimate,
+        ladder=Ladder(*(part.cpu().double() for part in bracketed.ladder)),
+        n_annealing_steps=bracketed.normalisation.n_steps,
+        latent_step_size=min(2.0, float(state.latent_step_size)),
+    )
+    return model, diagnose(
+        bracketed.normalisation,
+        bracketed.observations,
+        posterior_sample_size=posterior_sample_size(model, rows),
+        **bracketed.measured,
+        **checks,
+    )
+
+
+def plain_ladder(settings: SimpleNamespace) -> Ladder:
+    """Return the ladder of a model that is its reference, where every step is exact."""
+    n_rungs = settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS
+    betas = torch.linspace(0.0, 1.0, n_rungs, dtype=torch.float64)
+    return Ladder(betas, torch.full_like(betas, 2.0), torch.zeros_like(betas))
+
+
+def check_reference(reference: MixtureReference, rows: Tensor, seed: int) -> dict[str, float]:
+    """Measure whether the reference is what its components say, on rows (N, D) and on draws.
+
+    Returns
+    -------
+    measured : dict of str to float
+        `excess_density` and `distinct_draws` of `Diagnostics`.
+    """
+    x = rows[:_CHECKED_ROWS].cpu().double()
+    generator = torch.Generator().manual_seed(seed)
+    y = reference.sample(_CHECKED_DRAWS, generator)[:, : reference.n_features]
+    log_density = reference.log_marginal(x)
+    return {
+        "excess_density": float((log_density.max() - reference.log_peak()).clamp(min=0.0)),
+        "distinct_draws": len(torch.unique(reference.to_features(y), dim=0)) / _CHECKED_DRAWS,
+    }
+
+
+class Bracketed(NamedTuple):
+    """A bracket of log Z with what was watched on the way."""
+
+    normalisation: Normalisation
+    ladder: Ladder
+    observations: list[Observation]
+    measured: dict[str, float]  # fields of `Diagnostics`
+
+
+def bracket_log_partition(
+    energy: PathEnergy,
+    tempered: TemperedPool,
+    state: ParticleState,
+    rows: Tensor,
+    settings: SimpleNamespace,
+    generator: torch.Generator,
+) -> Bracketed:
+    """Equilibrate a pool, watch it, anneal both ways, and compare with independent draws.
+
+    Parameters
+    ----------
+    tempered : TemperedPool
+        How the pool moves.
+    energy, state, rows, settings, generator
+        As in `normalise`.
+    """
+    if settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson":
         state = state._replace(pool=state.pool[:, : tempered.n_chains])
     else:
         state = tempered.init(energy, generator)
@@ -106,37 +203,34 @@ def normalise(
     watched = [o.state.pool[-1][: _WALKERS // 4] for o in observations]
     model_draws = torch.cat([draws[-_WALKERS // 2 :], *watched])
     target = joint_target(energy, select_correction_and_grad(energy))
-    further = max(0, energy.n_features - 2)
+    ladder, noise = tempered.ladder(state), IndependentNoise(generator)
+    tolerance = _WANTED[0] + _WANTED[1] * max(0, energy.n_features - 2)
     normalisation = estimate_log_partition(
         target,
         lambda: energy.reference.sample(len(model_draws), generator, stratified=True),
         model_draws,
-        tempered.ladder(state),
-        noise=IndependentNoise(generator),
-        tolerance=_WANTED[0] + _WANTED[1] * further,
+        ladder,
+        noise=noise,
+        tolerance=tolerance,
         max_steps=_MAX_STEPS,
     )
     rare = rare_components(energy, len(model_draws), generator)
     estimate = with_rare(normalisation.estimate, rare)
     rare_mass = estimate.upper - normalisation.estimate.upper
+    check = check_independently(
+        energy, target, ladder, model_draws, n_steps=normalisation.n_steps, noise=noise
+    )
+    estimate = widened(estimate, check, tolerance)
+    measured = {
+        "rare_mass": rare_mass,
+        "log_z_importance": check.importance.value,
+        "importance_shape": check.importance.shape,
+        "log_z_defended": check.annealed.value,
+        "log_z_from_model": check.reverse.value,
+        "from_model_shape": check.reverse.shape,
+    }
     normalisation = normalisation._replace(estimate=estimate)
-    exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
-    exact.reference = reference
-    model = Model(
-        energy=exact,
-        standardisation=chart,
-        log_partition=normalisation.estimate,
-        ladder=Ladder(*(part.cpu().double() for part in tempered.ladder(state))),
-        n_annealing_steps=normalisation.n_steps,
-        latent_step_size=min(2.0, float(state.latent_step_size)),
-        seed=seed,
-    )
-    sample_size = posterior_sample_size(model, rows)
-    trusted = _TRUSTED[0] + _TRUSTED[1] * further
-    n_particles = ROW_PARTICLES if energy.n_latents > 0 else 0
-    return model, diagnose(
-        normalisation, rare_mass, observations, trusted, sample_size, n_particles
-    )
+    return Bracketed(normalisation, ladder, observations, measured)
 
 
 def watch_pools(
@@ -146,26 +240,25 @@ def watch_pools(
     rows: Tensor,
     generator: torch.Generator,
 ) -> list[Observation]:
-    """Watch a pool that starts at data rows and one that starts at the reference.
+    """Watch a pool that starts at data rows and one that starts at the defended reference.
 
-    Both are watched anew, twice as long, until they agree or the rounds are used up.
+    Half of the latter's particles start around the rows, wider than these. Both are watched anew, twice as long, until they agree or the rounds are used up.
     """
     reference = energy.reference
     t, c, width = state.pool.shape
-    from_data, from_reference = reference.sample(2 * t * c, generator).to(state.pool).chunk(2)
+    wider = defended(reference, _DEFENSIVE_SHARE)
+    from_reference = wider.sample(t * c, generator).to(state.pool)
+    from_data = reference.sample(t * c, generator).to(state.pool)
     picked = rows[torch.randint(len(rows), (t * c,), generator=generator, device=rows.device)]
     from_data = torch.cat(
         [reference.from_features(picked), from_data[:, reference.n_features :]], 1
     )
     noise = IndependentNoise(generator)
-    trained = bool((pool_corrections(energy, state.pool) != 0.0).any())
     states = [
         state._replace(pool=start.reshape(t, c, width)) for start in (from_data, from_reference)
     ]
     # the first round is burn-in
-    # where all swaps are accepted, fresh draws of the reference climb one rung a sweep
-    rounds = _WATCH_ROUNDS if trained else (t, _WATCHED_OF_REFERENCE)
-    for number, n_sweeps in enumerate(rounds):
+    for number, n_sweeps in enumerate(_WATCH_ROUNDS):
         observations = [
             observe_pool(energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise)
             for pool in states
@@ -209,9 +302,11 @@ def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:
-    """Return the median effective number of posterior particles over some rows."""
-    x = rows[:_POSTERIOR_ROWS].cpu().double()
+    """Return the effective number of posterior particles that nine of ten random rows have."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(model.seed))
+    x = rows[order[:_POSTERIOR_ROWS].to(rows.device)].cpu().double()
     particles = posterior_particles(
         model.energy, x, step_size=model.latent_step_size, seed=model.seed
     )
-    return float(effective_sample_size(particles.log_weights).median())
+    sizes = effective_sample_size(particles.log_weights)
+    return float(torch.quantile(sizes, _POSTERIOR_QUANTILE))

@@ -28,6 +28,7 @@ from sklvebm.estimators._model import Model
 from sklvebm.estimators._networks import network_from_plain, plain_network
 from sklvebm.log_partition import Ladder, LogPartition
 from sklvebm.particles import ParticleState
+from sklvebm.reach import Reach
 from sklvebm.reference import MixtureReference
 from sklvebm.training import Optimisation, start_optimisation
 
@@ -39,14 +40,15 @@ def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
 
 def plain_reference(reference: MixtureReference) -> dict[str, Any]:
     """Describe a reference by its arrays."""
-    return {"is_diagonal": reference.is_diagonal, "arrays": arrays_of(reference)}
+    kinds = {"is_diagonal": reference.is_diagonal, "n_wide": reference.n_wide}
+    return {**kinds, "arrays": arrays_of(reference)}
 
 
 def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
     """Rebuild what `plain_reference` described."""
     reference = MixtureReference.__new__(MixtureReference)
     nn.Module.__init__(reference)
-    reference.is_diagonal = bool(plain["is_diagonal"])
+    reference.is_diagonal, reference.n_wide = bool(plain["is_diagonal"]), int(plain["n_wide"])
     for name, value in plain["arrays"].items():
         reference.register_buffer(name, torch.from_numpy(np.array(value)))
     return reference
@@ -57,7 +59,8 @@ def plain_choice(choice: MixtureChoice | None) -> dict[str, Any] | None:
     if choice is None:
         return None
     parts = [[list(p.candidate), p.n_members, p.weight] for p in choice.parts]
-    return {"parts": parts, "wide_weight": choice.wide_weight}
+    wide = {"wide_weight": choice.wide_weight, "wide_shares": list(choice.wide_shares)}
+    return {"parts": parts, **wide}
 
 
 def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
@@ -65,7 +68,7 @@ def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
     if plain is None:
         return None
     parts = [MixturePart(Candidate(*kind), n, weight) for kind, n, weight in plain["parts"]]
-    return MixtureChoice(tuple(parts), plain["wide_weight"])
+    return MixtureChoice(tuple(parts), plain["wide_weight"], tuple(plain["wide_shares"]))
 
 
 def chart_from_plain(arrays: dict[str, np.ndarray] | None) -> Chart | None:
@@ -85,7 +88,8 @@ def plain_energy(energy: PathEnergy) -> dict[str, Any]:
     network = energy.network
     if isinstance(energy, BridgedEnergy):
         return {"kind": "user", "network": copy.deepcopy(network).cpu()}
-    return {"bound": energy.bound, **plain_network(network)}
+    reach = energy.reach and arrays_of(energy.reach)
+    return {"bound": energy.bound, "reach": reach, **plain_network(network)}
 
 
 def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> PathEnergy:
@@ -93,7 +97,14 @@ def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> Pat
     if plain["kind"] == "user":
         return BridgedEnergy(reference, plain["network"])
     network = network_from_plain(plain, reference.n_features, reference.n_latents)
-    return AnchoredEnergy(reference, network, plain["bound"])
+    reach = plain["reach"] and reach_from_plain(plain["reach"])
+    return AnchoredEnergy(reference, network, plain["bound"], reach)
+
+
+def reach_from_plain(arrays: dict[str, np.ndarray]) -> Reach:
+    """Rebuild how far a correction reaches from its arrays, in their dtype."""
+    centre, whitening = (torch.from_numpy(np.array(arrays[k])) for k in ("centre", "whitening"))
+    return Reach(centre, whitening).to(centre.dtype)
 
 
 def plain_optimisation(optimisation: Optimisation) -> dict[str, Any]:

@@ -8,15 +8,20 @@ import torch
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 
+from sklvebm.estimators._boundary import without_outliers
 from sklvebm.estimators._expectation_maximisation import from_scikit_learn
 from sklvebm.estimators._mixture_search import (
     COVARIANCE_FLOOR,
+    TAIL_SCALES,
+    TAIL_SHARES,
     WIDE_WEIGHT,
     plain_arrays_on_one_thread,
+    ridge_units,
     wide_covariance,
 )
 from sklvebm.estimators._mixture_selection import (
     LEAST_WIDE_WEIGHT,
+    MOST_ROWS_TO_CHOOSE,
     MixtureChoice,
     MixtureEnsemble,
     choose_mixture,
@@ -26,6 +31,9 @@ from sklvebm.estimators.quantisation import warn_of_unbounded_density
 from sklvebm.reference import MixtureReference
 
 _LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
+# weight of the tails of one Gaussian: too small to change a digit within thirty standard
+# deviations, beyond which a row costs the logarithm of its distance
+_TAIL_OF_GAUSSIAN = 1e-200
 _LARGEST_FLOOR = 1e-3  # standardised units squared; what is larger smooths, and is no floor
 
 
@@ -56,6 +64,7 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
         floor of 0.01 (the prior variance is 1).
     """
     n_samples, n_features = X.shape
+    X = without_outliers(X)  # few of them would be all that latents tell
     mean = X.mean(axis=0)
     centred = X - mean
     divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
@@ -130,24 +139,28 @@ def fit_reference(
         "latent_variance": torch.from_numpy(latent.variance),
         "location": torch.from_numpy(latent.mean),
     }
+    maps["wide_covariance"] = torch.from_numpy(wide_covariance(X))
+    maps["wide_scales"] = torch.from_numpy(TAIL_SCALES)
     if isinstance(kind, str) and kind == "gaussian":
         return MixtureReference(
             torch.ones(1),
             torch.from_numpy(latent.mean)[None],
             torch.from_numpy(latent.covariance)[None],
+            wide_weight=torch.from_numpy(_TAIL_OF_GAUSSIAN * TAIL_SHARES),
             **maps,
         )
     if isinstance(kind, GaussianMixture):
         with plain_arrays_on_one_thread():
             fitted = clone(kind).fit(X)
         ensemble = MixtureEnsemble([from_scikit_learn(fitted)], np.ones(1))
-        ridge, wide_weight = kind.reg_covar, WIDE_WEIGHT
+        ridge, wide_weight = kind.reg_covar, WIDE_WEIGHT * TAIL_SHARES
     else:
         choice = choice or choose_mixture(X, random_state)
         ensemble = fit_ensemble(X, choice, random_state)
         # a large one was chosen by held-out rows, which prefer it to narrower covariances
-        ridge = min(_LARGEST_FLOOR, max(part.candidate.ridge for part in choice.parts))
-        wide_weight = max(least_wide_weight, choice.wide_weight)
+        ridge = max(part.candidate.ridge for part in choice.parts)
+        ridge = min(_LARGEST_FLOOR, ridge * ridge_units(X[:MOST_ROWS_TO_CHOOSE]).min())
+        wide_weight = max(least_wide_weight, choice.wide_weight) * np.array(choice.wide_shares)
     members = ensemble.members
     weights = np.concatenate(
         [share * m.weights for share, m in zip(ensemble.weights, members, strict=True)]
@@ -163,15 +176,12 @@ def fit_reference(
         torch.from_numpy(covariances),
         **maps,
         covariance_of=torch.from_numpy(covariance_of),
-        wide_weight=wide_weight,
-        wide_covariance=torch.from_numpy(wide_covariance(X)),
+        wide_weight=torch.from_numpy(wide_weight),
     )
 
 
 def with_wide_weight(reference: MixtureReference, weight: float) -> MixtureReference:
-    """Return a copy of a reference whose wide component, the last one, has another weight."""
-    reference = copy.deepcopy(reference)
-    logs = reference.log_weights
-    main = logs[:-1] - torch.logsumexp(logs[:-1], 0) + np.log1p(-weight)
-    reference.log_weights = torch.cat([main, logs.new_tensor([np.log(weight)])])
-    return reference
+    """Return a copy whose defensive components have another weight together, shared as before."""
+    logs, n_main = reference.log_weights, len(reference.log_weights) - reference.n_wide
+    main, wide = (torch.log_softmax(part, 0) for part in logs.split([n_main, reference.n_wide]))
+    return reference.reweighted(torch.cat([main + np.log1p(-weight), wide + np.log(weight)]))

@@ -13,11 +13,18 @@ from sklvebm.energies import PathEnergy
 from sklvebm.gradients import joint_target
 from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
 from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
-from sklvebm.rare_components import log_ratio, missed_share, rare_components, tilted_reference
+from sklvebm.rare_components import (
+    defended,
+    log_ratio,
+    missed_share,
+    rare_components,
+    tilted_reference,
+)
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import side_by_side
 
 RESPACE_EVERY = 10  # updates or sweeps
+_DEFENSIVE_SHARE = 0.25  # of the offers
 _FEWEST_CHAINS = 0.5  # that would live in lifted rare components, for them to be offered
 # of a pool that is moved at a time: particles, and numbers of one quantity of theirs
 _BLOCK_PARTICLES, _BLOCK_NUMBERS = 2**14, 2**21
@@ -153,11 +160,12 @@ def with_offers(
     log_partition: Tensor,
     noise: IndependentNoise,
 ) -> Tensor:
-    """Return the pool after an offer of a draw that knows the lifted rare components.
+    """Return the pool after an offer of draws from where chains hardly come by themselves.
 
-    Draws come from the reference with such components as likely as the model has them; whoever
-    takes one is decided by Metropolis, so that every rung keeps its law. Nothing is offered where
-    less than half a chain would live in these components.
+    Draws come from the reference with lifted rare components as likely as the model has them, and
+    a quarter of them from the defensive component, around the rows; whoever takes one is decided by
+    Metropolis, so that every rung keeps its law. Nothing is offered where there is no defensive
+    component and less than half a chain would live in lifted ones.
 
     Parameters
     ----------
@@ -177,7 +185,10 @@ def with_offers(
     rare = rare_components(energy, c, noise.generator)
     tilted = tilted_reference(reference, rare, float(log_partition))
     if c * missed_share(reference, tilted) < _FEWEST_CHAINS:
-        return pool
+        if reference.n_wide == 0:
+            return pool
+        tilted = reference
+    tilted = defended(tilted, _DEFENSIVE_SHARE)
     old = pool.reshape(t * c, -1)
     new = tilted.sample(t * c, noise.generator).to(pool)
     gain = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
