@@ -1,4 +1,4 @@
-r"""Does a claimed log Z agree with draws that had no part in it?
+r"""Estimates of log Z from draws that had no part in the claim, and what they leave of it.
 
 Annealing from the reference and back shares one blindness: a well in the reference's tails is where
 no walker starts and no chain comes by. Here draws come from a *defended* reference, of which half
@@ -45,6 +45,7 @@ _DRAWS = 2**14  # importance draws, which are evaluated once
 _AT_A_TIME = 2**13
 _WALKERS = 1024  # annealed from the defended reference
 _SIGMAS = 3.0
+_IMPROBABLE = math.log(100.0)  # nats: a mean weight is so much above Z once in a hundred times
 RELIABLE_SHAPE = 0.7  # of the weights' tail: beyond it a low mean says nothing
 
 
@@ -87,11 +88,13 @@ def pareto_shape(log_weights: np.ndarray) -> float:
     if n_tail < 5:
         return math.inf
     ordered = np.sort(np.asarray(log_weights, dtype=np.float64))
+    if not np.isfinite(ordered[-1]):
+        return math.inf
     # relative to the largest: exponentials of differences stay finite
     tail = np.exp(ordered[-n_tail:] - ordered[-1])
     excess = tail - np.exp(ordered[-n_tail - 1] - ordered[-1])
-    if excess[-1] <= 1e-12 or not np.isfinite(excess).all():
-        return -math.inf if np.isfinite(excess).all() else math.inf
+    if excess[-1] <= 1e-12:
+        return -math.inf
     excess = excess[excess > 0.0]
     n = len(excess)
     if n < 5:
@@ -199,7 +202,8 @@ def widened(claimed: LogPartition, check: IndependentCheck, tolerance: float) ->
         off = estimate.value - claimed.value
         is_reliable = estimate.shape < RELIABLE_SHAPE and math.isfinite(estimate.value)
         # mean weights from the reference are hardly ever too high, whatever their tail
-        is_high = estimate is not check.reverse and off > tolerance
+        from_below = estimate is not check.reverse
+        is_high = from_below and off > tolerance + min(margin, _IMPROBABLE)
         if is_high or (is_reliable and abs(off) > margin + tolerance):
             beyond = _SIGMAS * estimate.standard_error
             lower = min(lower, estimate.value - beyond)

@@ -46,11 +46,14 @@ ROW_PARTICLES = 64  # particles per row of deterministic results
 # annealing steps of a row, and the share of effective particles below which they are taken
 _LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
 # in few dimensions more quasi-random nodes are more exact than annealed particles: a row below this
-# share of effective nodes gets many, and is annealed only below some fifty effective ones
+# share of effective nodes gets many, which are moved to where its posterior is while fewer than
+# some fifty of them are effective, and is annealed only if that does not help
 _FEW_LATENTS = 3
 _FEW_LATENT_SHARE = 0.8
 _MANY_NODES = 1024
-_MANY_NODE_STAGES = ((16, 0.05), (64, 0.05), (256, 0.05))
+_MANY_NODE_SHARE = 0.05
+_MOST_ADAPTED = 3  # times that a row's nodes are moved: what a row may cost is bounded
+_WIDER = 2.0  # variance of moved nodes over that of the posterior as far as it is known
 # a mean of features needs less: its error is a share of the conditional spread
 _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
@@ -179,19 +182,93 @@ def posterior_particles(
     if energy.n_latents > _FEW_LATENTS:
         return from_nodes(x, ROW_PARTICLES, _LATENT_STAGES)
     particles = from_nodes(x, ROW_PARTICLES, ())
-    enough = _FEW_LATENT_SHARE * ROW_PARTICLES
-    poor = torch.nonzero(effective_sample_size(particles.log_weights) < enough).squeeze(1)
+    poor = _poor_rows(particles.log_weights, _FEW_LATENT_SHARE * ROW_PARTICLES)
     if len(poor) == 0:
         return particles
     # no more positions at a time than the rows had at first
     groups = poor.split(max(1, len(x) * ROW_PARTICLES // _MANY_NODES))
-    refined = [from_nodes(x[group], _MANY_NODES, _MANY_NODE_STAGES) for group in groups]
+
+    def refine(x: Tensor) -> WeightedParticles:
+        refined = adapted_particles(energy, x, from_nodes(x, _MANY_NODES, ()), seed)
+        rows = _poor_rows(refined.log_weights, _MANY_NODE_SHARE * _MANY_NODES)
+        if len(rows) == 0:
+            return refined
+        return _replaced(refined, rows, from_nodes(x[rows], ROW_PARTICLES, _LATENT_STAGES))
+
+    refined = [refine(x[group]) for group in groups]
     fill = _MANY_NODES - ROW_PARTICLES
-    position = torch.nn.functional.pad(particles.position, (0, 0, 0, fill))
-    log_weights = torch.nn.functional.pad(particles.log_weights, (0, fill), value=-math.inf)
-    position[poor] = torch.cat([part.position for part in refined])
-    log_weights[poor] = torch.cat([part.log_weights for part in refined])
+    particles = WeightedParticles(
+        torch.nn.functional.pad(particles.position, (0, 0, 0, fill)),
+        torch.nn.functional.pad(particles.log_weights, (0, fill), value=-math.inf),
+    )
+    joined = WeightedParticles(*(torch.cat(part) for part in zip(*refined, strict=True)))
+    return _replaced(particles, poor, joined)
+
+
+def _poor_rows(log_weights: Tensor, enough: float) -> Tensor:
+    """Return the numbers of rows with fewer effective particles than are enough."""
+    return torch.nonzero(effective_sample_size(log_weights) < enough).squeeze(1)
+
+
+def _replaced(
+    particles: WeightedParticles, rows: Tensor, others: WeightedParticles
+) -> WeightedParticles:
+    """Return particles with those of some rows replaced; fewer are filled up, weighing nothing."""
+    fill = particles.log_weights.shape[1] - others.log_weights.shape[1]
+    position, log_weights = particles.position.clone(), particles.log_weights.clone()
+    position[rows] = torch.nn.functional.pad(others.position, (0, 0, 0, fill))
+    log_weights[rows] = torch.nn.functional.pad(others.log_weights, (0, fill), value=-math.inf)
     return WeightedParticles(position, log_weights)
+
+
+def adapted_particles(
+    energy: PathEnergy, x: Tensor, particles: WeightedParticles, seed: int
+) -> WeightedParticles:
+    """Move the nodes of rows x (N, D) to where their posteriors are, while few are effective.
+
+    Half of the nodes of a row follow the normal distribution with the mean and twice the covariance
+    that its weighted nodes have, half stay those of N(0, I): the weights of this mixture are as
+    unbiased as those of the nodes before, which only say where to look. Three times at most.
+    """
+    n_nodes, n_latents = particles.position.shape[1:]
+    for number in range(_MOST_ADAPTED):
+        rows = _poor_rows(particles.log_weights, _MANY_NODE_SHARE * n_nodes)
+        if len(rows) == 0:
+            break
+        known = WeightedParticles(*(part[rows] for part in particles))
+        nodes = latent_nodes(n_nodes, n_latents, seed + 1 + number).to(x)
+        e, log_ratio = _moved_nodes(known, nodes)
+        stacked = stack_rows(x[rows], n_nodes)
+        z = energy.reference.to_latents(stacked, e.flatten(0, 1))
+        correction = energy.correction(stacked, z).reshape(len(rows), n_nodes).double()
+        log_weights = log_ratio - correction - math.log(n_nodes)
+        particles = _replaced(particles, rows, WeightedParticles(e, log_weights))
+    return particles
+
+
+def _moved_nodes(known: WeightedParticles, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nodes (N, K, L) of the mixture that `adapted_particles` draws from.
+
+    The second result, (N, K) in nats, is the log of their density under N(0, I) over that of the
+    mixture.
+    """
+    n_nodes, n_latents = nodes.shape
+    mean = known.mean()
+    weights = torch.softmax(known.log_weights, 1).to(nodes)
+    away = known.position - mean[:, None]
+    covariance = torch.einsum("nk,nkp,nkq->npq", weights, away, away)
+    # single nodes have no spread: the posterior may be as wide as the gaps between them
+    gap = 4.0 * n_nodes ** (-2.0 / n_latents)
+    identity = torch.eye(n_latents, dtype=nodes.dtype, device=nodes.device)
+    root = torch.linalg.cholesky(_WIDER * covariance + gap * identity)
+    # mirror images follow each other at half the distance: every second node of both halves moves
+    moves = torch.arange(n_nodes, device=nodes.device) % 2 == 0
+    moved = mean[:, None] + nodes @ root.transpose(1, 2)
+    e = torch.where(moves[:, None], moved, nodes.expand_as(moved))
+    white = torch.linalg.solve_triangular(root, (e - mean[:, None]).transpose(1, 2), upper=False)
+    log_det = torch.log(torch.diagonal(root, dim1=1, dim2=2)).sum(1, keepdim=True)
+    ratio = 0.5 * e.square().sum(2) - 0.5 * white.square().sum(1) - log_det
+    return e, math.log(2.0) - torch.nn.functional.softplus(ratio).double()
 
 
 def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed: int) -> Tensor:

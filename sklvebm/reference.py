@@ -142,6 +142,10 @@ class MixtureReference(nn.Module):
             latent_scale=torch.sqrt(latent_variance.double()),
             far=torch.zeros(0, dtype=torch.long, device=means.device),
         )
+        self._find_far()
+
+    def _find_far(self) -> None:
+        """Note which components are so far from zero that expanded quadratic forms cancel."""
         forms = (self._pull() * self.means).sum(1)
         self.far = torch.nonzero(forms > _MOST_CANCELLED)[:, 0]
 
@@ -170,6 +174,67 @@ class MixtureReference(nn.Module):
         twin = copy.deepcopy(self)
         twin.log_weights = log_weights.to(self.log_weights)
         return twin
+
+    def with_components(
+        self, weights: Tensor, means: Tensor, covariances: Tensor, share: float
+    ) -> "MixtureReference":
+        """Return the reference with further components, in the same coordinates.
+
+        Parameters
+        ----------
+        weights : Tensor of shape (n_new,)
+            Weights of the new components among themselves, summing to one.
+        means : Tensor of shape (n_new, n_features)
+            Their means, in the units of the features.
+        covariances : Tensor of shape (n_new, n_features, n_features)
+            Their covariances, positive definite.
+        share : float
+            What they have of the density, between zero and one.
+        """
+        own = copy.deepcopy(self).double()
+        weights, means = weights.to(own.means), own.from_features(means.to(own.means))
+        inverse_root = own.inverse_root
+        covariances = inverse_root @ covariances.to(own.means) @ inverse_root.T
+        first = len(own.means) - self.n_wide
+        factors, roots = own.factors, own.roots
+        if self.is_diagonal:  # the new ones need not be
+            factors, roots = torch.diag_embed(factors), torch.diag_embed(roots)
+        of_new = len(factors) + torch.arange(len(means), device=means.device)
+
+        def joined(old: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([old[:first], new, old[first:]])
+
+        log_weights = own.log_weights + math.log1p(-share)
+        own.is_diagonal = False
+        own._set_buffers(
+            log_weights=joined(log_weights, torch.log(weights) + math.log(share)),
+            means=joined(own.means, means),
+            covariance_of=joined(own.covariance_of, of_new),
+            scales=joined(own.scales, torch.ones_like(weights)),
+            factors=torch.cat([factors, _factors(covariances, is_diagonal=False)]),
+            roots=torch.cat([roots, _roots(covariances, is_diagonal=False)]),
+        )
+        own._find_far()
+        return own
+
+    def wide_share(self) -> float:
+        """Return the weight of all defensive components together."""
+        return float(torch.exp(self.log_weights[len(self.log_weights) - self.n_wide :]).sum())
+
+    def is_outside(self, x: Tensor, share: float) -> Tensor:
+        """Tell which rows x (B, D) only the tails reach, (B,).
+
+        Those that the other components explain worse than the defensive ones would, had these the
+        given share of the density.
+        """
+        log_components = self.log_components(self.from_features(x))
+        if self.n_wide == 0:
+            return torch.zeros_like(log_components[:, 0], dtype=torch.bool)
+        first = log_components.shape[1] - self.n_wide
+        main, wide = log_components.tensor_split([first], 1)
+        own = torch.logsumexp(self.log_weights[first:].double(), 0)
+        ratio = torch.logsumexp(wide, 1) - own - torch.logsumexp(main, 1)
+        return ratio > -math.log(share)
 
     @property
     def n_features(self) -> int:

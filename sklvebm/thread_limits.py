@@ -7,6 +7,7 @@ move, not once an operation. How work is cut depends on its size alone, so that 
 depend on the number of threads.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -27,6 +28,24 @@ _own = threading.local()
 _team = threading.local()  # of the thread that opened one
 _active = 0
 _restore = 1
+_is_forked = False
+
+
+def _note_fork() -> None:
+    """Note that this process is a fork: OpenMP's threads stayed behind in the parent.
+
+    An operation that shares its work out to them would wait for ever.
+    """
+    global _is_forked
+    _is_forked = True
+
+
+def is_forked() -> bool:
+    """Return whether this process is a fork of one that had imported the package."""
+    return _is_forked
+
+
+os.register_at_fork(after_in_child=_note_fork)
 
 
 def threads_for(n_positions: int, n_weights: int) -> int:
@@ -78,6 +97,15 @@ def team(n_threads: int) -> Iterator[None]:
             _team.executor = before
 
 
+def most_threads() -> int:
+    """Return how many threads parts of a work may have: torch's setting, or one where none start.
+
+    None start while the interpreter shuts down, and those of a fork stayed in its parent.
+    """
+    alone = _is_forked or not threading.main_thread().is_alive()
+    return 1 if alone else torch.get_num_threads()
+
+
 def side_by_side(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
     """Return `function` of each part, as `map` does; on the threads of a `team` where there is one.
 
@@ -91,6 +119,9 @@ def side_by_side(function: Callable[..., Any], *columns: Sequence[Any]) -> list[
     executor = getattr(_team, "executor", None)
     parts = list(zip(*columns, strict=True))
     if executor is None or len(parts) == 1:
+        return [function(*part) for part in parts]
+    if not threading.main_thread().is_alive():
+        # the interpreter is shutting down, and starts no threads any more
         return [function(*part) for part in parts]
     records, results = torch.is_grad_enabled(), [None] * len(parts)
     waiting = iter(range(len(parts)))  # whoever is free takes the next
@@ -133,7 +164,7 @@ def limited_threads(n_threads: int) -> Iterator[None]:
         depth = getattr(_own, "depth", 0)
         before = torch.get_num_threads() if depth else _restore
         _own.depth = depth + 1
-        _use_threads(min(n_threads, before))
+        _use_threads(1 if _is_forked else min(n_threads, before))
     try:
         yield
     finally:

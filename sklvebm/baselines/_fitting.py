@@ -136,7 +136,7 @@ def fit_model(
         If training stops being finite and roll-backs do not help.
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
-    rows = split_rows(len(X), settings, random_state)
+    rows = split_rows(X, settings, random_state)
     chart = standardisation(X)
     seed = random_state.randint(np.iinfo(np.int32).max)
     model = LatentModel(architecture, seeded_generator(seed, torch.device("cpu")))

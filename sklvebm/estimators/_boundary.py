@@ -11,8 +11,9 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
+from threadpoolctl import threadpool_limits
 
-from sklvebm.thread_limits import limited_threads
+from sklvebm.thread_limits import is_forked, limited_threads
 
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
@@ -78,6 +79,28 @@ def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np
     """
     far = np.abs(rows).max(axis=1) > _OVERFLOWING
     return np.where(np.isnan(log_density) & far, -np.inf, log_density)
+
+
+def repeats_together(X: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return an order of rows in which those that repeat each other are neighbours.
+
+    Cut anywhere between groups, no part then has copies of another's rows, on which overfitting
+    would look like success. A group of repeated rows is where its first row was.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows.
+    order : ndarray of shape (n_samples,)
+        A permutation of their places; returned as it is where no rows repeat.
+    """
+    _, group = np.unique(X[order], axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    if group.max(initial=-1) + 1 == len(order):
+        return order
+    first = np.full(len(order), len(order))
+    np.minimum.at(first, group, np.arange(len(order)))
+    return order[np.argsort(first[group], kind="stable")]
 
 
 def check_reach(standardised: np.ndarray, X: np.ndarray) -> None:
@@ -183,6 +206,7 @@ def numerical_session(n_threads: int) -> Iterator[None]:
         torch.autocast("cuda", enabled=False),
         np.errstate(under="ignore"),
         limited_threads(n_threads),
+        threadpool_limits(1) if is_forked() else nullcontext(),
         _default_device_cpu(),
     ):
         yield

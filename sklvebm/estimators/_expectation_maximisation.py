@@ -167,8 +167,9 @@ def maximise(
 ) -> Mixture:
     """Return the likeliest mixture given responsibilities (n_samples, M): the M step.
 
-    The ridge is added to the variance of every column, or of each its own, (n_features,). With `prior_rows`, covariances of components are averaged with that of all components, which
-    counts as so many rows: a component that holds one row has no spread of its own.
+    The ridge is added to the variance of every column, or of each its own, (n_features,). With
+    `prior_rows`, covariances of components are averaged with that of all components, which counts
+    as so many rows: a component that holds one row has no spread of its own.
     """
     X = rows.X
     counts = responsibilities.sum(0) + 10.0 * np.finfo(float).eps

@@ -16,6 +16,7 @@ from sklvebm.estimators._boundary import (
     Standardisation,
     check_reach,
     numerical_session,
+    repeats_together,
     resolve_device,
     seeded_generator,
     standardisation,
@@ -43,6 +44,7 @@ from sklvebm.thread_limits import team
 from sklvebm.training import Objective, Optimisation, Progress, start_optimisation, train
 
 _MAX_MONITOR_ROWS = 1000
+_MOST_HELD_OUT = 0.5  # of the rows, where many repeat each other
 _REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # of the reference, and of rows or draws
 _OPEN_SHARE = 0.1  # of the gain over the reference, that the bracket of log Z may be wide
 _FARTHEST = 1e9  # standard deviations: rows count as that far in training
@@ -216,13 +218,24 @@ class Rows(NamedTuple):
 
 
 def split_rows(
-    n_samples: int, settings: SimpleNamespace, random_state: np.random.RandomState
+    X: np.ndarray, settings: SimpleNamespace, random_state: np.random.RandomState
 ) -> Rows:
-    """Hold out rows for early stopping; without it, monitor some of the training rows."""
+    """Hold out rows for early stopping; without it, monitor some of the training rows.
+
+    Rows of X that repeat each other stay on one side, unless they are too many to be held out.
+    """
+    n_samples = len(X)
     order = random_state.permutation(n_samples)
     if not settings.early_stopping or n_samples < 3:
         return Rows(np.arange(n_samples), order[:_MAX_MONITOR_ROWS])
     n_held_out = min(max(1, math.ceil(settings.validation_fraction * n_samples)), n_samples - 1)
+    order = repeats_together(X, order)
+    first = X[order[n_held_out - 1]]
+    while n_held_out < n_samples - 1 and (X[order[n_held_out]] == first).all():
+        n_held_out += 1
+        if n_held_out > _MOST_HELD_OUT * n_samples:
+            # most rows are copies of one: no split can keep these together
+            return split_rows(np.arange(n_samples)[:, None], settings, random_state)
     return Rows(np.sort(order[n_held_out:]), order[: min(n_held_out, _MAX_MONITOR_ROWS)])
 
 
@@ -278,7 +291,7 @@ def start_training(
 
 
 def reach_of_rows(rows: np.ndarray, reference: MixtureReference, seed: int) -> Reach:
-    """Return how far a correction reaches: where standardised rows and the reference's draws are."""
+    """Return how far a correction reaches: where rows (N, D) and the reference's draws are."""
     generator = torch.Generator().manual_seed(seed)
     y = reference.sample(_REACH_DRAWS, generator)[:, : reference.n_features]
     inner = torch.from_numpy(without_outliers(rows))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from scipy.special import ndtr, stdtrit
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
@@ -21,6 +22,7 @@ from sklvebm.training import Progress
 
 _PRIVATE = {"_model", "_training", "_split_seed"}
 _CONFIDENCE = float(ndtr(2.0))  # that a gain is one
+_LUCKY = 0.95  # quantile that the gains of the luckiest rows count as
 
 
 def checked_settings(estimator: BaseEstimator, rules: dict[str, Rule]) -> SimpleNamespace:
@@ -118,13 +120,16 @@ def warn_of_doubts(
         )
 
 
-def doubt(gains: Tensor) -> float:
-    """Return what the mean of held-out rows' gains (N,) must exceed to be believed, nats.
+def believed_gain(gains: Tensor) -> float:
+    """Return a one-sided lower limit of the mean gain of held-out rows (N,), nats.
 
-    Two standard errors, widened for few rows as Student's law has it: three rows have to be 4.5 of
-    theirs ahead, and one row proves nothing.
+    Two standard errors below the mean, widened for few rows as Student's law has it: three rows
+    have to be 4.5 of theirs ahead, and one row proves nothing. The luckiest rows count as the 95 %
+    quantile, so that one of them cannot decide; what the worst ones lose counts in full.
     """
     n = len(gains)
     if n < 2:
-        return math.inf
-    return float(stdtrit(n - 1, _CONFIDENCE)) * float(gains.std()) / math.sqrt(n)
+        return -math.inf
+    capped = torch.minimum(gains, torch.quantile(gains, _LUCKY))
+    margin = float(stdtrit(n - 1, _CONFIDENCE)) * float(capped.std()) / math.sqrt(n)
+    return float(capped.mean()) - margin

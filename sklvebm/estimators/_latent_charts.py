@@ -161,7 +161,10 @@ def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> Kerne
     random_state = np.random.RandomState(seed)
     # neighbourhoods of one component may share a point, which has no directions
     rows = rows + 1e-6 * random_state.standard_normal(rows.shape)
-    isomap = Isomap(n_neighbors=min(_N_NEIGHBOURS, len(X) - 1), n_components=n_latents)
+    # ARPACK would start from NumPy's global generator
+    isomap = Isomap(
+        n_neighbors=min(_N_NEIGHBOURS, len(X) - 1), n_components=n_latents, eigen_solver="dense"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clusters apart from each other are joined
         latents = isomap.fit_transform(rows)

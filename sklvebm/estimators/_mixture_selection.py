@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp
 
+from sklvebm.estimators._boundary import repeats_together
 from sklvebm.estimators._expectation_maximisation import Mixture, fit_mixture
 from sklvebm.estimators._mixture_search import (
     COVARIANCE_FLOOR,
@@ -153,7 +154,8 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         One component without cross-validation, if there are fewer rows than folds.
     """
     seed = random_state.randint(2**30)
-    every, X = X, X[random_state.permutation(len(X))[:MOST_ROWS_TO_CHOOSE]]
+    order = random_state.permutation(len(X))[:MOST_ROWS_TO_CHOOSE]
+    every, X = X, X[repeats_together(X, order)]
     folds, others = split_folds(X)
     if not folds:
         one = Candidate(1, "diag", COVARIANCE_FLOOR)
@@ -162,7 +164,8 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     losses = HeldOutLosses(folds, seed, units)
     shares = _chosen_shares(X, losses)
     if len(every) >= _ROWS_TO_GROW:
-        every = every[np.random.RandomState(seed).permutation(len(every))]
+        order = np.random.RandomState(seed).permutation(len(every))
+        every = every[repeats_together(every, order)]
         fold = one_fold(every, MOST_FITTED_ROWS, _MOST_ROWS_TO_JUDGE)
         losses = HeldOutLosses([fold], seed, units)
         shares = _grown(losses, shares)

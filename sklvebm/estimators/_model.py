@@ -29,7 +29,7 @@ from sklvebm.inference import (
 )
 from sklvebm.log_partition import Ladder, LogPartition
 from sklvebm.particles import stack_rows
-from sklvebm.thread_limits import limited_threads, threads_for
+from sklvebm.thread_limits import limited_threads, most_threads, threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
 _COPIES = 8  # positions, gradients, activations and steps on the way that are alive at once
@@ -93,7 +93,7 @@ def _answer_rows(
 
     parts = chunks(len(rows), particles_per_row, numbers_per_particle(energy))
     tasks = list(enumerate(parts))
-    n_jobs = min(len(tasks), torch.get_num_threads()) if device.type == "cpu" else 1
+    n_jobs = min(len(tasks), most_threads()) if device.type == "cpu" else 1
     with limited_threads(1):
         if n_jobs == 1:
             return np.concatenate([run(*task) for task in tasks])

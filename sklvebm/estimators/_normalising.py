@@ -18,7 +18,7 @@ from sklvebm.estimators._diagnostics import (
     diagnose_reference,
     disagreement,
 )
-from sklvebm.estimators._iterative_fit import doubt
+from sklvebm.estimators._iterative_fit import believed_gain
 from sklvebm.estimators._model import Model
 from sklvebm.gradients import joint_target
 from sklvebm.independent_check import check_independently, widened
@@ -40,7 +40,7 @@ from sklvebm.training import TrainingResult
 
 _EQUILIBRATION_SWEEPS, _MOST_SWEEPS = 20, 60  # the first, and one more per feature
 _WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
-_DEFENSIVE_SHARE = 0.5  # of the particles of a pool that starts away from the data
+_DEFENSIVE_SHARE = 0.125  # of the particles of a pool that starts away from the data
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
 _MOST_CHAINS = 2**12  # of a pool that is watched: traces of more would outgrow it
@@ -107,6 +107,7 @@ def normalise(
     checks = check_reference(reference, rows, seed)
     further = max(0, energy.n_features - 2)
     checks["tolerance"] = _TRUSTED[0] + _TRUSTED[1] * further
+    checks["is_anchored"] = isinstance(energy, AnchoredEnergy)
     checks["n_posterior_particles"] = ROW_PARTICLES if energy.n_latents > 0 else 0
     model = Model(
         energy=exact,
@@ -242,7 +243,8 @@ def watch_pools(
 ) -> list[Observation]:
     """Watch a pool that starts at data rows and one that starts at the defended reference.
 
-    Half of the latter's particles start around the rows, wider than these. Both are watched anew, twice as long, until they agree or the rounds are used up.
+    An eighth of the latter's particles start around the rows, wider than these. Both are watched
+    anew, twice as long, until they agree or the rounds are used up.
     """
     reference = energy.reference
     t, c, width = state.pool.shape
@@ -280,16 +282,17 @@ def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor, riva
         evidence = -free_energy_bound(energy, rows, nodes)
         base = energy.reference.log_marginal(rows).double()
     gains = (evidence - base).cpu() - rival
+    # the mean over several epochs instead of that of one
     mean = result.best_lower_bound - float(base.mean()) - float(rival.mean())
-    return mean - doubt(gains)
+    return mean - float(gains.mean()) + believed_gain(gains)
 
 
 def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
     """Return by how much rows, standardised (N, D), prefer the model to a reference, nats.
 
     The mean lower bound minus that of the reference that would be kept instead, which is `rival`
-    (N,) nats better than the model's own; with log Z from above, less the doubt that so few rows
-    leave: ten can be pleased by chance.
+    (N,) nats better than the model's own; with log Z from above, and as far as so few rows can be
+    believed: ten can be pleased by chance.
     """
     parts = [
         posterior_particles(
@@ -298,7 +301,7 @@ def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
         for x in rows.cpu().double().split(_CHUNK_ROWS)
     ]
     gains = torch.cat(parts) - rival
-    return float(gains.mean()) - model.log_partition.upper - doubt(gains)
+    return believed_gain(gains) - model.log_partition.upper
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:

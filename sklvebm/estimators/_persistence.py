@@ -20,6 +20,7 @@ from sklvebm.energies import (
     PathEnergy,
 )
 from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._checksum import with_checksum, without_checksum
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fitting import Training
 from sklvebm.estimators._mixture_search import Candidate
@@ -184,14 +185,14 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "optimisation": plain_optimisation(training.optimisation),
         "particles": plain_particles(training.state),
     }
-    return plain
+    return with_checksum(plain)
 
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
     if "_plain" not in plain:
         return plain
-    state = dict(plain)
+    state = without_checksum(plain)
     parts = state.pop("_plain")
     state["diagnostics_"] = Diagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])

@@ -9,7 +9,13 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
+from sklvebm.estimators._boundary import (
+    check_reach,
+    checked_rows,
+    generator_of,
+    numerical_session,
+)
+from sklvebm.estimators._drift import follow_drift
 from sklvebm.estimators._fitting import (
     Outcome,
     PoolObjective,
@@ -87,13 +93,16 @@ def _train(
             # another chunk: particles of the former rows are of no use to these
             training = training._replace(state=training.state._replace(latents=None))
         training = to_go_on_from(training)
+        check_reach(chart.apply(X), X)
+        source = np.random.RandomState([estimator._model.seed, estimator.n_iter_, 1])
+        training = follow_drift(X, chart, training, source)
         # an integer seed must not repeat the noise of earlier epochs
         random_state = np.random.RandomState([estimator._model.seed, estimator.n_iter_])
     else:
         random_state = generator_of(estimator.random_state)
         estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
     # the same rows are held out whenever the same number of rows is given
-    rows = split_rows(len(X), settings, np.random.RandomState(estimator._split_seed))
+    rows = split_rows(X, settings, np.random.RandomState(estimator._split_seed))
     if not continues:
         chart, training = start_training(X, rows, settings, random_state)
     return continue_training(

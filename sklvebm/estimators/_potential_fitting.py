@@ -17,7 +17,7 @@ from sklvebm.estimators._boundary import (
 )
 from sklvebm.estimators._fallback import fallback_advantage, final_reference
 from sklvebm.estimators._fitting import Rows, fit_base
-from sklvebm.estimators._iterative_fit import doubt
+from sklvebm.estimators._iterative_fit import believed_gain
 from sklvebm.estimators._mixture_selection import MixtureChoice
 from sklvebm.estimators._networks import potential_network, resolve_image_shape
 from sklvebm.estimators._potential_checking import FlowDiagnostics, check_model
@@ -196,10 +196,10 @@ def gain_over_reference(
     """Return by how much rows, standardised (N, D), prefer the potential to a reference, nats.
 
     The mean log-likelihood minus that of the reference that would be kept instead, which is `rival`
-    (N,) nats better than the potential's own; less the doubt that so few rows leave.
+    (N,) nats better than the potential's own; as far as so few rows can be believed.
     """
     gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
-    return float(gains.mean()) - doubt(gains)
+    return believed_gain(gains)
 
 
 def _n_weights(potential: AnchoredPotential) -> int:

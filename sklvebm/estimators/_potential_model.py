@@ -21,7 +21,7 @@ from sklvebm.log_partition import LogPartition
 from sklvebm.potential_slices import PotentialSlice, polish
 from sklvebm.potentials import AnchoredPotential, finest_scale, flow_density, transport
 from sklvebm.reference import MixtureReference
-from sklvebm.thread_limits import limited_threads
+from sklvebm.thread_limits import limited_threads, most_threads
 
 _CHUNK_NUMBERS = 2**20  # of the largest intermediate: 8 MB in float64
 
@@ -88,7 +88,7 @@ def _answer_rows(
         with numerical_session(1):
             return answer(potential, torch.from_numpy(part).to(device)).cpu().numpy()
 
-    n_jobs = min(len(parts), torch.get_num_threads()) if on_cpu else 1
+    n_jobs = min(len(parts), most_threads()) if on_cpu else 1
     with limited_threads(1):
         if n_jobs == 1:
             return np.concatenate([run(part) for part in parts])

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._checksum import with_checksum, without_checksum
 from sklvebm.estimators._networks import network_from_plain, plain_network
 from sklvebm.estimators._persistence import (
     choice_from_plain,
@@ -109,14 +110,14 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "log_partition": model.log_partition._asdict(),
         "optimisation": plain_optimisation(training.optimisation),
     }
-    return plain
+    return with_checksum(plain)
 
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
     if "_plain" not in plain:
         return plain
-    state = dict(plain)
+    state = without_checksum(plain)
     parts = state.pop("_plain")
     state["diagnostics_"] = FlowDiagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])

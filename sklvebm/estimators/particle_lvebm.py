@@ -323,7 +323,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     def partial_fit(self, X, y=None):
         """Pass over the rows X once, starting a model at the first call.
 
-        Units and reference come from the first call's rows, so make them representative.
+        Units and reference come from the first call's rows, so make them representative. Rows that
+        later lie outside of the reference are named, and it gets components for them.
 
         Parameters
         ----------
@@ -341,6 +342,15 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ------
         ValueError, TypeError, ParticleDivergenceError
             As `fit`.
+
+        Warns
+        -----
+        UserWarning
+            If rows lie outside of the reference.
+        ConvergenceWarning
+            If `diagnostics_` found a problem.
         """
-        fit_pool(self, X, _PLAN, one_epoch=True)
+        outcome = fit_pool(self, X, _PLAN, one_epoch=True)
+        # one epoch is no attempt to reach a plateau
+        warn_of_doubts(self, _PLAN.monitored, True, "Scores", outcome.diagnostics.problems())
         return self

@@ -296,7 +296,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             random_state, n_earlier = generator_of(self.random_state), 0
             self._split_seed = random_state.randint(np.iinfo(np.int32).max)
         # the same rows are held out whenever the same number of rows is given
-        rows = split_rows(len(X), settings, np.random.RandomState(self._split_seed))
+        rows = split_rows(X, settings, np.random.RandomState(self._split_seed))
         if not continues:
             chart, training = start_training(X, rows, settings, random_state)
         outcome = continue_training(

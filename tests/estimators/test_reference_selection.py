@@ -11,7 +11,7 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 from sklvebm.datasets import make_shape_images
-from sklvebm.estimators._mixture_search import Candidate
+from sklvebm.estimators._mixture_search import TAIL_SCALES, TAIL_SHARES, Candidate
 from sklvebm.estimators._mixture_selection import (
     MixtureChoice,
     MixturePart,
@@ -137,29 +137,35 @@ def test_largest_loading_of_every_direction_is_positive():
     assert np.all(matrix[np.arange(3), np.abs(matrix).argmax(axis=1)] > 0.0)
 
 
+def tails(X, mean, covariance, shares=TAIL_SHARES):
+    """Return the density of defensive components of one shape, by SciPy."""
+    parts = [multivariate_normal(mean, scale**2 * covariance) for scale in TAIL_SCALES]
+    return sum(share * part.pdf(X) for share, part in zip(shares, parts, strict=True))
+
+
 @pytest.mark.parametrize(
     "kind", ["mixture", GaussianMixture(2, covariance_type="full", random_state=0)]
 )
-def test_mixtures_get_a_wide_component(kind):
+def test_mixtures_get_student_like_tails(kind):
     X = rows(n_features=3)
     reference = fit_reference(X, 2, kind, random_state())
+    shares = TAIL_SHARES
     if isinstance(kind, str):
         source = random_state()
         choice = choose_mixture(X, source)
         mixture, weight = fit_ensemble(X, choice, source), max(0.01, choice.wide_weight)
+        shares = choice.wide_shares
     else:
         mixture = GaussianMixture(2, covariance_type="full", random_state=0).fit(X)
         weight = 0.05
-    wide = GaussianMixture(1)
-    wide.weights_, wide.means_ = np.ones(1), X.mean(axis=0)[None]
     covariance = 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(3))
     if reference.is_diagonal:
         root = reference.root.numpy()
         white = np.linalg.inv(root) @ covariance @ np.linalg.inv(root).T
         covariance = root @ np.diag(np.diag(white)) @ root.T
-    wide.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariance)).T[None]
     expected = np.logaddexp(
-        np.log1p(-weight) + mixture.score_samples(X), np.log(weight) + wide.score_samples(X)
+        np.log1p(-weight) + mixture.score_samples(X),
+        np.log(weight * tails(X, X.mean(axis=0), covariance, shares)),
     )
     np.testing.assert_allclose(
         reference.log_marginal(torch.from_numpy(X)).numpy(), expected, rtol=1e-8
@@ -171,13 +177,13 @@ def test_a_reference_is_the_mean_of_its_members():
     part = MixturePart(Candidate(3, "full", 1e-3), n_members=4, weight=1.0)
     choice = MixtureChoice((part,), wide_weight=0.02)
     reference = fit_reference(X, 2, "mixture", random_state(), choice=choice)
-    assert len(reference.log_weights) == 3 * 4 + 1
+    assert len(reference.log_weights) == 3 * 4 + len(TAIL_SCALES)
     members = fit_ensemble(X, choice, random_state()).members
     density = np.mean([np.exp(member.score_samples(X)) for member in members], axis=0)
-    wide = multivariate_normal(X.mean(axis=0), 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(3)))
+    wide = tails(X, X.mean(axis=0), 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(3)))
     np.testing.assert_allclose(
         np.exp(reference.log_marginal(torch.from_numpy(X)).numpy()),
-        0.98 * density + 0.02 * wide.pdf(X),
+        0.98 * density + 0.02 * wide,
         rtol=1e-8,
     )
 
@@ -192,13 +198,13 @@ def test_members_of_tied_mixtures_store_one_covariance_each():
     choice = MixtureChoice((part,), wide_weight=0.02)
     reference = fit_reference(X, 2, "mixture", random_state(), choice=choice)
     assert not reference.is_diagonal
-    assert (len(reference.means), len(reference.factors)) == (13, 3)
+    assert (len(reference.means), len(reference.factors)) == (12 + len(TAIL_SCALES), 3)
     members = fit_ensemble(X, choice, random_state()).members
     density = np.mean([np.exp(member.score_samples(X)) for member in members], axis=0)
-    wide = multivariate_normal(X.mean(axis=0), 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(40)))
+    wide = tails(X, X.mean(axis=0), 4.0 * (np.cov(X.T, bias=True) + 1e-6 * np.eye(40)))
     np.testing.assert_allclose(
         reference.log_marginal(torch.from_numpy(X)).numpy(),
-        np.log(0.98 * density + 0.02 * wide.pdf(X)),
+        np.log(0.98 * density + 0.02 * wide),
         rtol=1e-8,
     )
 
@@ -218,7 +224,7 @@ def test_given_mixture_is_cloned_and_left_unfitted():
     mixture = GaussianMixture(2, random_state=0)
     reference = fit_reference(rows(), 2, mixture, random_state())
     assert not hasattr(mixture, "means_")
-    assert len(reference.log_weights) == 3
+    assert len(reference.log_weights) == 2 + len(TAIL_SCALES)
 
 
 @pytest.mark.parametrize("kind", ["mixture", "gaussian"])

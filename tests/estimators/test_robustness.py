@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
 from sklvebm.estimators import _fitting
-from sklvebm.estimators._iterative_fit import doubt
+from sklvebm.estimators._iterative_fit import believed_gain
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -140,13 +140,24 @@ def test_a_model_that_is_its_reference_is_stored_with_what_it_trained_on(monkeyp
 @pytest.mark.parametrize(("n", "quantile"), [(3, 4.526), (8, 2.429), (1000, 2.003)])
 def test_a_gain_on_few_rows_is_doubted_as_students_law_has_it(n, quantile):
     # quantiles of probability 0.97725 from scipy.stats.t, which another formula computes
-    gains = torch.linspace(0.0, 1.0, n)
+    gains = torch.cat([torch.zeros(1), torch.ones(n - 1)])  # the luckiest are no exception
     assert stats.t.ppf(stats.norm.cdf(2.0), n - 1) == pytest.approx(quantile, abs=1e-3)
-    assert doubt(gains) == pytest.approx(quantile * gains.std().item() / n**0.5, rel=1e-3)
+    expected = gains.mean().item() - quantile * gains.std().item() / n**0.5
+    assert believed_gain(gains) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_one_lucky_row_proves_no_gain_and_the_worst_rows_count_in_full():
+    gains = torch.linspace(-0.1, 0.1, 100, dtype=torch.float64)
+    usual = believed_gain(gains)
+    lucky, unlucky = gains.clone(), gains.clone()
+    lucky[-1], unlucky[0] = 1e3, -1e3
+    assert believed_gain(lucky) == pytest.approx(usual, abs=1e-12)
+    # a thousand nats on one of a hundred rows are ten in the mean
+    assert believed_gain(unlucky) < usual - 9.9
 
 
 def test_one_row_proves_no_gain():
-    assert doubt(torch.ones(1)) == math.inf
+    assert believed_gain(torch.ones(1)) == -math.inf
     X, _ = make_moons(10, noise=0.1, random_state=0)
     for kind in (ParticleLVEBM, PotentialFlowEBM):
         with warnings.catch_warnings():

@@ -1,0 +1,86 @@
+"""Rows of a continued fit that lie outside of the reference: found, named, and given components."""
+
+import copy
+import warnings
+
+import numpy as np
+import torch
+
+from sklvebm.energies import AnchoredEnergy
+from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._fitting import Training, reach_of_rows
+from sklvebm.estimators._mixture_selection import choose_mixture, fit_ensemble
+from sklvebm.reference import MixtureReference
+from sklvebm.training import Optimisation
+
+_TAIL_SHARE = 0.01  # of the defensive component, in telling which rows are outside
+_FEWEST = 3  # rows outside that may be a region of their own
+_NAMED = 5  # rows in a warning
+
+
+def follow_drift(
+    X: np.ndarray, chart: Standardisation, training: Training, source: np.random.RandomState
+) -> Training:
+    """Return a training whose reference has components where it had only its tails.
+
+    A reference is fitted to the first rows. Where later ones lie outside of it, the correction is
+    zero and no chain comes by: neither can learn them. They get components of their own, with the
+    share of the chunk that they are.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows of the continued fit, in the units of the data.
+    chart : Standardisation
+        Units of the model, which stay.
+    training : Training
+        What is continued; its parts are not modified.
+    source : numpy.random.RandomState
+        Of the new components' starts.
+
+    Warns
+    -----
+    UserWarning
+        If rows are outside: how many, which, and what becomes of them.
+    """
+    rows = chart.apply(X)
+    reference = training.reference
+    outside = np.flatnonzero(reference.is_outside(torch.from_numpy(rows), _TAIL_SHARE).numpy())
+    # the tails have their share of rows of the same kind as the first ones
+    expected = reference.wide_share() + _TAIL_SHARE
+    if len(outside) < _FEWEST or len(outside) <= 2.0 * expected * len(rows):
+        return training
+    named = ", ".join(map(str, outside[:_NAMED])) + (", ..." if len(outside) > _NAMED else "")
+    warnings.warn(
+        f"{len(outside)} of {len(rows)} rows ({named}) lie outside of the reference that the first "
+        "rows were given: it gets components there. If the rows keep drifting, fit anew to rows "
+        "of all kinds.",
+        UserWarning,
+        stacklevel=4,
+    )
+    extended = _extended(reference, rows[outside], len(outside) / len(rows), source)
+    energy, average, optimizer, n_updates = training.optimisation
+    seed = int(source.randint(2**30))
+    for model in (energy, average):
+        like = model.reference.location
+        model.reference = copy.deepcopy(extended).to(like)
+        if isinstance(model, AnchoredEnergy) and model.reach is not None:
+            model.reach = reach_of_rows(rows, extended, seed).to(like)
+    optimisation = Optimisation(energy, average, optimizer, n_updates)
+    # what cross-validation chose of the first rows is not what these rows have
+    return training._replace(optimisation=optimisation, reference=extended, choice=None)
+
+
+def _extended(
+    reference: MixtureReference, rows: np.ndarray, share: float, source: np.random.RandomState
+) -> MixtureReference:
+    """Return the reference with components fitted to standardised rows, of a share in all."""
+    ensemble = fit_ensemble(rows, choose_mixture(rows, source), source)
+    weights, means, covariances = [], [], []
+    for weight, member in zip(ensemble.weights, ensemble.members, strict=True):
+        matrices, of = member.covariance_matrices()
+        weights.append(weight * member.weights)
+        means.append(member.means)
+        covariances.append(matrices[of])
+    parts = (torch.from_numpy(np.concatenate(part)) for part in (weights, means, covariances))
+    return reference.with_components(*parts, share)
