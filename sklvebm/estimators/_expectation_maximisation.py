@@ -23,9 +23,9 @@ _FEW_FEATURES = 24
 # squares of rows, over the least variance, up to which quadratic forms may be expanded: the terms
 # cancel, and leave an error of a thousandth of a nat
 _MOST_CANCELLED = 1e13
-# a component's own variance is trusted where it has several times as many rows as a covariance
-# has columns; then the common one counts as at most so many times it
-_TRUSTED_ROWS, _MOST_POOLED = 2.0, 10.0
+# a component's own variance is trusted from so many times as many rows as columns and a mean; the
+# common one counts as at most so many times it then
+_TRUSTED_ROWS, _MOST_POOLED = 5.0, 10.0
 
 
 class Mixture(NamedTuple):
@@ -199,10 +199,13 @@ def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> n
     share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
     is_full = covariances.ndim == 3
     own = np.diagonal(covariances, axis1=1, axis2=2) if is_full else covariances
+    own = np.maximum(own, 0.0)  # rounding
     common = np.diag(pooled) if is_full else pooled
     least = np.minimum(common, _MOST_POOLED * own)
     columns = own.shape[1] + 1
-    unknown = np.exp(np.minimum(columns - counts, 0.0) / (_TRUSTED_ROWS * columns))[:, None]
+    # exactly zero from there on: the common one may be any number of times as large
+    known = ((counts - columns) / ((_TRUSTED_ROWS - 1.0) * columns)).clip(0.0, 1.0)
+    unknown = ((1.0 - known) ** 2)[:, None]
     prior = least + unknown * (common - least)
     if is_full:
         # the common correlations, with a scale of the component's own
@@ -269,7 +272,13 @@ def _log_sum_exp(log_values: np.ndarray) -> np.ndarray:
 
 
 def fit_mixture(
-    X: np.ndarray, n_components: int, covariance_type: str, ridge: float | np.ndarray, seed: int
+    X: np.ndarray,
+    n_components: int,
+    covariance_type: str,
+    ridge: float | np.ndarray,
+    seed: int,
+    *,
+    start_rows: np.ndarray | None = None,
 ) -> Mixture:
     """Fit a Gaussian mixture by expectation maximisation.
 
@@ -285,6 +294,8 @@ def fit_mixture(
         Added to variances, squared units of X.
     seed : int
         Of the start: rows go to the nearest of the centres that k-means++ draws.
+    start_rows : ndarray of shape (n_samples, n_features) or None, default=None
+        The rows as the start sees them; None is as they are.
 
     Returns
     -------
@@ -297,9 +308,10 @@ def fit_mixture(
         If a covariance is singular to rounding: rows of very different size share a component.
     """
     rows = Statistics(X, covariance_type, float(np.min(ridge)))
-    centres, _ = kmeans_plusplus(X, n_components, random_state=seed)
+    seen = X if start_rows is None else start_rows
+    centres, _ = kmeans_plusplus(seen, n_components, random_state=seed)
     responsibilities = np.zeros((len(X), n_components))
-    responsibilities[np.arange(len(X)), _nearest(X, centres, rows.is_large)] = 1.0
+    responsibilities[np.arange(len(X)), _nearest(seen, centres, rows.is_large)] = 1.0
     before = -np.inf
     for _ in range(_MAX_ITERATIONS):
         mixture = maximise(rows, responsibilities, covariance_type, ridge, PRIOR_ROWS)

@@ -12,7 +12,7 @@ from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from sklvebm.estimators._boundary import without_outliers
-from sklvebm.estimators._expectation_maximisation import fit_mixture
+from sklvebm.estimators._expectation_maximisation import Mixture, fit_mixture
 from sklvebm.estimators.quantisation import resolution
 from sklvebm.reference import LOG_2PI
 
@@ -56,6 +56,62 @@ class Fold(NamedTuple):
     wide: np.ndarray  # (N, K), log densities of the test rows under defensive components, nats
 
 
+class ColumnScales(NamedTuple):
+    """What columns are measured in where small and large rows share them.
+
+    Attributes
+    ----------
+    ridge_units : ndarray of shape (n_features,)
+        What ridges are multiples of, standardised units squared: one, but where the large rows of
+        a column set its scale. There the squared scale of the densest tenth of its values, on
+        which a ridge must not be coarse; never finer than the rounding of the values.
+    centre, scale : ndarray of shape (n_features,)
+        Of the densest tenth, standardised units.
+    """
+
+    ridge_units: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+
+    def start_rows(self, X: np.ndarray) -> np.ndarray:
+        """Return rows X (n_samples, n_features) as the starts of mixtures should see them.
+
+        Distances between large rows hide the small ones. Where there are both, the logarithm of
+        the distance from the densest tenth is one more column.
+        """
+        mixed = self.ridge_units < 1.0
+        sizes = np.log1p(np.abs(X - self.centre)[:, mixed] / self.scale[mixed])
+        return np.concatenate([X, sizes], 1) if mixed.any() else X
+
+
+def column_scales(X: np.ndarray) -> ColumnScales:
+    """Measure the columns of standardised rows X (n_samples, n_features)."""
+    parts = zip(*(_densest(column) for column in X.T), strict=True)
+    return ColumnScales(*(np.array(part) for part in parts))
+
+
+def _densest(column: np.ndarray) -> tuple[float, float, float]:
+    """Return the unit of ridges, and centre and scale of the densest tenth, of one column."""
+    values = np.unique(column)
+    n = int(np.ceil(_DENSEST * len(values)))
+    if n < 2:
+        return 1.0, 0.0, 1.0
+    widths = values[n:] - values[:-n]
+    first = int(widths.argmin())
+    scale = max(widths[first] / _NORMAL_WIDTH, _LEAST_UNIT)
+    step = resolution(column[:, None])[0]
+    # continuous in the scale: an almost ordinary column must not jump
+    unit = max(min(1.0, scale / _FINE), step / np.sqrt(12.0 * COVARIANCE_FLOOR))
+    centre = 0.5 * (values[first] + values[first + n])
+    return float(min(1.0, unit) ** 2), float(centre), float(scale)
+
+
+def fit_candidate(X: np.ndarray, candidate: Candidate, scales: ColumnScales, seed: int) -> Mixture:
+    """Fit a mixture of one kind to rows X (n_samples, n_features); see `fit_mixture`."""
+    ridge = candidate.ridge * scales.ridge_units
+    return fit_mixture(X, *candidate[:2], ridge, seed, start_rows=scales.start_rows(X))
+
+
 class HeldOutLosses:
     """Losses of candidates on held-out rows, nats; each mixture is fitted once.
 
@@ -68,22 +124,21 @@ class HeldOutLosses:
         The cross-validation.
     seed : int
         Start of the first member; the others count on from it.
-    units : ndarray of shape (n_features,)
-        What ridges are multiples of, standardised units squared.
+    scales : ColumnScales
+        Of all rows.
     """
 
-    def __init__(self, folds: list[Fold], seed: int, units: np.ndarray) -> None:
-        self.folds, self.seed, self.units = folds, seed, units
+    def __init__(self, folds: list[Fold], seed: int, scales: ColumnScales) -> None:
+        self.folds, self.seed, self.scales = folds, seed, scales
         self.wide_components = np.concatenate([fold.wide for fold in folds])
         self.wide = logsumexp(self.wide_components + np.log(TAIL_SHARES), axis=1)
         self._member = functools.cache(self._member_log_density)
 
     def _member_log_density(self, number: int, candidate: Candidate) -> np.ndarray:
         parts = []
-        kind, ridge = candidate[:2], candidate.ridge * self.units
         for fold in self.folds:
             try:
-                mixture = fit_mixture(fold.train, *kind, ridge, self.seed + number)
+                mixture = fit_candidate(fold.train, candidate, self.scales, self.seed + number)
                 parts.append(mixture.score_samples(fold.test))
             except np.linalg.LinAlgError:  # rows of very different size: another candidate may do
                 parts.append(np.full(len(fold.test), _IMPOSSIBLE))
@@ -141,7 +196,7 @@ def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dic
         if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
     ]
     simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
-    ridges = _ridges(losses.units)
+    ridges = _ridges(losses.scales.ridge_units)
     ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
 
@@ -172,28 +227,6 @@ def _search_components(
     for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
         look_at(n_components, best.covariance_type)
     return tried
-
-
-def ridge_units(X: np.ndarray) -> np.ndarray:
-    """Return what ridges are multiples of in each column of standardised rows, (n_features,).
-
-    One, but where small and large rows share a column, and the large ones set its scale: there the
-    squared scale of the densest tenth of its values, on which a ridge must not be coarse. Never
-    finer than the rounding of the values.
-    """
-    return np.array([_ridge_unit(column) for column in X.T])
-
-
-def _ridge_unit(column: np.ndarray) -> float:
-    values = np.unique(column)
-    n = int(np.ceil(_DENSEST * len(values)))
-    if n < 2:
-        return 1.0
-    scale = (values[n:] - values[:-n]).min() / _NORMAL_WIDTH
-    step = resolution(column[:, None])[0]
-    # continuous in the scale: an almost ordinary column must not jump
-    scale = max(min(1.0, scale / _FINE), step / np.sqrt(12.0 * COVARIANCE_FLOOR), _LEAST_UNIT)
-    return float(min(1.0, scale) ** 2)
 
 
 def _ridges(units: np.ndarray) -> tuple[float, ...]:

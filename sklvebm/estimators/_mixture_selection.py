@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from sklvebm.estimators._boundary import repeats_together
-from sklvebm.estimators._expectation_maximisation import Mixture, fit_mixture
+from sklvebm.estimators._expectation_maximisation import Mixture
 from sklvebm.estimators._mixture_search import (
     COVARIANCE_FLOOR,
     TAIL_SHARES,
@@ -21,9 +21,10 @@ from sklvebm.estimators._mixture_search import (
     Candidate,
     HeldOutLosses,
     allowed_components,
+    column_scales,
+    fit_candidate,
     one_fold,
     plain_arrays_on_one_thread,
-    ridge_units,
     search_singles,
     split_folds,
 )
@@ -105,14 +106,14 @@ def fit_ensemble(
         If it makes all of them singular.
     """
     X = X[random_state.permutation(len(X))]
-    seed, units = random_state.randint(2**30), ridge_units(X[:MOST_ROWS_TO_CHOOSE])
+    seed, scales = random_state.randint(2**30), column_scales(X[:MOST_ROWS_TO_CHOOSE])
     members, weights = [], []
     starts = (part for part in choice.parts for _ in range(part.n_members))
     with plain_arrays_on_one_thread():
         for number, part in enumerate(starts, seed):
-            kind, ridge = part.candidate[:2], part.candidate.ridge * units
             try:
-                members.append(fit_mixture(_some_rows(X, number), *kind, ridge, number))
+                rows = _some_rows(X, number)
+                members.append(fit_candidate(rows, part.candidate, scales, number))
                 weights.append(part.weight / part.n_members)
             except np.linalg.LinAlgError:
                 continue
@@ -160,14 +161,14 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     if not folds:
         one = Candidate(1, "diag", COVARIANCE_FLOOR)
         return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
-    units = ridge_units(X)
-    losses = HeldOutLosses(folds, seed, units)
+    scales = column_scales(X)
+    losses = HeldOutLosses(folds, seed, scales)
     shares = _chosen_shares(X, losses)
     if len(every) >= _ROWS_TO_GROW:
         order = np.random.RandomState(seed).permutation(len(every))
         every = every[repeats_together(every, order)]
         fold = one_fold(every, MOST_FITTED_ROWS, _MOST_ROWS_TO_JUDGE)
-        losses = HeldOutLosses([fold], seed, units)
+        losses = HeldOutLosses([fold], seed, scales)
         shares = _grown(losses, shares)
         n_tried = _N_GROWN
         main, wide = _log_density(losses, shares, n_tried), losses.wide_components
@@ -175,7 +176,7 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         n_tried = _N_TRIED
         main, wide = _log_density(losses, shares), losses.wide_components
         if others:  # rows in the tails are few: all are asked, of one member each
-            losses_of_others = HeldOutLosses(others, seed, units)
+            losses_of_others = HeldOutLosses(others, seed, scales)
             main = np.append(main, _log_density(losses_of_others, shares, 1))
             wide = np.concatenate([wide, losses_of_others.wide_components])
     parts = _parts(losses, shares, X.shape[1], n_tried)

@@ -15,8 +15,8 @@ from sklvebm.estimators._mixture_search import (
     TAIL_SCALES,
     TAIL_SHARES,
     WIDE_WEIGHT,
+    column_scales,
     plain_arrays_on_one_thread,
-    ridge_units,
     wide_covariance,
 )
 from sklvebm.estimators._mixture_selection import (
@@ -158,8 +158,9 @@ def fit_reference(
         choice = choice or choose_mixture(X, random_state)
         ensemble = fit_ensemble(X, choice, random_state)
         # a large one was chosen by held-out rows, which prefer it to narrower covariances
+        scales = column_scales(X[:MOST_ROWS_TO_CHOOSE])
         ridge = max(part.candidate.ridge for part in choice.parts)
-        ridge = min(_LARGEST_FLOOR, ridge * ridge_units(X[:MOST_ROWS_TO_CHOOSE]).min())
+        ridge = min(_LARGEST_FLOOR, ridge * scales.ridge_units.min())
         wide_weight = max(least_wide_weight, choice.wide_weight) * np.array(choice.wide_shares)
     members = ensemble.members
     weights = np.concatenate(

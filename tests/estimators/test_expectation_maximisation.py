@@ -124,3 +124,60 @@ def test_a_component_of_one_row_has_a_share_of_the_common_spread(kind):
     # many rows hardly notice
     covariances, _ = found.covariance_matrices()
     np.testing.assert_allclose(covariances[1].diagonal(), own.diagonal(), rtol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["full", "diag"])
+def test_small_rows_keep_their_spread_beside_large_ones(kind):
+    # half a row of the common covariance would make these three hundred twice as wide
+    random = np.random.RandomState(0)
+    small = random.standard_normal((300, 2))
+    X = np.concatenate([small, 1e5 * random.standard_normal((300, 2))])
+    responsibilities = np.repeat(np.eye(2), 300, axis=0)
+    found = maximise(Statistics(X, kind), responsibilities, kind, 0.0, PRIOR_ROWS)
+    covariances, _ = found.covariance_matrices()
+    own = np.cov(small.T, bias=True)
+    np.testing.assert_allclose(covariances[0].diagonal(), own.diagonal(), rtol=0.02)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_far_rows_are_handled_as_near_ones(kind):
+    # the same rows, of which one cluster lies where squares have lost all digits of the others
+    random = np.random.RandomState(0)
+    near = random.standard_normal((200, 2))
+    X = np.concatenate([near, 1e9 + random.standard_normal((20, 2))])
+    statistics = Statistics(X, kind, RIDGE)
+    assert statistics.is_large
+    responsibilities = np.zeros((220, 2))
+    responsibilities[:200, 0] = responsibilities[200:, 1] = 1.0
+    found = maximise(statistics, responsibilities, kind, RIDGE, 0.0)
+    moved = np.concatenate([near, X[200:] - 1e9])
+    expected = maximise(Statistics(moved, kind), responsibilities, kind, RIDGE, 0.0)
+    for ours, theirs in zip(
+        found.covariance_matrices()[0], expected.covariance_matrices()[0], strict=True
+    ):
+        # numbers of 1e9 are rounded to 1e-7
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(
+        found.score_samples(X)[:200],
+        expected._replace(means=found.means).score_samples(X)[:200],
+        atol=1e-4,
+    )
+
+
+def test_rows_that_no_covariance_can_hold_together_are_an_error():
+    X = np.random.RandomState(0).standard_normal((50, 2))
+    X[0] = 1e12
+    with pytest.raises(np.linalg.LinAlgError):
+        fit_mixture(X, 1, "full", 1e-6, seed=0)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_ridge_may_be_one_for_each_column(kind):
+    X = rows(n_features=2)
+    plain = fit_mixture(X, 2, kind, 1e-3, seed=0)
+    same = fit_mixture(X, 2, kind, np.full(2, 1e-3), seed=0)
+    np.testing.assert_allclose(plain.score_samples(X), same.score_samples(X), rtol=1e-10)
+    other = fit_mixture(X, 1, kind, np.array([0.0, 1.0]), seed=0)
+    covariances, _ = other.covariance_matrices()
+    assert covariances[0, 1, 1] - X.var(0)[1] == pytest.approx(1.0)
+    assert covariances[0, 0, 0] == pytest.approx(X.var(0)[0])
