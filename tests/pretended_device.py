@@ -11,13 +11,14 @@ Tests take it from the fixture `pretended`, because torch knows one device of th
 """
 
 import contextlib
+import functools
 import traceback
 from collections import Counter
+from typing import NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 # this one is experimental: torch may move it, and old versions have none
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -130,72 +131,102 @@ def _is_here(value) -> bool:
     return isinstance(value, PretendedTensor)
 
 
+def _tensors(values) -> list:
+    """Return the tensors among arguments, those in lists included."""
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
 def _held(value):
+    if isinstance(value, list | tuple):
+        return type(value)(map(_held, value))
     return value.held if _is_here(value) else value
 
 
 def _lifted(value):
+    if isinstance(value, list | tuple):
+        return type(value)(map(_lifted, value))
     is_tensor = isinstance(value, torch.Tensor) and not _is_here(value)
     return PretendedTensor(value) if is_tensor else value
 
 
-def _refuse_the_hosts(func, name, here, there):
+class _Kind(NamedTuple):
+    """What matters of an operation; asking its schema is slow."""
+
+    name: str
+    takes_numbers: bool  # of the host, beside tensors of the device
+    launches: bool
+    in_place: bool
+    outs: tuple[str, ...]
+
+
+@functools.cache
+def _kind_of(func) -> _Kind:
+    schema = func._schema
+    name, aliases = schema.name, [r.alias_info for r in schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in aliases)
+    return _Kind(
+        name,
+        torch.Tag.pointwise in func.tags,
+        not is_view and name not in _NO_KERNEL,
+        name.endswith("_"),
+        tuple(argument.name for argument in schema.arguments if argument.is_out),
+    )
+
+
+def _refuse_the_hosts(kind, there):
     """Raise where CUDA would: of the CPU's tensors it takes single numbers, and these seldom."""
-    if not here or not there or name in _COPIES:
+    if kind.name in _COPIES:
         return
-    if name in _PLACES:
+    if kind.name in _PLACES:
         _trace.note("copy in")
         return
-    takes_numbers = torch.Tag.pointwise in func.tags
-    strangers = [tuple(t.shape) for t in there if t.dim() > 0 or not takes_numbers]
+    strangers = [tuple(t.shape) for t in there if t.dim() > 0 or not kind.takes_numbers]
     if strangers:
         raise RuntimeError(
-            f"{name}: expected all tensors on the same device, found {DEVICE} and, of shapes "
+            f"{kind.name}: expected all tensors on the same device, found {DEVICE} and, of shapes "
             f"{strangers}, the CPU."
         )
 
 
 def _run(func, args, kwargs):
     """Run an operation on the numbers held, and give its results the device they would have."""
-    name = func._schema.name
-    tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.Tensor)]
+    tensors = _tensors([*args, *kwargs.values()])
     here = [t for t in tensors if _is_here(t)]
     there = [t for t in tensors if not _is_here(t)]
     asked = kwargs.get("device")
     asked = None if asked is None else torch.device(asked).type
-    _refuse_the_hosts(func, name, here, there)
-    plain = tree_map(_held, dict(kwargs))
+    if not here and asked != NAME:
+        return func(*args, **kwargs)
+    kind = _kind_of(func)
+    if here and there:
+        _refuse_the_hosts(kind, there)
+    plain = {key: _held(value) for key, value in kwargs.items()}
     if asked == NAME:
         plain["device"] = torch.device("cpu")
-    result = func(*tree_map(_held, args), **plain)
-    stays = asked == NAME or (bool(here) and asked is None)
-    if name == "aten::copy_" and here:
+    result = func(*map(_held, args), **plain)
+    stays = asked == NAME or asked is None
+    if kind.name == "aten::copy_":
         stays = _is_here(args[0])
-    if name in _COPIES and stays != bool(here) or name == "aten::copy_" and here and there:
+    if kind.name in _COPIES and (there or not stays):
         _trace.note("copy in" if stays else "copy out")
-    masked = name in _PLACES and any(t.dtype == torch.bool for t in here[1:])
-    if here and (name in _WAITED_FOR or masked):
+    masked = kind.name in _PLACES and any(t.dtype == torch.bool for t in here[1:])
+    if here and (kind.name in _WAITED_FOR or masked):
         _trace.note("synchronisation")
     if not stays:
         return result
-    if name not in _NO_KERNEL and not _is_view(func):
-        _trace.launches += 1
-    return _same_or_lifted(func, args, kwargs, result)
-
-
-def _is_view(func) -> bool:
-    returns = func._schema.returns
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-
-
-def _same_or_lifted(func, args, kwargs, result):
-    """Return the tensors that were written to where there are any, else the results, lifted."""
-    if func._schema.name.endswith("_") and args and _is_here(args[0]):
+    _trace.launches += kind.launches
+    if kind.in_place and args and _is_here(args[0]):
         return args[0]
-    outs = [kwargs[a.name] for a in func._schema.arguments if a.is_out and a.name in kwargs]
+    outs = [kwargs[name] for name in kind.outs if name in kwargs]
     if outs:
         return outs[0] if len(outs) == 1 else tuple(outs)
-    return tree_map(_lifted, result)
+    return _lifted(result)
 
 
 class _Operations(TorchDispatchMode):
