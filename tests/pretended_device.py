@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # this one is experimental: torch may move it, and old versions have none
@@ -162,6 +163,7 @@ class _Kind(NamedTuple):
     takes_numbers: bool  # of the host, beside tensors of the device
     launches: bool
     in_place: bool
+    reshapes: bool  # in place, as `squeeze_` does
     outs: tuple[str, ...]
 
 
@@ -175,6 +177,7 @@ def _kind_of(func) -> _Kind:
         torch.Tag.pointwise in func.tags,
         not is_view and name not in _NO_KERNEL,
         name.endswith("_"),
+        torch.Tag.inplace_view in func.tags,
         tuple(argument.name for argument in schema.arguments if argument.is_out),
     )
 
@@ -221,6 +224,9 @@ def _run(func, args, kwargs):
     if not stays:
         return result
     _trace.launches += kind.launches
+    if kind.reshapes:  # of what the tensor says about itself, only torch can change the shape
+        with no_dispatch():
+            func(*args, **kwargs)
     if kind.in_place and args and _is_here(args[0]):
         return args[0]
     outs = [kwargs[name] for name in kind.outs if name in kwargs]

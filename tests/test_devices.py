@@ -5,6 +5,7 @@ a table is run here; a parameter whose kind cannot be varied, or one without a t
 is given values below.
 """
 
+import pickle
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -17,14 +18,23 @@ from sklearn.base import BaseEstimator
 from sklearn.mixture import GaussianMixture
 
 import sklvebm
-from sklvebm import MixtureReference, ParticleLVEBM, WassersteinFlowEBM, baselines
+from sklvebm import (
+    MixtureReference,
+    ParticleLVEBM,
+    TransformedDensity,
+    WassersteinFlowEBM,
+    baselines,
+    compose,
+    interpolate,
+)
 from sklvebm.baselines._contract import LayerSizes, PowerOfTwo
 from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-X = np.random.default_rng(0).normal(size=(32, 2)) @ np.array([[1.0, 0.5], [0.0, 0.7]])
-FEW = X[:6]
+NORMAL = np.random.default_rng(0).normal(size=(32, 16))
+X = NORMAL[:, :2] @ np.array([[1.0, 0.5], [0.0, 0.7]])
+FEW = 6  # rows that are asked about
 
 
 def _public(module):
@@ -42,16 +52,16 @@ NO_DEVICE = {
 # Models that train in a moment, from a reference so wrong that what they learn is kept ----------
 
 
-def reference(n_latents=1, device="cpu"):
+def reference(n_latents=1, device="cpu", n_features=2):
     """Return a mixture that is wider than the rows and elsewhere."""
-    eye = torch.eye(2, device=device)
+    eye = torch.eye(n_features, device=device)
     return MixtureReference(
         torch.tensor([0.5, 0.5], device=device),
-        torch.tensor([[1.5, 0.0], [-1.5, 0.0]], device=device),
+        1.5 * torch.stack([eye[0], -eye[0]]),
         torch.stack([1.5 * eye, 2.5 * eye]),
         latent_map=0.5 * eye[:n_latents],
         latent_variance=torch.full((n_latents,), 0.75, device=device),
-        location=torch.zeros(2, device=device),
+        location=torch.zeros(n_features, device=device),
     )
 
 
@@ -96,7 +106,8 @@ def small(kind, **options):
     values = {**{name: value for name, value in SMALL.items() if name in known}, **options}
     if "reference" in known and "reference" not in options:
         n_latents = values.get("n_components", int(kind is not WassersteinFlowEBM))
-        values["reference"] = reference(n_latents)
+        n_features = 16 if values.get("image_shape") else 2
+        values["reference"] = reference(n_latents, n_features=n_features)
     made = {k: v.make() if isinstance(v, Made) else v for k, v in values.items()}
     return kind(**made)
 
@@ -119,7 +130,7 @@ module, factory = Made("module", Own), Made("factory", lambda: lambda n_features
 VALUES = {
     "reference": Alternatives(["mixture", "gaussian", mixture]),
     "energy": Alternatives([module, factory]),
-    "image_shape": Alternatives([(1, 2)]),
+    "image_shape": Alternatives([(4, 4)]),
     # of very few chains, the normaliser waits for many sweeps
     "n_chains": Alternatives(sizes=[48]),
 }
@@ -223,7 +234,7 @@ def methods_of(kind):
     return sorted(n for n in names if not n.startswith(("_", "set_", "get_")))
 
 
-def answers(model, rows=FEW):
+def answers(model, rows):
     """Return what a fitted model says, by every method and choice, and what it has learned."""
     said = {"state": learned(model)}
     for name in methods_of(type(model)):
@@ -231,8 +242,9 @@ def answers(model, rows=FEW):
             continue
         method = getattr(model, name)
         parameters = [p for p in signature(method).parameters if p != "y"]
-        given = [model.transform(rows)] if name == "inverse_transform" else [rows]
-        given = given if parameters[0] in {"X", "Z"} else []
+        given = [rows] if parameters[0] in {"X", "Z"} else []
+        if name == "inverse_transform":
+            given = [rows[:, : len(model.get_feature_names_out())]]
         fixed = {p: ARGUMENTS[p] for p in parameters if p in ARGUMENTS}
         said[name] = method(*given, **fixed)
         for choice in parameters[len(given) :]:
@@ -265,22 +277,23 @@ def leaves(value, path=""):
         yield path, value.detach().numpy() if isinstance(value, torch.Tensor) else value
 
 
-def assert_same(here, there):
-    """Check that two nests of results are equal up to rounding."""
+def assert_same(here, there, tolerance=1e-6):
+    """Check that two nests of results are equal up to rounding.
+
+    Most are equal to the last bit. Others are not, because a layer's product is followed by a sum
+    where the CPU has one operation for both, and chains of moves let rounding grow: to 1e-7 of the
+    largest number in double precision, to 1e-5 where draws or training are in single.
+    """
     here, there = dict(leaves(here)), dict(leaves(there))
     assert list(here) == list(there)
-    bad = {}
     for path, value in here.items():
         if isinstance(value, np.ndarray | np.generic | float):
-            a, b = np.asarray(value, float), np.asarray(there[path], float)
-            e = np.abs(np.nan_to_num(a - b)).max(initial=0) / (1e-300 + np.abs(a).max(initial=0))
-            if e > 0: bad[path] = float(e)
+            largest = float(np.abs(np.nan_to_num(value)).max(initial=0.0))
+            is_single = path.startswith("/sample") or getattr(value, "dtype", None) == np.float32
+            allowed = max(tolerance, 1e-4 * is_single) * largest
+            np.testing.assert_allclose(there[path], value, rtol=0, atol=allowed, err_msg=path)
         else:
             assert there[path] == value, path
-    if bad:
-        w = sorted(bad.items(), key=lambda t: -t[1])[:4]
-        print("ERR", " ".join(f"{k.replace('/state/','')}:{v:.1e}" for k, v in w))
-        assert max(bad.values())<1e-9
 
 
 @pytest.fixture(autouse=True)
@@ -292,19 +305,190 @@ def single_thread():
     torch.set_num_threads(before)
 
 
-def fitted(case, device, rows=X):
+def rows_of(case):
+    """Return the rows that a case is fitted to."""
+    return NORMAL if "image_shape" in case.options else X
+
+
+def fitted(case, device):
     """Fit, and go on where the option says so."""
     model = small(case.kind, device=device, **case.options)
     for _ in range(2 if case.options.get("warm_start") else 1):
-        model.fit(rows)
+        model.fit(rows_of(case))
     return model
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_device_gives_what_the_cpu_gives(case, pretended):
-    expected = answers(fitted(case, "cpu"))
+    few = rows_of(case)[:FEW]
+    expected = answers(fitted(case, "cpu"), few)
     with pretended() as trace:
         model = fitted(case, "pretended")
-        assert model.device_.startswith("pretended")
-        assert_same(expected, answers(model))
+        assert model.device_ == "pretended:0" or model.device_ == "pretended"
+        found = answers(model, few)
     assert trace.launches > 100
+    is_single = case.options.get("dtype") == "float32"
+    assert_same(expected, found, 1e-4 if is_single else 1e-6)
+
+
+def test_every_parameter_of_every_estimator_is_varied():
+    for kind in EVERY_KIND:
+        parameters = set(signature(kind).parameters)
+        if kind not in KINDS:
+            assert kind.__name__ in NO_DEVICE
+            continue
+        varied = {name for case in CASES if case.kind is kind for name in case.options}
+        assert varied == parameters - {"device"}
+
+
+def test_a_rule_of_an_unknown_kind_fails():
+    with pytest.raises(TypeError, match="teach it here"):
+        alternatives("a rule", 1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_what_is_learned_is_kept_so_that_answers_are_of_a_trained_model(kind):
+    model = fitted(Case(kind, {}), "cpu")
+    assert getattr(model, "improved_", True)
+
+
+# Going on, moving, storing -----------------------------------------------------------------------
+
+GO_ON = [k for k in KINDS if hasattr(k, "partial_fit")]
+WARM = [k for k in KINDS if "warm_start" in signature(k).parameters]
+
+
+def through_a_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("kind", GO_ON, ids=lambda kind: kind.__name__)
+def test_partial_fit_gives_what_the_cpu_gives(kind, pretended):
+    def run(device):
+        model = small(kind, device=device).partial_fit(X)
+        return answers(through_a_pickle(model.partial_fit(X[:20])).partial_fit(X), X[:FEW])
+
+    expected = run("cpu")
+    with pretended():
+        assert_same(expected, run("pretended"))
+
+
+@pytest.mark.parametrize("kind", WARM, ids=lambda kind: kind.__name__)
+def test_a_fit_goes_on_where_the_parameter_says(kind, pretended):
+    def run(*devices):
+        model = small(kind, device=devices[0], warm_start=True).fit(X)
+        for device in devices[1:]:
+            model = through_a_pickle(model).set_params(device=device).fit(X)
+            assert model.device_.split(":")[0] == device
+        return answers(model, X[:FEW])
+
+    expected = run("cpu", "cpu", "cpu")
+    with pretended() as trace:
+        found = run("cpu", "pretended", "cpu")
+        assert trace.launches > 100
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize("kind", GO_ON, ids=lambda kind: kind.__name__)
+def test_a_fit_that_was_not_pickled_moves_to_another_device(kind, pretended):
+    with pretended() as trace:
+        model = small(kind, device="pretended", warm_start=True).fit(X)
+        model.set_params(device="cpu").fit(X)
+        before = trace.launches
+        model.set_params(device="pretended").fit(X)
+        assert trace.launches > before + 100
+        model.set_params(device="cpu").fit(X)
+    assert model.device_ == "cpu"
+    assert np.isfinite(model.score_samples(X[:FEW])).all()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_pickle_made_on_a_device_is_read_without_it(kind, pretended):
+    expected = answers(fitted(Case(kind, {}), "cpu"), X[:FEW])
+    with pretended():
+        stored = pickle.dumps(fitted(Case(kind, {}), "pretended"))
+    model = pickle.loads(stored)
+    with pytest.raises(ValueError, match="device='pretended' is not available"):
+        model.score_samples(X[:FEW])
+    assert_same(expected, answers(model.set_params(device="auto"), X[:FEW]))
+
+
+def test_modules_that_were_given_on_a_device_are_taken_and_stored_without_it(pretended):
+    with pretended():
+        given = {"energy": Own().to("pretended"), "reference": reference(device="pretended")}
+        model = small(ParticleLVEBM, device="pretended", **given).fit(X)
+        stored, not_fitted = pickle.dumps(model), pickle.dumps(small(ParticleLVEBM, **given))
+    expected = small(ParticleLVEBM, device="cpu", energy=Own()).fit(X)
+    found = pickle.loads(stored).set_params(device="cpu")
+    assert_same(answers(expected, X[:FEW]), answers(found, X[:FEW]))
+    assert_same(learned(expected), learned(pickle.loads(not_fitted).fit(X)))
+
+
+# What takes models or rows -----------------------------------------------------------------------
+
+
+def test_rows_on_a_device_are_rows(pretended):
+    expected = {kind: answers(fitted(Case(kind, {}), "cpu"), X[:FEW]) for kind in KINDS}
+    with pretended():
+        rows = torch.as_tensor(X, device="pretended")
+        for kind in KINDS:
+            model = small(kind, device="pretended").fit(rows)
+            assert_same(expected[kind], answers(model, rows[:FEW]))
+
+
+def test_compositions_and_paths_between_rows_give_what_the_cpu_gives(pretended):
+    def run(device):
+        latent, flow, plain = (fitted(Case(k, {}), device) for k in WARM)
+        composed = compose([(latent, 1.0), (flow, 0.5), (plain, -0.1)])
+        said = {"log_partition": composed.log_partition(n_walkers=32, random_state=0)}
+        said |= {"energy": composed.energy(X[:FEW]), "sample": composed.sample(3, random_state=0)}
+        said |= {"score_samples": composed.score_samples(X[:FEW])}
+        return said | {k: interpolate(m, X[0], X[1]) for k, m in enumerate((latent, flow))}
+
+    expected = run("cpu")
+    with pretended():
+        assert_same(expected, run("pretended"))
+
+
+def test_a_transformed_density_gives_what_the_cpu_gives(pretended):
+    def run(device, rows):
+        model = TransformedDensity(small(ParticleLVEBM, device=device)).fit(rows)
+        return [model.score_samples(rows[:FEW]), model.transform(rows[:FEW]), model.sample(3, 0)]
+
+    expected = run("cpu", X)
+    with pretended():
+        assert_same(expected, run("pretended", torch.as_tensor(X, device="pretended")))
+
+
+# The device itself -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "xpu", "hpu", "cuda:99", "pretended"])
+def test_a_device_that_is_not_there_is_named(device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("a device that is there")
+    with pytest.raises(ValueError, match=f"device.*{device}"):
+        small(baselines.VAE, device=device).fit(X)
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses(pretended):
+    host, number = torch.ones(2), torch.ones(())
+    with pretended() as trace:
+        here = torch.ones(2, device="pretended")
+        assert float((here + number).sum()) == 4.0
+        for attempt in (
+            lambda: here + host,
+            lambda: torch.cat([here, host]),
+            lambda: torch.stack([here.sum(), number]),
+            lambda: here.numpy(),
+            lambda: torch.randn(2, device="pretended", generator=torch.Generator()),
+            lambda: torch.randn(2, generator=torch.Generator("pretended")),
+        ):
+            with pytest.raises((RuntimeError, TypeError)):
+                attempt()
+        assert here[torch.tensor([True, False])].tolist() == [1.0]
+        assert (here @ here.reshape(2, 1)).shape == (1,)
+        counts = trace.copies_in, trace.copies_out, trace.synchronisations
+    assert counts == (1, 1, 2)
+    with pytest.raises(NotImplementedError):
+        torch.ones(2, device="pretended")

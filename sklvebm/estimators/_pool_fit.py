@@ -9,7 +9,12 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
+from sklvebm.estimators._boundary import (
+    checked_rows,
+    generator_of,
+    numerical_session,
+    resolve_device,
+)
 from sklvebm.estimators._fitting import (
     Outcome,
     PoolObjective,
@@ -86,7 +91,7 @@ def _train(
         if not keep_best:
             # another chunk: particles of the former rows are of no use to these
             training = training._replace(state=training.state._replace(latents=None))
-        training = to_go_on_from(training)
+        training = to_go_on_from(training, resolve_device(settings.device))
         # an integer seed must not repeat the noise of earlier epochs
         random_state = np.random.RandomState([estimator._model.seed, estimator.n_iter_])
     else:
