@@ -7,7 +7,8 @@ rows takes some twenty times as long.
 
 It cannot say how fast anything is, what a GPU rounds otherwise, or what its generators draw.
 
-Tests take it from the fixture `pretended`, because torch knows one device of this kind a process.
+Tests take it from the fixture `pretended`, in processes of their own: `test_pretended_device.py`
+starts these, and `SKLVEBM_PRETENDED=1 pytest tests/test_devices.py` is one.
 """
 
 import contextlib

@@ -1,10 +1,37 @@
-"""The device that is pretended refuses what CUDA refuses; devices that are not there are named."""
+"""The device that is pretended refuses what CUDA refuses, and has processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sklvebm import baselines
 from sklvebm.baselines import VAE
+
+HERE = Path(__file__).parent
+KINDS = ["ParticleLVEBM", "PotentialFlowEBM", "WassersteinFlowEBM", *baselines.__all__]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SKLVEBM_PRETENDED" in os.environ, reason="this is such a process")
+@pytest.mark.parametrize("part", [*KINDS, "others"])
+def test_everything_on_the_pretended_device_in_a_process_of_its_own(part):
+    others = " and ".join(f"not {kind}" for kind in KINDS)
+    files = [HERE / name for name in ("test_devices.py", "test_pretended_device.py")]
+    options = ["-q", "-p", "no:cacheprovider", "-k", others if part == "others" else part]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, *options],
+        cwd=HERE.parent,
+        env={**os.environ, "SKLVEBM_PRETENDED": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
 
 
 @pytest.mark.parametrize("device", ["meta", "mps", "xpu", "hpu", "cuda:99", "pretended"])
