@@ -387,4 +387,4 @@ def least_precise(part: Components) -> Components:
             for other in kept
         ):
             kept.append(number)
-    return part.take(torch.tensor(kept))
+    return part.take(torch.tensor(kept, device=part.means.device))

@@ -75,7 +75,8 @@ def equilibrated(
             break
         n_steps *= 2
     index = systematic_resample(log_weights, IndependentNoise(generator), n)
-    chains = take_chains(chains, index[torch.randperm(n, generator=generator)])
+    order = torch.randperm(n, generator=generator, device=index.device)
+    chains = take_chains(chains, index[order])
     return Equilibrated(path, *moved(path, chains, _N_MOVES, generator))
 
 

@@ -290,8 +290,8 @@ def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
         From the base (b = 0) to the model (b = 1).
     """
     if len(ladder.betas) == 1:
-        uniform = torch.linspace(0.0, 1.0, n_steps + 1, dtype=ladder.betas.dtype)
-        uniform = uniform.to(ladder.betas.device)
+        options = {"dtype": ladder.betas.dtype, "device": ladder.betas.device}
+        uniform = torch.linspace(0.0, 1.0, n_steps + 1, **options)
         return uniform, ladder.step_size.expand(n_steps + 1)
     betas = respaced_ladder(ladder.betas, ladder.spread, n_steps + 1)
     log_step = interpolate(betas, ladder.betas, torch.log(ladder.step_size))
@@ -329,9 +329,10 @@ def jackknife(
     standard_error : float
         In the statistic's unit.
     """
+    groups = [torch.arange(len(w), device=w.device) % n_groups for w in log_weights]
     values = torch.tensor(
         [
-            statistic(*(w[torch.arange(len(w)) % n_groups != group] for w in log_weights))
+            statistic(*(w[own != group] for w, own in zip(log_weights, groups, strict=True)))
             for group in range(n_groups)
         ],
         dtype=torch.float64,

@@ -84,7 +84,7 @@ def rare_components(
     reference = energy.reference
     index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
     if not len(index):
-        nothing = torch.zeros(0, dtype=torch.float64)
+        nothing = torch.zeros(0, dtype=torch.float64, device=index.device)
         return RareComponents(index, nothing, nothing)
 
     def correction(positions: Tensor) -> Tensor:

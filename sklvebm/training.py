@@ -89,6 +89,16 @@ def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float)
     return Optimisation(energy, copy.deepcopy(energy), optimizer, 0)
 
 
+def move_moments(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
+    """Move Adam's moments to the device of its parameters, in place.
+
+    Steps are counted on the host: read from a device, they would make every update wait for it.
+    """
+    for moments in optimizer.state.values():
+        for name in moments.keys() - {"step"}:
+            moments[name] = moments[name].to(device)
+
+
 def batches(
     n_rows: int, batch_size: int, generator: torch.Generator, device: torch.device
 ) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib  # noqa: E402
+import importlib.util  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -41,6 +42,25 @@ def script(monkeypatch):
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(str(EXAMPLES)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def pretended():
+    """A context in which the device of `tests/pretended_device.py` exists.
+
+    Torch counts devices at the first backward pass of a process, and processes that have one cannot
+    be forked: those that may have the device are started by `tests/test_pretended_device.py`.
+    """
+    if "SKLVEBM_PRETENDED" not in os.environ:
+        pytest.skip("runs in a process of its own, which another test starts")
+    path = Path(__file__).with_name("pretended_device.py")
+    spec = importlib.util.spec_from_file_location("pretended_device", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError:
+        pytest.skip("this torch cannot be given a device in Python")
+    return module.pretended
 
 
 @pytest.fixture(scope="session")

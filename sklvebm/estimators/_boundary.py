@@ -172,11 +172,20 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(
             f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
         ) from error
-    if resolved.type not in {"cpu", "cuda"}:
-        raise ValueError(f"device must be a CPU or CUDA device, got {device!r}.")
-    if resolved.type == "cuda" and not torch.cuda.is_available():
+    if resolved.type == "cpu":
+        return resolved
+    try:
+        is_usable = resolved.type != "cuda" or torch.cuda.is_available()
+        if is_usable:
+            # whatever torch knows: a device serves if it holds a number in double precision
+            torch.zeros((), dtype=torch.float64, device=resolved).item()
+    # broad on purpose: torch has no one error for a device that is not there
+    except Exception:
+        is_usable = False
+    if not is_usable:
         raise ValueError(
-            f"device={device!r} is not available on this machine; use device='auto' or 'cpu'."
+            f"device={device!r} is not available on this machine, or has no double precision; use "
+            "device='auto' or 'cpu'."
         )
     return resolved
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sklvebm.charts import Chart
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
@@ -41,7 +41,14 @@ from sklvebm.particles import ParticleState
 from sklvebm.reach import Reach, reach_of
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import team
-from sklvebm.training import Objective, Optimisation, Progress, start_optimisation, train
+from sklvebm.training import (
+    Objective,
+    Optimisation,
+    Progress,
+    move_moments,
+    start_optimisation,
+    train,
+)
 
 _MAX_MONITOR_ROWS = 1000
 _MOST_HELD_OUT = 0.5  # of the rows, where many repeat each other
@@ -62,9 +69,19 @@ class Training(NamedTuple):
     chart: Chart | None  # what latents are called outside; None for the linear map
 
 
-def to_go_on_from(training: Training) -> Training:
-    """Return a training with copies of all that updates write into: the fit may fail."""
+def to_go_on_from(training: Training, device: torch.device) -> Training:
+    """Return a training on a device, with copies of all that updates write into: they may fail."""
     optimisation, state = copy.deepcopy((training.optimisation, training.state))
+    here = state.pool.device
+    if here.type != device.type or device.index not in (None, here.index):
+        optimisation.energy.to(device)
+        optimisation.average.to(device)
+        move_moments(optimisation.optimizer, device)
+        # posteriors start anew, as after unpickling
+        moved = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in state._asdict().items()
+        }
+        state = ParticleState(**{**moved, "latents": None})
     return training._replace(optimisation=optimisation, state=state)
 
 
@@ -181,7 +198,7 @@ def build_energy(
         network = correction_network(settings, width, reference.n_latents, generator)
         return AnchoredEnergy(reference, network, reach=reach)
     if isinstance(settings.energy, nn.Module):
-        network = copy.deepcopy(settings.energy)
+        network = copy.deepcopy(settings.energy).cpu()
     elif callable(settings.energy):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -68,7 +68,9 @@ def expert_of(model: Model) -> Expert:
 
 def numbers_per_particle(energy: PathEnergy) -> int:
     """Return about how many numbers an evaluation and its gradient make for each particle."""
-    widest = max((len(parameter) for parameter in energy.parameters()), default=0)
+    # a number of the user's energy may be a parameter, too
+    widths = (parameter.shape[0] for parameter in energy.parameters() if parameter.dim() > 0)
+    widest = max(widths, default=1)
     width = energy.n_features + energy.n_latents
     return _COPIES * (width + widest) + 2 * len(energy.reference.log_weights)
 

@@ -159,11 +159,22 @@ def particles_from_plain(plain: dict[str, Any]) -> ParticleState:
     return ParticleState(latents=None, **fields)
 
 
+def parameters_on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of an estimator's attributes, with modules among its parameters on the CPU."""
+    is_given = {
+        name for name, value in state.items() if isinstance(value, nn.Module) and name[-1] != "_"
+    }
+    return {
+        name: copy.deepcopy(value).cpu() if name in is_given else value
+        for name, value in state.items()
+    }
+
+
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Replace the modules and tensors in an estimator's attributes by arrays and plain types."""
+    plain = parameters_on_host(state)
     if "_model" not in state:
-        return state
-    plain = dict(state)
+        return plain
     model: Model = plain.pop("_model")
     training: Training = plain.pop("_training")
     for name in _DERIVED:

@@ -14,6 +14,7 @@ from sklvebm.estimators._boundary import (
     checked_rows,
     generator_of,
     numerical_session,
+    resolve_device,
 )
 from sklvebm.estimators._drift import follow_drift
 from sklvebm.estimators._fitting import (
@@ -92,7 +93,7 @@ def _train(
         if not keep_best:
             # another chunk: particles of the former rows are of no use to these
             training = training._replace(state=training.state._replace(latents=None))
-        training = to_go_on_from(training)
+        training = to_go_on_from(training, resolve_device(settings.device))
         check_reach(chart.apply(X), X)
         source = np.random.RandomState([estimator._model.seed, estimator.n_iter_, 1])
         training = follow_drift(X, chart, training, source)

@@ -27,7 +27,13 @@ from sklvebm.objectives.potential_flow import PotentialFlow
 from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import threads_for
-from sklvebm.training import Optimisation, Progress, start_optimisation, train
+from sklvebm.training import (
+    Optimisation,
+    Progress,
+    move_moments,
+    start_optimisation,
+    train,
+)
 
 _FEW_FEATURES, _MANY_ROWS = 3, 1000
 _EXACT_TRACE_UP_TO, _PROBES = 16, 16
@@ -218,7 +224,5 @@ def _on_device(optimisation: Optimisation, device: torch.device | str) -> Optimi
     for potential in (optimisation.energy, optimisation.average):
         potential.to(device)
         potential.mixture = potential.mixture.to(device)
-    for moments in optimisation.optimizer.state.values():
-        for name, value in moments.items():
-            moments[name] = value.to(device)
+    move_moments(optimisation.optimizer, device)
     return optimisation

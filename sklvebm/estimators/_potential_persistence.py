@@ -10,6 +10,7 @@ from sklvebm.estimators._checksum import with_checksum, without_checksum
 from sklvebm.estimators._networks import network_from_plain, plain_network
 from sklvebm.estimators._persistence import (
     choice_from_plain,
+    parameters_on_host,
     plain_choice,
     plain_reference,
     reference_from_plain,
@@ -88,9 +89,9 @@ def optimisation_from_plain(plain: dict[str, Any], mixture: NoisedMixture) -> Op
 
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Replace the modules and tensors in an estimator's attributes by arrays and plain types."""
+    plain = parameters_on_host(state)
     if "_model" not in state:
-        return state
-    plain = dict(state)
+        return plain
     model: FlowModel = plain.pop("_model")
     training: FlowTraining = plain.pop("_training")
     for name in _DERIVED:

@@ -85,7 +85,8 @@ class TemperedPool:
         pool = like.new_empty(t * c, energy.n_features + energy.n_latents)
         for part in pool.split(_DRAWN_AT_A_TIME):
             part.copy_(reference.sample(len(part), generator))
-        betas = torch.linspace(0.0, 1.0, t, dtype=like.dtype) if t > 1 else torch.ones(1)
+        options = {"dtype": like.dtype, "device": like.device}
+        betas = torch.linspace(0.0, 1.0, t, **options) if t > 1 else torch.ones(1, **options)
         zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
         return ParticleState(
             latents=latents,
@@ -94,7 +95,7 @@ class TemperedPool:
             latent_step_size=like.new_full((), self.step_size),
             log_partitions=zeros,
             spread=zeros.clone(),
-            betas=betas.to(like),
+            betas=betas,
             n_updates=0,
         )
 
@@ -152,7 +153,7 @@ class TemperedPool:
             "swap_rate": torch.nan_to_num(swaps.nanmean(), nan=1.0),
             "least_swap_rate": torch.nan_to_num(swaps, nan=1.0).min()
             if self.n_temperatures > 1
-            else torch.ones(()),
+            else swaps.new_ones(()),
             "pool_acceptance": sweep.acceptance.mean(),
         }
 

@@ -1,0 +1,65 @@
+"""The device that is pretended refuses what CUDA refuses, and has processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sklvebm import baselines
+from sklvebm.baselines import VAE
+
+HERE = Path(__file__).parent
+KINDS = ["ParticleLVEBM", "PotentialFlowEBM", "WassersteinFlowEBM", *baselines.__all__]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("SKLVEBM_PRETENDED" in os.environ, reason="this is such a process")
+@pytest.mark.parametrize("part", [*KINDS, "others"])
+def test_everything_on_the_pretended_device_in_a_process_of_its_own(part):
+    others = " and ".join(f"not {kind}" for kind in KINDS)
+    files = [HERE / name for name in ("test_devices.py", "test_pretended_device.py")]
+    options = ["-q", "-p", "no:cacheprovider", "-k", others if part == "others" else part]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *files, *options],
+        cwd=HERE.parent,
+        env={**os.environ, "SKLVEBM_PRETENDED": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "xpu", "hpu", "cuda:99", "pretended"])
+def test_a_device_that_is_not_there_is_named(device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("a device that is there")
+    with pytest.raises(ValueError, match=f"device.*{device}"):
+        VAE(device=device).fit(np.eye(4))
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses(pretended):
+    host, number = torch.ones(2), torch.ones(())
+    with pretended() as trace:
+        here = torch.ones(2, device="pretended")
+        assert float((here + number).sum()) == 4.0
+        for attempt in (
+            lambda: here + host,
+            lambda: torch.cat([here, host]),
+            lambda: torch.stack([here.sum(), number]),
+            lambda: here.numpy(),
+            lambda: torch.randn(2, device="pretended", generator=torch.Generator()),
+            lambda: torch.randn(2, generator=torch.Generator("pretended")),
+        ):
+            with pytest.raises((RuntimeError, TypeError)):
+                attempt()
+        assert here[torch.tensor([True, False])].tolist() == [1.0]
+        assert (here @ here.reshape(2, 1)).shape == (1,)
+        counts = trace.copies_in, trace.copies_out, trace.synchronisations
+    assert counts == (1, 1, 2)
+    with pytest.raises(NotImplementedError):
+        torch.ones(2, device="pretended")
