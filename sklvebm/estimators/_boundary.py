@@ -17,6 +17,9 @@ from sklvebm.thread_limits import limited_threads
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 _REACH = 20.0  # interquartile ranges: values farther from the median count as that far in the scale
+_FAR = 1e6  # scales: values farther out are named
+_MOST_NAMED = 3  # rows of a column
+_ROUNDINGS = 8.0  # spacings of floating-point numbers: values no farther apart are one
 _OVERFLOWING = 1e150  # standard deviations: squares and products with precisions may be infinite
 
 
@@ -42,30 +45,60 @@ class Standardisation(NamedTuple):
         return -float(np.log(self.scale).sum())
 
 
+@np.errstate(all="ignore")
 def standardisation(X: np.ndarray) -> Standardisation:
     """Measure mean and standard deviation of each column, outliers moved in.
 
     Warns
     -----
     UserWarning
-        If columns are constant: a density has no scale there.
+        If columns are constant, where a density has no scale, or values are a million scales from
+        the others.
     """
     X = np.asarray(X, dtype=np.float64)
     inner = without_outliers(X)
     mean = inner.mean(axis=0)
-    scale = inner.std(axis=0)
-    # a constant such as 0.1 has a standard deviation of rounding errors
-    constant = (np.ptp(X, axis=0) == 0.0) | (
-        scale <= 10.0 * np.finfo(np.float64).eps * np.abs(mean)
-    )
+    # the squares of the smallest numbers are zero
+    spread = np.abs(inner - mean).max(axis=0)
+    unit = np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOWING), spread, 1.0)
+    scale = unit * (inner / unit).std(axis=0)
+    # 0.1 + 0.2 and 0.3 are one value
+    constant = np.ptp(X, axis=0) <= _ROUNDINGS * np.spacing(np.abs(X).max(axis=0))
     if constant.any():
         warnings.warn(
             f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
             "by a variance floor of 1e-6; remove them, or compare scores on this X only.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+    chart = Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+    far = np.abs(chart.apply(X)) > _FAR
+    if far.any():
+        warnings.warn(_far_values(X, far), UserWarning, stacklevel=5)
+    return chart
+
+
+def _far_values(X: np.ndarray, far: np.ndarray) -> str:
+    """Return the message on values of X (N, D) that are far out by flags (N, D)."""
+    columns, found = np.flatnonzero(far.any(axis=0)), []
+    for column in columns[:_MOST_NAMED]:
+        rows, others = np.flatnonzero(far[:, column]), X[~far[:, column], column]
+        distance = np.abs(X[rows, column] - others.mean()).max() / others.std()
+        distance = min(distance, np.finfo(np.float64).max)
+        names = ", ".join(str(row) for row in rows[:_MOST_NAMED])
+        more = f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+        subject, verb = ("row", "is") if len(rows) == 1 else ("rows", "are")
+        found.append(
+            f"{subject} {names}{more} of column {column} {verb} "
+            f"{distance:.0e} scales from the others".replace("e+", "e")
+        )
+    if len(columns) > _MOST_NAMED:
+        found.append(f"{len(columns) - _MOST_NAMED} more columns have such rows")
+    text = "; ".join(found)
+    return (
+        f"{text[0].upper()}{text[1:]}. If such values stand for missing or unknown ones, remove "
+        "their rows; else transform the columns, by a logarithm for example."
+    )
 
 
 def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -81,8 +114,11 @@ def without_outliers(X: np.ndarray) -> np.ndarray:
     """Return X with values far out moved in, so that few of them do not set a scale."""
     low, middle, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0)
     reach = _REACH * (high - low)
-    # where half of the values are the same, quartiles say nothing
-    reach = np.where(reach > 0.0, reach, np.inf)
+    for column in np.flatnonzero(~(reach > 0.0)):
+        # half of the values are the same: the others say how far apart values are
+        away = np.abs(X[:, column] - middle[column])
+        others = away[away > 0.0]
+        reach[column] = 2.0 * _REACH * np.median(others) if len(others) else np.inf
     return np.clip(X, middle - reach, middle + reach)
 
 
