@@ -15,6 +15,7 @@ ALLOWED = {
     "thread_limits": set(),
     "convergence": set(),
     "versions": set(),
+    "validation": set(),
     "reference": {"particles"},
     "charts": set(),
     "energies": {"charts", "reference"},
@@ -101,9 +102,10 @@ ALLOWED = {
         "reference",
         "thread_limits",
         "training",
+        "validation",
     },
-    "datasets": set(),
-    "metrics": set(),
+    "datasets": {"validation"},
+    "metrics": {"validation"},
     "baselines": {
         "dynamics",
         "energies",
@@ -126,7 +128,7 @@ ALLOWED = {
 }
 # third-party package -> layers that may import it; packages not named here are the library's to use
 CONFINED = {
-    "sklearn": {"baselines", "datasets", "estimators", "metrics"},
+    "sklearn": {"baselines", "datasets", "estimators", "metrics", "validation"},
     "triton": {"kernels"},
 }
 THIRD_PARTY_OF_DYNAMICS = {"torch"}
@@ -214,6 +216,25 @@ def test_kernels_are_imported_lazily_by_backends_only(path):
     )
     if "kernels" in imported_layers(tree):
         assert layer_of(path) in {"backends", "kernels"}
+
+
+@every_file
+def test_no_private_module_of_another_package_is_imported(path):
+    others = [
+        name
+        for _, modules in imported_modules(parsed(path))
+        for name in modules
+        if not name.startswith(("sklvebm", "__future__"))
+    ]
+    private = [name for name in others if any(part[0] == "_" for part in name.split("."))]
+    assert not private
+    named = [
+        alias.name
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "sklearn"
+        for alias in node.names
+    ]
+    assert not [name for name in named if name.startswith("_")]
 
 
 @every_file

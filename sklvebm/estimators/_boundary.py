@@ -1,7 +1,8 @@
 """Arrays in, arrays out: conversion, standardisation, seeds, devices and global state."""
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
+from sklvebm.estimators._messages import naming_columns
 from sklvebm.thread_limits import limited_threads
+from sklvebm.validation import check_random_state
 
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
@@ -20,7 +22,23 @@ _REACH = 20.0  # interquartile ranges: values farther from the median count as t
 _FAR = 1e6  # scales: values farther out are named
 _MOST_NAMED = 3  # rows of a column
 _ROUNDINGS = 8.0  # spacings of floating-point numbers: values no farther apart are one
+FAR_OUT = 1e100  # standardised units: squares are finite, and all that counts is the direction
 _OVERFLOWING = 1e150  # standard deviations: squares and products with precisions may be infinite
+
+
+def without_numpy_errors(function: Callable) -> Callable:
+    """Return a function in which `np.seterr` of the caller raises and warns of nothing.
+
+    What is too small for a number is zero, and what is too large infinite, wherever that matters.
+    """
+
+    @functools.wraps(function)
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        # not `errstate` as a decorator: one of NumPy 1 is shared by all threads
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return quiet
 
 
 class Standardisation(NamedTuple):
@@ -45,7 +63,6 @@ class Standardisation(NamedTuple):
         return -float(np.log(self.scale).sum())
 
 
-@np.errstate(all="ignore")
 def standardisation(X: np.ndarray) -> Standardisation:
     """Measure mean and standard deviation of each column, outliers moved in.
 
@@ -110,6 +127,12 @@ def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np
     return np.where(np.isnan(log_density) & far, -np.inf, log_density)
 
 
+def finite(rows: np.ndarray) -> np.ndarray:
+    """Return rows with the largest numbers in place of infinite ones."""
+    most = np.finfo(np.float64).max
+    return np.clip(rows, -most, most)
+
+
 def without_outliers(X: np.ndarray) -> np.ndarray:
     """Return X with values far out moved in, so that few of them do not set a scale."""
     low, middle, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0)
@@ -136,12 +159,15 @@ def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
 
 
 def generator_of(random_state: Any) -> np.random.RandomState:
-    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is."""
+    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is.
+
+    A `numpy.random.Generator` is moved on by one draw, which seeds the result.
+    """
     return np.random.RandomState() if random_state is None else check_random_state(random_state)
 
 
 def draw_seed(random_state: Any) -> int:
-    """Return an integer seed from None, an int or a `numpy.random.RandomState`."""
+    """Return an integer seed from None, an int, a `RandomState` or a `Generator` of NumPy."""
     return int(generator_of(random_state).randint(np.iinfo(np.int32).max))
 
 
@@ -193,7 +219,7 @@ def numerical_session(n_threads: int) -> Iterator[None]:
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
-        np.errstate(under="ignore"),
+        np.errstate(all="ignore"),
         limited_threads(n_threads),
         _default_device_cpu(),
     ):
@@ -242,11 +268,12 @@ def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 
     ValueError, TypeError
         If X is not usable, or has other columns than the rows fitted.
     """
-    return validate_data(
-        estimator,
-        as_plain_array(X),
-        reset=reset,
-        dtype=[np.float64, np.float32],
-        order="C",
-        ensure_min_samples=least,
-    )
+    with naming_columns(X):
+        return validate_data(
+            estimator,
+            as_plain_array(X),
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            order="C",
+            ensure_min_samples=least,
+        )

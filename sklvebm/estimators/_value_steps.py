@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklvebm.estimators._boundary import without_numpy_errors
+
 _TIED = 0.05  # share of values that repeat others, above which a column is not continuous
 _ROUNDINGS = 8.0  # spacings of floating-point numbers up to which two values are one
 _CLEAR = 8.0  # times that: distance of the values of a quantised column from each other
@@ -21,7 +23,7 @@ class _Values(NamedTuple):
     tolerance: np.ndarray  # (n,), distance up to which a neighbour is the same value
 
 
-@np.errstate(all="ignore")
+@without_numpy_errors
 def step_of(column: np.ndarray, least: float = 0.0) -> float:
     """Return the step of a column, 0 where values hardly repeat or are all the same.
 

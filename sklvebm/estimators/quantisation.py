@@ -3,10 +3,12 @@
 import warnings
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 
-from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors
+from sklvebm.estimators._messages import naming_columns
 from sklvebm.estimators._value_steps import step_of
+from sklvebm.validation import check_random_state
 
 _NARROW = 0.35  # steps: components narrower than this resolve single values of a quantised column
 _FLOORED = 3.0  # times the covariance floor
@@ -15,6 +17,7 @@ _OF_FLOOR, _LEAST_FLOOR = 1e-3, 1e-6  # of the standard deviation that the floor
 _REPEATED = 0.1  # share of rows that repeat others, which is worth a word
 
 
+@without_numpy_errors
 def resolution(X):
     """Return the step between neighbouring values of each quantised column, 0 for others.
 
@@ -43,10 +46,12 @@ def resolution(X):
     >>> resolution(np.column_stack([continuous, np.round(continuous, 1)])).round(3)
     array([0. , 0.1])
     """
-    X = check_array(as_plain_array(X), dtype=[np.float64, np.float32])
+    with naming_columns(X):
+        X = check_array(as_plain_array(X), dtype=[np.float64, np.float32])
     return np.array([step_of(column) for column in X.T])
 
 
+@without_numpy_errors
 def dequantize(X, *, step="auto", random_state=None):
     """Add uniform noise of one step to quantised columns, which makes them continuous.
 
@@ -60,7 +65,7 @@ def dequantize(X, *, step="auto", random_state=None):
     step : "auto", float or array-like of shape (n_features,), default="auto"
         Width of the noise in each column, 0 for none; "auto" takes `resolution(X)`. Give the
         training rows' steps when other rows are to be scored.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the noise.
 
     Returns
@@ -90,7 +95,8 @@ def dequantize(X, *, step="auto", random_state=None):
     >>> float(abs(dequantize(X, random_state=0) - X).max()) <= 0.05
     True
     """
-    X = check_array(as_plain_array(X), dtype=[np.float64, np.float32])
+    with naming_columns(X):
+        X = check_array(as_plain_array(X), dtype=[np.float64, np.float32])
     width = resolution(X) if isinstance(step, str) and step == "auto" else step
     try:
         width = np.broadcast_to(np.asarray(width, dtype=np.float64), X.shape[1])
