@@ -57,7 +57,7 @@ class Flow(PotentialFlowEBM):
         super().__init__(max_iter=2, hidden_layer_sizes=(8,), random_state=random_state)
 
 
-class Steps(WassersteinFlowEBM):
+class Proximal(WassersteinFlowEBM):
     """The same of the flow of particles, with a parameter of its own."""
 
     def __init__(self, n_epochs=2, random_state=None):
@@ -82,7 +82,7 @@ class Mixture(TransformedDensity):
 SUBCLASSES = [
     Curve(random_state=0),
     Flow(random_state=0),
-    Steps(random_state=0),
+    Proximal(random_state=0),
     Edges(),
     Mixture(),
 ]

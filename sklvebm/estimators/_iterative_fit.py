@@ -171,8 +171,8 @@ _COSTLY = ("n_chains", "n_particles", "n_probes", "batch_size", "hidden_layer_si
 def memory_advice(estimator: BaseEstimator) -> str:
     """Return which parameters of an estimator to decrease where memory is short."""
     given = [name for name in _COSTLY if hasattr(estimator, name)]
-    values = [f"{name} (now {getattr(estimator, name)!r})" for name in given]
-    return f"decrease {', '.join(values[:-1])} or {values[-1]}, or fit fewer rows"
+    values = [f"decrease {name} (now {getattr(estimator, name)!r})" for name in given]
+    return ", ".join([*values, "or fit fewer rows"])
 
 
 def doubt(gains: Tensor) -> float:

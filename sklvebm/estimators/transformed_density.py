@@ -28,8 +28,8 @@ def _estimator_has(name):
 
 
 def _arrays():
-    """Return a context in which steps hand each other arrays, whatever everything is set to."""
-    return config_context(transform_output="default")
+    """Return a context in which steps hand each other NumPy arrays, whatever is set outside."""
+    return config_context(transform_output="default", array_api_dispatch=False)
 
 
 class TransformedDensity(MeanScoreMixin, BaseEstimator):
