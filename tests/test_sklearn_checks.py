@@ -134,5 +134,5 @@ def test_a_subclass_that_forgets_its_base_is_told_what_is_missing():
         def __init__(self, max_iter=2):
             self.max_iter = max_iter
 
-    with pytest.raises(TypeError, match=r"Forgetful must have .* 'n_components'.*super\(\)"):
+    with pytest.raises(TypeError, match=r"Forgetful must have .*'n_components'.*super\(\)"):
         Forgetful().fit(np.eye(3))
