@@ -198,6 +198,9 @@ class AnchoredEnergy(Energy):
 class BridgedEnergy(Energy):
     """A complete energy of the user's, joined to the reference by the path between the two.
 
+    The module is in evaluation mode, also while it is trained: particles need one energy, not one
+    that dropout draws anew at every step or that batch statistics move.
+
     Parameters
     ----------
     reference : MixtureReference
@@ -210,6 +213,11 @@ class BridgedEnergy(Energy):
         super().__init__()
         self.n_features, self.n_latents = reference.n_features, reference.n_latents
         self.reference, self.network = reference, network
+        self.eval()
+
+    def train(self, mode: bool = True) -> "BridgedEnergy":
+        """Stay in evaluation mode, whatever the mode."""
+        return super().train(False)
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
         """Return `E - E_ref`, (B,), in nats."""

@@ -262,8 +262,7 @@ def train(
     best, best_lower_bound = _copied(run.optimisation.average), run.monitored()
     if not math.isfinite(best_lower_bound):
         raise ParticleDivergenceError(
-            f"The model has no finite ELBO ({best_lower_bound}) before the first update; is "
-            "exp(-energy) integrable?"
+            f"The model has no finite ELBO ({best_lower_bound}) before the first update."
         )
     if undo_falls:
         run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]

@@ -15,9 +15,11 @@ ALLOWED = {
     "thread_limits": set(),
     "convergence": set(),
     "versions": set(),
+    "validation": set(),
     "reference": {"particles"},
     "charts": set(),
-    "energies": {"charts", "reference"},
+    "reach": set(),
+    "energies": {"charts", "reach", "reference"},
     "gradients": {"charts", "energies", "particles", "reference"},
     "dynamics": {"particles"},
     "kernels": {"energies", "gradients", "particles"},
@@ -30,6 +32,14 @@ ALLOWED = {
         "particles",
         "reference",
         "thread_limits",
+    },
+    "independent_check": {
+        "dynamics",
+        "energies",
+        "log_partition",
+        "particles",
+        "rare_components",
+        "reference",
     },
     "equilibration": {"dynamics", "energies", "log_partition", "particles", "rare_components"},
     "inference": {
@@ -90,6 +100,7 @@ ALLOWED = {
         "energies",
         "exceptions",
         "gradients",
+        "independent_check",
         "inference",
         "log_partition",
         "noised_mixture",
@@ -98,12 +109,14 @@ ALLOWED = {
         "potential_slices",
         "potentials",
         "rare_components",
+        "reach",
         "reference",
         "thread_limits",
         "training",
+        "validation",
     },
-    "datasets": set(),
-    "metrics": set(),
+    "datasets": {"validation"},
+    "metrics": {"validation"},
     "baselines": {
         "dynamics",
         "energies",
@@ -126,7 +139,7 @@ ALLOWED = {
 }
 # third-party package -> layers that may import it; packages not named here are the library's to use
 CONFINED = {
-    "sklearn": {"baselines", "datasets", "estimators", "metrics"},
+    "sklearn": {"baselines", "datasets", "estimators", "metrics", "validation"},
     "triton": {"kernels"},
 }
 THIRD_PARTY_OF_DYNAMICS = {"torch"}
@@ -214,6 +227,25 @@ def test_kernels_are_imported_lazily_by_backends_only(path):
     )
     if "kernels" in imported_layers(tree):
         assert layer_of(path) in {"backends", "kernels"}
+
+
+@every_file
+def test_no_private_module_of_another_package_is_imported(path):
+    others = [
+        name
+        for _, modules in imported_modules(parsed(path))
+        for name in modules
+        if not name.startswith(("sklvebm", "__future__"))
+    ]
+    private = [name for name in others if any(part[0] == "_" for part in name.split("."))]
+    assert not private
+    named = [
+        alias.name
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "sklearn"
+        for alias in node.names
+    ]
+    assert not [name for name in named if name.startswith("_")]
 
 
 @every_file

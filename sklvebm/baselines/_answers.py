@@ -12,11 +12,14 @@ from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._fitting import Fitted, Inference
 from sklvebm.baselines._prior import prior_draws
 from sklvebm.estimators._boundary import (
+    FAR_OUT,
     Standardisation,
     chunks,
+    finite,
     numerical_session,
     seeded_generator,
 )
+from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
 from sklvebm.estimators._networks import load_arrays
 from sklvebm.estimators._persistence import arrays_of
 from sklvebm.log_partition import LogPartition
@@ -34,7 +37,8 @@ def _by_rows(
     model = fitted.network if device.type == "cpu" else _copy(fitted.network).to(device)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     parts = []
-    with numerical_session(threads_for(len(rows) * particles_per_row, n_weights)):
+    n_threads = threads_for(len(rows) * particles_per_row, n_weights)
+    with numerical_session(n_threads), naming_memory(FEWER_ROWS):
         for part in chunks(len(rows), particles_per_row):
             x = torch.from_numpy(np.array(rows[part], dtype=np.float64)).to(device)
             parts.append(answer(model, x).cpu().numpy())
@@ -67,19 +71,26 @@ def latents(
         # several components stand for a posterior of any shape: its mean takes their weights
         return weighted_latents(model, x, q, n_samples, fitted.seed).mean()
 
-    return _by_rows(fitted, fitted.standardisation.apply(X), device, answer, n_samples)
+    rows = fitted.standardisation.apply(X)
+    out = _by_rows(fitted, rows, device, answer, n_samples)
+    lost = np.isnan(out).any(axis=1)
+    if lost.any():
+        # squares overflow: far out decoders are linear, so that nearer rows tell the latents
+        size = np.maximum(np.abs(rows[lost]).max(axis=1, keepdims=True) / FAR_OUT, 1.0)
+        out[lost] = finite(size * _by_rows(fitted, rows[lost] / size, device, answer, n_samples))
+    return out
 
 
 def features(fitted: Fitted, Z: np.ndarray, device: torch.device) -> np.ndarray:
     """Return `E[x | z]` for latents Z in the units of X, (n_samples, n_features)."""
     standardised = _by_rows(fitted, Z, device, lambda model, z: model.decoder.mean(z), 1)
-    return fitted.standardisation.invert(standardised)
+    return finite(fitted.standardisation.invert(standardised))
 
 
 def draws(fitted: Fitted, n_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return draws `(X, Z)` of the model, X in the units of the data."""
     model = fitted.network
-    with numerical_session(1):
+    with numerical_session(1), naming_memory("decrease n_samples"):
         generator = seeded_generator(seed, torch.device("cpu"))
         z = prior_draws(model, n_samples, generator)
         mean = model.decoder.mean(z)

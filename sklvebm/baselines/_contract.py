@@ -23,10 +23,21 @@ from sklvebm.estimators._boundary import (
     generator_of,
     numerical_session,
     resolve_device,
+    without_numpy_errors,
 )
-from sklvebm.estimators._iterative_fit import unchanged_on_failure
+from sklvebm.estimators._frames import framed
+from sklvebm.estimators._iterative_fit import Reporter, memory_advice, unchanged_on_failure
 from sklvebm.estimators._mean_score import MeanScoreMixin
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, check_parameters
+from sklvebm.estimators._messages import naming_memory
+from sklvebm.estimators._parameters import (
+    Flag,
+    Number,
+    OneOf,
+    Seed,
+    Widths,
+    check_parameters,
+    parameters_of,
+)
 
 
 class LayerSizes(NamedTuple):
@@ -62,7 +73,7 @@ RULES = {
     "alpha": Number(False, 0.0),
     "batch_size": Number(True, 1, word="auto"),
     "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0),
+    "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
@@ -81,6 +92,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
 
     _rules = RULES
 
+    @without_numpy_errors
     def fit(self, X, y=None):
         """Fit the model to rows X.
 
@@ -108,7 +120,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         ConvergenceWarning
             If `max_iter` ends before a plateau.
         """
-        with unchanged_on_failure(self):
+        with unchanged_on_failure(self), naming_memory(memory_advice(self)):
             settings = self._settings()
             X = checked_rows(self, X, reset=True, least=2)
             with numerical_session(torch.get_num_threads()):
@@ -118,18 +130,19 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
                     self._architecture(settings, X.shape[1]),
                     self._objective(settings),
                     generator_of(self.random_state),
-                    self._report,
+                    Reporter(self, "bound"),
                 )
         self._adopt(outcome)
-        if self.max_iter > 0 and not outcome.converged:
+        if self.max_iter > 0 and self.tol is not None and not outcome.converged:
             warnings.warn(
                 f"Training stopped at max_iter={self.max_iter} epochs before the bound reached a "
                 "plateau; increase max_iter or tol.",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
+    @without_numpy_errors
     def score_samples(self, X):
         """Return a lower bound on the log-density of each row.
 
@@ -155,6 +168,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         values = answers.log_density(self._fitted, X, *self._means_of_inference())
         return values.astype(X.dtype)
 
+    @without_numpy_errors
     def transform(self, X):
         """Return the latents that the method assigns to rows.
 
@@ -171,13 +185,14 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         X = self._checked_rows(X)
         return answers.latents(self._fitted, X, *self._means_of_inference()).astype(X.dtype)
 
-    def inverse_transform(self, Z):
+    @without_numpy_errors
+    def inverse_transform(self, X):
         """Return the mean of the features given latents, which the decoder computes.
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_components)
-            Latents.
+        X : array-like of shape (n_samples, n_components)
+            Latents z.
 
         Returns
         -------
@@ -187,15 +202,17 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         Raises
         ------
         ValueError
-            If Z does not have `n_components` columns.
+            If X does not have `n_components` columns.
         """
         check_is_fitted(self, "_fitted")
-        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32], order="C")
+        Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
         n_latents = self._n_features_out
         if Z.shape[1] != n_latents:
-            raise ValueError(f"Z must have {n_latents} columns (n_components), got {Z.shape[1]}.")
-        return answers.features(self._fitted, Z, resolve_device(self.device)).astype(Z.dtype)
+            raise ValueError(f"X must have {n_latents} columns (n_components), got {Z.shape[1]}.")
+        rows = answers.features(self._fitted, Z, resolve_device(self.device)).astype(Z.dtype)
+        return framed(self, rows, like=X)
 
+    @without_numpy_errors
     def sample(self, n_samples=1, random_state=None, return_latents=False):
         """Draw rows from the model, noise of the decoder included.
 
@@ -203,7 +220,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         ----------
         n_samples : int, default=1
             Number of rows.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             None draws afresh at each call, an integer repeats.
         return_latents : bool, default=False
             Return the latents of the draws as well.
@@ -218,7 +235,8 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         check_is_fitted(self, "_fitted")
         Number(True, 1).check("n_samples", n_samples)
         X, Z = answers.draws(self._fitted, int(n_samples), draw_seed(random_state))
-        return (X, Z) if return_latents else X
+        X = framed(self, X)
+        return (X, framed(self, Z, self.get_feature_names_out())) if return_latents else X
 
     # Hooks and housekeeping --------------------------------------------------------------------
 
@@ -235,7 +253,7 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
 
     def _settings(self):
         """Return checked parameters; raises TypeError or ValueError."""
-        parameters = self.get_params(deep=False)
+        parameters = parameters_of(self)
         check_parameters(parameters, self._rules)
         if self.validation_fraction == 1.0:
             raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
@@ -254,19 +272,11 @@ class DecoderDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mea
         check_is_fitted(self, "_fitted")
         return checked_rows(self, X, reset=False)
 
-    def _report(self, progress, lower_bound):
-        """Print the progress of an epoch every `verbose` epochs."""
-        if self.verbose and progress.epoch % self.verbose == 0:
-            print(
-                f"[{type(self).__name__}] epoch {progress.epoch}, bound {lower_bound:.3f} nats, "
-                f"learning rate {progress.learning_rate:.2g}",
-                flush=True,
-            )
-
     def _adopt(self, outcome: Outcome):
         """Set the fitted attributes, all at once."""
         self._fitted = outcome.fitted
         jacobian = outcome.fitted.standardisation.log_jacobian
+        self.batch_size_ = outcome.batch_size
         self.mean_ = outcome.fitted.standardisation.mean
         self.scale_ = outcome.fitted.standardisation.scale
         self.noise_variance_ = answers.noise_variance(outcome.fitted)

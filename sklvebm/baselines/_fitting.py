@@ -1,6 +1,5 @@
 """How a baseline is fitted: hold rows out, standardise, start, train, normalise."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +17,7 @@ from sklvebm.estimators._boundary import (
     standardisation,
 )
 from sklvebm.estimators._fitting import split_rows
+from sklvebm.estimators._iterative_fit import Reporter, least_improvement
 from sklvebm.log_partition import LogPartition
 from sklvebm.thread_limits import threads_for
 from sklvebm.training import Progress, start_optimisation, train
@@ -80,6 +80,7 @@ class BoundObjective:
 class Outcome(NamedTuple):
     """What a fit returns to the estimator."""
 
+    batch_size: int
     fitted: Fitted
     history: list[Progress]
     lower_bound: float  # nats per row, units of X
@@ -111,7 +112,7 @@ def fit_model(
     architecture: Architecture,
     objective: Any,
     random_state: np.random.RandomState,
-    report: Callable[[Progress, float], None],
+    report: Reporter,
 ) -> Outcome:
     """Train a latent-variable model on rows X.
 
@@ -127,8 +128,8 @@ def fit_model(
         What to descend.
     random_state : numpy.random.RandomState
         Source of all seeds.
-    report : callable
-        Receives the progress of each epoch and its bound in the units of X.
+    report : Reporter
+        Receives stages, the progress of each epoch and its bound in the units of X.
 
     Raises
     ------
@@ -144,6 +145,7 @@ def fit_model(
     standardised = torch.from_numpy(chart.apply(X)).to(device=device, dtype=dtype)
     x, monitor = standardised[rows.fitted], standardised[rows.monitor[:_MAX_MONITOR_ROWS]]
     batch_size = resolve_batch_size(settings.batch_size, len(x))
+    report.stage(f"training on {len(x)} rows, monitoring {len(monitor)}")
     generator = seeded_generator(seed + 1, device)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     with numerical_session(threads_for(batch_size, n_weights)):
@@ -158,18 +160,22 @@ def fit_model(
             learning_rate=settings.learning_rate_init,
             batch_size=batch_size,
             max_iter=settings.max_iter,
-            tol=settings.tol,
+            tol=least_improvement(settings.tol),
             n_iter_no_change=settings.n_iter_no_change,
             generator=generator,
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
             undo_falls=False,
         )
+        report.stage("normalising")
         network = result.best.cpu().double().requires_grad_(False)
         log_partition = objective.normalise(network, result.state, seed)
+    best = result.best_lower_bound + chart.log_jacobian
+    report.stage(f"kept the parameters of the best bound, {best:.3f} nats")
     return Outcome(
+        batch_size=batch_size,
         fitted=Fitted(network, chart, log_partition, seed),
         history=result.history,
-        lower_bound=result.best_lower_bound + chart.log_jacobian,
+        lower_bound=best,
         converged=result.converged,
         device=device,
     )

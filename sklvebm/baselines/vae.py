@@ -77,8 +77,9 @@ class VAE(DecoderDensityMixin, BaseEstimator):
         Rows per update; "auto" gives about sixteen updates per epoch, of 32 to 256 rows.
     max_iter : int, default=200
         Epochs at most.
-    tol : float, default=0.001
-        Improvement of the monitored bound, in nats per row, that counts.
+    tol : float or None, default=0.001
+        Improvement of the monitored bound, in nats per row, that counts. None trains for
+        `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
         Monitor held-out rows; False monitors training rows. The best parameters are kept.
     validation_fraction : float, default=0.1
@@ -90,8 +91,8 @@ class VAE(DecoderDensityMixin, BaseEstimator):
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores and latents are computed in float64.
     verbose : int, default=0
-        Print a line every `verbose` epochs; 0 prints nothing.
-    random_state : int, RandomState instance or None, default=None
+        Print what `fit` does, and a line every `verbose` epochs; 0 prints nothing.
+    random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
     Attributes
@@ -110,6 +111,8 @@ class VAE(DecoderDensityMixin, BaseEstimator):
         Epochs run.
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
+    batch_size_ : int
+        What "auto" came to, or the value given.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

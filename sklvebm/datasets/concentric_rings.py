@@ -4,10 +4,9 @@ from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.datasets import _blurred_curves
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 RADII = (0.5, 1.0, 1.5)
 RADIAL_NOISE = 0.05
@@ -31,8 +30,7 @@ def _curves(radii):
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_concentric_rings(
     n_samples=100,
@@ -62,7 +60,7 @@ def make_concentric_rings(
         Standard deviation added to both coordinates, in units of X.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns
@@ -108,7 +106,7 @@ _DENSITY_CONSTRAINTS = {
 }
 
 
-@validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS}, prefer_skip_nested_validation=True)
+@validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})
 def concentric_rings_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
     r"""Return the exact log density of concentric rings.
 
@@ -160,7 +158,7 @@ def concentric_rings_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, n
     return _blurred_curves.log_density(X, _curves(radii), 0.0, radial_noise, noise)
 
 
-@validate_params(_DENSITY_CONSTRAINTS, prefer_skip_nested_validation=True)
+@validate_params(_DENSITY_CONSTRAINTS)
 def concentric_rings_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
     """Return the differential entropy of concentric rings.
 

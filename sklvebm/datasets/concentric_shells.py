@@ -4,10 +4,9 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy.special import dawsn, logsumexp
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.datasets._blurred_curves import check_rows, positive_vector
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 RADII = (0.5, 1.0, 1.5)
 RADIAL_NOISE = 0.05
@@ -24,8 +23,7 @@ _REACH = 12.0  # standard deviations beyond which a shell has no mass
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_concentric_shells(
     n_samples=100,
@@ -55,7 +53,7 @@ def make_concentric_shells(
         Standard deviation added to all coordinates, in units of X.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns
@@ -105,7 +103,7 @@ _DENSITY_CONSTRAINTS = {
 }
 
 
-@validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS}, prefer_skip_nested_validation=True)
+@validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})
 def concentric_shells_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
     r"""Return the exact log density of concentric shells, in closed form.
 
@@ -154,7 +152,7 @@ def concentric_shells_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, 
     return _log_density(distance, positive_vector(radii, "radii"), radial_noise, noise)
 
 
-@validate_params(_DENSITY_CONSTRAINTS, prefer_skip_nested_validation=True)
+@validate_params(_DENSITY_CONSTRAINTS)
 def concentric_shells_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
     """Return the differential entropy of concentric shells.
 

@@ -3,8 +3,8 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 _MAP_SEED = 0  # the map is part of the data set, not of a draw
 
@@ -19,8 +19,7 @@ _MAP_SEED = 0  # the map is part of the data set, not of a draw
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_coupled_oscillators(
     n_samples=100,
@@ -63,7 +62,7 @@ def make_coupled_oscillators(
         Standard deviation of measurement, added to all columns.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again. The map does not depend on it.
 
     Returns

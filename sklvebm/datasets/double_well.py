@@ -4,10 +4,9 @@ from numbers import Integral, Real
 
 import numpy as np
 from scipy.special import ive, logsumexp
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.datasets._blurred_curves import check_rows
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 _POSITIVE = [Interval(Real, 0, None, closed="neither")]
 _SYSTEM = {"barrier": _POSITIVE, "half_distance": _POSITIVE, "temperature": _POSITIVE}
@@ -24,8 +23,7 @@ _TAIL = 45.0  # nats above the bottom where the stationary law is cut off
         "noise": _NOISE,
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_double_well(
     n_samples=100,
@@ -60,7 +58,7 @@ def make_double_well(
         Standard deviation of measurement, added to both columns.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns
@@ -114,9 +112,7 @@ def make_double_well(
     return X, np.stack([well, potential + 0.5 * state[:, 1] ** 2], 1)
 
 
-@validate_params(
-    {"X": ["array-like"], **_SYSTEM, "noise": _NOISE}, prefer_skip_nested_validation=True
-)
+@validate_params({"X": ["array-like"], **_SYSTEM, "noise": _NOISE})
 def double_well_log_density(X, *, barrier=3.0, half_distance=1.0, temperature=1.0, noise=0.0):
     r"""Return the exact stationary log density of position and momentum in a double well.
 
@@ -167,7 +163,7 @@ def double_well_log_density(X, *, barrier=3.0, half_distance=1.0, temperature=1.
     return position - 0.5 * (X[:, 1] ** 2 / variance + np.log(2.0 * np.pi * variance))
 
 
-@validate_params({**_SYSTEM, "noise": _NOISE}, prefer_skip_nested_validation=True)
+@validate_params({**_SYSTEM, "noise": _NOISE})
 def double_well_entropy(*, barrier=3.0, half_distance=1.0, temperature=1.0, noise=0.0):
     """Return the differential entropy of position and momentum in a double well.
 

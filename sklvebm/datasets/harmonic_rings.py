@@ -3,10 +3,10 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils import check_array
 
 from sklvebm.datasets import _blurred_curves
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 RADII = (0.6, 1.5, 2.4)
 COSINES = (
@@ -72,8 +72,7 @@ _SHAPE_CONSTRAINTS = {
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_harmonic_rings(
     n_samples=100,
@@ -111,7 +110,7 @@ def make_harmonic_rings(
         Standard deviation added to both coordinates, in units of X.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns
@@ -153,7 +152,7 @@ def make_harmonic_rings(
 _DENSITY_CONSTRAINTS = {**_SHAPE_CONSTRAINTS, "noise": [Interval(Real, 0, None, closed="neither")]}
 
 
-@validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS}, prefer_skip_nested_validation=True)
+@validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})
 def harmonic_rings_log_density(
     X, *, radii=RADII, cosines=COSINES, sines=None, radial_noise=RADIAL_NOISE, noise=NOISE
 ):
@@ -202,7 +201,7 @@ def harmonic_rings_log_density(
     return _blurred_curves.log_density(X, curves, curves.steepness, radial_noise, noise)
 
 
-@validate_params(_DENSITY_CONSTRAINTS, prefer_skip_nested_validation=True)
+@validate_params(_DENSITY_CONSTRAINTS)
 def harmonic_rings_entropy(
     *, radii=RADII, cosines=COSINES, sines=None, radial_noise=RADIAL_NOISE, noise=NOISE
 ):

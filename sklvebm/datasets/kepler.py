@@ -3,8 +3,8 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 
 @validate_params(
@@ -15,8 +15,7 @@ from sklearn.utils._param_validation import Interval, validate_params
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_kepler_orbits(
     n_samples=100,
@@ -49,7 +48,7 @@ def make_kepler_orbits(
         Standard deviation of measurement, added to all columns.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns

@@ -3,10 +3,9 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.datasets._ensemble import flow
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 _POSITIVE = [Interval(Real, 0, None, closed="neither")]
 
@@ -21,8 +20,7 @@ _POSITIVE = [Interval(Real, 0, None, closed="neither")]
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_lorenz(
     n_samples=100,
@@ -63,7 +61,7 @@ def make_lorenz(
         Standard deviation of measurement, added to all columns.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns

@@ -3,8 +3,8 @@
 from numbers import Integral, Real
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+
+from sklvebm.validation import Interval, StrOptions, check_random_state, validate_params
 
 HALF_LENGTHS = (0.15, 0.3)  # of the longer axis, in sides of the image
 ASPECT = 0.45  # shorter over longer axis
@@ -17,12 +17,11 @@ NOISE = 0.05
     {
         "n_samples": [Interval(Integral, 1, None, closed="left")],
         "size": [Interval(Integral, 4, None, closed="left")],
-        "shape": [StrOptions({"bar", "ellipse", "both"})],
+        "shape": [StrOptions(frozenset({"bar", "ellipse", "both"}))],
         "noise": [Interval(Real, 0, None, closed="left")],
         "return_factors": ["boolean"],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def make_shape_images(
     n_samples=100,
@@ -53,7 +52,7 @@ def make_shape_images(
         Standard deviation added to every pixel; the shape itself is between 0 and 1.
     return_factors : bool, default=False
         Whether to return what each row was made of.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
     Returns

@@ -1,7 +1,8 @@
 """Arrays in, arrays out: conversion, standardisation, seeds, devices and global state."""
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -9,18 +10,37 @@ import numpy as np
 import torch
 from sklearn import get_config
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 from threadpoolctl import threadpool_limits
 
+from sklvebm.estimators._messages import naming_columns
 from sklvebm.thread_limits import is_forked, limited_threads
+from sklvebm.validation import check_random_state
 
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 _REACH = 20.0  # interquartile ranges: values farther from the median count as that far in the scale
 _UNREACHABLE = 1e30  # scales of a column: squares must be finite in single precision
-_MOST_NAMED = 5  # rows in an error
+_FAR = 1e6  # scales: values farther out are named
+_MOST_NAMED = 3  # rows of a column
+_ROUNDINGS = 8.0  # spacings of floating-point numbers: values no farther apart are one
+FAR_OUT = 1e100  # standardised units: squares are finite, and all that counts is the direction
 _OVERFLOWING = 1e150  # standard deviations: squares and products with precisions may be infinite
+
+
+def without_numpy_errors(function: Callable) -> Callable:
+    """Return a function in which `np.seterr` of the caller raises and warns of nothing.
+
+    What is too small for a number is zero, and what is too large infinite, wherever that matters.
+    """
+
+    @functools.wraps(function)
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        # not `errstate` as a decorator: one of NumPy 1 is shared by all threads
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return quiet
 
 
 class Standardisation(NamedTuple):
@@ -52,24 +72,53 @@ def standardisation(X: np.ndarray) -> Standardisation:
     Warns
     -----
     UserWarning
-        If columns are constant: a density has no scale there.
+        If columns are constant, where a density has no scale, or values are a million scales from
+        the others.
     """
     X = np.asarray(X, dtype=np.float64)
     inner = without_outliers(X)
     mean = inner.mean(axis=0)
-    scale = inner.std(axis=0)
-    # a constant such as 0.1 has a standard deviation of rounding errors
-    constant = (np.ptp(X, axis=0) == 0.0) | (
-        scale <= 10.0 * np.finfo(np.float64).eps * np.abs(mean)
-    )
+    # the squares of the smallest numbers are zero
+    spread = np.abs(inner - mean).max(axis=0)
+    unit = np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOWING), spread, 1.0)
+    scale = unit * (inner / unit).std(axis=0)
+    # 0.1 + 0.2 and 0.3 are one value
+    constant = np.ptp(X, axis=0) <= _ROUNDINGS * np.spacing(np.abs(X).max(axis=0))
     if constant.any():
         warnings.warn(
             f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
             "by a variance floor of 1e-6; remove them, or compare scores on this X only.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-    return Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+    chart = Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
+    far = np.abs(chart.apply(X)) > _FAR
+    if far.any():
+        warnings.warn(_far_values(X, far), UserWarning, stacklevel=5)
+    return chart
+
+
+def _far_values(X: np.ndarray, far: np.ndarray) -> str:
+    """Return the message on values of X (N, D) that are far out by flags (N, D)."""
+    columns, found = np.flatnonzero(far.any(axis=0)), []
+    for column in columns[:_MOST_NAMED]:
+        rows, others = np.flatnonzero(far[:, column]), X[~far[:, column], column]
+        distance = np.abs(X[rows, column] - others.mean()).max() / others.std()
+        distance = min(distance, np.finfo(np.float64).max)
+        names = ", ".join(str(row) for row in rows[:_MOST_NAMED])
+        more = f" and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+        subject, verb = ("row", "is") if len(rows) == 1 else ("rows", "are")
+        found.append(
+            f"{subject} {names}{more} of column {column} {verb} "
+            f"{distance:.0e} scales from the others".replace("e+", "e")
+        )
+    if len(columns) > _MOST_NAMED:
+        found.append(f"{len(columns) - _MOST_NAMED} more columns have such rows")
+    text = "; ".join(found)
+    return (
+        f"{text[0].upper()}{text[1:]}. If such values stand for missing or unknown ones, remove "
+        "their rows; else transform the columns, by a logarithm for example."
+    )
 
 
 def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -124,12 +173,21 @@ def check_reach(standardised: np.ndarray, X: np.ndarray) -> None:
     )
 
 
+def finite(rows: np.ndarray) -> np.ndarray:
+    """Return rows with the largest numbers in place of infinite ones."""
+    most = np.finfo(np.float64).max
+    return np.clip(rows, -most, most)
+
+
 def without_outliers(X: np.ndarray) -> np.ndarray:
     """Return X with values far out moved in, so that few of them do not set a scale."""
     low, middle, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0)
     reach = _REACH * (high - low)
-    # where half of the values are the same, quartiles say nothing
-    reach = np.where(reach > 0.0, reach, np.inf)
+    for column in np.flatnonzero(~(reach > 0.0)):
+        # half of the values are the same: the others say how far apart values are
+        away = np.abs(X[:, column] - middle[column])
+        others = away[away > 0.0]
+        reach[column] = 2.0 * _REACH * np.median(others) if len(others) else np.inf
     return np.clip(X, middle - reach, middle + reach)
 
 
@@ -147,12 +205,15 @@ def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
 
 
 def generator_of(random_state: Any) -> np.random.RandomState:
-    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is."""
+    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is.
+
+    A `numpy.random.Generator` is moved on by one draw, which seeds the result.
+    """
     return np.random.RandomState() if random_state is None else check_random_state(random_state)
 
 
 def draw_seed(random_state: Any) -> int:
-    """Return an integer seed from None, an int or a `numpy.random.RandomState`."""
+    """Return an integer seed from None, an int, a `RandomState` or a `Generator` of NumPy."""
     return int(generator_of(random_state).randint(np.iinfo(np.int32).max))
 
 
@@ -213,7 +274,7 @@ def numerical_session(n_threads: int) -> Iterator[None]:
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
         torch.autocast("cuda", enabled=False),
-        np.errstate(under="ignore"),
+        np.errstate(all="ignore"),
         limited_threads(n_threads),
         threadpool_limits(1) if is_forked() else nullcontext(),
         _default_device_cpu(),
@@ -263,11 +324,12 @@ def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 
     ValueError, TypeError
         If X is not usable, or has other columns than the rows fitted.
     """
-    return validate_data(
-        estimator,
-        as_plain_array(X),
-        reset=reset,
-        dtype=[np.float64, np.float32],
-        order="C",
-        ensure_min_samples=least,
-    )
+    with naming_columns(X):
+        return validate_data(
+            estimator,
+            as_plain_array(X),
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            order="C",
+            ensure_min_samples=least,
+        )

@@ -7,7 +7,14 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators import _persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
+from sklvebm.estimators._boundary import (
+    as_plain_array,
+    checked_rows,
+    draw_seed,
+    resolve_device,
+    without_numpy_errors,
+)
+from sklvebm.estimators._frames import framed
 from sklvebm.estimators._mean_score import MeanScoreMixin
 from sklvebm.estimators._model import (
     expert_of,
@@ -27,6 +34,7 @@ class AnnealedDensityMixin(MeanScoreMixin):
     parameter `device`.
     """
 
+    @without_numpy_errors
     def score_samples(self, X, bound="lower"):
         """Return a bound on the log-density of each row, from below or from above.
 
@@ -85,6 +93,7 @@ class AnnealedDensityMixin(MeanScoreMixin):
 class FeatureDensityMixin(AnnealedDensityMixin):
     """Score and sample an energy of the features alone; no state, no constructor."""
 
+    @without_numpy_errors
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the model, by annealing exact draws of its reference.
 
@@ -92,7 +101,7 @@ class FeatureDensityMixin(AnnealedDensityMixin):
         ----------
         n_samples : int, default=1
             Number of rows.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             None draws afresh at each call, an integer repeats.
 
         Returns
@@ -102,12 +111,14 @@ class FeatureDensityMixin(AnnealedDensityMixin):
         """
         check_is_fitted(self, "energy_")
         Number(True, 1).check("n_samples", n_samples)
-        return samples(self._model, int(n_samples), draw_seed(random_state), self._run_device())[0]
+        X, _ = samples(self._model, int(n_samples), draw_seed(random_state), self._run_device())
+        return framed(self, X)
 
 
 class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, AnnealedDensityMixin):
     """Score, transform and sample, with latents; no state, no constructor."""
 
+    @without_numpy_errors
     def transform(self, X):
         """Return posterior means of the latents.
 
@@ -124,13 +135,14 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Anne
         X = self._checked_rows(X)
         return latent_means(self._model, X, self._run_device()).astype(X.dtype)
 
-    def inverse_transform(self, Z):
+    @without_numpy_errors
+    def inverse_transform(self, X):
         """Return the mean of the features given latents.
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_components)
-            Latents.
+        X : array-like of shape (n_samples, n_components)
+            Latents z.
 
         Returns
         -------
@@ -138,12 +150,14 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Anne
             `E[x | z]`, in the units of the training data; deterministic.
         """
         check_is_fitted(self, "energy_")
-        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32], order="C")
+        Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
         n_latents = self._model.energy.n_latents
         if Z.shape[1] != n_latents:
-            raise ValueError(f"Z must have {n_latents} columns (n_components), got {Z.shape[1]}.")
-        return features(self._model, Z, self._run_device()).astype(Z.dtype)
+            raise ValueError(f"X must have {n_latents} columns (n_components), got {Z.shape[1]}.")
+        rows = features(self._model, Z, self._run_device()).astype(Z.dtype)
+        return framed(self, rows, like=X)
 
+    @without_numpy_errors
     def sample(self, n_samples=1, random_state=None, return_latents=False):
         """Draw rows from the model.
 
@@ -151,7 +165,7 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Anne
         ----------
         n_samples : int, default=1
             Number of rows.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             None draws afresh at each call, an integer repeats.
         return_latents : bool, default=False
             Return the latents of the draws as well.
@@ -166,8 +180,10 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Anne
         check_is_fitted(self, "energy_")
         Number(True, 1).check("n_samples", n_samples)
         X, Z = samples(self._model, int(n_samples), draw_seed(random_state), self._run_device())
-        return (X, Z) if return_latents else X
+        X = framed(self, X)
+        return (X, framed(self, Z, self.get_feature_names_out())) if return_latents else X
 
+    @without_numpy_errors
     def sample_posterior(self, X, n_draws=1, random_state=None):
         """Draw latents from the posterior of each row.
 
@@ -177,7 +193,7 @@ class LatentDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Anne
             Rows.
         n_draws : int, default=1
             Draws per row.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             None draws afresh at each call, an integer repeats.
 
         Returns

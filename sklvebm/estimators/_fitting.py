@@ -2,13 +2,12 @@
 
 import copy
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklvebm.charts import Chart
 from sklvebm.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
@@ -25,6 +24,7 @@ from sklvebm.estimators._boundary import (
 )
 from sklvebm.estimators._diagnostics import Diagnostics
 from sklvebm.estimators._fallback import fallback_advantage, final_reference
+from sklvebm.estimators._iterative_fit import Reporter, least_improvement
 from sklvebm.estimators._latent_charts import fit_chart
 from sklvebm.estimators._mixture_selection import (
     MixtureChoice,
@@ -34,6 +34,7 @@ from sklvebm.estimators._model import Model
 from sklvebm.estimators._networks import correction_network, resolve_image_shape
 from sklvebm.estimators._normalising import gain_over_reference, normalise, promised_gain
 from sklvebm.estimators._reference_selection import fit_reference
+from sklvebm.estimators._user_energy import build_user_energy, probe
 from sklvebm.estimators.quantisation import warn_of_repeated_rows
 from sklvebm.objectives.particle_likelihood import ParticleLikelihood
 from sklvebm.objectives.tempered_pool import TemperedPool
@@ -109,6 +110,12 @@ class Outcome(NamedTuple):
     converged: bool
     device: torch.device
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `max_iter` ended the training of a model that is kept."""
+        is_reference = isinstance(self.model.energy, AnchoredEnergy) and not self.improved
+        return not self.converged and not is_reference
+
 
 def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
     """Return settings with every "auto" replaced by what suits such rows (docs/tuning.md).
@@ -145,6 +152,7 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
     for name, value in chosen.items():
         if isinstance(getattr(settings, name), str):
             setattr(settings, name, value)
+    settings.batch_size = min(settings.batch_size, n_samples)
     settings.input_gain = max(1.0, 10.0 * (2.0 / max(2, n_features)) ** 2) if free else 1.0
     return settings
 
@@ -197,34 +205,7 @@ def build_energy(
         width = reference.n_features
         network = correction_network(settings, width, reference.n_latents, generator)
         return AnchoredEnergy(reference, network, reach=reach)
-    if isinstance(settings.energy, nn.Module):
-        network = copy.deepcopy(settings.energy).cpu()
-    elif callable(settings.energy):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            network = settings.energy(reference.n_features, reference.n_latents)
-    else:
-        network = settings.energy
-    if not isinstance(network, nn.Module):
-        raise TypeError(
-            "energy must be None, a torch.nn.Module or a callable (n_features, n_latents) -> "
-            f"Module, got {settings.energy!r}."
-        )
-    energy = BridgedEnergy(reference, network.double())
-    x, z = reference.split(reference.sample(3, generator))
-    values = network(x, z)
-    if values.shape != (3,):
-        raise ValueError(
-            "energy must map x (B, n_features) and z (B, n_components) to energies of shape "
-            f"(B,); for B = 3 it returned shape {tuple(values.shape)}."
-        )
-    trainable = [parameter.requires_grad for parameter in network.parameters()]
-    if not trainable or (settings.max_iter > 0 and not any(trainable)):
-        raise ValueError(
-            "energy must have parameters that require gradients: there is nothing to train in "
-            f"{settings.energy!r}."
-        )
-    return energy
+    return build_user_energy(settings, reference, seed)
 
 
 class Rows(NamedTuple):
@@ -266,7 +247,11 @@ class Base(NamedTuple):
 
 
 def fit_base(
-    X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
+    X: np.ndarray,
+    rows: Rows,
+    settings: SimpleNamespace,
+    random_state: np.random.RandomState,
+    report: Reporter,
 ) -> Base:
     """Standardise and fit the reference.
 
@@ -278,22 +263,30 @@ def fit_base(
     check_reach(chart.apply(X), X)
     standardised = chart.apply(X[rows.fitted])
     by_validation = isinstance(settings.reference, str) and settings.reference == "mixture"
+    report.stage(f"choosing and fitting the reference to {len(standardised)} rows")
     choice = choose_mixture(standardised, random_state) if by_validation else None
     reference = fit_reference(
         standardised, settings.n_components, settings.reference, random_state, choice=choice
     )
+    report.stage(f"reference: {len(reference.log_weights)} components")
     return Base(chart, standardised, reference, choice)
 
 
 def start_training(
-    X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
+    X: np.ndarray,
+    rows: Rows,
+    settings: SimpleNamespace,
+    random_state: np.random.RandomState,
+    report: Reporter,
 ) -> tuple[Standardisation, Training]:
     """Standardise, fit the reference and set up an untrained model on it, on the device."""
     device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
-    chart, standardised, reference, choice = fit_base(X, rows, settings, random_state)
+    chart, standardised, reference, choice = fit_base(X, rows, settings, random_state, report)
     seed = random_state.randint(np.iinfo(np.int32).max)
     reach = reach_of_rows(standardised, reference, seed)
     energy = build_energy(settings, copy.deepcopy(reference), seed, reach)
+    if isinstance(energy, BridgedEnergy):
+        probe(energy, standardised, seed)
     energy = energy.to(device=device, dtype=dtype)
     optimisation = start_optimisation(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
@@ -315,6 +308,44 @@ def reach_of_rows(rows: np.ndarray, reference: MixtureReference, seed: int) -> R
     return reach_of(inner, reference.to_features(y), _REACH_SHARE)
 
 
+def anchored_on(training: Training, reference: MixtureReference) -> Training:
+    """Return a training whose energies, changed in place, stand on the reference of a model.
+
+    Another than theirs, if the fit before gave them up for a reference of all of its rows.
+    """
+    optimisation = training.optimisation
+    own = copy.deepcopy(reference).to(optimisation.energy.reference.location)
+    optimisation.energy.reference = optimisation.average.reference = own
+    return training._replace(reference=reference)
+
+
+def rival_advantage(
+    X: np.ndarray, rows: Rows, training: Any, settings: SimpleNamespace, continues: bool
+) -> Tensor:
+    """Return how much better than the reference trained on is `kept_reference`, (n_monitored,)."""
+    if continues:
+        return torch.zeros(len(rows.monitor), dtype=torch.float64)
+    return fallback_advantage(X, rows.fitted, rows.monitor, training, settings)
+
+
+def kept_reference(
+    X: np.ndarray,
+    rows: Rows,
+    training: Any,
+    settings: SimpleNamespace,
+    *,
+    seed: int,
+    continues: bool,
+) -> MixtureReference:
+    """Return the reference that is the model where training did not help.
+
+    That of the fit before, if there was one, else one fitted to all rows of X, standardised.
+    """
+    if continues:
+        return training.reference
+    return final_reference(X, rows.fitted, training, settings, seed)
+
+
 def continue_training(
     X: np.ndarray,
     rows: Rows,
@@ -323,8 +354,9 @@ def continue_training(
     settings: SimpleNamespace,
     objective: PoolObjective,
     random_state: np.random.RandomState,
-    report: Callable[[Progress, float], None],
+    report: Reporter,
     keep_best: bool,
+    continues: bool,
 ) -> Outcome:
     """Train a model on the rows of X and normalise it.
 
@@ -344,10 +376,13 @@ def continue_training(
         What to descend.
     random_state : numpy.random.RandomState
         Source of all seeds.
-    report : callable
-        Receives the progress of each epoch and its ELBO in the units of X.
+    report : Reporter
+        Receives stages, the progress of each epoch and its ELBO in the units of X.
     keep_best : bool
         Keep the epoch with the best monitored ELBO; else the running average after the last one.
+    continues : bool
+        Whether there was a fit before: its reference is then what is kept if training does not
+        help, else one that is fitted to all rows.
 
     Raises
     ------
@@ -368,6 +403,7 @@ def continue_training(
 
     n_threads = torch.get_num_threads()
     with numerical_session(1), team(n_threads):
+        report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
         state = objective.ready(energy, training.state, len(fitted), generator)
         result = train(
             training.optimisation,
@@ -378,7 +414,7 @@ def continue_training(
             learning_rate=settings.learning_rate_init,
             batch_size=min(settings.batch_size, len(fitted)),
             max_iter=settings.max_iter,
-            tol=settings.tol,
+            tol=least_improvement(settings.tol),
             n_iter_no_change=settings.n_iter_no_change,
             generator=generator,
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
@@ -387,8 +423,10 @@ def continue_training(
         kept = result.best if keep_best else result.optimisation.average
         may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
         gain = 0.0
-        rival = fallback_advantage(chart.apply(X), rows.fitted, rows.monitor, training, settings)
+        units = chart.apply(X)
+        rival = rival_advantage(units, rows, training, settings, continues)
         if not may_fall_back or promised_gain(kept, result, monitor, rival) > 0.0:
+            report.stage("normalising the trained energy")
             model, diagnostics = normalised(kept, training.reference)
             gain = gain_over_reference(model, monitor, rival)
             # log Z counts from its upper end: a tenth of the gain may be open
@@ -400,10 +438,14 @@ def continue_training(
         lower_bound = result.best_lower_bound
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none
-            reference = final_reference(chart.apply(X), rows.fitted, training, settings, seed)
+            report.stage("keeping the reference")
+            reference = kept_reference(
+                units, rows, training, settings, seed=seed, continues=continues
+            )
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
+    report.kept(gain > 0.0, gain, len(monitor), falls_back=may_fall_back)
     return Outcome(
         model=model._replace(chart=training.chart),
         diagnostics=diagnostics,

@@ -6,7 +6,14 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators import _potential_persistence as persistence
-from sklvebm.estimators._boundary import as_plain_array, checked_rows, draw_seed, resolve_device
+from sklvebm.estimators._boundary import (
+    as_plain_array,
+    checked_rows,
+    draw_seed,
+    resolve_device,
+    without_numpy_errors,
+)
+from sklvebm.estimators._frames import framed
 from sklvebm.estimators._mean_score import MeanScoreMixin
 from sklvebm.estimators._parameters import Number, OneOf
 from sklvebm.estimators._potential_model import (
@@ -26,6 +33,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
     and parameters `device` and `n_langevin_steps`.
     """
 
+    @without_numpy_errors
     def score_samples(self, X, method="flow"):
         """Return the log-density of each row.
 
@@ -58,6 +66,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         log_density = flow_log_density if method == "flow" else energy_log_density
         return log_density(self._model, X, self._run_device()).astype(X.dtype)
 
+    @without_numpy_errors
     def transform(self, X):
         """Carry rows back along the flow to noise.
 
@@ -74,13 +83,14 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         X = self._checked_rows(X)
         return to_noise(self._model, X, self._run_device()).astype(X.dtype)
 
-    def inverse_transform(self, Z):
+    @without_numpy_errors
+    def inverse_transform(self, X):
         """Carry latents along the flow to data; undoes `transform`.
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_features)
-            Latents.
+        X : array-like of shape (n_samples, n_features)
+            Latents z.
 
         Returns
         -------
@@ -88,13 +98,15 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
             Rows, in the units of the training data, up to `diagnostics_.round_trip_error`.
         """
         check_is_fitted(self, "potential_")
-        Z = check_array(as_plain_array(Z), dtype=[np.float64, np.float32], order="C")
+        Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
         if Z.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"Z must have {self.n_features_in_} columns (n_features_in_), got {Z.shape[1]}."
+                f"X must have {self.n_features_in_} columns (n_features_in_), got {Z.shape[1]}."
             )
-        return from_noise(self._model, Z, self._run_device()).astype(Z.dtype)
+        rows = from_noise(self._model, Z, self._run_device()).astype(Z.dtype)
+        return framed(self, rows, like=X)
 
+    @without_numpy_errors
     def sample(self, n_samples=1, random_state=None):
         """Draw rows from the model.
 
@@ -106,7 +118,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         ----------
         n_samples : int, default=1
             Number of rows.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             None draws afresh at each call, an integer repeats.
 
         Returns
@@ -119,7 +131,8 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         seed = draw_seed(random_state)
         Number(True, 0).check("n_langevin_steps", self.n_langevin_steps)
         n_moves = int(self.n_langevin_steps)
-        return flow_samples(self._model, int(n_samples), n_moves, seed, self._run_device())
+        X = flow_samples(self._model, int(n_samples), n_moves, seed, self._run_device())
+        return framed(self, X)
 
     def _checked_rows(self, X):
         check_is_fitted(self, "potential_")

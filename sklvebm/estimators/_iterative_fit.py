@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from sklvebm.estimators._parameters import OneOf, Rule, check_parameters
+from sklvebm.estimators._parameters import OneOf, Rule, check_parameters, parameters_of
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.reference import MixtureReference
 from sklvebm.training import Progress
@@ -33,7 +33,7 @@ def checked_settings(estimator: BaseEstimator, rules: dict[str, Rule]) -> Simple
     TypeError, ValueError
         If one is not legal; names it, the rule and the value.
     """
-    parameters = estimator.get_params(deep=False)
+    parameters = parameters_of(estimator)
     check_parameters(parameters, rules)
     if not isinstance(estimator.reference, GaussianMixture | MixtureReference):
         others = "a GaussianMixture or a MixtureReference"
@@ -83,32 +83,74 @@ def unchanged_on_failure(estimator: BaseEstimator, keeps_model: bool = True) -> 
         raise
 
 
-def reporter(estimator: BaseEstimator, monitored: str) -> Callable[[Progress, float], None]:
-    """Return the callback that prints progress and the monitored value, nats, in units of X."""
-    begin = time.perf_counter()
+class Reporter:
+    """Prints what a fit does, if `verbose` says so; nats are in the units of X.
 
-    def report(progress: Progress, value: float) -> None:
-        if estimator.verbose and progress.epoch % estimator.verbose == 0:
-            print(
-                f"[{type(estimator).__name__}] epoch {progress.epoch}, {monitored} {value:.3f} "
-                f"nats, learning rate {progress.learning_rate:.2g}, "
-                f"{time.perf_counter() - begin:.1f} s",
-                flush=True,
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Has a parameter `verbose`: epochs from one line to the next, 0 for silence.
+    monitored : str
+        What the monitored value is, in words.
+    """
+
+    def __init__(self, estimator: BaseEstimator, monitored: str) -> None:
+        self.name, self.every = type(estimator).__name__, int(estimator.verbose)
+        self.monitored, self.begin = monitored, time.perf_counter()
+
+    def __call__(self, progress: Progress, value: float) -> None:
+        """Print the progress of an epoch, if it is its turn."""
+        if self.every and progress.epoch % self.every == 0:
+            self.stage(
+                f"epoch {progress.epoch}, {self.monitored} {value:.3f} nats, learning rate "
+                f"{progress.learning_rate:.2g}"
             )
 
-    return report
+    def stage(self, text: str) -> None:
+        """Print what begins now, or what came of it."""
+        if self.every:
+            print(f"[{self.name}] {text}, {time.perf_counter() - self.begin:.1f} s", flush=True)
+
+    def kept(self, improved: bool, gain: float, n_rows: int, *, falls_back: bool = True) -> None:
+        """Print what `fit` returns, and why."""
+        if not falls_back:
+            self.stage("kept the trained model, which has no reference to fall back to")
+            return
+        what = "the trained model: it is" if improved else "the reference: training is not"
+        self.stage(
+            f"kept {what} better on {n_rows} monitored rows beyond doubt (gain less its doubt "
+            f"{gain:.3f} nats)"
+        )
 
 
 def warn_of_doubts(
-    estimator: BaseEstimator, monitored: str, converged: bool, doubted: str, problems: list[str]
+    estimator: BaseEstimator,
+    monitored: str,
+    stopped: bool,
+    doubted: str,
+    problems: list[str],
 ) -> None:
-    """Warn if training did not reach a plateau or the diagnostics found problems."""
-    if estimator.max_iter > 0 and not converged:
+    """Warn if training was cut short by `max_iter` or the diagnostics found problems.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        After its fit.
+    monitored : str
+        What the monitored value is, in words.
+    stopped : bool
+        Whether a trained model is returned that might have become better.
+    doubted : str
+        What problems throw doubt on, in words.
+    problems : list of str
+        What the diagnostics found.
+    """
+    if stopped and estimator.max_iter > 0 and estimator.tol is not None:
         warnings.warn(
             f"Training stopped at max_iter={estimator.max_iter} epochs before the {monitored} "
             "reached a plateau; increase max_iter or tol.",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if problems:
         warnings.warn(
@@ -116,8 +158,23 @@ def warn_of_doubts(
             + "; ".join(problems)
             + ". See diagnostics_.report().",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def least_improvement(tol: float | None) -> float:
+    """Return the improvement that counts; without a tolerance every epoch is one."""
+    return -math.inf if tol is None else tol
+
+
+_COSTLY = ("n_chains", "n_particles", "n_probes", "batch_size", "hidden_layer_sizes")
+
+
+def memory_advice(estimator: BaseEstimator) -> str:
+    """Return which parameters of an estimator to decrease where memory is short."""
+    given = [name for name in _COSTLY if hasattr(estimator, name)]
+    values = [f"decrease {name} (now {getattr(estimator, name)!r})" for name in given]
+    return ", ".join([*values, "or fit fewer rows"])
 
 
 def believed_gain(gains: Tensor) -> float:

@@ -3,10 +3,16 @@
 import numpy as np
 from sklearn.base import DensityMixin
 
+from sklvebm.estimators._boundary import without_numpy_errors
+
 
 class MeanScoreMixin(DensityMixin):
     """Score rows by the mean of `score_samples`, which the estimator provides."""
 
+    # an HTML representation has no link rather than one to scikit-learn's pages
+    _doc_link_module, _doc_link_template = "sklvebm", ""
+
+    @without_numpy_errors
     def score(self, X, y=None):
         """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
 

@@ -13,12 +13,15 @@ from sklvebm.charts import Chart
 from sklvebm.compositions import Expert
 from sklvebm.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.estimators._boundary import (
+    FAR_OUT,
     Standardisation,
     chunks,
+    finite,
     numerical_session,
     seeded_generator,
     zero_where_squares_overflow,
 )
+from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
 from sklvebm.inference import (
     ROW_PARTICLES,
     conditional_features,
@@ -96,7 +99,7 @@ def _answer_rows(
     parts = chunks(len(rows), particles_per_row, numbers_per_particle(energy))
     tasks = list(enumerate(parts))
     n_jobs = min(len(tasks), most_threads()) if device.type == "cpu" else 1
-    with limited_threads(1):
+    with limited_threads(1), naming_memory(FEWER_ROWS):
         if n_jobs == 1:
             return np.concatenate([run(*task) for task in tasks])
         results = Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(run)(*t) for t in tasks)
@@ -164,9 +167,11 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
         chart = None if model.chart is None else copy.deepcopy(model.chart).to(device)
         return conditional_features(energy, z, step_size=step_size, seed=model.seed, chart=chart)
 
-    rows = np.array(Z, dtype=np.float64)  # a copy: torch refuses read-only memory
-    standardised = _answer_rows(model, rows, device, answer)
-    return model.standardisation.invert(standardised)
+    # far out the mean is linear: latents whose squares overflow are carried nearer, and back
+    size = np.maximum(np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / FAR_OUT, 1.0)
+    rows = np.array(Z, dtype=np.float64) / size  # a copy: torch refuses read-only memory
+    standardised = _answer_rows(model, rows, device, answer) * size
+    return finite(model.standardisation.invert(standardised))
 
 
 def samples(
@@ -176,7 +181,7 @@ def samples(
     X = np.empty((n_samples, model.energy.n_features))
     Z = np.empty((n_samples, model.energy.n_latents))
     n_threads = threads_for(min(n_samples, _MAX_JOINT_WALKERS), multiply_adds(model.energy))
-    with numerical_session(n_threads):
+    with numerical_session(n_threads), naming_memory("decrease n_samples"):
         # single precision: draws carry Monte Carlo error far above its rounding
         energy = copy.deepcopy(model.energy).to(device=device, dtype=torch.float32)
         ladder = Ladder(*(part.to(device=device, dtype=torch.float32) for part in model.ladder))

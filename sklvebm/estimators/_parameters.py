@@ -1,8 +1,10 @@
 """Legal values of constructor parameters, checked at the start of `fit`."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,14 +104,17 @@ class Widths(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """What `numpy.random.RandomState` can be seeded with."""
+    """What `numpy.random.RandomState` can be seeded with, or draws seeds itself."""
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not a seed; see `check_parameters`."""
         rule = (
-            f"{name} must be None, a RandomState or an integer from 0 to 2**32 - 1, got {value!r}"
+            f"{name} must be None, a RandomState, a Generator or an integer from 0 to 2**32 - 1, "
+            f"got {value!r}"
         )
-        if value is None or value is np.random or isinstance(value, np.random.RandomState):
+        if value is None or value is np.random:
+            return
+        if isinstance(value, np.random.RandomState | np.random.Generator):
             return
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{rule} of type {type(value).__name__}.")
@@ -120,13 +125,52 @@ class Seed(NamedTuple):
 Rule = Number | OneOf | Flag | Widths | Seed
 
 
+def parameters_of(estimator: Any) -> dict[str, Any]:
+    """Return the parameters of the package's own constructor, by name, as an estimator has them.
+
+    A subclass may have another constructor, with presets for example, as long as the attributes are
+    there.
+
+    Raises
+    ------
+    TypeError
+        If a subclass does not set one of them.
+    """
+    package = __name__.split(".")[0]
+    own = next(
+        kind
+        for kind in type(estimator).__mro__
+        if kind.__module__.split(".")[0] == package and "__init__" in vars(kind)
+    )
+    names = list(inspect.signature(own).parameters)
+    missing = [name for name in names if not hasattr(estimator, name)]
+    if missing:
+        raise TypeError(
+            f"{type(estimator).__name__} must have the attributes of {own.__name__}, got none of "
+            f"{missing}; call super().__init__ in its constructor."
+        )
+    return {name: getattr(estimator, name) for name in names}
+
+
+def resolved_attributes(settings: SimpleNamespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return fitted attributes with the values that were used for parameters that may be "auto"."""
+    values = {name: getattr(settings, name) for name in names}
+    return {f"{name}_": _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else tuple(int(width) for width in value)
+
+
 def check_parameters(parameters: dict[str, Any], rules: dict[str, Rule]) -> None:
     """Check parameters against their rules.
 
     Parameters
     ----------
     parameters : dict
-        Name to value, as `get_params(deep=False)` returns it.
+        Name to value, as `parameters_of` returns it.
     rules : dict
         Name to rule.
 

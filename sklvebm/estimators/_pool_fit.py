@@ -21,18 +21,21 @@ from sklvebm.estimators._fitting import (
     Outcome,
     PoolObjective,
     Training,
+    anchored_on,
     continue_training,
     split_rows,
     start_training,
     to_go_on_from,
 )
 from sklvebm.estimators._iterative_fit import (
+    Reporter,
     check_unchanged,
     checked_settings,
-    reporter,
+    memory_advice,
     unchanged_on_failure,
 )
-from sklvebm.estimators._parameters import Rule
+from sklvebm.estimators._messages import naming_memory
+from sklvebm.estimators._parameters import Rule, resolved_attributes
 
 
 class Plan(NamedTuple):
@@ -44,6 +47,7 @@ class Plan(NamedTuple):
     shape: Callable[[Training], dict[str, Any]]  # parameters that a continued fit cannot change
     monitored: str  # what the held-out rows are asked for, in words
     value: str  # the same as the name of an attribute and of a key of the history
+    resolved: tuple[str, ...]  # parameters that may be "auto"
 
 
 def fit_pool(estimator: BaseEstimator, X: Any, plan: Plan, *, one_epoch: bool = False) -> Outcome:
@@ -66,14 +70,17 @@ def fit_pool(estimator: BaseEstimator, X: Any, plan: Plan, *, one_epoch: bool = 
         As `fit`.
     """
     continues = hasattr(estimator, "_training") and (one_epoch or estimator.warm_start)
-    with unchanged_on_failure(estimator, keeps_model=continues):
+    with (
+        unchanged_on_failure(estimator, keeps_model=continues),
+        naming_memory(memory_advice(estimator)),
+    ):
         X = checked_rows(estimator, X, reset=not continues, least=1 if continues else 2)
         settings = plan.resolve(checked_settings(estimator, plan.rules), *X.shape)
         if one_epoch:
             settings.max_iter, settings.early_stopping = 1, False
         with numerical_session(torch.get_num_threads()):
             outcome = _train(estimator, X, settings, plan, continues, keep_best=not one_epoch)
-        _adopt(estimator, outcome, estimator.n_iter_ if continues else 0, plan)
+        _adopt(estimator, outcome, estimator.n_iter_ if continues else 0, plan, settings)
     return outcome
 
 
@@ -94,6 +101,7 @@ def _train(
             # another chunk: particles of the former rows are of no use to these
             training = training._replace(state=training.state._replace(latents=None))
         training = to_go_on_from(training, resolve_device(settings.device))
+        training = anchored_on(training, estimator.reference_)
         check_reach(chart.apply(X), X)
         source = np.random.RandomState([estimator._model.seed, estimator.n_iter_, 1])
         training = follow_drift(X, chart, training, source)
@@ -102,10 +110,11 @@ def _train(
     else:
         random_state = generator_of(estimator.random_state)
         estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
+    report = Reporter(estimator, plan.monitored)
     # the same rows are held out whenever the same number of rows is given
     rows = split_rows(X, settings, np.random.RandomState(estimator._split_seed))
     if not continues:
-        chart, training = start_training(X, rows, settings, random_state)
+        chart, training = start_training(X, rows, settings, random_state, report)
     return continue_training(
         X,
         rows,
@@ -114,8 +123,9 @@ def _train(
         settings,
         plan.objective(settings),
         random_state,
-        reporter(estimator, plan.monitored),
+        report,
         keep_best,
+        continues=continues,
     )
 
 
@@ -128,7 +138,20 @@ def _common_shape(training: Training) -> dict[str, Any]:
     }
 
 
-def _adopt(estimator: BaseEstimator, outcome: Outcome, n_earlier: int, plan: Plan) -> None:
+def _resolved_map(settings: SimpleNamespace, training: Training) -> dict[str, str]:
+    """Return how latents depend on rows, where there are latents."""
+    if settings.n_components == 0:
+        return {}
+    return {"latent_map_": "linear" if training.chart is None else "manifold"}
+
+
+def _adopt(
+    estimator: BaseEstimator,
+    outcome: Outcome,
+    n_earlier: int,
+    plan: Plan,
+    settings: SimpleNamespace,
+) -> None:
     """Set the fitted attributes."""
     jacobian = outcome.model.standardisation.log_jacobian
     values = [p.lower_bound + jacobian for p in outcome.history]
@@ -146,6 +169,8 @@ def _adopt(estimator: BaseEstimator, outcome: Outcome, n_earlier: int, plan: Pla
     ]
     estimator.__dict__.update(
         persistence.derived_attributes(outcome.model),
+        **resolved_attributes(settings, plan.resolved),
+        **_resolved_map(settings, outcome.training),
         **{
             "_model": outcome.model,
             "_training": outcome.training,

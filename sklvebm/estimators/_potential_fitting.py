@@ -1,7 +1,6 @@
 """The composition root of `PotentialFlowEBM.fit`: reference, potential, train, accept, check."""
 
 import copy
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,9 +14,8 @@ from sklvebm.estimators._boundary import (
     resolve_device,
     seeded_generator,
 )
-from sklvebm.estimators._fallback import fallback_advantage, final_reference
-from sklvebm.estimators._fitting import Rows, fit_base
-from sklvebm.estimators._iterative_fit import believed_gain
+from sklvebm.estimators._fitting import Rows, fit_base, kept_reference, rival_advantage
+from sklvebm.estimators._iterative_fit import Reporter, believed_gain, least_improvement
 from sklvebm.estimators._mixture_selection import MixtureChoice
 from sklvebm.estimators._networks import potential_network, resolve_image_shape
 from sklvebm.estimators._potential_checking import FlowDiagnostics, check_model
@@ -80,6 +78,7 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
     for name, value in chosen.items():
         if isinstance(getattr(settings, name), str):
             setattr(settings, name, value)
+    settings.batch_size = min(settings.batch_size, n_samples)
     if isinstance(settings.n_probes, str):
         exact = n_features <= _EXACT_TRACE_UP_TO or len(list(settings.hidden_layer_sizes)) == 1
         settings.n_probes = n_features if exact else _PROBES
@@ -100,10 +99,14 @@ def build_potential(
 
 
 def start_training(
-    X: np.ndarray, rows: Rows, settings: SimpleNamespace, random_state: np.random.RandomState
+    X: np.ndarray,
+    rows: Rows,
+    settings: SimpleNamespace,
+    random_state: np.random.RandomState,
+    report: Reporter,
 ) -> tuple[Standardisation, FlowTraining]:
     """Standardise, fit the reference to the rows not held out and set up a zero correction."""
-    chart, _, reference, choice = fit_base(X, rows, settings, random_state)
+    chart, _, reference, choice = fit_base(X, rows, settings, random_state, report)
     seed = random_state.randint(np.iinfo(np.int32).max)
     potential = build_potential(settings, reference, seed).to(getattr(torch, settings.dtype))
     optimisation = start_optimisation(
@@ -119,7 +122,8 @@ def continue_training(
     training: FlowTraining,
     settings: SimpleNamespace,
     random_state: np.random.RandomState,
-    report: Callable[[Progress, float], None],
+    report: Reporter,
+    former: MixtureReference | None,
 ) -> FlowOutcome:
     """Train a potential on the rows of X, accept it or keep the reference, and check the result.
 
@@ -137,8 +141,11 @@ def continue_training(
         Constructor parameters.
     random_state : numpy.random.RandomState
         Source of all seeds.
-    report : callable
-        Receives the progress of each epoch and its log-likelihood in the units of X.
+    report : Reporter
+        Receives stages, the progress of each epoch and its log-likelihood in the units of X.
+    former : MixtureReference or None
+        Reference of the model that a continued fit starts from: what training stands on and falls
+        back to. None for a first fit, which falls back to a reference fitted to all rows.
 
     Raises
     ------
@@ -146,7 +153,10 @@ def continue_training(
         If training stops being finite.
     """
     device = resolve_device(settings.device)
-    optimisation = _on_device(copy.deepcopy(training.optimisation), device)
+    optimisation = copy.deepcopy(training.optimisation)
+    if former is not None:
+        training = _anchored_on(training, optimisation, former)
+    optimisation = _on_device(optimisation, device)
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, device)
     units = chart.apply(X)
@@ -155,6 +165,7 @@ def continue_training(
     batch_size = min(settings.batch_size, len(fitted))
     width = max(numbers_per_row(optimisation.energy, 1), _n_weights(optimisation.energy))
     with numerical_session(threads_for(_POINTS_PER_ROW * batch_size, width)):
+        report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
         result = train(
             optimisation,
             PotentialFlow(settings.loss, consistency=settings.consistency),
@@ -164,7 +175,7 @@ def continue_training(
             learning_rate=settings.learning_rate_init,
             batch_size=batch_size,
             max_iter=settings.max_iter,
-            tol=settings.tol,
+            tol=least_improvement(settings.tol),
             n_iter_no_change=settings.n_iter_no_change,
             generator=generator,
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
@@ -174,16 +185,21 @@ def continue_training(
         directions = trace_directions(X.shape[1], settings.n_probes, probes)
         monitored = monitor.cpu()
         reference, log_likelihood = training.reference, result.best_lower_bound
-        rival = fallback_advantage(units, rows.fitted, rows.monitor, training, settings)
+        rival = rival_advantage(units, rows, training, settings, former is not None)
         gain = gain_over_reference(kept, monitored, directions, rival)
         if gain <= 0.0:
             # what looked like progress may be chance, and the reference can have all rows
-            reference = final_reference(units, rows.fitted, training, settings, seed)
+            report.stage("keeping the reference")
+            reference = kept_reference(
+                units, rows, training, settings, seed=seed, continues=former is not None
+            )
             kept = AnchoredPotential(noised_mixture(reference), None)
             log_likelihood = float(training.reference.log_marginal(monitored).mean())
+        report.stage("choosing integrator steps, normalising the explicit energy")
         model, diagnostics = check_model(
             kept, reference, chart, monitored, directions, settings, seed
         )
+    report.kept(gain > 0.0, gain, len(monitor))
     return FlowOutcome(
         model=model,
         diagnostics=diagnostics,
@@ -206,6 +222,18 @@ def gain_over_reference(
     """
     gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
     return believed_gain(gains)
+
+
+def _anchored_on(
+    training: FlowTraining, optimisation: Optimisation, reference: MixtureReference
+) -> FlowTraining:
+    """Put a copy of a training's potentials on the reference of a model, in place.
+
+    Another than theirs, if the fit before gave them up for a reference of all of its rows.
+    """
+    for potential in (optimisation.energy, optimisation.average):
+        potential.mixture = noised_mixture(reference)
+    return training._replace(reference=reference)
 
 
 def _n_weights(potential: AnchoredPotential) -> int:

@@ -12,11 +12,14 @@ from torch import Tensor
 from sklvebm.compositions import Expert
 from sklvebm.dynamics.flow import graded_times, heun_step
 from sklvebm.estimators._boundary import (
+    FAR_OUT,
     Standardisation,
+    finite,
     numerical_session,
     seeded_generator,
     zero_where_squares_overflow,
 )
+from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
 from sklvebm.log_partition import LogPartition
 from sklvebm.potential_slices import PotentialSlice, polish
 from sklvebm.potentials import AnchoredPotential, finest_scale, flow_density, transport
@@ -89,7 +92,7 @@ def _answer_rows(
             return answer(potential, torch.from_numpy(part).to(device)).cpu().numpy()
 
     n_jobs = min(len(parts), most_threads()) if on_cpu else 1
-    with limited_threads(1):
+    with limited_threads(1), naming_memory(FEWER_ROWS):
         if n_jobs == 1:
             return np.concatenate([run(part) for part in parts])
         results = Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(run)(p) for p in parts)
@@ -150,15 +153,28 @@ def _in_units(
 def to_noise(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
     """Carry rows X back to time 0, (n_samples, n_features)."""
     times = _times(model, model.n_steps)[::-1]
-    rows = model.standardisation.apply(X)
-    return _answer_rows(model, rows, device, lambda potential, x: transport(potential, x, times))
+    return _carried(model, model.standardisation.apply(X), device, times)
 
 
 def from_noise(model: FlowModel, Z: np.ndarray, device: torch.device) -> np.ndarray:
     """Carry noise Z to data, (n_samples, n_features), in the units of the data."""
     times = _times(model, model.n_steps)
-    rows = _answer_rows(model, Z, device, lambda potential, z: transport(potential, z, times))
-    return model.standardisation.invert(rows)
+    return finite(model.standardisation.invert(_carried(model, Z, device, times)))
+
+
+def _carried(
+    model: FlowModel, rows: np.ndarray, device: torch.device, times: list[float]
+) -> np.ndarray:
+    """Carry rows (N, D) along the flow, those whose squares overflow as well.
+
+    Far out the flow is linear: rows are carried nearer to the others, and the result back.
+    """
+    rows = np.asarray(rows, dtype=np.float64)
+    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / FAR_OUT, 1.0)
+    there = _answer_rows(
+        model, rows / size, device, lambda potential, x: transport(potential, x, times)
+    )
+    return finite(there * size)
 
 
 def flow_samples(

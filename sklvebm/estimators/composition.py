@@ -16,7 +16,10 @@ from sklvebm.estimators._boundary import (
     draw_seed,
     numerical_session,
     seeded_generator,
+    without_numpy_errors,
 )
+from sklvebm.estimators._frames import container_of, features_of, in_container
+from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
 from sklvebm.estimators._parameters import Number
 from sklvebm.log_partition import LogPartition
 from sklvebm.thread_limits import threads_for
@@ -67,6 +70,7 @@ class ComposedEnergy:
         terms = " + ".join(f"{weight:g} * {type(model).__name__}" for model, weight in pairs)
         return f"ComposedEnergy({terms})"
 
+    @without_numpy_errors
     def energy(self, X):
         """Return the energy of each row, un-normalised.
 
@@ -87,11 +91,12 @@ class ComposedEnergy:
             If X does not fit the models.
         """
         X = checked_rows(self.models[0], X, reset=False)
-        with numerical_session(threads_for(len(X), _WIDTH)):
+        with numerical_session(threads_for(len(X), _WIDTH)), naming_memory(FEWER_ROWS):
             rows = torch.from_numpy(np.array(X, dtype=np.float64))
             values = self._composition().energy(rows).numpy()
         return values.astype(X.dtype)
 
+    @without_numpy_errors
     def sample(self, n_samples=1, random_state=None):
         """Draw rows by annealing from a mixture that covers the composition.
 
@@ -99,13 +104,13 @@ class ComposedEnergy:
         ----------
         n_samples : int, default=1
             Number of rows.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             None draws afresh at each call, an integer repeats.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Draws in the units of the data.
+            Draws in the units of the data; a frame where `set_output` of a model says so.
 
         Notes
         -----
@@ -115,9 +120,15 @@ class ComposedEnergy:
         """
         Number(True, 1).check("n_samples", n_samples)
         generator = seeded_generator(draw_seed(random_state), _CPU)
-        with numerical_session(threads_for(n_samples, _WIDTH)):
-            return self._composition().draw(int(n_samples), generator).numpy()
+        advice = "decrease n_samples"
+        with numerical_session(threads_for(n_samples, _WIDTH)), naming_memory(advice):
+            X = self._composition().draw(int(n_samples), generator).numpy()
+        named = [model for model in self.models if hasattr(model, "feature_names_in_")]
+        set_ = [kind for kind in map(container_of, self.models) if kind != "default"]
+        names = features_of((named or self.models)[0])
+        return in_container(set_[0] if set_ else "default", X, names)
 
+    @without_numpy_errors
     def log_partition(self, *, n_walkers=512, tolerance=0.05, random_state=None):
         """Bracket `log Z` of the composition by annealing from both ends, and keep it.
 
@@ -128,7 +139,7 @@ class ComposedEnergy:
         tolerance : float, default=0.05
             Width of the bracket, in nats, at which the number of annealing steps stops growing; 512
             at most.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             Source of all noise.
 
         Returns
@@ -148,11 +159,13 @@ class ComposedEnergy:
         Number(True, 32).check("n_walkers", n_walkers)
         Number(False, 0.0, open_low=True).check("tolerance", tolerance)
         generator = seeded_generator(draw_seed(random_state), _CPU)
-        with numerical_session(threads_for(n_walkers, _WIDTH)):
+        advice = "decrease n_walkers or n_nodes"
+        with numerical_session(threads_for(n_walkers, _WIDTH)), naming_memory(advice):
             result = self._composition().normalise(int(n_walkers), float(tolerance), generator)
         self.log_partition_: LogPartition = result.estimate
         return self.log_partition_
 
+    @without_numpy_errors
     def score_samples(self, X):
         """Return the normalised log-density of each row.
 
@@ -186,6 +199,7 @@ class ComposedEnergy:
             return Composition(experts, self.weights, self.n_nodes)
 
 
+@without_numpy_errors
 def compose(terms, *, n_nodes=64):
     r"""Compose fitted models into a product of powers of their densities.
 

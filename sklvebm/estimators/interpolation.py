@@ -1,15 +1,18 @@
 """`interpolate`: rows on the way from one row to another, through the latents of a model."""
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors
+from sklvebm.estimators._frames import container_of, features_of, in_container
 from sklvebm.estimators._parameters import Number, OneOf
 
 _PATHS = ("auto", "linear", "spherical")
 
 
+@without_numpy_errors
 def interpolate(model, start, end, n_steps=8, *, path="auto"):
     r"""Return rows on the way from one row to another, through a model's latents.
 
@@ -36,7 +39,7 @@ def interpolate(model, start, end, n_steps=8, *, path="auto"):
     X : ndarray of shape (n_steps, n_features)
         Rows in the units of the data. For a flow the first and the last are `start` and `end`, up
         to `diagnostics_.round_trip_error`; for fewer latents than features they are what the
-        latents keep of them, `E[x | z]`.
+        latents keep of them, `E[x | z]`. A frame where the model's `set_output` says so.
 
     Raises
     ------
@@ -78,7 +81,10 @@ def interpolate(model, start, end, n_steps=8, *, path="auto"):
         path = "spherical" if latents.shape[1] == rows.shape[1] else "linear"
     share = np.linspace(0.0, 1.0, n_steps, dtype=latents.dtype)
     join = slerp if path == "spherical" else _straight
-    return np.asarray(model.inverse_transform(join(latents[0], latents[1], share)))
+    X = np.asarray(model.inverse_transform(join(latents[0], latents[1], share)))
+    # a pipeline hands the setting on to its steps
+    kind = container_of(model[-1] if isinstance(model, Pipeline) else model)
+    return X if kind == "default" else in_container(kind, X, features_of(model))
 
 
 def _row(name, row):
@@ -92,11 +98,14 @@ def _row(name, row):
 def _named(rows, names):
     if names is None:
         return rows
-    try:
-        import pandas as pd
-    except ImportError:
+    if rows.shape[1] != len(names):
         return rows
-    return pd.DataFrame(rows, columns=names) if rows.shape[1] == len(names) else rows
+    for kind in ("pandas", "polars"):
+        try:
+            return in_container(kind, rows, names)
+        except ImportError:
+            continue
+    return rows
 
 
 def _straight(first, last, share):

@@ -7,8 +7,10 @@ from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklvebm.estimators._boundary import as_plain_array, without_outliers
+from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors, without_outliers
 from sklvebm.estimators._expectation_maximisation import fit_mixture
+from sklvebm.estimators._frames import framed
+from sklvebm.estimators._messages import naming_columns
 from sklvebm.estimators._parameters import Number
 from sklvebm.reference import LOG_2PI
 
@@ -125,9 +127,13 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     True
     """
 
+    # an HTML representation has no link rather than one to scikit-learn's pages
+    _doc_link_module, _doc_link_template = "sklvebm", ""
+
     def __init__(self, *, max_bins=64):
         self.max_bins = max_bins
 
+    @without_numpy_errors
     def fit(self, X, y=None):
         """Estimate the density of every column.
 
@@ -144,11 +150,13 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             The fitted transformer.
         """
         Number(True, 0).check("max_bins", self.max_bins)
-        X = validate_data(self, as_plain_array(X), dtype=np.float64)
+        with naming_columns(X):
+            X = validate_data(self, as_plain_array(X), dtype=np.float64)
         self.bins_ = [_bins_or_none(column, self.max_bins) for column in X.T]
         self.n_bins_ = np.array([0 if b is None else len(b.edges) - 1 for b in self.bins_])
         return self
 
+    @without_numpy_errors
     def transform(self, X):
         """Return rows with normal columns.
 
@@ -164,6 +172,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         return self._normal_and_slopes(X)[0]
 
+    @without_numpy_errors
     def log_abs_det_jacobian(self, X):
         """Return by how much the log-density of rows exceeds that of their transforms.
 
@@ -179,12 +188,13 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         """
         return self._normal_and_slopes(X)[1].sum(1)
 
-    def inverse_transform(self, Z):
-        """Return rows in the units of X.
+    @without_numpy_errors
+    def inverse_transform(self, X):
+        """Return rows in the units of the data.
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features)
             Rows with normal columns.
 
         Returns
@@ -193,17 +203,18 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             Float64.
         """
         check_is_fitted(self)
-        Z = np.array(as_plain_array(Z), dtype=np.float64)
+        Z = np.array(as_plain_array(X), dtype=np.float64)
         if Z.ndim != 2 or Z.shape[1] != self.n_features_in_:
-            raise ValueError(f"Z must have {self.n_features_in_} columns, got shape {Z.shape}.")
+            raise ValueError(f"X must have {self.n_features_in_} columns, got shape {Z.shape}.")
         for j, bins in enumerate(self.bins_):
             if bins is not None:
                 Z[:, j] = bins.from_normal(Z[:, j])
-        return Z
+        return framed(self, Z, like=X)
 
     def _normal_and_slopes(self, X):
         check_is_fitted(self)
-        X = validate_data(self, as_plain_array(X), reset=False, dtype=np.float64)
+        with naming_columns(X):
+            X = validate_data(self, as_plain_array(X), reset=False, dtype=np.float64)
         Z, slopes = X.copy(), np.zeros(X.shape)
         for j, bins in enumerate(self.bins_):
             if bins is not None:
@@ -229,8 +240,9 @@ def _bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
 
 def _gain(known: np.ndarray, new: np.ndarray, max_bins: int) -> np.ndarray:
     """Return by how much bins are better than smooth densities on new rows, (N,), nats."""
-    inner = without_outliers(known)
-    middle, scale = inner.mean(), inner.std()
+    inner = without_outliers(known[:, None])
+    # the squares of the smallest numbers are zero
+    middle, scale = inner.mean(), inner.std() or 1.0
     known, new = (known - middle) / scale, (new - middle) / scale
     bins = _best_bins(known, max_bins).log_density(new)
     rivals = [

@@ -6,6 +6,7 @@ from sklearn.base import BaseEstimator
 
 from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import ACTIVATIONS, AnchoredEnergy
+from sklvebm.estimators._boundary import without_numpy_errors
 from sklvebm.estimators._density import LatentDensityMixin
 from sklvebm.estimators._fitting import Training, new_objective, resolve_auto
 from sklvebm.estimators._iterative_fit import warn_of_doubts
@@ -34,7 +35,7 @@ _RULES = {
     "alpha": Number(False, 0.0, word="auto"),
     "batch_size": Number(True, 1, word="auto"),
     "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0),
+    "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
@@ -43,6 +44,14 @@ _RULES = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
 }
+_RESOLVED = (
+    "hidden_layer_sizes",
+    "n_particles",
+    "n_temperatures",
+    "learning_rate_init",
+    "alpha",
+    "batch_size",
+)
 
 
 def _shape(training: Training) -> dict[str, Any]:
@@ -54,7 +63,7 @@ def _shape(training: Training) -> dict[str, Any]:
     return {"n_components": energy.n_latents, **shape}
 
 
-_PLAN = Plan(_RULES, resolve_auto, new_objective, _shape, "ELBO", "lower_bound")
+_PLAN = Plan(_RULES, resolve_auto, new_objective, _shape, "ELBO", "lower_bound", _RESOLVED)
 
 
 class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
@@ -84,8 +93,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
-        `(n_features, n_components) -> module`. Copied, never trained in place. Its
-        `exp(-energy)` must be integrable.
+        `(n_features, n_components) -> module`. Copied, never trained in place, and always in
+        evaluation mode: dropout does nothing. Its `exp(-energy)` must be integrable; `fit` looks
+        for signs that it is not, that it is random, or that rows depend on their batch.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
         cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
@@ -135,8 +145,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Rows per update; "auto" makes 8 updates an epoch of 32 to 256 rows, 32 of many rows.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
-    tol : float, default=0.001
-        Improvement of the monitored ELBO, in nats per row, that counts.
+    tol : float or None, default=0.001
+        Improvement of the monitored ELBO, in nats per row, that counts. None trains for
+        `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
         Monitor the ELBO on held-out rows, which take no part in reference or training, and keep
         the best parameters. False monitors training rows.
@@ -145,14 +156,16 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     n_iter_no_change : int, default=10
         Epochs without improvement that make a plateau.
     warm_start : bool, default=False
-        Continue from the last fit: same reference and units, particles and optimiser.
+        Continue from the last fit: same reference and units, particles and optimiser. Where
+        training does not help, that reference is kept; new rows move neither it nor the units.
     device : str, default="auto"
         Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores and latents are computed in float64.
     verbose : int, default=0
-        Print a line every `verbose` epochs; 0 prints nothing.
-    random_state : int, RandomState instance or None, default=None
+        Print what `fit` does, a line every `verbose` epochs, and what it kept and why; 0 prints
+        nothing.
+    random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
     Attributes
@@ -183,6 +196,14 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Whether the model is better on the monitored rows than the reference, fitted to all rows,
         that would be kept instead: by two standard errors (more where rows are few) and with
         annealed estimates on the safe side. If not, it is that reference.
+    hidden_layer_sizes_ : tuple of int
+        What "auto" came to, or the value given; so in the next lines.
+    n_particles_, n_temperatures_, batch_size_ : int
+        Particles per row, rungs of the ladder, rows per update.
+    learning_rate_init_, alpha_ : float
+        Step of Adam, weight decay.
+    latent_map_ : {"linear", "manifold"}
+        What `latent_map` came to; an `energy` of your own counts as "linear".
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -286,6 +307,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
 
     # Fitting -----------------------------------------------------------------------------------
 
+    @without_numpy_errors
     def fit(self, X, y=None):
         """Fit the model to rows X.
 
@@ -317,9 +339,10 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN)
         problems = outcome.diagnostics.problems()
-        warn_of_doubts(self, "ELBO", outcome.converged, "Scores", problems)
+        warn_of_doubts(self, "ELBO", outcome.stopped, "Scores", problems)
         return self
 
+    @without_numpy_errors
     def partial_fit(self, X, y=None):
         """Pass over the rows X once, starting a model at the first call.
 

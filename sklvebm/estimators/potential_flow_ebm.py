@@ -6,18 +6,25 @@ from sklearn.base import BaseEstimator
 
 from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators import _potential_persistence as persistence
-from sklvebm.estimators._boundary import checked_rows, generator_of, numerical_session
+from sklvebm.estimators._boundary import (
+    checked_rows,
+    generator_of,
+    numerical_session,
+    without_numpy_errors,
+)
 from sklvebm.estimators._fitting import split_rows
 from sklvebm.estimators._flow_density import FlowDensityMixin
 from sklvebm.estimators._iterative_fit import (
+    Reporter,
     check_unchanged,
     checked_settings,
-    reporter,
+    memory_advice,
     unchanged_on_failure,
     warn_of_doubts,
 )
+from sklvebm.estimators._messages import naming_memory
 from sklvebm.estimators._networks import shape_of
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, resolved_attributes
 from sklvebm.estimators._potential_fitting import (
     FlowOutcome,
     continue_training,
@@ -40,7 +47,7 @@ _RULES = {
     "alpha": Number(False, 0.0),
     "batch_size": Number(True, 1, word="auto"),
     "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0),
+    "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
@@ -49,6 +56,7 @@ _RULES = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
 }
+_RESOLVED = ("hidden_layer_sizes", "learning_rate_init", "batch_size", "n_probes")
 
 
 class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
@@ -106,8 +114,9 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
     max_iter : int, default=100
         Epochs at most; 0 keeps the reference.
-    tol : float, default=0.001
-        Improvement of the monitored log-likelihood, in nats per row, that counts.
+    tol : float or None, default=0.001
+        Improvement of the monitored log-likelihood, in nats per row, that counts. None trains for
+        `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
         Monitor the log-likelihood on held-out rows, which take no part in reference or training,
         and keep the best parameters. False monitors training rows.
@@ -116,14 +125,16 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     n_iter_no_change : int, default=10
         Epochs without improvement that make a plateau.
     warm_start : bool, default=False
-        Continue from the last fit: same reference and units, parameters and optimiser.
+        Continue from the last fit: same reference and units, parameters and optimiser. Where
+        training does not help, that reference is kept; new rows move neither it nor the units.
     device : str, default="auto"
         Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Everything else is computed in float64.
     verbose : int, default=0
-        Print a line every `verbose` epochs; 0 prints nothing.
-    random_state : int, RandomState instance or None, default=None
+        Print what `fit` does, a line every `verbose` epochs, and what it kept and why; 0 prints
+        nothing.
+    random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
     Attributes
@@ -156,6 +167,12 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         Whether the model is better on the monitored rows than the reference, fitted to all rows,
         that would be kept instead: by two standard errors (more where rows are few). If not, it is
         that reference.
+    hidden_layer_sizes_ : tuple of int
+        What "auto" came to, or the value given; so in the next lines.
+    batch_size_, n_probes_, n_steps_ : int
+        Rows per update, directions of the trace, steps of the integrator.
+    learning_rate_init_ : float
+        Step of Adam.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -244,6 +261,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
 
     # Fitting -----------------------------------------------------------------------------------
 
+    @without_numpy_errors
     def fit(self, X, y=None):
         """Fit the model to rows X.
 
@@ -274,15 +292,19 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
         continues = self.warm_start and hasattr(self, "_training")
-        with unchanged_on_failure(self, keeps_model=continues):
+        with (
+            unchanged_on_failure(self, keeps_model=continues),
+            naming_memory(memory_advice(self)),
+        ):
             settings = checked_settings(self, _RULES)
             X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
             settings = resolve_auto(settings, *X.shape)
             with numerical_session(torch.get_num_threads()):
                 outcome, n_earlier = self._train(X, settings, continues)
-            self._adopt(outcome, n_earlier)
+            self._adopt(outcome, n_earlier, settings)
         problems = outcome.diagnostics.problems()
-        warn_of_doubts(self, "log-likelihood", outcome.converged, "Some numbers", problems)
+        stopped = outcome.improved and not outcome.converged
+        warn_of_doubts(self, "log-likelihood", stopped, "Some numbers", problems)
         return self
 
     def _train(self, X, settings, continues):
@@ -295,12 +317,14 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         else:
             random_state, n_earlier = generator_of(self.random_state), 0
             self._split_seed = random_state.randint(np.iinfo(np.int32).max)
+        report = Reporter(self, "log-likelihood")
         # the same rows are held out whenever the same number of rows is given
         rows = split_rows(X, settings, np.random.RandomState(self._split_seed))
         if not continues:
-            chart, training = start_training(X, rows, settings, random_state)
+            chart, training = start_training(X, rows, settings, random_state, report)
+        former = self.reference_ if continues else None
         outcome = continue_training(
-            X, rows, chart, training, settings, random_state, reporter(self, "log-likelihood")
+            X, rows, chart, training, settings, random_state, report, former
         )
         return outcome, n_earlier
 
@@ -316,7 +340,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             },
         )
 
-    def _adopt(self, outcome: FlowOutcome, n_earlier):
+    def _adopt(self, outcome: FlowOutcome, n_earlier, settings):
         """Set the fitted attributes, all at once."""
         jacobian = outcome.model.standardisation.log_jacobian
         values = [p.lower_bound + jacobian for p in outcome.history]
@@ -324,7 +348,11 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         earlier_history = self.history_ if n_earlier else []
         self._model = outcome.model
         self._training = outcome.training
-        self.__dict__.update(persistence.derived_attributes(outcome.model))
+        self.__dict__.update(
+            persistence.derived_attributes(outcome.model),
+            **resolved_attributes(settings, _RESOLVED),
+            n_steps_=outcome.model.n_steps,
+        )
         self.diagnostics_ = outcome.diagnostics
         self.log_likelihood_ = outcome.log_likelihood
         self.log_likelihoods_ = earlier_values + values

@@ -3,15 +3,21 @@
 import warnings
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 
-_TIED = 0.05  # share of values that repeat others, above which a column is not continuous
+from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors
+from sklvebm.estimators._messages import naming_columns
+from sklvebm.estimators._value_steps import step_of
+from sklvebm.validation import check_random_state
+
 _NARROW = 0.35  # steps: components narrower than this resolve single values of a quantised column
 _FLOORED = 3.0  # times the covariance floor
 _POPULATED = 5  # rows of a component that is taken at its word
+_OF_FLOOR, _LEAST_FLOOR = 1e-3, 1e-6  # of the standard deviation that the floor allows
 _REPEATED = 0.1  # share of rows that repeat others, which is worth a word
 
 
+@without_numpy_errors
 def resolution(X):
     """Return the step between neighbouring values of each quantised column, 0 for others.
 
@@ -26,6 +32,12 @@ def resolution(X):
         Smallest distance of two values, in the units of the column, where more than 5 % of the
         values repeat others; 0 where values hardly repeat, or are all the same.
 
+    Notes
+    -----
+    Two numbers are one value if they differ by a few roundings of themselves, as 0.1 + 0.2 and 0.3
+    do, however large other values of the column are. Columns of single precision are judged by
+    their own rounding. A column whose values are as dense as its precision allows has no step.
+
     Examples
     --------
     >>> import numpy as np
@@ -34,21 +46,12 @@ def resolution(X):
     >>> resolution(np.column_stack([continuous, np.round(continuous, 1)])).round(3)
     array([0. , 0.1])
     """
-    X = check_array(X, dtype=np.float64)
-    return np.array([_step(column) for column in X.T])
+    with naming_columns(X):
+        X = check_array(as_plain_array(X), dtype=[np.float64, np.float32])
+    return np.array([step_of(column) for column in X.T])
 
 
-def _step(column):
-    values = np.unique(column)
-    if len(values) < 2:
-        return 0.0
-    gaps = np.diff(values)
-    # 0.1 + 0.2 and 0.3 are one value
-    gaps = gaps[gaps > 1e-9 * max(np.ptp(values), np.abs(values).max())]
-    n_values = len(gaps) + 1
-    return float(gaps.min()) if len(gaps) and 1.0 - n_values / len(column) > _TIED else 0.0
-
-
+@without_numpy_errors
 def dequantize(X, *, step="auto", random_state=None):
     """Add uniform noise of one step to quantised columns, which makes them continuous.
 
@@ -62,7 +65,7 @@ def dequantize(X, *, step="auto", random_state=None):
     step : "auto", float or array-like of shape (n_features,), default="auto"
         Width of the noise in each column, 0 for none; "auto" takes `resolution(X)`. Give the
         training rows' steps when other rows are to be scored.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the noise.
 
     Returns
@@ -92,7 +95,8 @@ def dequantize(X, *, step="auto", random_state=None):
     >>> float(abs(dequantize(X, random_state=0) - X).max()) <= 0.05
     True
     """
-    X = check_array(X, dtype=np.float64)
+    with naming_columns(X):
+        X = check_array(as_plain_array(X), dtype=[np.float64, np.float32])
     width = resolution(X) if isinstance(step, str) and step == "auto" else step
     try:
         width = np.broadcast_to(np.asarray(width, dtype=np.float64), X.shape[1])
@@ -103,6 +107,7 @@ def dequantize(X, *, step="auto", random_state=None):
         ) from error
     if not (np.isfinite(width).all() and (width >= 0.0).all()):
         raise ValueError(f"step must be finite and not negative, got {step!r}.")
+    X = X.astype(np.float64)
     return X + width * check_random_state(random_state).uniform(-0.5, 0.5, size=X.shape)
 
 
@@ -124,7 +129,9 @@ def warn_of_unbounded_density(X, weights, covariances, covariance_of, floor):
     """
     varying = np.ptp(X, axis=0) > 0.0
     narrowest = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2).min(axis=0))
-    step = resolution(X)
+    # subtracting the mean left errors of any size, but narrower steps than this do not matter
+    least = _OF_FLOOR * np.sqrt(max(floor, _LEAST_FLOOR))
+    step = np.array([step_of(column, least) for column in X.T])
     columns = np.flatnonzero((step > 0.0) & (narrowest < _NARROW * step) & varying)
     remedy = "Scores there say little; pass X through sklvebm.dequantize, or drop"
     if len(columns):

@@ -3,13 +3,17 @@
 import inspect
 
 import numpy as np
+from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
+from sklearn.utils import TransformerTags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklvebm.estimators._boundary import as_plain_array
+from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors
+from sklvebm.estimators._frames import CONTAINERS, framed
 from sklvebm.estimators._iterative_fit import unchanged_on_failure
 from sklvebm.estimators._mean_score import MeanScoreMixin
+from sklvebm.estimators._messages import naming_columns
 from sklvebm.estimators._parameters import Number, OneOf
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
@@ -21,6 +25,11 @@ def _estimator_has(name):
         return True
 
     return check
+
+
+def _arrays():
+    """Return a context in which steps hand each other NumPy arrays, whatever is set outside."""
+    return config_context(transform_output="default", array_api_dispatch=False)
 
 
 class TransformedDensity(MeanScoreMixin, BaseEstimator):
@@ -82,6 +91,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         self.estimator = estimator
         self.transformer = transformer
 
+    @without_numpy_errors
     def fit(self, X, y=None):
         """Fit the transformer to rows, and the density to what it makes of them.
 
@@ -114,11 +124,13 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
                 raise TypeError(f"{type(part).__name__} has no {name}, which a density needs.")
         with unchanged_on_failure(self):
             X = self._rows(X, reset=True)
-            transformer.fit(X)
-            estimator.fit(transformer.transform(X))
+            with _arrays():
+                transformer.fit(X)
+                estimator.fit(np.asarray(transformer.transform(X)))
         self.transformer_, self.estimator_ = transformer, estimator
         return self
 
+    @without_numpy_errors
     def score_samples(self, X):
         """Return the log-density of each row.
 
@@ -134,10 +146,12 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = self._rows(X, reset=False)
-        values = self.estimator_.score_samples(self.transformer_.transform(X))
-        return values + self.transformer_.log_abs_det_jacobian(X)
+        with _arrays():
+            values = self.estimator_.score_samples(self._inner(X))
+            return np.asarray(values + self.transformer_.log_abs_det_jacobian(X))
 
     @available_if(_estimator_has("sample"))
+    @without_numpy_errors
     def sample(self, n_samples=1, random_state=None):
         """Draw rows.
 
@@ -145,7 +159,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         ----------
         n_samples : int, default=1
             Number of rows.
-        random_state : int, RandomState instance or None, default=None
+        random_state : int, RandomState, Generator or None, default=None
             Passed on to estimators whose `sample` takes one.
 
         Returns
@@ -168,11 +182,15 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
                 f"{type(self.estimator_).__name__}.sample takes no random_state: its draws follow "
                 "the random_state that it was constructed with."
             )
-        drawn = self.estimator_.sample(n_samples, **options)
-        # mixtures of scikit-learn say which component each draw is from
-        return self.transformer_.inverse_transform(drawn[0] if isinstance(drawn, tuple) else drawn)
+        with _arrays():
+            drawn = self.estimator_.sample(n_samples, **options)
+            # mixtures of scikit-learn say which component each draw is from
+            drawn = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn)
+            X = np.asarray(self.transformer_.inverse_transform(drawn))
+        return framed(self, X)
 
     @available_if(_estimator_has("transform"))
+    @without_numpy_errors
     def transform(self, X):
         """Return the estimator's latents of transformed rows.
 
@@ -187,16 +205,38 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             Latents.
         """
         check_is_fitted(self)
-        X = self._rows(X, reset=False)
-        return self.estimator_.transform(self.transformer_.transform(X))
+        rows = self._rows(X, reset=False)
+        with _arrays():
+            Z = np.asarray(self.estimator_.transform(self._inner(rows)))
+        return framed(self, Z, self.get_feature_names_out(), like=X)
 
-    @available_if(_estimator_has("inverse_transform"))
-    def inverse_transform(self, Z):
-        """Return what the estimator makes of latents, in the units of X.
+    @available_if(_estimator_has("transform"))
+    @without_numpy_errors
+    def fit_transform(self, X, y=None):
+        """Fit to rows, and return their latents.
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_components)
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            Latents.
+        """
+        return self.fit(X, y).transform(X)
+
+    @available_if(_estimator_has("inverse_transform"))
+    @without_numpy_errors
+    def inverse_transform(self, X):
+        """Return what the estimator makes of latents, in the units of the data.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_components)
             Latents.
 
         Returns
@@ -205,7 +245,70 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             The inverse transform of a mean is, column by column, closer to a median than to a mean.
         """
         check_is_fitted(self)
-        return self.transformer_.inverse_transform(self.estimator_.inverse_transform(Z))
+        with _arrays():
+            inner = self.estimator_.inverse_transform(as_plain_array(X))
+            rows = np.asarray(self.transformer_.inverse_transform(np.asarray(inner)))
+        return framed(self, rows, like=X)
+
+    @available_if(_estimator_has("transform"))
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the latents.
+
+        Parameters
+        ----------
+        input_features : array-like of str or None, default=None
+            Names of the columns, which must be those of `fit`.
+
+        Returns
+        -------
+        names : ndarray of str
+            As the estimator calls them.
+
+        Raises
+        ------
+        ValueError
+            If `input_features` are others.
+        """
+        check_is_fitted(self)
+        own = getattr(self, "feature_names_in_", None)
+        given = own if input_features is None else np.asarray(input_features, dtype=object)
+        if own is not None and not np.array_equal(own, given):
+            raise ValueError("input_features is not equal to feature_names_in_")
+        return self.estimator_.get_feature_names_out(given)
+
+    @available_if(_estimator_has("transform"))
+    def set_output(self, *, transform=None):
+        """Choose the container of latents, draws and rows.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"} or None, default=None
+            Arrays, or frames with the names of their columns; None changes nothing.
+
+        Returns
+        -------
+        self : TransformedDensity
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If the container has another name.
+        """
+        if transform is not None:
+            OneOf(CONTAINERS).check("transform", transform)
+            self._sklearn_output_config = {"transform": transform}
+        return self
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        if hasattr(self, "transform"):
+            tags.transformer_tags = TransformerTags()
+        return tags
+
+    def _inner(self, X):
+        """Return transformed rows, which the estimator was fitted to."""
+        return np.asarray(self.transformer_.transform(X))
 
     def _transformer(self):
         if self.transformer is None:
@@ -216,4 +319,5 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         return clone(self.transformer)
 
     def _rows(self, X, reset):
-        return validate_data(self, as_plain_array(X), reset=reset, dtype=np.float64)
+        with naming_columns(X):
+            return validate_data(self, as_plain_array(X), reset=reset, dtype=np.float64)

@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 from sklvebm.dynamics.langevin import KERNELS
 from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators import _fitting
+from sklvebm.estimators._boundary import without_numpy_errors
 from sklvebm.estimators._density import FeatureDensityMixin
 from sklvebm.estimators._iterative_fit import warn_of_doubts
 from sklvebm.estimators._networks import shape_of
@@ -32,7 +33,7 @@ _RULES = {
     "alpha": Number(False, 0.0, word="auto"),
     "batch_size": Number(True, 1, word="auto"),
     "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0),
+    "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
@@ -41,6 +42,13 @@ _RULES = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
 }
+_RESOLVED = (
+    "hidden_layer_sizes",
+    "n_temperatures",
+    "learning_rate_init",
+    "alpha",
+    "batch_size",
+)
 
 
 def _resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
@@ -67,7 +75,9 @@ def _shape(training: _fitting.Training) -> dict[str, Any]:
     return shape_of(training.optimisation.energy.network)
 
 
-_PLAN = Plan(_RULES, _resolve_auto, _new_objective, _shape, "log-likelihood", "log_likelihood")
+_PLAN = Plan(
+    _RULES, _resolve_auto, _new_objective, _shape, "log-likelihood", "log_likelihood", _RESOLVED
+)
 
 
 class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
@@ -134,8 +144,9 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         Rows per update; "auto" makes 8 updates an epoch of 32 to 256 rows, 32 of many rows.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
-    tol : float, default=0.001
-        Improvement of the monitored log-likelihood, in nats per row, that counts.
+    tol : float or None, default=0.001
+        Improvement of the monitored log-likelihood, in nats per row, that counts. None trains for
+        `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
         Monitor the log-likelihood on held-out rows, which take no part in reference or training,
         and keep the best parameters. False monitors training rows.
@@ -144,14 +155,16 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
     n_iter_no_change : int, default=10
         Epochs without improvement that make a plateau.
     warm_start : bool, default=False
-        Continue from the last fit: same reference and units, particles and optimiser.
+        Continue from the last fit: same reference and units, particles and optimiser. Where
+        training does not help, that reference is kept; new rows move neither it nor the units.
     device : str, default="auto"
         Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores are computed in float64.
     verbose : int, default=0
-        Print a line every `verbose` epochs; 0 prints nothing.
-    random_state : int, RandomState instance or None, default=None
+        Print what `fit` does, a line every `verbose` epochs, and what it kept and why; 0 prints
+        nothing.
+    random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
     Attributes
@@ -183,6 +196,12 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         Whether the model is better on the monitored rows than the reference, fitted to all rows,
         that would be kept instead: by two standard errors (more where rows are few) and with the
         upper estimate of log Z. If not, it is that reference.
+    hidden_layer_sizes_ : tuple of int
+        What "auto" came to, or the value given; so in the next lines.
+    n_temperatures_, batch_size_ : int
+        Rungs of the ladder, rows per update.
+    learning_rate_init_, alpha_ : float
+        Step of Adam, weight decay.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -275,6 +294,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
+    @without_numpy_errors
     def fit(self, X, y=None):
         """Fit the model to rows X.
 
@@ -306,9 +326,10 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN)
         problems = outcome.diagnostics.problems()
-        warn_of_doubts(self, "log-likelihood", outcome.converged, "Scores", problems)
+        warn_of_doubts(self, "log-likelihood", outcome.stopped, "Scores", problems)
         return self
 
+    @without_numpy_errors
     def partial_fit(self, X, y=None):
         """Pass over the rows X once, starting a model at the first call.
 

@@ -8,10 +8,9 @@ from scipy.stats import binom
 from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 
 from sklvebm.metrics._pairwise import check_two_samples
+from sklvebm.validation import HasMethods, Interval, check_random_state, validate_params
 
 
 class ClassifierTest(NamedTuple):
@@ -37,8 +36,7 @@ class ClassifierTest(NamedTuple):
         "estimator": [HasMethods(["fit", "predict"]), None],
         "cv": [Interval(Integral, 2, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def classifier_two_sample_test(X, Y, *, estimator=None, cv=5, random_state=None):
     """Test whether two samples have one law, by the accuracy of a classifier on held-out rows.
@@ -53,7 +51,7 @@ def classifier_two_sample_test(X, Y, *, estimator=None, cv=5, random_state=None)
         Cloned for each fold. None takes gradient-boosted trees.
     cv : int, default=5
         Number of folds; each row is attributed by the classifier that was not fitted to it.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of folds and draws.
 
     Returns

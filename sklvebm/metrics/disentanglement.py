@@ -8,10 +8,9 @@ from sklearn.base import clone
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.metrics import mutual_info_score
 from sklearn.model_selection import KFold
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 
 from sklvebm.metrics._factors import as_targets, check_latents_and_factors, explained_share
+from sklvebm.validation import HasMethods, Interval, check_random_state, validate_params
 
 _DATA = {"latents": ["array-like"], "factors": ["array-like"]}
 
@@ -37,10 +36,7 @@ class DCI(NamedTuple):
     importance: np.ndarray
 
 
-@validate_params(
-    {**_DATA, "n_bins": [Interval(Integral, 2, None, closed="left")]},
-    prefer_skip_nested_validation=True,
-)
+@validate_params({**_DATA, "n_bins": [Interval(Integral, 2, None, closed="left")]})
 def mutual_information_gap(latents, factors, *, n_bins=20):
     r"""Return the mutual information gap of latents and factors.
 
@@ -97,7 +93,7 @@ def mutual_information_gap(latents, factors, *, n_bins=20):
     return float(np.mean(gaps))
 
 
-@validate_params({**_DATA, "circular": [tuple, list]}, prefer_skip_nested_validation=True)
+@validate_params({**_DATA, "circular": [tuple, list]})
 def sap_score(latents, factors, *, circular=()):
     """Return the separated attribute predictability of latents and factors.
 
@@ -158,8 +154,7 @@ def sap_score(latents, factors, *, circular=()):
         "estimator": [HasMethods(["fit", "predict"]), None],
         "cv": [Interval(Integral, 2, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=None):
     r"""Return disentanglement, completeness and informativeness of latents.
@@ -186,7 +181,7 @@ def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=Non
         100 trees with leaves of five rows at least.
     cv : int, default=5
         Number of folds; importances are means over them.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of folds and forests.
 
     Returns

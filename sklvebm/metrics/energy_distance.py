@@ -1,12 +1,12 @@
 """Energy distance of two samples in any number of dimensions."""
 
 import numpy as np
-from sklearn.utils._param_validation import validate_params
 
 from sklvebm.metrics._pairwise import check_two_samples, mean_between, mean_within
+from sklvebm.validation import validate_params
 
 
-@validate_params({"X": ["array-like"], "Y": ["array-like"]}, prefer_skip_nested_validation=True)
+@validate_params({"X": ["array-like"], "Y": ["array-like"]})
 def energy_distance(X, Y):
     r"""Estimate the energy distance of two samples, without bias.
 

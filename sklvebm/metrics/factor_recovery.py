@@ -9,10 +9,9 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.metrics._factors import as_targets, check_latents_and_factors, explained_share
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 
 class FactorRecovery(NamedTuple):
@@ -38,8 +37,7 @@ class FactorRecovery(NamedTuple):
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "cv": [Interval(Integral, 2, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def factor_recovery(latents, factors, *, circular=(), n_neighbors=10, cv=5, random_state=None):
     r"""Return how well each factor is predicted from the latents, by two regressors.
@@ -61,7 +59,7 @@ def factor_recovery(latents, factors, *, circular=(), n_neighbors=10, cv=5, rand
         Neighbours that vote, the nearer the more.
     cv : int, default=5
         Number of folds.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the folds.
 
     Returns

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils import check_array
 
 from sklvebm.metrics._pairwise import (
     blocks,
@@ -15,6 +14,7 @@ from sklvebm.metrics._pairwise import (
     mean_within,
     median_distance,
 )
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 _SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
 _CONSTRAINTS = {"X": ["array-like"], "Y": ["array-like"], "bandwidths": ["array-like", None]}
@@ -38,7 +38,7 @@ class PermutationTest(NamedTuple):
     null: np.ndarray
 
 
-@validate_params(_CONSTRAINTS, prefer_skip_nested_validation=True)
+@validate_params(_CONSTRAINTS)
 def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
     r"""Estimate the squared maximum mean discrepancy of two samples, without bias.
 
@@ -105,8 +105,7 @@ def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
         **_CONSTRAINTS,
         "n_permutations": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_state=None):
     """Test whether two samples have one law, by permutations of the maximum mean discrepancy.
@@ -121,7 +120,7 @@ def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_st
         As in `maximum_mean_discrepancy`; the same for all permutations.
     n_permutations : int, default=200
         Random divisions of the pooled rows; the least p-value is `1 / (n_permutations + 1)`.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the permutations.
 
     Returns

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import column_or_1d
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.metrics._pairwise import check_two_samples
+from sklvebm.validation import Interval, validate_params
 
 
 class ModeCoverage(NamedTuple):
@@ -40,8 +40,7 @@ class ModeCoverage(NamedTuple):
         "Y": ["array-like"],
         "threshold": [Interval(Real, 0, 1, closed="right")],
         "quantile": [Interval(Real, 0, 1, closed="neither")],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def mode_coverage(X, labels, Y, *, threshold=0.2, quantile=0.99):
     """Count the modes of a labelled sample that another sample covers.

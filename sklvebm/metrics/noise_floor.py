@@ -4,8 +4,9 @@ from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils import check_array
+
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 
 class NoiseFloor(NamedTuple):
@@ -35,8 +36,7 @@ class NoiseFloor(NamedTuple):
         "n_rows": [Interval(Integral, 1, None, closed="left"), None],
         "quantiles": [tuple, list],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def noise_floor(metric, X, *, n_splits=20, n_rows=None, quantiles=(0.05, 0.95), random_state=None):
     """Return the values of a two-sample metric between random halves of one sample.
@@ -58,7 +58,7 @@ def noise_floor(metric, X, *, n_splits=20, n_rows=None, quantiles=(0.05, 0.95), 
         the floor is meant for: most metrics read less between larger samples.
     quantiles : tuple of two floats, default=(0.05, 0.95)
         Lower and upper quantile that are returned.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the divisions.
 
     Returns

@@ -1,15 +1,12 @@
 """How far rows are from their reconstructions."""
 
 import numpy as np
-from sklearn.utils._param_validation import validate_params
 
 from sklvebm.metrics._pairwise import check_two_samples
+from sklvebm.validation import validate_params
 
 
-@validate_params(
-    {"X": ["array-like"], "X_reconstructed": ["array-like"], "relative": ["boolean"]},
-    prefer_skip_nested_validation=True,
-)
+@validate_params({"X": ["array-like"], "X_reconstructed": ["array-like"], "relative": ["boolean"]})
 def reconstruction_rmse(X, X_reconstructed, *, relative=False):
     r"""Return the root mean squared error of reconstructions, per coordinate.
 

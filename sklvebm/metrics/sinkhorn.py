@@ -6,9 +6,9 @@ from numbers import Integral, Real
 import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.metrics._pairwise import blocks, check_two_samples, median_distance
+from sklvebm.validation import Interval, validate_params
 
 _RELATIVE_EPSILON = 0.05
 _COOLING = 0.25  # from one blur to the next: half in length
@@ -21,8 +21,7 @@ _COOLING = 0.25  # from one blur to the next: half in length
         "epsilon": [Interval(Real, 0, None, closed="neither"), None],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def sinkhorn_divergence(X, Y, *, epsilon=None, max_iter=1000, tol=1e-3):
     r"""Return the Sinkhorn divergence of two samples.

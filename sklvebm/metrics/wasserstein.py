@@ -6,16 +6,15 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment, linprog
 from scipy.sparse import eye_array, kron, vstack
 from scipy.spatial.distance import cdist
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
 from sklvebm.metrics._pairwise import check_two_samples
+from sklvebm.validation import Interval, check_random_state, validate_params
 
 _MAX_ROUTES = 250_000  # variables of a transport programme between samples of different sizes
 _BLOCK = 2**22  # projections held at a time
 
 
-@validate_params({"X": ["array-like"], "Y": ["array-like"]}, prefer_skip_nested_validation=True)
+@validate_params({"X": ["array-like"], "Y": ["array-like"]})
 def wasserstein_distance_2(X, Y):
     r"""Return the exact Wasserstein distance of order 2 between two samples.
 
@@ -88,8 +87,7 @@ def wasserstein_distance_2(X, Y):
         "Y": ["array-like"],
         "n_projections": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
-    },
-    prefer_skip_nested_validation=True,
+    }
 )
 def sliced_wasserstein_distance(X, Y, *, n_projections=200, random_state=None):
     r"""Estimate the sliced Wasserstein distance of order 2 between two samples.
@@ -106,7 +104,7 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=200, random_state=None):
         Rows of the other; any number.
     n_projections : int, default=200
         Random directions.
-    random_state : int, RandomState instance or None, default=None
+    random_state : int, RandomState, Generator or None, default=None
         Source of the directions. Compare models under the same int.
 
     Returns

@@ -245,7 +245,7 @@ BAD_VALUES = {
     "alpha": [-0.1, NOT_A_NUMBER, None, np.array([0.1, 0.2])],
     "batch_size": [0, -1, 1.5, "all", None],
     "max_iter": [-1, 1.5, "10", None],
-    "tol": [-1.0, NOT_A_NUMBER, None],
+    "tol": [-1.0, NOT_A_NUMBER, "none"],
     "early_stopping": ["yes", 1, None],
     "validation_fraction": [0.0, 1.0, 1.5, -0.1, "0.1", None],
     "n_iter_no_change": [0, 1.5, None],

@@ -10,7 +10,15 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from sklvebm import ParticleLVEBM, dequantize, resolution
+from sklvebm import (
+    ParticleLVEBM,
+    PotentialFlowEBM,
+    WassersteinFlowEBM,
+    dequantize,
+    resolution,
+)
+from sklvebm.baselines import VAE
+from sklvebm.estimators._boundary import standardisation
 from sklvebm.estimators.quantisation import warn_of_repeated_rows, warn_of_unbounded_density
 
 
@@ -28,6 +36,121 @@ def test_resolution_finds_the_step_of_rounded_columns_only():
 
 def test_resolution_of_iris_is_a_millimetre():
     np.testing.assert_allclose(resolution(load_iris().data), 0.1)
+
+
+def cents():
+    return np.round(np.random.default_rng(0).lognormal(3.0, 1.0, 6000), 2)
+
+
+def with_first(column, *values):
+    column = np.array(column)
+    column[: len(values)] = values
+    return column
+
+
+def integers(high, n=5000):
+    return np.random.default_rng(0).integers(0, high, n)
+
+
+def prices(level):
+    return np.round(level + normal(2000), 1)
+
+
+TENTHS = np.arange(-1.0, 1.05, 0.1)  # of two computations: the middle is -2e-16 and 0
+DAYS = (18_000 + integers(1000)) * 86_400 * 10**9
+STEPS = {
+    "normal": (lambda: normal(500), 0.0),
+    "one far value": (lambda: with_first(normal(500), 1e10), 0.0),
+    "the largest numbers": (lambda: with_first(normal(500), 1.797e308, -1.797e308), 0.0),
+    "half of the values far": (lambda: np.r_[normal(250), 1e10 * normal(250)], 0.0),
+    "half of them rounded": (lambda: np.r_[np.round(normal(250), 1), 1e10 * normal(250)], 0.1),
+    "microseconds": (lambda: 1.7e9 + 3600.0 * np.random.default_rng(0).uniform(size=5000), 0.0),
+    "rounded microseconds": (lambda: np.round(1.7e9 + 1e-6 * integers(10_000), 6), 0.0),
+    "two bursts": (
+        lambda: 1.7e9 + np.r_[integers(100, 50), integers(100, 50) + 864e8] / 1e3,
+        0.001,
+    ),
+    "normal, far from zero": (lambda: 1e15 + normal(500), 0.0),
+    "integers, far from zero": (lambda: 1e15 + integers(9), 1.0),
+    "cents": (cents, 0.01),
+    "cents and a large amount": (lambda: with_first(cents(), 92445516.64), 0.01),
+    "cents and huge ones": (lambda: with_first(cents(), 1e15, 1e17, 1e17 + 16.0, 1e300), 0.01),
+    "single precision": (lambda: normal(500).astype(np.float32), 0.0),
+    "a million in single precision": (lambda: normal(10**6).astype(np.float32), 0.0),
+    "cents in single precision": (lambda: cents().astype(np.float32), 0.01),
+    "cents that were": (lambda: with_first(cents(), 92445516.64).astype(np.float32) * 1.0, 0.01),
+    "cents kept in double": (lambda: cents().astype(np.float32).astype(float), 0.01),
+    "seven digits in single precision": (lambda: np.float32(1e7) + integers(99), 1.0),
+    "products in single precision": (lambda: np.float32(0.1) * integers(99).astype("f4"), 0.1),
+    "days in nanoseconds": (lambda: DAYS, 864e11),
+    "days and the year 9999": (lambda: with_first(DAYS.astype(float), 2.534e20), 864e11),
+    "milliseconds in nanoseconds": (lambda: 17 * 10**17 + integers(2000) * 10**6, 1e6),
+    "differences of prices": (lambda: np.diff(prices(100.0)), 0.1),
+    "differences of high prices": (lambda: np.diff(prices(10_000.0)), 0.1),
+    "two ways to zero": (lambda: np.r_[TENTHS, np.round(TENTHS, 1), TENTHS], 0.1),
+    "quarters of millions": (lambda: 1e6 + 0.25 * integers(50), 0.25),
+    "binary": (lambda: integers(2), 1.0),
+    "one value, computed twice": (lambda: np.where(normal(50) > 0.0, 0.3, 0.1 + 0.2), 0.0),
+    "tiny": (lambda: 1e-300 * np.round(normal(500), 1), 1e-301),
+    "huge": (lambda: 1e200 * np.round(normal(500), 1), 1e199),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_the_step_follows_the_rounding_of_each_value(kind):
+    column, step = STEPS[kind]
+    X = column()[:, None]
+    with np.errstate(all="raise"):
+        found = resolution(X)
+    np.testing.assert_allclose(found, [step], rtol=1e-6)
+    if step == 0.0:
+        np.testing.assert_array_equal(dequantize(X, random_state=0), X)
+
+
+@pytest.mark.parametrize("make", [ParticleLVEBM, WassersteinFlowEBM, PotentialFlowEBM, VAE])
+def test_far_values_are_named_as_such(make):
+    X = normal(200, 2)
+    X[0, 0] = 1e10
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(max_iter=1, random_state=0).fit(X)
+    messages = [str(w.message) for w in caught if w.category is UserWarning]
+    assert len(messages) == 1
+    assert messages[0].startswith("Row 0 of column 0 is 1e10 scales from the others.")
+
+
+def test_many_far_values_are_counted():
+    X = normal(200, 5)
+    X[:10] = 1e20
+    with pytest.warns(UserWarning, match="Rows 0, 1, 2 and 7 more of column 0 are 1e20") as caught:
+        standardisation(X)
+    assert "2 more columns" in str(caught[0].message)
+
+
+def test_far_values_of_a_column_that_is_mostly_zero_do_not_set_its_scale():
+    X = np.where(normal(200, 1, seed=1) > 0.0, normal(200, 1), 0.0)
+    X[:120] = 0.0
+    expected = standardisation(X).scale
+    X[150] = 1e10
+    with pytest.warns(UserWarning, match="Row 150 of column 0"):
+        chart = standardisation(X)
+    assert chart.scale < 10.0 * expected
+
+
+@pytest.mark.parametrize("power", [-300, -200, -100, 0, 100])
+def test_any_size_has_a_scale(power):
+    X = normal(200, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chart = standardisation(X * 10.0**power)
+    expected = standardisation(X).scale * 10.0**power
+    np.testing.assert_allclose(chart.scale, expected, rtol=1e-9, atol=0.0)
+
+
+def test_a_column_is_constant_up_to_roundings_of_its_values():
+    X = np.column_stack([1e15 + normal(50), np.where(normal(50) > 0.0, 0.3, 0.1 + 0.2)])
+    with pytest.warns(UserWarning, match=r"Columns \[1\] of X are constant"):
+        standardisation(X)
 
 
 def test_dequantize_adds_noise_of_one_step():

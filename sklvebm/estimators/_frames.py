@@ -1,0 +1,57 @@
+"""Rows as the container that `set_output` asks for, with the names of their columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sklearn import get_config
+from sklearn.base import BaseEstimator
+
+CONTAINERS = ("default", "pandas", "polars")
+
+
+def container_of(estimator: Any) -> str:
+    """Return "default", "pandas" or "polars": what an estimator was set to, or everything is."""
+    own = getattr(estimator, "_sklearn_output_config", {}).get("transform")
+    return get_config()["transform_output"] if own is None else own
+
+
+def features_of(estimator: BaseEstimator) -> list[str]:
+    """Return the names of the columns that an estimator was fitted to, or x0, x1, ..."""
+    names = getattr(estimator, "feature_names_in_", None)
+    return [f"x{i}" for i in range(estimator.n_features_in_)] if names is None else list(names)
+
+
+def framed(
+    estimator: BaseEstimator, rows: np.ndarray, names: Sequence[str] | None = None, like: Any = None
+) -> Any:
+    """Return rows in the container that is set for an estimator.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Fitted.
+    rows : ndarray of shape (n_samples, n_columns)
+        What to return.
+    names : sequence of str or None, default=None
+        Of the columns; None takes those that the estimator was fitted to.
+    like : array-like or None, default=None
+        What the rows were computed from, one by one; a frame of pandas hands on its index.
+    """
+    return in_container(
+        container_of(estimator), rows, features_of(estimator) if names is None else names, like
+    )
+
+
+def in_container(kind: str, rows: np.ndarray, names: Sequence[str], like: Any = None) -> Any:
+    """Return rows as an array or as a frame, see `framed`."""
+    if kind == "pandas":
+        import pandas as pd
+
+        index = like.index if isinstance(like, pd.DataFrame) else None
+        return pd.DataFrame(rows, columns=list(names), index=index, copy=False)
+    if kind == "polars":
+        import polars as pl
+
+        return pl.DataFrame(rows, schema=[str(name) for name in names], orient="row")
+    return rows
