@@ -16,12 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sklvebm.components import LOG_2PI
 from sklvebm.equilibration import LEAST_WALKERS, Equilibrated, equilibrated, single_rung
 from sklvebm.gradients import autograd_correction_and_grad, joint_target
 from sklvebm.log_partition import Normalisation, estimate_log_partition, latent_nodes
 from sklvebm.particles import IndependentNoise, Target, stack_rows
 from sklvebm.rare_components import rare_components
-from sklvebm.reference import LOG_2PI, MixtureReference
+from sklvebm.reference import MixtureReference
 
 _MOST_PAIRED_NUMBERS = 2**24  # of the precisions of all pairs of components: 128 MB
 _MOST_COMPONENTS = 256  # of the reference of a product

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from sklvebm.charts import Chart
+from sklvebm.components import FeatureConditional, LinearGauge, draw_categorical
 from sklvebm.energies import PathEnergy
 from sklvebm.particles import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
-from sklvebm.reference import (
-    FeatureConditional,
-    LinearGauge,
-    MixtureReference,
-    draw_categorical,
-)
+from sklvebm.reference import MixtureReference
 
 # (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
 CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]

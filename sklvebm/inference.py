@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.charts import Chart
+from sklvebm.components import FeatureConditional
 from sklvebm.dynamics.langevin import crank_nicolson_step, start
 from sklvebm.energies import AnchoredEnergy, PathEnergy
 from sklvebm.gradients import (
@@ -40,7 +41,6 @@ from sklvebm.particles import (
     take_chains,
 )
 from sklvebm.rare_components import rare_components, tilted_draws
-from sklvebm.reference import FeatureConditional
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
 # annealing steps of a row, and the share of effective particles below which they are taken

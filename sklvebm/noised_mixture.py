@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.reference import MixtureReference, products_by_component
+from sklvebm.components import products_by_component
+from sklvebm.reference import MixtureReference
 
 LOG_2PI = math.log(2.0 * math.pi)
 _LEAST_VARIANCE = 1e-12  # standardised units squared

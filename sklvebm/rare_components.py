@@ -154,6 +154,22 @@ def defended(reference: MixtureReference, share: float) -> MixtureReference:
     return reference.reweighted(torch.log(raised))
 
 
+def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
+    """Tell which rows x (N, D) only the tails of a reference reach, (N,).
+
+    Those that the other components explain worse than the defensive ones would, had these the
+    given share of the density.
+    """
+    log_components = reference.log_components(reference.from_features(x))
+    if reference.n_wide == 0:
+        return torch.zeros_like(log_components[:, 0], dtype=torch.bool)
+    first = log_components.shape[1] - reference.n_wide
+    main, wide = log_components.tensor_split([first], 1)
+    own = torch.logsumexp(reference.log_weights[first:].double(), 0)
+    ratio = torch.logsumexp(wide, 1) - own - torch.logsumexp(main, 1)
+    return ratio > -math.log(share)
+
+
 def missed_share(reference: MixtureReference, tilted: MixtureReference) -> float:
     """Return what `tilted` has in components that start less than half as often in `reference`."""
     missed = tilted.log_weights > reference.log_weights + math.log(2.0)

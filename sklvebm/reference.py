@@ -13,21 +13,27 @@ about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for
 
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sklvebm.components import (
+    LOG_2PI,
+    FeatureConditional,
+    LinearGauge,
+    are_diagonal,
+    check_covariance_of,
+    condition_on_latents,
+    draw_categorical,
+    factors_of,
+    products_by_component,
+    roots_of,
+)
 from sklvebm.particles import Frame, Noise
 
-LOG_2PI = math.log(2.0 * math.pi)
-# numbers of all rows' matrices, for each component, up to which a matrix per row is gathered: a
-# product per component costs about as much as ten thousand numbers that are read twice
-_GATHERED_PER_COMPONENT = 10_000
-_MOST_GATHERED = 20_000_000
 # precision times squared mean up to which quadratic forms are expanded: an error of 1e-5 nats
 _MOST_CANCELLED = 1e10
-_DIAGONAL = 1e-8  # largest correlation that is rounding
 
 
 class MixtureReference(nn.Module):
@@ -95,7 +101,7 @@ class MixtureReference(nn.Module):
         location = location.double()
         if covariance_of is None:
             covariance_of = torch.arange(len(covariances), device=means.device)
-        _check_covariance_of(covariance_of, len(means), len(covariances))
+        check_covariance_of(covariance_of, len(means), len(covariances))
         shares = weights.new_zeros(len(covariances)).index_add_(0, covariance_of, weights)
         pooled = torch.einsum("k,kde->de", shares, covariances)
         # symmetric: what is done per coordinate does not depend on the order of the columns
@@ -104,7 +110,7 @@ class MixtureReference(nn.Module):
         inverse_root = torch.linalg.inv(root)
         means = (means - location) @ inverse_root.T
         covariances = inverse_root @ covariances @ inverse_root.T
-        self.is_diagonal = _are_diagonal(covariances)
+        self.is_diagonal = are_diagonal(covariances)
         scales, self.n_wide = torch.ones_like(weights), 0
         # a tensor, or a number, which is a tensor of one
         wide_weights = torch.as_tensor(wide_weight, dtype=weights.dtype, device=weights.device)
@@ -121,8 +127,8 @@ class MixtureReference(nn.Module):
             covariances = torch.cat([covariances, wide.unsqueeze(0)])
             ones = torch.ones_like(wide_weights)
             scales = torch.cat([scales, ones if wide_scales is None else wide_scales.to(scales)])
-        factors = _factors(covariances, self.is_diagonal)
-        roots = _roots(covariances, self.is_diagonal)
+        factors = factors_of(covariances, self.is_diagonal)
+        roots = roots_of(covariances, self.is_diagonal)
         if self.is_diagonal:  # cheap enough for each component to have its own
             factors = factors[covariance_of] / scales[:, None]
             roots = roots[covariance_of] * scales[:, None]
@@ -146,7 +152,7 @@ class MixtureReference(nn.Module):
 
     def _find_far(self) -> None:
         """Note which components are so far from zero that expanded quadratic forms cancel."""
-        forms = (self._pull() * self.means).sum(1)
+        forms = (self.pulls() * self.means).sum(1)
         self.far = torch.nonzero(forms > _MOST_CANCELLED)[:, 0]
 
     def _set_buffers(self, **buffers: Tensor) -> None:
@@ -211,8 +217,8 @@ class MixtureReference(nn.Module):
             means=joined(own.means, means),
             covariance_of=joined(own.covariance_of, of_new),
             scales=joined(own.scales, torch.ones_like(weights)),
-            factors=torch.cat([factors, _factors(covariances, is_diagonal=False)]),
-            roots=torch.cat([roots, _roots(covariances, is_diagonal=False)]),
+            factors=torch.cat([factors, factors_of(covariances, is_diagonal=False)]),
+            roots=torch.cat([roots, roots_of(covariances, is_diagonal=False)]),
         )
         own._find_far()
         return own
@@ -220,21 +226,6 @@ class MixtureReference(nn.Module):
     def wide_share(self) -> float:
         """Return the weight of all defensive components together."""
         return float(torch.exp(self.log_weights[len(self.log_weights) - self.n_wide :]).sum())
-
-    def is_outside(self, x: Tensor, share: float) -> Tensor:
-        """Tell which rows x (B, D) only the tails reach, (B,).
-
-        Those that the other components explain worse than the defensive ones would, had these the
-        given share of the density.
-        """
-        log_components = self.log_components(self.from_features(x))
-        if self.n_wide == 0:
-            return torch.zeros_like(log_components[:, 0], dtype=torch.bool)
-        first = log_components.shape[1] - self.n_wide
-        main, wide = log_components.tensor_split([first], 1)
-        own = torch.logsumexp(self.log_weights[first:].double(), 0)
-        ratio = torch.logsumexp(wide, 1) - own - torch.logsumexp(main, 1)
-        return ratio > -math.log(share)
 
     @property
     def n_features(self) -> int:
@@ -302,7 +293,7 @@ class MixtureReference(nn.Module):
         log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
         log_scale = log_scale - self.n_features * torch.log(scales)
         constant = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
-        pull = self._pull()
+        pull = self.pulls()
         constant = constant - 0.5 * (pull * means).sum(1)
         if self.is_diagonal:
             products, weights = y.square(), factors.square()
@@ -342,7 +333,7 @@ class MixtureReference(nn.Module):
         residuals = y.double().unsqueeze(1) - self.means.double()[self.far]
         return torch.einsum("bfd,fde->bfe", residuals, factors), factors
 
-    def _pull(self) -> Tensor:
+    def pulls(self) -> Tensor:
         """Return every component's precision times its mean, (M, D), in double precision."""
         means, factors = self.means.double(), self.factors.double()
         if self.is_diagonal:
@@ -402,7 +393,7 @@ class MixtureReference(nn.Module):
         responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
         of_far = responsibility[:, self.far]
         responsibility = responsibility.index_fill(1, self.far, 0.0)
-        y64, factors, pull = y.double(), self.factors.double(), responsibility @ self._pull()
+        y64, factors, pull = y.double(), self.factors.double(), responsibility @ self.pulls()
         if self.is_diagonal:
             grad = (responsibility @ factors.square()) * y64 - pull
         else:
@@ -488,15 +479,15 @@ class MixtureReference(nn.Module):
             pull=lambda grad: scale * products_by_component(grad, roots, which),
         )
 
-    def linear_gauge(self) -> "LinearGauge":
+    def linear_gauge(self) -> LinearGauge:
         """Return the law of z given y, the same for all components."""
         design = (self.latent_map @ self.root).double()
         variance = self.latent_scale.double().square()
         return LinearGauge(design[None], torch.zeros_like(variance)[None], variance)
 
     def feature_conditional(
-        self, z: Tensor, gauge: "LinearGauge | None" = None
-    ) -> "FeatureConditional":
+        self, z: Tensor, gauge: LinearGauge | None = None
+    ) -> FeatureConditional:
         """Return the law of y given latents z (N, L): a Gaussian mixture.
 
         Parameters
@@ -507,131 +498,4 @@ class MixtureReference(nn.Module):
             The law of z given y, linear and Gaussian within each component; None is the
             reference's own.
         """
-        z = z.double()
-        design, offset, variance = gauge or self.linear_gauge()
-        means, factors = self.means.double(), self.factors.double()
-        if self.is_diagonal:
-            precision = torch.diag_embed(factors.square())
-        else:
-            precision = (factors @ factors.transpose(1, 2))[self.covariance_of]
-            precision = precision / self.scales.double().square()[:, None, None]
-        weighted = design / variance[:, None]  # (1 or M, L, D)
-        posterior = precision + design.transpose(1, 2) @ weighted
-        root = torch.linalg.cholesky(torch.linalg.inv(posterior))
-        shift = torch.einsum("mde,me->md", precision, means)
-        shift = shift - torch.einsum("mld,ml->md", weighted, offset)
-        pull = torch.einsum("bl,mld->bmd", z, weighted)
-        linear = shift[None] + pull  # (B, M, D)
-        conditional_means = torch.einsum("mde,bme->bmd", root @ root.transpose(1, 2), linear)
-        predictive = design @ torch.linalg.inv(precision) @ design.transpose(1, 2)
-        factor = torch.linalg.cholesky(predictive + torch.diag(variance))  # (M, L, L)
-        expected = (design @ means[:, :, None]).squeeze(2) + offset  # (M, L)
-        residual = z[:, None] - expected[None]  # (B, M, L)
-        scaled = torch.linalg.solve_triangular(
-            factor, residual.permute(1, 2, 0), upper=False
-        )  # (M, L, B)
-        log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
-        log_weights = self.log_weights.double() - log_det - 0.5 * scaled.square().sum(1).T
-        identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
-        inverse_root = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
-        return FeatureConditional(
-            torch.log_softmax(log_weights, 1), conditional_means, root, inverse_root
-        )
-
-
-class LinearGauge(NamedTuple):
-    """Latents given whitened features y in component m: `N(design_m y + offset_m, variance)`."""
-
-    design: Tensor  # (M, L, D), or (1, L, D) for all components
-    offset: Tensor  # (M, L) or (1, L)
-    variance: Tensor  # (L,)
-
-    def log_density(self, y: Tensor, z: Tensor) -> Tensor:
-        """Return the log density of z (B, L) at y (B, D) in each component, (B, 1 or M), nats."""
-        residual = z[:, None] - torch.einsum("mld,bd->bml", self.design, y) - self.offset
-        squares = (residual.square() / self.variance).sum(2)
-        return -0.5 * (squares + torch.log(self.variance).sum() + z.shape[1] * LOG_2PI)
-
-
-class FeatureConditional(NamedTuple):
-    """Mixture law of y given z, one row per z; double precision."""
-
-    log_weights: Tensor  # (N, M), normalised
-    means: Tensor  # (N, M, D)
-    roots: Tensor  # (M, D, D), lower triangular square roots of the covariances
-    inverse_roots: Tensor  # (M, D, D)
-
-    def mean(self) -> Tensor:
-        """Return `E[y | z]`, (N, D)."""
-        return torch.einsum("nm,nmd->nd", self.log_weights.exp(), self.means)
-
-    def frame(self, row: Tensor, component: Tensor) -> Frame:
-        """Return frames in which component (B,) of the law of row (B,) is N(0, I)."""
-        means = self.means[row, component]
-        back, roots = self.inverse_roots.transpose(1, 2), self.roots
-        return Frame(
-            whiten=lambda u: products_by_component(u - means, back, component),
-            colour=lambda s: means + products_by_component(s, roots.transpose(1, 2), component),
-            pull=lambda grad: products_by_component(grad, roots, component),
-        )
-
-    def sample(self, row: Tensor, noise: Noise) -> Tensor:
-        """Draw one y from the law of each row (B,) of z; (B, D)."""
-        frame = self.frame(row, draw_categorical(self.log_weights[row], noise))
-        return frame.colour(noise.normal(self.means[row, 0]))
-
-
-def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
-    """Draw an index for each row of unnormalised log weights (B, M); (B,)."""
-    cumulative = torch.softmax(log_weights, 1).cumsum_(1)
-    threshold = noise.uniform(cumulative[:, -1]) * cumulative[:, -1]
-    return torch.searchsorted(cumulative, threshold.unsqueeze(1)).squeeze(1)
-
-
-def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
-    """Return `row @ matrices[component]` for rows (B, D), matrices (M, D, D), components (B,)."""
-    gathered = rows.shape[0] * rows.shape[1] ** 2
-    if gathered <= min(_GATHERED_PER_COMPONENT * len(matrices), _MOST_GATHERED):
-        return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
-    order = torch.argsort(component)
-    counts = torch.bincount(component, minlength=len(matrices)).tolist()
-    parts = zip(rows[order].split(counts), matrices, strict=True)
-    products = torch.empty_like(rows)
-    products[order] = torch.cat([part @ matrix for part, matrix in parts if len(part)])
-    return products
-
-
-def _check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances: int) -> None:
-    """Raise ValueError unless every component has one of the covariances."""
-    if covariance_of.shape != (n_components,) or not (
-        int(covariance_of.min()) >= 0 and int(covariance_of.max()) < n_covariances
-    ):
-        raise ValueError(
-            f"covariance_of must name one of {n_covariances} covariances for each of "
-            f"{n_components} components, got {covariance_of.tolist()}."
-        )
-
-
-def _are_diagonal(covariances: Tensor) -> bool:
-    """Tell whether covariances (M, D, D) are diagonal, each by its own variances: some are tiny."""
-    variances = torch.diagonal(covariances, dim1=1, dim2=2)
-    off_diagonal = covariances - torch.diag_embed(variances)
-    size = (variances.unsqueeze(1) * variances.unsqueeze(2)).clamp(min=0.0).sqrt()
-    return bool((off_diagonal.abs() <= _DIAGONAL * size).all())
-
-
-def _factors(covariances: Tensor, is_diagonal: bool) -> Tensor:
-    """Return inverse standard deviations (M, D) or factors F (M, D, D), precision = F F^T."""
-    if is_diagonal:
-        return torch.diagonal(covariances, dim1=1, dim2=2).rsqrt()
-    lower = torch.linalg.cholesky(covariances)
-    identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-    return inverse.transpose(1, 2).contiguous()
-
-
-def _roots(covariances: Tensor, is_diagonal: bool) -> Tensor:
-    """Return standard deviations (M, D) or lower triangular roots R (M, D, D), C = R R^T."""
-    if is_diagonal:
-        return torch.diagonal(covariances, dim1=1, dim2=2).sqrt()
-    return torch.linalg.cholesky(covariances)
+        return condition_on_latents(self, z, gauge or self.linear_gauge())

@@ -16,11 +16,12 @@ ALLOWED = {
     "convergence": set(),
     "versions": set(),
     "validation": set(),
-    "reference": {"particles"},
+    "components": {"particles"},
+    "reference": {"components", "particles"},
     "charts": set(),
     "reach": set(),
     "energies": {"charts", "reach", "reference"},
-    "gradients": {"charts", "energies", "particles", "reference"},
+    "gradients": {"charts", "components", "energies", "particles", "reference"},
     "dynamics": {"particles"},
     "kernels": {"energies", "gradients", "particles"},
     "backends": {"energies", "gradients", "kernels"},
@@ -45,6 +46,7 @@ ALLOWED = {
     "inference": {
         "backends",
         "charts",
+        "components",
         "dynamics",
         "energies",
         "gradients",
@@ -55,6 +57,7 @@ ALLOWED = {
     },
     "convolutions": {"energies"},
     "compositions": {
+        "components",
         "equilibration",
         "gradients",
         "log_partition",
@@ -62,7 +65,7 @@ ALLOWED = {
         "rare_components",
         "reference",
     },
-    "noised_mixture": {"reference"},
+    "noised_mixture": {"components", "reference"},
     "potentials": {"convolutions", "dynamics", "energies", "noised_mixture"},
     "potential_slices": {
         "dynamics",
@@ -93,6 +96,7 @@ ALLOWED = {
     "estimators": {
         "backends",
         "charts",
+        "components",
         "compositions",
         "convergence",
         "convolutions",

@@ -11,9 +11,10 @@ import torch
 from sklearn.mixture import GaussianMixture
 from torch.autograd.functional import jacobian
 
+from sklvebm.components import products_by_component
 from sklvebm.estimators._expectation_maximisation import from_scikit_learn
 from sklvebm.particles import IndependentNoise, SharedNoise
-from sklvebm.reference import MixtureReference, products_by_component
+from sklvebm.reference import MixtureReference
 
 SIGMAS = 5.0
 

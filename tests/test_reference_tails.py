@@ -9,6 +9,7 @@ from scipy import stats
 
 from sklvebm.noised_mixture import noised_mixture
 from sklvebm.particles import IndependentNoise
+from sklvebm.rare_components import is_outside
 from sklvebm.reference import MixtureReference
 
 SCALES = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)
@@ -186,7 +187,7 @@ def test_added_components_have_their_share_and_move_nothing():
 
 def test_rows_outside_are_those_that_only_the_tails_reach():
     own = tailed("full")
-    assert not bool(own.is_outside(own.to_features(own.means[:2]), 0.01).any())
+    assert not bool(is_outside(own, own.to_features(own.means[:2]), 0.01).any())
     far = own.to_features(own.means[:2]) + 60.0
-    assert bool(own.is_outside(far, 0.01).all())
+    assert bool(is_outside(own, far, 0.01).all())
     assert own.wide_share() == pytest.approx(0.1)

@@ -10,6 +10,7 @@ from sklvebm.energies import AnchoredEnergy
 from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._fitting import Training, reach_of_rows
 from sklvebm.estimators._mixture_selection import choose_mixture, fit_ensemble
+from sklvebm.rare_components import is_outside
 from sklvebm.reference import MixtureReference
 from sklvebm.training import Optimisation
 
@@ -45,7 +46,8 @@ def follow_drift(
     """
     rows = chart.apply(X)
     reference = training.reference
-    outside = np.flatnonzero(reference.is_outside(torch.from_numpy(rows), _TAIL_SHARE).numpy())
+    outside = is_outside(reference, torch.from_numpy(rows), _TAIL_SHARE)
+    outside = np.flatnonzero(outside.numpy())
     # the tails have their share of rows of the same kind as the first ones
     expected = reference.wide_share() + _TAIL_SHARE
     if len(outside) < _FEWEST or len(outside) <= 2.0 * expected * len(rows):

@@ -13,7 +13,7 @@ from scipy.linalg import solve_triangular
 from sklearn.cluster import kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 
-from sklvebm.reference import LOG_2PI
+from sklvebm.components import LOG_2PI
 
 _MAX_ITERATIONS = 50
 PRIOR_ROWS = 0.5  # that the common covariance counts as in each component's own

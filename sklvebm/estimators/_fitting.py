@@ -86,6 +86,17 @@ def to_go_on_from(training: Training, device: torch.device) -> Training:
     return training._replace(optimisation=optimisation, state=state)
 
 
+def vouched_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
+    """Return a gain over the reference, nats, that is zero at most where the diagnostics object.
+
+    A score that nobody can vouch for is no reason to give up one that is exact. The gain counts
+    log Z from its upper end, so that a tenth of it may be open: the tolerance grows with it.
+    """
+    tolerance = max(diagnostics.tolerance, _OPEN_SHARE * gain)
+    diagnostics = diagnostics._replace(tolerance=tolerance)
+    return min(gain, 0.0) if diagnostics.problems() else gain, diagnostics
+
+
 class PoolObjective(Objective, Protocol):
     """An objective whose model side is a pool of particles."""
 
@@ -429,12 +440,7 @@ def continue_training(
             report.stage("normalising the trained energy")
             model, diagnostics = normalised(kept, training.reference)
             gain = gain_over_reference(model, monitor, rival)
-            # log Z counts from its upper end: a tenth of the gain may be open
-            tolerance = max(diagnostics.tolerance, _OPEN_SHARE * gain)
-            diagnostics = diagnostics._replace(tolerance=tolerance)
-            if diagnostics.problems():
-                # a score that nobody can vouch for is no reason to give up one that is exact
-                gain = min(gain, 0.0)
+            gain, diagnostics = vouched_gain(gain, diagnostics)
         lower_bound = result.best_lower_bound
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none

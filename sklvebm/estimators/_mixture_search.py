@@ -11,10 +11,10 @@ from scipy.special import logsumexp
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
+from sklvebm.components import LOG_2PI
 from sklvebm.estimators._boundary import without_outliers
 from sklvebm.estimators._expectation_maximisation import Mixture, fit_mixture
 from sklvebm.estimators.quantisation import resolution
-from sklvebm.reference import LOG_2PI
 
 _COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
 _COVARIANCE_TYPES = ("full", "tied", "diag")
