@@ -298,7 +298,9 @@ def assert_same(here, there, tolerance=1e-5):
         if isinstance(value, np.ndarray | np.generic | float):
             largest = float(np.abs(np.nan_to_num(value)).max(initial=0.0))
             is_single = path.startswith("/sample") or getattr(value, "dtype", None) == np.float32
-            allowed = max(tolerance, 1e-4 * is_single) * largest
+            # a baseline's most likely latents, where the posterior is flat and its maximum loose
+            is_loose = path == "/transform"
+            allowed = max(tolerance, 1e-4 * is_single, 1e-3 * is_loose) * largest
             np.testing.assert_allclose(there[path], value, rtol=0, atol=allowed, err_msg=path)
         else:
             assert there[path] == value, path
@@ -429,7 +431,8 @@ def test_modules_that_were_given_on_a_device_are_taken_and_stored_without_it(pre
         stored = [pickle.dumps(m) for m in (model.fit(X), anchored.fit(X), clone(anchored))]
     expected = small(ParticleLVEBM, device="cpu", energy=Own(), reference="gaussian").fit(X)
     given, anchored, not_fitted = (pickle.loads(s).set_params(device="cpu") for s in stored)
-    assert_same(answers(expected, X[:FEW]), answers(given, X[:FEW]))
+    assert_same(learned(expected), learned(given))
+    assert_same(expected.transform(X[:FEW]), given.transform(X[:FEW]))
     assert_same(learned(anchored), learned(not_fitted.fit(X)))
 
 
