@@ -4,15 +4,12 @@ What a mixture needs besides its parameters, and what follows from them once lat
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklvebm.particles import Frame, Noise
-
-if TYPE_CHECKING:
-    from sklvebm.reference import MixtureReference
 
 LOG_2PI = math.log(2.0 * math.pi)
 # numbers of all rows' matrices, for each component, up to which a matrix per row is gathered: a
@@ -64,9 +61,7 @@ class FeatureConditional(NamedTuple):
         return frame.colour(noise.normal(self.means[row, 0]))
 
 
-def condition_on_latents(
-    reference: "MixtureReference", z: Tensor, gauge: LinearGauge
-) -> "FeatureConditional":
+def condition_on_latents(reference: Any, z: Tensor, gauge: LinearGauge) -> FeatureConditional:
     """Return the mixture of y given latents z (N, L); see `MixtureReference.feature_conditional`.
 
     With a component's covariance `R R^T` and `B = R^T design^T variance^{-1/2}` of singular vectors

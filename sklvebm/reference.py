@@ -112,7 +112,6 @@ class MixtureReference(nn.Module):
         covariances = inverse_root @ covariances @ inverse_root.T
         self.is_diagonal = are_diagonal(covariances)
         scales, self.n_wide = torch.ones_like(weights), 0
-        # a tensor, or a number, which is a tensor of one
         wide_weights = torch.as_tensor(wide_weight, dtype=weights.dtype, device=weights.device)
         wide_weights = wide_weights.reshape(-1)
         if bool(wide_weights.sum() > 0.0):

@@ -412,8 +412,7 @@ def continue_training(
     def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
         return normalise(energy, reference, particles, fitted, settings, chart, seed, generator)
 
-    n_threads = torch.get_num_threads()
-    with numerical_session(1), team(n_threads):
+    with team(torch.get_num_threads()), numerical_session(1):
         report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
         state = objective.ready(energy, training.state, len(fitted), generator)
         result = train(
@@ -445,9 +444,8 @@ def continue_training(
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none
             report.stage("keeping the reference")
-            reference = kept_reference(
-                units, rows, training, settings, seed=seed, continues=continues
-            )
+            how = {"seed": seed, "continues": continues}
+            reference = kept_reference(units, rows, training, settings, **how)
             untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
             model, diagnostics = normalised(untrained, reference)
             lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
