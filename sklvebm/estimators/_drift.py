@@ -1,6 +1,7 @@
 """Rows of a continued fit that lie outside of the reference: found, named, and given components."""
 
 import copy
+import math
 import warnings
 
 import numpy as np
@@ -15,7 +16,8 @@ from sklvebm.reference import MixtureReference
 from sklvebm.training import Optimisation
 
 _TAIL_SHARE = 0.01  # of the defensive component, in telling which rows are outside
-_FEWEST = 3  # rows outside that may be a region of their own
+_FEWEST = 3  # rows outside, more than which may be a region of their own
+_DRAWS, _SIGMAS = 4096, 4.0  # of the reference; standard deviations of how many may be outside
 _NAMED = 5  # rows in a warning
 _MOST_ADDED = 0.5  # of the density, in one step
 
@@ -23,12 +25,14 @@ _MOST_ADDED = 0.5  # of the density, in one step
 def rows_outside(X: np.ndarray, chart: Standardisation, reference: MixtureReference) -> np.ndarray:
     """Return the places of rows of X that lie outside of a reference, if they are too many.
 
-    None where there are no more of them than its tails hold of rows like the first ones.
+    None where there are no more of them than draws of the reference would have there.
     """
     rows = torch.from_numpy(chart.apply(X))
     outside = np.flatnonzero(is_outside(reference, rows, _TAIL_SHARE).numpy())
-    expected = reference.wide_share() + _TAIL_SHARE
-    few = len(outside) < _FEWEST or len(outside) <= 2.0 * expected * len(rows)
+    y = reference.sample(_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
+    own = is_outside(reference, reference.to_features(y), _TAIL_SHARE)
+    expected = float(own.double().mean()) * len(rows)
+    few = len(outside) <= max(_FEWEST, expected + _SIGMAS * math.sqrt(expected))
     return outside[:0] if few else outside
 
 
