@@ -135,6 +135,11 @@ def weighted_particles(
     return WeightedParticles(position, log_weights - math.log(n_particles))
 
 
+def _is_reference(energy: PathEnergy) -> bool:
+    """Tell whether an energy is its reference, of which everything is exact."""
+    return isinstance(energy, AnchoredEnergy) and energy.is_zero
+
+
 def _shared_noise(seed: int, n_particles: int) -> Callable[[int], Noise]:
     def make(stage: int) -> Noise:
         return SharedNoise(torch.Generator().manual_seed(seed + 1 + stage), n_particles)
@@ -290,7 +295,7 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
         Nats; the lower estimate is `posterior_particles(...).log_total_weight()`.
     """
     particles = posterior_particles(energy, x, step_size=step_size, seed=seed)
-    if energy.n_latents == 0:
+    if energy.n_latents == 0 or _is_reference(energy):
         return particles.log_total_weight()
     noise = SharedNoise(torch.Generator().manual_seed(seed + 100), ROW_PARTICLES)
     # systematic resampling row by row, with one offset for all rows
@@ -420,7 +425,7 @@ def joint_draws(
     """
     noise = IndependentNoise(generator)
     reference = energy.reference
-    if isinstance(energy, AnchoredEnergy) and energy.is_zero:
+    if _is_reference(energy):
         position = reference.sample(n, generator)
         y, e = position.tensor_split([reference.n_features], 1)
         return reference.to_features(y), e
