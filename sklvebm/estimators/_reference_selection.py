@@ -107,9 +107,9 @@ def fit_reference(
     n_components : int
         Latents; 0 takes the marginal of the features, for "gaussian" with their full covariance.
     kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
-        Ensembles of Gaussian mixtures with one wide defensive component; the Gaussian of
-        probabilistic PCA; a mixture estimator, of which a clone is fitted and given the wide
-        component; or a complete reference in standardised units, which is copied.
+        Ensembles of Gaussian mixtures with Student-like tails; the Gaussian of probabilistic PCA,
+        whose tails begin beyond thirty standard deviations; a mixture estimator, of which a clone
+        is fitted and given tails; or a complete reference in standardised units, which is copied.
     random_state : numpy.random.RandomState
         Source of the mixtures' starts.
     choice : MixtureChoice or None, default=None

@@ -98,7 +98,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         for signs that it is not, that it is random, or that rows depend on their batch.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
-        cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
+        cross-validation, with Student-like tails; the Gaussian of probabilistic PCA; a clone of the
         mixture given, fitted to the standardised rows; or a complete reference in standardised
         units.
     dynamics : str, default="crank-nicolson"
@@ -194,8 +194,9 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
         Whether the model is better on the monitored rows than the reference, fitted to all rows,
-        that would be kept instead: by two standard errors (more where rows are few) and with
-        annealed estimates on the safe side. If not, it is that reference.
+        that would be kept instead: by two standard errors (more where rows are few), with annealed
+        estimates on the safe side, and without an objection of `diagnostics_`. If not, it is that
+        reference.
     hidden_layer_sizes_ : tuple of int
         What "auto" came to, or the value given; so in the next lines.
     n_particles_, n_temperatures_, batch_size_ : int

@@ -86,7 +86,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         None takes columns in any order.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the potential is anchored on: an ensemble of Gaussian mixtures chosen by
-        cross-validation, plus a wide component; the Gaussian of probabilistic PCA; a clone of the
+        cross-validation, with Student-like tails; the Gaussian of probabilistic PCA; a clone of the
         mixture given, fitted to the standardised rows; or a complete reference in standardised
         units, of which the features' marginal is taken.
     loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"

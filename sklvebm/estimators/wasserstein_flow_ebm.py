@@ -104,7 +104,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         convolutional (`ConvEnergy`). None takes columns in any order.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
-        cross-validation, plus a wide component; one Gaussian with the rows' covariance; a clone of
+        cross-validation, with Student-like tails; one Gaussian with the rows' covariance; a clone of
         the mixture given, fitted to the standardised rows; or a complete reference in standardised
         units, of which the features' marginal is taken.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
