@@ -4,10 +4,12 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from sklvebm.convergence import chain_sample_size, nested_rhat, split_rhat
 from sklvebm.log_partition import Normalisation
 from sklvebm.objectives.pool import Observation
+from sklvebm.reference import MixtureReference
 
 MAX_RHAT = 1.05
 _MIN_WALKERS = 20.0
@@ -15,6 +17,7 @@ _MIN_SWAP = 0.05
 _MIN_POSTERIOR = 0.25  # share of effective particles that nine of ten rows have
 _MOST_EXCESS = 1e-3  # nats
 _LEAST_DISTINCT = 0.9
+_CHECKED_ROWS, _CHECKED_DRAWS = 2000, 256
 
 
 class Diagnostics(NamedTuple):
@@ -106,12 +109,7 @@ class Diagnostics(NamedTuple):
     def problems(self) -> list[str]:
         """Return what is wrong, each with the parameter to change; empty if nothing is."""
         found = []
-        if self.excess_density > _MOST_EXCESS or self.distinct_draws < _LEAST_DISTINCT:
-            found.append(
-                "the reference is not what its components say (densities above their peaks by "
-                f"{self.excess_density:.2g} nats, {self.distinct_draws:.0%} of draws distinct): "
-                "numbers of X are too different in size; drop rows far from the others"
-            )
+        found += impossible_reference(self.excess_density, self.distinct_draws)
         if self.bracket_width > self.tolerance:
             found.append(
                 f"the bracket of log Z is {self.bracket_width:.2g} nats wide (tolerance "
@@ -179,6 +177,35 @@ class Diagnostics(NamedTuple):
                 f"{self.n_posterior_particles} particles effective"
             )
         return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
+
+
+def check_reference(reference: MixtureReference, rows: Tensor, seed: int) -> dict[str, float]:
+    """Measure whether the reference is what its components say, on rows (N, D) and on draws.
+
+    Returns
+    -------
+    measured : dict of str to float
+        `excess_density` and `distinct_draws` of `Diagnostics`.
+    """
+    x = rows[:_CHECKED_ROWS].cpu().double()
+    generator = torch.Generator().manual_seed(seed)
+    y = reference.sample(_CHECKED_DRAWS, generator)[:, : reference.n_features]
+    log_density = reference.log_marginal(x)
+    return {
+        "excess_density": float((log_density.max() - reference.log_peak()).clamp(min=0.0)),
+        "distinct_draws": len(torch.unique(reference.to_features(y), dim=0)) / _CHECKED_DRAWS,
+    }
+
+
+def impossible_reference(excess_density: float, distinct_draws: float) -> list[str]:
+    """Return what is wrong with a reference by the two fields of `Diagnostics`; empty if nothing is."""
+    if excess_density <= _MOST_EXCESS and distinct_draws >= _LEAST_DISTINCT:
+        return []
+    return [
+        "the reference is not what its components say (densities above their peaks by "
+        f"{excess_density:.2g} nats, {distinct_draws:.0%} of draws distinct): numbers of X are too "
+        "different in size; drop rows far from the others"
+    ]
 
 
 def disagreement(observations: list[Observation]) -> float:

@@ -14,6 +14,7 @@ from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._diagnostics import (
     MAX_RHAT,
     Diagnostics,
+    check_reference,
     diagnose,
     diagnose_reference,
     disagreement,
@@ -49,7 +50,6 @@ _WANTED = (0.02, 0.005)  # the effort stops growing
 _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
 _MAX_STEPS = 512
 _POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1
-_CHECKED_ROWS, _CHECKED_DRAWS = 2000, 256
 _CHUNK_ROWS = 128
 
 
@@ -145,24 +145,6 @@ def plain_ladder(settings: SimpleNamespace) -> Ladder:
     n_rungs = settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS
     betas = torch.linspace(0.0, 1.0, n_rungs, dtype=torch.float64)
     return Ladder(betas, torch.full_like(betas, 2.0), torch.zeros_like(betas))
-
-
-def check_reference(reference: MixtureReference, rows: Tensor, seed: int) -> dict[str, float]:
-    """Measure whether the reference is what its components say, on rows (N, D) and on draws.
-
-    Returns
-    -------
-    measured : dict of str to float
-        `excess_density` and `distinct_draws` of `Diagnostics`.
-    """
-    x = rows[:_CHECKED_ROWS].cpu().double()
-    generator = torch.Generator().manual_seed(seed)
-    y = reference.sample(_CHECKED_DRAWS, generator)[:, : reference.n_features]
-    log_density = reference.log_marginal(x)
-    return {
-        "excess_density": float((log_density.max() - reference.log_peak()).clamp(min=0.0)),
-        "distinct_draws": len(torch.unique(reference.to_features(y), dim=0)) / _CHECKED_DRAWS,
-    }
 
 
 class Bracketed(NamedTuple):

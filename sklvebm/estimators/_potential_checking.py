@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sklvebm.dynamics.flow import graded_times, heun_step
 from sklvebm.estimators._boundary import Standardisation
+from sklvebm.estimators._diagnostics import check_reference, impossible_reference
 from sklvebm.estimators._potential_model import FlowModel
 from sklvebm.potential_slices import EXACT, PotentialSlice, normalise_slice
 from sklvebm.potentials import (
@@ -75,6 +76,8 @@ class FlowDiagnostics(NamedTuple):
         Effort of the normaliser; 0 where the model is its reference.
     n_features : int
         Width of the rows, which sets what is trusted.
+    excess_density, distinct_draws : float
+        Whether the reference is what its components say; as in `Diagnostics`.
     """
 
     n_steps: int
@@ -93,10 +96,12 @@ class FlowDiagnostics(NamedTuple):
     n_walkers: int
     n_annealing_steps: int
     n_features: int
+    excess_density: float = 0.0
+    distinct_draws: float = 1.0
 
     def problems(self) -> list[str]:
         """Return what is wrong, each with the parameter to change; empty if nothing is."""
-        found = []
+        found = impossible_reference(self.excess_density, self.distinct_draws)
         if self.density_error > _TOLERANCE or self.round_trip_error > _ROUND_TRIP:
             found.append(
                 f"with {self.n_steps} steps the flow's log-density is off by "
@@ -217,6 +222,7 @@ def check_model(
         n_sampling_steps=model.n_sampling_steps,
         energy_time=time,
         n_features=potential.n_features,
+        **check_reference(reference, rows, seed),
         **measured,
     )
 

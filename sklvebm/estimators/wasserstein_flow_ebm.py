@@ -104,9 +104,9 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         convolutional (`ConvEnergy`). None takes columns in any order.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
-        cross-validation, with Student-like tails; one Gaussian with the rows' covariance; a clone of
-        the mixture given, fitted to the standardised rows; or a complete reference in standardised
-        units, of which the features' marginal is taken.
+        cross-validation, with Student-like tails; one Gaussian with the covariance of the rows; a
+        clone of the mixture given, fitted to the standardised rows; or a complete reference in
+        standardised units, of which the features' marginal is taken.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
         What holds a step back: the change of the energy's gradient at the particles since they last
         moved (unbiased); the gradient itself, which flattens the energy as long as its weight lasts
