@@ -198,7 +198,7 @@ def check_reference(reference: MixtureReference, rows: Tensor, seed: int) -> dic
 
 
 def impossible_reference(excess_density: float, distinct_draws: float) -> list[str]:
-    """Return what is wrong with a reference by the two fields of `Diagnostics`; empty if nothing is."""
+    """Return what is wrong with a reference, by two fields of `Diagnostics`; empty if nothing."""
     if excess_density <= _MOST_EXCESS and distinct_draws >= _LEAST_DISTINCT:
         return []
     return [

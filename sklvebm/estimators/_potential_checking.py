@@ -99,8 +99,8 @@ class FlowDiagnostics(NamedTuple):
     excess_density: float = 0.0
     distinct_draws: float = 1.0
 
-    def problems(self) -> list[str]:
-        """Return what is wrong, each with the parameter to change; empty if nothing is."""
+    def score_problems(self) -> list[str]:
+        """Return what is wrong with `score`, each with the parameter to change; empty if none."""
         found = impossible_reference(self.excess_density, self.distinct_draws)
         if self.density_error > _TOLERANCE or self.round_trip_error > _ROUND_TRIP:
             found.append(
@@ -114,6 +114,11 @@ class FlowDiagnostics(NamedTuple):
                 f"the estimated trace leaves {self.mean_trace_error:.2g} nats open: increase "
                 "n_probes"
             )
+        return found
+
+    def problems(self) -> list[str]:
+        """Return what is wrong, with the score or with the explicit energy; empty if nothing is."""
+        found = self.score_problems()
         further = max(0, self.n_features - 2)
         if self.bracket_width > _TRUSTED[0] + _TRUSTED[1] * further:
             found.append(

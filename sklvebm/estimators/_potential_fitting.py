@@ -1,6 +1,7 @@
 """The composition root of `PotentialFlowEBM.fit`: reference, potential, train, accept, check."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -187,6 +188,14 @@ def continue_training(
         reference, log_likelihood = training.reference, result.best_lower_bound
         rival = rival_advantage(units, rows, training, settings, former is not None)
         gain = gain_over_reference(kept, monitored, directions, rival)
+        checked = partial(
+            check_model, chart=chart, directions=directions, settings=settings, seed=seed
+        )
+        report.stage("choosing integrator steps, normalising the explicit energy")
+        if gain > 0.0:
+            model, diagnostics = checked(kept, reference, rows=monitored)
+            if diagnostics.score_problems():
+                gain = 0.0  # nobody can vouch for the score, and the reference's is exact
         if gain <= 0.0:
             # what looked like progress may be chance, and the reference can have all rows
             report.stage("keeping the reference")
@@ -195,10 +204,7 @@ def continue_training(
             )
             kept = AnchoredPotential(noised_mixture(reference), None)
             log_likelihood = float(training.reference.log_marginal(monitored).mean())
-        report.stage("choosing integrator steps, normalising the explicit energy")
-        model, diagnostics = check_model(
-            kept, reference, chart, monitored, directions, settings, seed
-        )
+            model, diagnostics = checked(kept, reference, rows=monitored)
     report.kept(gain > 0.0, gain, len(monitor))
     return FlowOutcome(
         model=model,
