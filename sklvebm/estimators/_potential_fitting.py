@@ -188,23 +188,21 @@ def continue_training(
         reference, log_likelihood = training.reference, result.best_lower_bound
         rival = rival_advantage(units, rows, training, settings, former is not None)
         gain = gain_over_reference(kept, monitored, directions, rival)
-        checked = partial(
-            check_model, chart=chart, directions=directions, settings=settings, seed=seed
-        )
+        how = {"directions": directions, "settings": settings, "seed": seed}
+        checked = partial(check_model, chart=chart, rows=monitored, **how)
         report.stage("choosing integrator steps, normalising the explicit energy")
         if gain > 0.0:
-            model, diagnostics = checked(kept, reference, rows=monitored)
+            model, diagnostics = checked(kept, reference)
             if diagnostics.score_problems():
                 gain = 0.0  # nobody can vouch for the score, and the reference's is exact
         if gain <= 0.0:
             # what looked like progress may be chance, and the reference can have all rows
             report.stage("keeping the reference")
-            reference = kept_reference(
-                units, rows, training, settings, seed=seed, continues=former is not None
-            )
+            how = {"seed": seed, "continues": former is not None}
+            reference = kept_reference(units, rows, training, settings, **how)
             kept = AnchoredPotential(noised_mixture(reference), None)
             log_likelihood = float(training.reference.log_marginal(monitored).mean())
-            model, diagnostics = checked(kept, reference, rows=monitored)
+            model, diagnostics = checked(kept, reference)
     report.kept(gain > 0.0, gain, len(monitor))
     return FlowOutcome(
         model=model,
