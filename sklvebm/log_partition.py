@@ -22,7 +22,7 @@ from sklvebm.particles import Chains, Noise, Target, hold_frames, take_chains
 _ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
 _FRAMES_LAST = 4  # annealing steps
 _N_GROUPS = 16  # independent replicates that standard errors come from
-_FEW_EFFECTIVE = 20.0  # walkers: fewer, and the bracket allows for the tail that they missed
+_FEW_EFFECTIVE = 0.05  # share of effective walkers below which the bracket allows for a missed tail
 _SIGMAS = 3.0  # standard errors that the bracket allows for
 _MOST_WEIGHED = 2**14  # samples that multistate weights are worked out for at a time
 
@@ -399,14 +399,16 @@ def estimate_log_partition(
         )
         return _bracket(forward, reverse, n_steps)
 
+    before = None
     while True:
         result = run()
         effective = result.estimate.effective_sample_size >= _ENOUGH * result.n_walkers
         if effective and result.estimate.upper - result.estimate.lower <= tolerance:
             return run()
         if n_steps >= max_steps:
+            result = _unfinished(result, before)
             return result if effective else _resampled(result, target, draw_base, ladder, noise)
-        n_steps = min(max_steps, 2 * n_steps)
+        before, n_steps = result, min(max_steps, 2 * n_steps)
 
 
 def _resampled(
@@ -431,6 +433,27 @@ def _resampled(
     return result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
 
 
+def _are_few(log_weights: Tensor) -> bool:
+    """Tell whether hardly any walkers are effective."""
+    return bool(effective_sample_size(log_weights) < _FEW_EFFECTIVE * len(log_weights))
+
+
+def _unfinished(result: Normalisation, before: Normalisation | None) -> Normalisation:
+    """Widen the bracket by what half as many steps changed, where hardly any walkers are effective.
+
+    The error of annealing is about inverse to the number of steps: what the last doubling changed
+    is what is still missing. Twice that much is allowed for, to either side.
+    """
+    few = result.estimate.effective_sample_size < _FEW_EFFECTIVE * result.n_walkers
+    if before is None or not few:
+        return result
+    estimate = result.estimate
+    rise, fall = result.forward - before.forward, before.reverse - result.reverse
+    lower = estimate.lower - 2.0 * max(0.0, fall)
+    upper = estimate.upper + 2.0 * max(0.0, rise)
+    return result._replace(estimate=estimate._replace(lower=lower, upper=upper))
+
+
 def _second_order(log_weights: Tensor) -> float:
     """Return the log mean weight as if log weights were normal: mean plus half the variance.
 
@@ -449,8 +472,10 @@ def _bracket(forward: Tensor, reverse: Tensor, n_steps: int) -> Normalisation:
     value, error = bennett(forward, reverse)
     error = max(error, jackknife(lambda a, b: bennett(a, b)[0], forward, reverse))
     below, above = log_mean_exp(forward), -log_mean_exp(reverse)
-    lower, upper = min(below, value - _SIGMAS * error), max(above, value + _SIGMAS * error)
-    if min(effective_sample_size(forward), effective_sample_size(reverse)) < _FEW_EFFECTIVE:
+    # where walkers have not reached their target, the estimate from below may be the higher one
+    lower, upper = min(below, above, value - _SIGMAS * error), max(below, above)
+    upper = max(upper, value + _SIGMAS * error)
+    if _are_few(forward) or _are_few(reverse):
         # a handful of walkers decides: their mean is far from the mean of all that might have come
         lower = min(lower, -_second_order(reverse))
         upper = max(upper, _second_order(forward))

@@ -20,6 +20,7 @@ PRIOR_ROWS = 0.5  # that the common covariance counts as in each component's own
 _LEAST_PROGRESS = 1e-3  # nats per row and iteration
 # features up to which products of features are cheaper than residuals of every component
 _FEW_FEATURES = 24
+_DRAWN_IN = 100.0  # standard deviations, from which starts see logarithms
 # squares of rows, over the least variance, up to which quadratic forms may be expanded: the terms
 # cancel, and leave an error of a thousandth of a nat
 _MOST_CANCELLED = 1e13
@@ -254,11 +255,19 @@ def _full_covariances(
     return covariances
 
 
-def _nearest(X: np.ndarray, centres: np.ndarray, is_large: bool) -> np.ndarray:
+def _nearest(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Return the number of the nearest centre (M, D) of every row, (n_samples,)."""
-    if is_large:
-        return np.stack([((X - centre) ** 2).sum(1) for centre in centres], 1).argmin(1)
     return ((centres**2).sum(1) - 2.0 * (X @ centres.T)).argmin(1)
+
+
+def _drawn_in(X: np.ndarray) -> np.ndarray:
+    """Return rows with numbers beyond a hundred by their logarithm: squares keep their digits.
+
+    Else copies of one row far out seem apart, and k-means++ puts all centres there.
+    """
+    size = np.abs(X)
+    far = np.maximum(size, _DRAWN_IN)
+    return np.where(size > _DRAWN_IN, np.sign(X) * _DRAWN_IN * (1.0 + np.log(far / _DRAWN_IN)), X)
 
 
 def _log_sum_exp(log_values: np.ndarray) -> np.ndarray:
@@ -309,9 +318,11 @@ def fit_mixture(
     """
     rows = Statistics(X, covariance_type, float(np.min(ridge)))
     seen = X if start_rows is None else start_rows
+    if rows.is_large:
+        seen = _drawn_in(seen)
     centres, _ = kmeans_plusplus(seen, n_components, random_state=seed)
     responsibilities = np.zeros((len(X), n_components))
-    responsibilities[np.arange(len(X)), _nearest(seen, centres, rows.is_large)] = 1.0
+    responsibilities[np.arange(len(X)), _nearest(seen, centres)] = 1.0
     before = -np.inf
     for _ in range(_MAX_ITERATIONS):
         mixture = maximise(rows, responsibilities, covariance_type, ridge, PRIOR_ROWS)

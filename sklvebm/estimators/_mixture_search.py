@@ -25,6 +25,7 @@ _MANY_ROWS = 1000  # more are split once, a quarter of them held out
 TIE = 0.25  # standard errors of a paired difference
 _RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
 _FIRST_RIDGE = 1e-3
+_MOST_LOST = 1e3  # nats, of one held-out row
 _IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
 # the shortest interval with this share of a column's distinct values, over what it is of normal
 # ones; where it is less than a tenth, the column has rows of two sizes
@@ -151,8 +152,15 @@ class HeldOutLosses:
 
     def of_rows(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
         """Return the loss of every held-out row, with the wide component."""
-        main = np.log1p(-WIDE_WEIGHT) + self.log_density(candidate, n_members)
-        return -np.logaddexp(main, np.log(WIDE_WEIGHT) + self.wide)
+        return self.losses_of(self.log_density(candidate, n_members))
+
+    def losses_of(self, log_density: np.ndarray) -> np.ndarray:
+        """Return the losses of held-out rows under a density (N,) and the wide component, nats.
+
+        Bounded: rows beyond all tails cost every candidate the same, and must not hide the others.
+        """
+        main = np.log1p(-WIDE_WEIGHT) + log_density
+        return np.minimum(-np.logaddexp(main, np.log(WIDE_WEIGHT) + self.wide), _MOST_LOST)
 
     def mean(self, candidate: Candidate, n_members: int = 1) -> float:
         """Return the mean loss."""

@@ -205,8 +205,7 @@ def _log_density(
 def _loss(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
 ) -> float:
-    main = np.log1p(-WIDE_WEIGHT) + _log_density(losses, shares, n_members)
-    return float(-np.logaddexp(main, np.log(WIDE_WEIGHT) + losses.wide).mean())
+    return float(losses.losses_of(_log_density(losses, shares, n_members)).mean())
 
 
 def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:

@@ -16,7 +16,7 @@ from sklvebm.estimators._boundary import (
     numerical_session,
     resolve_device,
 )
-from sklvebm.estimators._drift import follow_drift
+from sklvebm.estimators._drift import follow_drift, warn_of_drift
 from sklvebm.estimators._fitting import (
     Outcome,
     PoolObjective,
@@ -103,8 +103,12 @@ def _train(
         training = to_go_on_from(training, resolve_device(settings.device))
         training = anchored_on(training, estimator.reference_)
         check_reach(chart.apply(X), X)
-        source = np.random.RandomState([estimator._model.seed, estimator.n_iter_, 1])
-        training = follow_drift(X, chart, training, source)
+        if keep_best:
+            consequence = ", which stays: the energy cannot learn them"
+            warn_of_drift(X, chart, training.reference, consequence)
+        else:
+            source = np.random.RandomState([estimator._model.seed, estimator.n_iter_, 1])
+            training = follow_drift(X, chart, training, source)
         # an integer seed must not repeat the noise of earlier epochs
         random_state = np.random.RandomState([estimator._model.seed, estimator.n_iter_])
     else:

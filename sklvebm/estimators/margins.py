@@ -1,5 +1,6 @@
 """Columns with edges, such as rounded values with noise, made normal by their distribution."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,13 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklvebm.components import LOG_2PI
-from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors, without_outliers
+from sklvebm.estimators._boundary import (
+    as_plain_array,
+    check_reach,
+    standardisation,
+    without_numpy_errors,
+    without_outliers,
+)
 from sklvebm.estimators._expectation_maximisation import fit_mixture
 from sklvebm.estimators._frames import framed
 from sklvebm.estimators._messages import naming_columns
@@ -152,6 +159,9 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Number(True, 0).check("max_bins", self.max_bins)
         with naming_columns(X):
             X = validate_data(self, as_plain_array(X), dtype=np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of constant columns, which are handled below
+            check_reach(standardisation(X).apply(X), X)
         self.bins_ = [_bins_or_none(column, self.max_bins) for column in X.T]
         self.n_bins_ = np.array([0 if b is None else len(b.edges) - 1 for b in self.bins_])
         return self

@@ -375,5 +375,5 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN, one_epoch=True)
         # one epoch is no attempt to reach a plateau
-        warn_of_doubts(self, _PLAN.monitored, True, "Scores", outcome.diagnostics.problems())
+        warn_of_doubts(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
         return self

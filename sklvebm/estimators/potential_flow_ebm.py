@@ -7,11 +7,13 @@ from sklearn.base import BaseEstimator
 from sklvebm.energies import ACTIVATIONS
 from sklvebm.estimators import _potential_persistence as persistence
 from sklvebm.estimators._boundary import (
+    check_reach,
     checked_rows,
     generator_of,
     numerical_session,
     without_numpy_errors,
 )
+from sklvebm.estimators._drift import warn_of_drift
 from sklvebm.estimators._fitting import split_rows
 from sklvebm.estimators._flow_density import FlowDensityMixin
 from sklvebm.estimators._iterative_fit import (
@@ -312,6 +314,8 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         if continues:
             chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
             self._check_continuation(training, settings)
+            check_reach(chart.apply(X), X)
+            warn_of_drift(X, chart, self.reference_, ", which stays")
             # an integer seed must not repeat the noise of earlier epochs
             random_state = np.random.RandomState([self._split_seed, n_earlier])
         else:

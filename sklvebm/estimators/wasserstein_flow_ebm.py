@@ -362,5 +362,5 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN, one_epoch=True)
         # one epoch is no attempt to reach a plateau
-        warn_of_doubts(self, _PLAN.monitored, True, "Scores", outcome.diagnostics.problems())
+        warn_of_doubts(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
         return self
