@@ -93,9 +93,7 @@ def test_one_far_row_under_a_given_mixture_changes_no_other_rows_score(make, far
     assert len(np.unique(model.sample(50, random_state=0), axis=0)) >= 49
 
 
-@pytest.mark.parametrize(
-    ("n", "code"), [(1, 1e9), (1, 1e15), (10, 1e20), (3, -9.99e8), (1, 1e29)]
-)
+@pytest.mark.parametrize(("n", "code"), [(1, 1e9), (1, 1e15), (10, 1e20), (3, -9.99e8), (1, 1e29)])
 def test_far_rows_leave_the_density_of_the_others_as_it_is(n, code):
     X = np.random.default_rng(0).normal(size=(200, 2))
     X[:, 1] += X[:, 0]
