@@ -28,6 +28,7 @@ _EARLY = 0.5  # before this time the velocity is computed and the score follows,
 class NoisedValues(NamedTuple):
     """What a noised mixture says at points, float64."""
 
+    log_density: Tensor  # (G, B), log q_t(x), nats
     log_ratio: Tensor  # (G, B), log q_t(x) - log N(x; 0, I), nats
     score: Tensor  # (G, B, D), gradient of log q_t
     velocity: Tensor  # (G, B, D), carries q_t along as t grows
@@ -100,32 +101,33 @@ class NoisedMixture(NamedTuple):
             log_components, slope_at = self._along_axes(x, forms)
         else:
             log_components, slope_at = self._by_products(x, forms)
-        log_ratio = torch.logsumexp(log_components, -1)
-        responsibility = torch.exp(log_components - log_ratio.unsqueeze(-1))
+        log_density = torch.logsumexp(log_components, -1)
+        responsibility = torch.exp(log_components - log_density.unsqueeze(-1))
         field = responsibility @ forms.offset + slope_at(responsibility)
         t = t[:, None, None]
         early = t < _EARLY
         # velocity = (x + (1 - t) score) / t; clamped where the other branch is taken
         velocity = torch.where(early, field, (x + (1.0 - t) * field) / t.clamp(min=_EARLY))
         score = torch.where(early, (t * field - x) / (1.0 - t).clamp(min=1.0 - _EARLY), field)
-        return NoisedValues(log_ratio, score, velocity)
+        log_ratio = log_density + 0.5 * x.square().sum(-1)
+        return NoisedValues(log_density - 0.5 * x.shape[-1] * LOG_2PI, log_ratio, score, velocity)
 
-    # Three ways to the same numbers: log densities (G, B, M), relative to N(0, I), which all
-    # components have in common at t = 0, and a function from responsibilities (G, B, M) to the
-    # average slope times x (G, B, D).
+    # Three ways to the same numbers: log densities (G, B, M) up to D log sqrt(2 pi), and a function
+    # from responsibilities (G, B, M) to the average slope times x (G, B, D). They are not relative
+    # to N(0, I): far out, its square of x would leave no digit of what wide components differ in.
 
     def _along_coordinates(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For components whose axes are those of the coordinates."""
-        bend, slope = (part[:, self.covariance_of] for part in (forms.bend, forms.slope))
-        weights = torch.cat([bend, forms.linear], -1).transpose(1, 2)
+        half, slope = (part[:, self.covariance_of] for part in (forms.half, forms.slope))
+        weights = torch.cat([half, forms.linear], -1).transpose(1, 2)
         products = torch.cat([x.square(), x], -1) @ weights
         return forms.constant.unsqueeze(1) + products, lambda shares: (shares @ slope) * x
 
     def _along_axes(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For few covariances of many features."""
         turned = torch.einsum("gbd,kde->kgbe", x, self.axes)
-        bend, slope = (part.transpose(0, 1).unsqueeze(-1) for part in (forms.bend, forms.slope))
-        squares = (turned.square() @ bend).squeeze(-1).permute(1, 2, 0)  # (G, B, K)
+        half, slope = (part.transpose(0, 1).unsqueeze(-1) for part in (forms.half, forms.slope))
+        squares = (turned.square() @ half).squeeze(-1).permute(1, 2, 0)  # (G, B, K)
         linear = x @ forms.linear.transpose(1, 2)
         log_components = forms.constant.unsqueeze(1) + linear + squares[..., self.covariance_of]
 
@@ -142,8 +144,8 @@ class NoisedMixture(NamedTuple):
         first, second = torch.triu_indices(self.n_features, self.n_features, device=x.device)
         # off the diagonal, each product stands for two entries
         twice = 2.0 - (first == second).to(x)
-        bend = self._with_axes(forms.bend)[..., first, second] * twice
-        weights = torch.cat([bend[:, self.covariance_of], forms.linear], -1).transpose(1, 2)
+        half = self._with_axes(forms.half)[..., first, second] * twice
+        weights = torch.cat([half[:, self.covariance_of], forms.linear], -1).transpose(1, 2)
         products = torch.cat([x[..., first] * x[..., second], x], -1) @ weights
         slope = self._with_axes(forms.slope)[:, self.covariance_of].flatten(2)
 
@@ -172,7 +174,7 @@ class NoisedMixture(NamedTuple):
             back = self.axes.transpose(1, 2)
             linear, offset = self._turned(linear, back), self._turned(offset, back)
         slope = torch.where(t < _EARLY, growth, -precision)
-        return _Forms(constant, linear, offset, -0.5 * deficit * precision, slope)
+        return _Forms(constant, linear, offset, -0.5 * precision, slope)
 
     def _turned(self, vectors: Tensor, matrices: Tensor) -> Tensor:
         """Return vectors (G, M, D) times the matrix of their component's covariance."""
@@ -185,15 +187,15 @@ class NoisedMixture(NamedTuple):
 class _Forms(NamedTuple):
     """Coefficients at G times.
 
-    The log density of a component relative to N(0, I) is `constant + linear . x + x' B x`, its
-    velocity (early) or score (late) is `offset + S x`; `bend` and `slope` are the eigenvalues of
-    B = (I - precision) / 2 and S.
+    The log density of a component is `constant + linear . x + x' H x` less D log sqrt(2 pi), its
+    velocity (early) or score (late) is `offset + S x`; `half` and `slope` are the eigenvalues of
+    H = -precision / 2 and S.
     """
 
     constant: Tensor  # (G, M)
     linear: Tensor  # (G, M, D)
     offset: Tensor  # (G, M, D)
-    bend: Tensor  # (G, K, D)
+    half: Tensor  # (G, K, D)
     slope: Tensor  # (G, K, D)
 
 

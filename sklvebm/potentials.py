@@ -117,7 +117,7 @@ class AnchoredPotential(nn.Module):
     def log_reference(self, x: Tensor, t: float) -> Tensor:
         """Return the reference's `log q_t` at rows x (B, D); (B,), nats."""
         time = torch.tensor([t], dtype=torch.float64, device=x.device)
-        return self.mixture.values(x.unsqueeze(0), time).log_ratio[0] + standard_normal(x)
+        return self.mixture.values(x.unsqueeze(0), time).log_density[0]
 
     def energy(self, x: Tensor, t: float) -> Tensor:
         r"""Return the explicit energy at time t, unnormalised: `-(t Φ - |x|^2 / 2) / (1 - t)`.

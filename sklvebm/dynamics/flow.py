@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_EARLIEST = 1e-3  # widths at which a component is still the noise
+_LATER = 0.05  # log of the ratio of times
+
 
 class Rates(NamedTuple):
     """Time derivatives at the present positions."""
@@ -48,6 +51,25 @@ def graded_times(n_steps: int, width: float, stop: float = 1.0) -> list[float]:
     ratio = math.log1p(-stop / (1.0 + width))
     times = [(1.0 + width) * -math.expm1(ratio * k / n_steps) for k in range(n_steps)]
     return [*times, stop]
+
+
+def times_for_tails(times: list[float], scale: float) -> list[float]:
+    """Return ascending times from 0 with further ones, each a little later than the one before.
+
+    A component s standard deviations wide leaves the noise at time 1 / s, which evenly spaced steps
+    pass over, and rows far out go from one such component to the next within a few percent of time.
+
+    Parameters
+    ----------
+    times : list of float
+        Ascending times from 0.
+    scale : float
+        Standard deviation of the widest component.
+    """
+    first = _EARLIEST / scale
+    n_steps = math.ceil(-math.log(first) / _LATER)
+    early = [math.exp(math.log(first) * (1.0 - k / n_steps)) for k in range(n_steps)]
+    return sorted({*times, *(t for t in early if t < times[-1])})
 
 
 def heun_step(state: Carried, field: Field, start: float, stop: float) -> Carried:

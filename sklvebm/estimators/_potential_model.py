@@ -1,7 +1,9 @@
 """A fitted potential and what it answers: arrays in the units of the data in, arrays out."""
 
 import copy
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ from joblib import Parallel, delayed
 from torch import Tensor
 
 from sklvebm.compositions import Expert
-from sklvebm.dynamics.flow import graded_times, heun_step
+from sklvebm.dynamics.flow import graded_times, heun_step, times_for_tails
 from sklvebm.estimators._boundary import (
     FAR_OUT,
     Standardisation,
@@ -26,6 +28,8 @@ from sklvebm.potentials import AnchoredPotential, finest_scale, flow_density, tr
 from sklvebm.reference import MixtureReference
 from sklvebm.thread_limits import limited_threads, most_threads
 
+_TAIL_BEGINS = 3.5  # standard deviations beyond the typical norm, of rows as of noise
+_WIDE = 10.0  # standard deviations of a component that makes tails
 _CHUNK_NUMBERS = 2**20  # of the largest intermediate: 8 MB in float64
 
 
@@ -152,28 +156,36 @@ def _in_units(
 
 def to_noise(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
     """Carry rows X back to time 0, (n_samples, n_features)."""
-    times = _times(model, model.n_steps)[::-1]
-    return _carried(model, model.standardisation.apply(X), device, times)
+    return _carried(model, model.standardisation.apply(X), device, backwards=True)
 
 
 def from_noise(model: FlowModel, Z: np.ndarray, device: torch.device) -> np.ndarray:
     """Carry noise Z to data, (n_samples, n_features), in the units of the data."""
-    times = _times(model, model.n_steps)
-    return finite(model.standardisation.invert(_carried(model, Z, device, times)))
+    return finite(model.standardisation.invert(_carried(model, Z, device)))
 
 
 def _carried(
-    model: FlowModel, rows: np.ndarray, device: torch.device, times: list[float]
+    model: FlowModel, rows: np.ndarray, device: torch.device, *, backwards: bool = False
 ) -> np.ndarray:
     """Carry rows (N, D) along the flow, those whose squares overflow as well.
 
-    Far out the flow is linear: rows are carried nearer to the others, and the result back.
+    Rows in the tails take the steps that wide components need. Beyond these the flow is linear:
+    rows are carried nearer to the others, and the result back.
     """
     rows = np.asarray(rows, dtype=np.float64)
     size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / FAR_OUT, 1.0)
-    there = _answer_rows(
-        model, rows / size, device, lambda potential, x: transport(potential, x, times)
-    )
+    rows = rows / size
+    times = _times(model, model.n_steps)
+    widest = math.sqrt(float(model.potential.mixture.variances.max()))
+    radius = math.sqrt(rows.shape[1]) + _TAIL_BEGINS
+    is_far = (np.linalg.norm(rows, axis=1) > radius) & (widest > _WIDE)
+    there = np.empty_like(rows)
+    for chosen, path in ((~is_far, times), (is_far, times_for_tails(times, widest))):
+        if chosen.any():
+            path = path[::-1] if backwards else path
+            there[chosen] = _answer_rows(
+                model, rows[chosen], device, partial(transport, times=path)
+            )
     return finite(there * size)
 
 

@@ -42,17 +42,20 @@ def test_untrained_on_a_gaussian_it_is_probabilistic_pca(rows):
     np.testing.assert_allclose(latents * np.sign(latents[0] * scores[0]), scores, atol=1e-9)
 
 
-def test_untrained_on_a_mixture_it_is_that_mixture_with_its_wide_component(rows):
+def test_untrained_on_a_mixture_it_is_that_mixture_with_its_tails(rows):
     given = GaussianMixture(3, random_state=0)
     model = untrained(rows, n_components=2, reference=given)
     scaled = StandardScaler().fit_transform(rows)
     plain = GaussianMixture(3, random_state=0).fit(scaled)
     assert not hasattr(given, "means_")
-    both = GaussianMixture(4)
-    both.weights_ = np.append(0.95 * plain.weights_, 0.05)
-    both.means_ = np.vstack([plain.means_, scaled.mean(axis=0)])
+    # ten wide components whose weights fall with the third power of their scales
+    scales = 10.0 ** np.arange(10)
+    shares = scales**-3.0 / np.sum(scales**-3.0)
+    both = GaussianMixture(13)
+    both.weights_ = np.append(0.95 * plain.weights_, 0.05 * shares)
+    both.means_ = np.vstack([plain.means_, np.tile(scaled.mean(axis=0), (10, 1))])
     wide = 4.0 * (np.cov(scaled.T, bias=True) + 1e-6 * np.eye(3))
-    covariances = np.concatenate([plain.covariances_, wide[None]])
+    covariances = np.concatenate([plain.covariances_, scales[:, None, None] ** 2 * wide])
     both.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(0, 2, 1)
     expected = both.score_samples(scaled) - np.log(rows.std(axis=0)).sum()
     np.testing.assert_allclose(model.score_samples(rows), expected, rtol=1e-9, atol=1e-9)

@@ -166,6 +166,32 @@ def test_round_trip_returns_to_the_rows(fitted_flow, test_rows):
     assert fitted_flow.diagnostics_.round_trip_error < 1e-3
 
 
+def test_rows_in_the_tails_come_back_and_have_the_density_of_the_mixture():
+    X = np.random.default_rng(0).normal(size=(80, 2))
+    model = small(reference="mixture", max_iter=0).fit(X)
+    sizes = np.array([6.0, 10.0, 20.0, 50.0, 100.0, 1e3, 1e6, 1e10])
+    far = (sizes[:, None, None] * np.array([[1.0, 1.0], [1.0, -1.0], [0.5, 1.0]])).reshape(-1, 2)
+    x = torch.from_numpy((far - model.mean_) / model.scale_)
+    wanted = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
+    for method in ("flow", "energy"):
+        np.testing.assert_allclose(model.score_samples(far, method), wanted, rtol=1e-6)
+    Z = model.transform(far)
+    # steps of five percent in time, whose errors grow with the slope of the map
+    np.testing.assert_allclose(model.inverse_transform(Z), far, rtol=0.01)
+    # components of one centre that are round: as many rows are farther out as there is noise
+    weights, means, covariances = (
+        part.numpy() for part in model._model.potential.mixture.moments(1.0)
+    )
+    np.testing.assert_allclose(means, np.tile(means[:1], (len(means), 1)), atol=1e-12)
+    variances = covariances[:, 0, 0]
+    np.testing.assert_allclose(
+        covariances, variances[:, None, None] * np.eye(2), rtol=1e-9, atol=1e-9 * variances[0]
+    )
+    squares = np.square(x.numpy() - means[0]).sum(1)
+    beyond = np.exp(-0.5 * squares[:, None] / variances) @ weights
+    np.testing.assert_allclose(np.linalg.norm(Z, axis=1), np.sqrt(-2.0 * np.log(beyond)), rtol=1e-3)
+
+
 def test_latents_of_new_rows_are_standard_normal(fitted_flow):
     """Moments of the latents of the model's own draws; five standard errors."""
     Z = fitted_flow.transform(fitted_flow.sample(4000, random_state=0))
@@ -251,7 +277,7 @@ def test_bad_parameters_leave_the_model_as_it_was(moons):
 
 def test_a_mixture_of_ones_own_and_a_complete_reference_are_taken(moons):
     model = small(reference=GaussianMixture(2, random_state=0), max_iter=0).fit(moons)
-    assert model.reference_.means.shape[0] == 3  # and the wide component
+    assert model.reference_.means.shape[0] == 2 + 10  # and the wide components
     again = small(reference=model.reference_, max_iter=0).fit(moons)
     np.testing.assert_allclose(again.score(moons), model.score(moons))
 

@@ -104,7 +104,7 @@ def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch,
     expected = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
     np.testing.assert_allclose(model.score_samples(moons), expected, atol=1e-9)
     # what is reported as monitored is the reference's, too
-    rows = _fitting.split_rows(200, model, np.random.RandomState(model._split_seed)).monitor
+    rows = _fitting.split_rows(moons, model, np.random.RandomState(model._split_seed)).monitor
     assert model.lower_bound_ == pytest.approx(expected[rows].mean())
 
 

@@ -230,7 +230,7 @@ def test_a_continued_fit_that_diverges_keeps_what_there_was(moons, monkeypatch):
     model = small(warm_start=True).fit(moons)
     score = model.score(moons)
 
-    def diverge(*_):
+    def diverge(*_, **__):
         raise ParticleDivergenceError("on purpose")
 
     monkeypatch.setattr(_pool_fit, "continue_training", diverge)
@@ -312,7 +312,7 @@ def test_bad_rows_and_questions_leave_the_model_as_it_was(moons):
 
 def test_mixtures_and_references_of_ones_own_are_taken(moons):
     model = small(reference=GaussianMixture(2, random_state=0), max_iter=0).fit(moons)
-    assert model.reference_.means.shape[0] == 3  # and the wide component
+    assert model.reference_.means.shape[0] == 2 + 10  # and the wide components
     again = small(reference=model.reference_, max_iter=0).fit(moons)
     assert again.score(moons) == pytest.approx(model.score(moons))
     # of a reference with latents, the marginal of the features
@@ -324,10 +324,13 @@ def test_mixtures_and_references_of_ones_own_are_taken(moons):
 
 def test_warnings_say_what_to_change(moons):
     with pytest.warns(ConvergenceWarning, match="increase max_iter"):
-        small().fit(moons)
+        kept = WassersteinFlowEBM(reference="gaussian", max_iter=20, random_state=0).fit(moons)
+    assert kept.improved_
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        small(max_iter=0).fit(moons)
+        # where the reference is kept, no training was cut short
+        for max_iter in (0, 3):
+            assert not small(max_iter=max_iter).fit(moons).improved_
 
 
 def test_global_state_is_left_alone(moons):
