@@ -98,7 +98,7 @@ class MixtureReference(nn.Module):
     ) -> None:
         super().__init__()
         weights, means, covariances = weights.double(), means.double(), covariances.double()
-        location = location.double()
+        location = location.double().clone()  # in torch's memory, as `tensor_of` has it
         if covariance_of is None:
             covariance_of = torch.arange(len(covariances), device=means.device)
         check_covariance_of(covariance_of, len(means), len(covariances))
@@ -143,7 +143,7 @@ class MixtureReference(nn.Module):
             root=root,
             inverse_root=inverse_root,
             location=location,
-            latent_map=latent_map.double(),
+            latent_map=latent_map.double().clone(),
             latent_scale=torch.sqrt(latent_variance.double()),
             far=torch.zeros(0, dtype=torch.long, device=means.device),
         )

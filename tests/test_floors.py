@@ -4,12 +4,16 @@ The environment variable `SKLVEBM_FLOORS` adds scikit-learn's checks, of which t
 elsewhere.
 """
 
+import importlib.metadata
 import os
 import pickle
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from sklearn.base import BaseEstimator
 from sklearn.mixture import GaussianMixture
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -26,6 +30,7 @@ from sklvebm import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
+ROOT = Path(__file__).parents[1]
 X = np.random.default_rng(0).normal(size=(60, 2)) @ np.array([[1.0, 0.5], [0.0, 0.7]])
 SMALL = {"hidden_layer_sizes": (4,), "max_iter": 1, "random_state": 0}
 CHAINS = {"n_chains": 64, "n_temperatures": 2}
@@ -84,6 +89,26 @@ def test_no_estimator_is_left_out():
     public = [getattr(m, name) for m in (sklvebm, baselines) for name in m.__all__]
     kinds = {k for k in public if isinstance(k, type) and issubclass(k, BaseEstimator)}
     assert {type(model) for model in EVERY} == kinds
+
+
+def test_what_is_tested_is_what_is_claimed():
+    claims = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = claims["optional-dependencies"]["test"]
+    floors = dict(claim.split(";")[0].split(">=") for claim in [*claims["dependencies"], *optional])
+    lines = (ROOT / ".ci" / "constraints-floors.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {claim.split(">=")[0] for claim in claims["dependencies"]} <= pins.keys()
+    for name, pin in pins.items():
+        assert Version(pin) == Version(floors[name]), name
+
+
+@pytest.mark.skipif("SKLVEBM_FLOORS" not in os.environ, reason="with the lowest versions only")
+def test_the_lowest_versions_are_those_that_run():
+    lines = (ROOT / ".ci" / "constraints-floors.txt").read_text().splitlines()
+    for line in lines:
+        if not line.startswith("#"):
+            name, pin = line.split("==")
+            assert Version(importlib.metadata.version(name)).public == pin
 
 
 def test_fitted_models_are_composed_and_joined_by_paths():
