@@ -133,9 +133,9 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    if "_plain" not in plain:
-        return plain
     state = without_checksum(plain)
+    if "_plain" not in state:
+        return state
     parts = state.pop("_plain")
     architecture = {
         name: tuple(value) if isinstance(value, list) else value

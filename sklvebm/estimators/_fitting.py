@@ -242,16 +242,16 @@ def split_rows(
     order = repeats_together(X, order)
     starts = np.flatnonzero([True, *(X[order[1:]] != X[order[:-1]]).any(axis=1)])
     sizes = np.diff([*starts, n_samples])
-    # a group as large as this is never held out: what is fitted would lack most rows
+    # a larger group is not held out: what is fitted would lack most rows, and must have others
     most = max(n_held_out, int(_MOST_HELD_OUT * n_samples))
+    n_others = int(sizes[sizes <= most].sum())
+    wanted = n_held_out if n_others == n_samples else min(n_held_out, n_others // 2)
     held_out, n_taken = np.zeros(n_samples, dtype=bool), 0
     for start, size in zip(starts, sizes, strict=True):
-        if n_taken >= n_held_out:
-            break
-        if n_taken + size <= most:
+        if n_taken < wanted and n_taken + size <= most:
             held_out[start : start + size] = True
             n_taken += size
-    if n_taken == 0:  # copies of one row
+    if n_taken == 0:  # hardly anything but copies of one row
         held_out[:n_held_out] = True
     monitor = order[held_out]
     return Rows(np.sort(order[~held_out]), monitor[:_MAX_MONITOR_ROWS])

@@ -201,9 +201,9 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    if "_plain" not in plain:
-        return plain
     state = without_checksum(plain)
+    if "_plain" not in state:
+        return state
     parts = state.pop("_plain")
     state["diagnostics_"] = Diagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
