@@ -3,7 +3,6 @@
 import os
 import pickle
 import random
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +185,31 @@ def test_what_is_not_damaged_is_read_however_it_was_stored(model, round_trip, tm
 
 
 # Memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="units of ru_maxrss differ")
+def test_a_reference_of_many_columns_takes_little_more_than_what_it_keeps():
+    script = """
+import resource, torch
+from sklvebm import MixtureReference
+n, width = 40, 400
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def reference(n, width):
+    A = torch.randn(n, width, width, dtype=torch.float64) / width**0.5
+    covariances = torch.baddbmm(torch.eye(width).double().expand_as(A), A, A.mT)
+    del A
+    before = peak()
+    MixtureReference(
+        torch.full((n,), 1 / n), torch.zeros(n, width), covariances,
+        latent_map=torch.zeros(0, width), latent_variance=torch.zeros(0),
+        location=torch.zeros(width), wide_weight=0.1, wide_covariance=torch.eye(width),
+    )
+    return peak() - before
+reference(2, 10)
+print(reference(n, width) / (8 * n * width**2 / 2**20))
+"""
+    done = run_in_a_process(script)
+    assert done.returncode == 0, done.stderr
+    # the factors and the roots, of which one takes the place of the products that are freed
+    assert float(done.stdout) < 2.5
