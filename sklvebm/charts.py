@@ -72,11 +72,12 @@ class KernelChart(Chart):
         variance: Tensor,
     ) -> None:
         super().__init__()
-        self.register_buffer("landmarks", landmarks.double())
+        # copies in torch's own memory, where `tensor_of` puts them when they are read again
+        self.register_buffer("landmarks", landmarks.double().clone())
         self.register_buffer("width", torch.tensor(width, dtype=torch.float64))
-        self.register_buffer("offset", offset.double())
-        self.register_buffer("linear", linear.double())
-        self.register_buffer("coefficients", coefficients.double())
+        self.register_buffer("offset", offset.double().clone())
+        self.register_buffer("linear", linear.double().clone())
+        self.register_buffer("coefficients", coefficients.double().clone())
         self.register_buffer("scale", variance.double().sqrt())
 
     def _bumps(self, x: Tensor) -> Tensor:
@@ -130,13 +131,13 @@ class PerceptronChart(Chart):
         variance: Tensor,
     ) -> None:
         super().__init__()
-        self.register_buffer("offset", offset.double())
-        self.register_buffer("linear", linear.double())
-        self.register_buffer("first_weight", first_weight.double())
-        self.register_buffer("first_bias", first_bias.double())
-        self.register_buffer("second_weight", second_weight.double())
-        self.register_buffer("second_bias", second_bias.double())
-        self.register_buffer("last_weight", last_weight.double())
+        self.register_buffer("offset", offset.double().clone())
+        self.register_buffer("linear", linear.double().clone())
+        self.register_buffer("first_weight", first_weight.double().clone())
+        self.register_buffer("first_bias", first_bias.double().clone())
+        self.register_buffer("second_weight", second_weight.double().clone())
+        self.register_buffer("second_bias", second_bias.double().clone())
+        self.register_buffer("last_weight", last_weight.double().clone())
         self.register_buffer("scale", variance.double().sqrt())
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:

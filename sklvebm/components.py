@@ -17,6 +17,7 @@ LOG_2PI = math.log(2.0 * math.pi)
 _GATHERED_PER_COMPONENT = 10_000
 _MOST_GATHERED = 20_000_000
 _DIAGONAL = 1e-8  # largest correlation that is rounding
+_BLOCK = 2**20  # numbers in the covariances that are handled at once
 
 
 class LinearGauge(NamedTuple):
@@ -133,24 +134,42 @@ def check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances:
 
 def are_diagonal(covariances: Tensor) -> bool:
     """Tell whether covariances (M, D, D) are diagonal, each by its own variances: some are tiny."""
-    variances = torch.diagonal(covariances, dim1=1, dim2=2)
-    off_diagonal = covariances - torch.diag_embed(variances)
-    size = (variances.unsqueeze(1) * variances.unsqueeze(2)).clamp(min=0.0).sqrt()
-    return bool((off_diagonal.abs() <= _DIAGONAL * size).all())
+
+    def off_diagonal_is_zero(some: Tensor) -> bool:
+        variances = torch.diagonal(some, dim1=1, dim2=2)
+        off_diagonal = some - torch.diag_embed(variances)
+        size = (variances.unsqueeze(1) * variances.unsqueeze(2)).clamp(min=0.0).sqrt()
+        return bool((off_diagonal.abs() <= _DIAGONAL * size).all())
+
+    return all(off_diagonal_is_zero(some) for some in _blocks(covariances))
 
 
-def factors_of(covariances: Tensor, is_diagonal: bool) -> Tensor:
-    """Return inverse standard deviations (M, D) or factors F (M, D, D), precision = F F^T."""
+def in_coordinates(covariances: Tensor, matrix: Tensor, n_more: int = 0) -> Tensor:
+    """Return covariances A C A^T (M + n_more, D, D) of C (M, D, D), the last ones not set."""
+    shape = len(covariances) + n_more, *covariances.shape[1:]
+    moved = covariances.new_empty(shape)
+    for some, out in zip(_blocks(covariances), _blocks(moved[: len(covariances)]), strict=True):
+        out.copy_(matrix @ some @ matrix.T)
+    return moved
+
+
+def factors_and_roots(covariances: Tensor, is_diagonal: bool) -> tuple[Tensor, Tensor]:
+    """Return factors F, precision = F F^T, and lower triangular roots R, C = R R^T.
+
+    Of diagonal covariances, inverse standard deviations and standard deviations (M, D); of others,
+    both are (M, D, D), and the roots take the memory of the covariances.
+    """
     if is_diagonal:
-        return torch.diagonal(covariances, dim1=1, dim2=2).rsqrt()
-    lower = torch.linalg.cholesky(covariances)
-    identity = torch.eye(lower.shape[1], dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
-    return inverse.transpose(1, 2).contiguous()
+        variances = torch.diagonal(covariances, dim1=1, dim2=2)
+        return variances.rsqrt(), variances.sqrt()
+    factors = torch.empty_like(covariances)
+    identity = torch.eye(covariances.shape[1], dtype=factors.dtype, device=factors.device)
+    for some, out in zip(_blocks(covariances), _blocks(factors), strict=True):
+        some.copy_(torch.linalg.cholesky(some))
+        out.copy_(torch.linalg.solve_triangular(some, identity.expand_as(some), upper=False).mT)
+    return factors, covariances
 
 
-def roots_of(covariances: Tensor, is_diagonal: bool) -> Tensor:
-    """Return standard deviations (M, D) or lower triangular roots R (M, D, D), C = R R^T."""
-    if is_diagonal:
-        return torch.diagonal(covariances, dim1=1, dim2=2).sqrt()
-    return torch.linalg.cholesky(covariances)
+def _blocks(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Return views of matrices (M, D, D) that are small beside all of many large ones."""
+    return matrices.split(max(1, _BLOCK // max(1, matrices.shape[1] ** 2)))

@@ -26,9 +26,9 @@ from sklvebm.components import (
     check_covariance_of,
     condition_on_latents,
     draw_categorical,
-    factors_of,
+    factors_and_roots,
+    in_coordinates,
     products_by_component,
-    roots_of,
 )
 from sklvebm.particles import Frame, Noise
 
@@ -98,7 +98,7 @@ class MixtureReference(nn.Module):
     ) -> None:
         super().__init__()
         weights, means, covariances = weights.double(), means.double(), covariances.double()
-        location = location.double()
+        location = location.double().clone()  # in torch's memory, as `tensor_of` has it
         if covariance_of is None:
             covariance_of = torch.arange(len(covariances), device=means.device)
         check_covariance_of(covariance_of, len(means), len(covariances))
@@ -109,25 +109,25 @@ class MixtureReference(nn.Module):
         root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
         inverse_root = torch.linalg.inv(root)
         means = (means - location) @ inverse_root.T
-        covariances = inverse_root @ covariances @ inverse_root.T
-        self.is_diagonal = are_diagonal(covariances)
-        scales, self.n_wide = torch.ones_like(weights), 0
         wide_weights = torch.as_tensor(wide_weight, dtype=weights.dtype, device=weights.device)
         wide_weights = wide_weights.reshape(-1)
-        if bool(wide_weights.sum() > 0.0):
+        n_given, has_wide = len(covariances), bool(wide_weights.sum() > 0.0)
+        covariances = in_coordinates(covariances, inverse_root, n_more=int(has_wide))
+        self.is_diagonal = are_diagonal(covariances[:n_given])
+        scales, self.n_wide = torch.ones_like(weights), 0
+        if has_wide:
             self.n_wide = len(wide_weights)
             wide = inverse_root @ wide_covariance.double() @ inverse_root.T
             if self.is_diagonal:
                 wide = torch.diag(torch.diagonal(wide))
             weights = torch.cat([weights * (1.0 - wide_weights.sum()), wide_weights])
             means = torch.cat([means, means.new_zeros(self.n_wide, len(location))])
-            last = torch.full_like(covariance_of[:1], len(covariances)).expand(self.n_wide)
+            last = torch.full_like(covariance_of[:1], n_given).expand(self.n_wide)
             covariance_of = torch.cat([covariance_of, last])
-            covariances = torch.cat([covariances, wide.unsqueeze(0)])
+            covariances[n_given] = wide
             ones = torch.ones_like(wide_weights)
             scales = torch.cat([scales, ones if wide_scales is None else wide_scales.to(scales)])
-        factors = factors_of(covariances, self.is_diagonal)
-        roots = roots_of(covariances, self.is_diagonal)
+        factors, roots = factors_and_roots(covariances, self.is_diagonal)
         if self.is_diagonal:  # cheap enough for each component to have its own
             factors = factors[covariance_of] / scales[:, None]
             roots = roots[covariance_of] * scales[:, None]
@@ -143,7 +143,7 @@ class MixtureReference(nn.Module):
             root=root,
             inverse_root=inverse_root,
             location=location,
-            latent_map=latent_map.double(),
+            latent_map=latent_map.double().clone(),
             latent_scale=torch.sqrt(latent_variance.double()),
             far=torch.zeros(0, dtype=torch.long, device=means.device),
         )
@@ -198,8 +198,8 @@ class MixtureReference(nn.Module):
         """
         own = copy.deepcopy(self).double()
         weights, means = weights.to(own.means), own.from_features(means.to(own.means))
-        inverse_root = own.inverse_root
-        covariances = inverse_root @ covariances.to(own.means) @ inverse_root.T
+        covariances = in_coordinates(covariances.to(own.means), own.inverse_root)
+        new_factors, new_roots = factors_and_roots(covariances, is_diagonal=False)
         first = len(own.means) - self.n_wide
         factors, roots = own.factors, own.roots
         if self.is_diagonal:  # the new ones need not be
@@ -216,8 +216,8 @@ class MixtureReference(nn.Module):
             means=joined(own.means, means),
             covariance_of=joined(own.covariance_of, of_new),
             scales=joined(own.scales, torch.ones_like(weights)),
-            factors=torch.cat([factors, factors_of(covariances, is_diagonal=False)]),
-            roots=torch.cat([roots, roots_of(covariances, is_diagonal=False)]),
+            factors=torch.cat([factors, new_factors]),
+            roots=torch.cat([roots, new_roots]),
         )
         own._find_far()
         return own

@@ -19,6 +19,7 @@ from sklvebm.estimators._boundary import (
     numerical_session,
     seeded_generator,
 )
+from sklvebm.estimators._checksum import with_checksum, without_checksum
 from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
 from sklvebm.estimators._networks import load_arrays
 from sklvebm.estimators._persistence import arrays_of
@@ -127,14 +128,14 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "log_partition": fitted.log_partition._asdict(),
         "seed": fitted.seed,
     }
-    return plain
+    return with_checksum(plain)
 
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    if "_plain" not in plain:
-        return plain
-    state = dict(plain)
+    state = without_checksum(plain)
+    if "_plain" not in state:
+        return state
     parts = state.pop("_plain")
     architecture = {
         name: tuple(value) if isinstance(value, list) else value

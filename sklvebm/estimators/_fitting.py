@@ -231,7 +231,8 @@ def split_rows(
 ) -> Rows:
     """Hold out rows for early stopping; without it, monitor some of the training rows.
 
-    Rows of X that repeat each other stay on one side, unless they are too many to be held out.
+    Rows of X that repeat each other stay on one side; where they are most of all rows, on that of
+    the fitted ones.
     """
     n_samples = len(X)
     order = random_state.permutation(n_samples)
@@ -239,13 +240,21 @@ def split_rows(
         return Rows(np.arange(n_samples), order[:_MAX_MONITOR_ROWS])
     n_held_out = min(max(1, math.ceil(settings.validation_fraction * n_samples)), n_samples - 1)
     order = repeats_together(X, order)
-    first = X[order[n_held_out - 1]]
-    while n_held_out < n_samples - 1 and (X[order[n_held_out]] == first).all():
-        n_held_out += 1
-        if n_held_out > _MOST_HELD_OUT * n_samples:
-            # most rows are copies of one: no split can keep these together
-            return split_rows(np.arange(n_samples)[:, None], settings, random_state)
-    return Rows(np.sort(order[n_held_out:]), order[: min(n_held_out, _MAX_MONITOR_ROWS)])
+    starts = np.flatnonzero([True, *(X[order[1:]] != X[order[:-1]]).any(axis=1)])
+    sizes = np.diff([*starts, n_samples])
+    # a larger group is not held out: what is fitted would lack most rows, and must have others
+    most = max(n_held_out, int(_MOST_HELD_OUT * n_samples))
+    n_others = int(sizes[sizes <= most].sum())
+    wanted = n_held_out if n_others == n_samples else min(n_held_out, n_others // 2)
+    held_out, n_taken = np.zeros(n_samples, dtype=bool), 0
+    for start, size in zip(starts, sizes, strict=True):
+        if n_taken < wanted and n_taken + size <= most:
+            held_out[start : start + size] = True
+            n_taken += size
+    if n_taken == 0:  # hardly anything but copies of one row
+        held_out[:n_held_out] = True
+    monitor = order[held_out]
+    return Rows(np.sort(order[~held_out]), monitor[:_MAX_MONITOR_ROWS])
 
 
 class Base(NamedTuple):

@@ -123,9 +123,18 @@ def network_from_plain(plain: dict[str, Any], n_features: int, n_latents: int) -
     return network
 
 
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """Return a copy of an array in torch's own memory, its strides kept.
+
+    NumPy's begins where a cache line need not, and a product may then round differently: a model
+    that was stored must answer as it did before.
+    """
+    return torch.from_numpy(np.array(array)).clone()
+
+
 def load_arrays(module: nn.Module, arrays: dict[str, np.ndarray]) -> None:
     """Load NumPy arrays as parameters and buffers, in their own dtype, in place."""
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    tensors = {name: tensor_of(value) for name, value in arrays.items()}
     module.load_state_dict(tensors, assign=True)
     for parameter in module.parameters():
         parameter.requires_grad_(True)

@@ -26,7 +26,7 @@ from sklvebm.estimators._fitting import Training
 from sklvebm.estimators._mixture_search import Candidate
 from sklvebm.estimators._mixture_selection import MixtureChoice, MixturePart
 from sklvebm.estimators._model import Model
-from sklvebm.estimators._networks import network_from_plain, plain_network
+from sklvebm.estimators._networks import network_from_plain, plain_network, tensor_of
 from sklvebm.log_partition import Ladder, LogPartition
 from sklvebm.particles import ParticleState
 from sklvebm.reach import Reach
@@ -51,7 +51,7 @@ def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
     nn.Module.__init__(reference)
     reference.is_diagonal, reference.n_wide = bool(plain["is_diagonal"]), int(plain["n_wide"])
     for name, value in plain["arrays"].items():
-        reference.register_buffer(name, torch.from_numpy(np.array(value)))
+        reference.register_buffer(name, tensor_of(value))
     return reference
 
 
@@ -80,7 +80,7 @@ def chart_from_plain(arrays: dict[str, np.ndarray] | None) -> Chart | None:
     chart = kind.__new__(kind)
     nn.Module.__init__(chart)
     for name, value in arrays.items():
-        chart.register_buffer(name, torch.from_numpy(np.array(value)))
+        chart.register_buffer(name, tensor_of(value))
     return chart
 
 
@@ -104,7 +104,7 @@ def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> Pat
 
 def reach_from_plain(arrays: dict[str, np.ndarray]) -> Reach:
     """Rebuild how far a correction reaches from its arrays, in their dtype."""
-    centre, whitening = (torch.from_numpy(np.array(arrays[k])) for k in ("centre", "whitening"))
+    centre, whitening = (tensor_of(arrays[k]) for k in ("centre", "whitening"))
     return Reach(centre, whitening).to(centre.dtype)
 
 
@@ -133,7 +133,7 @@ def optimisation_from_plain(plain: dict[str, Any], reference: MixtureReference) 
     )
     state = optimisation.optimizer.state_dict()
     state["state"] = {
-        int(index): {name: torch.from_numpy(np.array(value)) for name, value in entry.items()}
+        int(index): {name: tensor_of(value) for name, value in entry.items()}
         for index, entry in plain["moments"].items()
     }
     optimisation.optimizer.load_state_dict(state)
@@ -153,7 +153,7 @@ def plain_particles(state: ParticleState) -> dict[str, Any]:
 def particles_from_plain(plain: dict[str, Any]) -> ParticleState:
     """Rebuild what `plain_particles` described; the posteriors start anew."""
     fields = {
-        name: torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
+        name: tensor_of(value) if isinstance(value, np.ndarray) else value
         for name, value in plain.items()
     }
     return ParticleState(latents=None, **fields)
@@ -201,9 +201,9 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    if "_plain" not in plain:
-        return plain
     state = without_checksum(plain)
+    if "_plain" not in state:
+        return state
     parts = state.pop("_plain")
     state["diagnostics_"] = Diagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
@@ -211,7 +211,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         energy=energy_from_plain(parts["energy"], reference).requires_grad_(False),
         standardisation=Standardisation(**parts["standardisation"]),
         log_partition=LogPartition(**parts["log_partition"]),
-        ladder=Ladder(**{k: torch.from_numpy(np.array(v)) for k, v in parts["ladder"].items()}),
+        ladder=Ladder(**{k: tensor_of(v) for k, v in parts["ladder"].items()}),
         n_annealing_steps=parts["n_annealing_steps"],
         latent_step_size=parts["latent_step_size"],
         seed=parts["seed"],

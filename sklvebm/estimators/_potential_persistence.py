@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-import torch
-
 from sklvebm.estimators._boundary import Standardisation
 from sklvebm.estimators._checksum import with_checksum, without_checksum
-from sklvebm.estimators._networks import network_from_plain, plain_network
+from sklvebm.estimators._networks import network_from_plain, plain_network, tensor_of
 from sklvebm.estimators._persistence import (
     choice_from_plain,
     parameters_on_host,
@@ -79,7 +76,7 @@ def optimisation_from_plain(plain: dict[str, Any], mixture: NoisedMixture) -> Op
     )
     state = optimisation.optimizer.state_dict()
     state["state"] = {
-        int(index): {name: torch.from_numpy(np.array(value)) for name, value in entry.items()}
+        int(index): {name: tensor_of(value) for name, value in entry.items()}
         for index, entry in plain["moments"].items()
     }
     optimisation.optimizer.load_state_dict(state)
@@ -116,9 +113,9 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
 
 def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    if "_plain" not in plain:
-        return plain
     state = without_checksum(plain)
+    if "_plain" not in state:
+        return state
     parts = state.pop("_plain")
     state["diagnostics_"] = FlowDiagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
@@ -130,7 +127,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         standardisation=Standardisation(**parts["standardisation"]),
         n_steps=parts["n_steps"],
         n_sampling_steps=parts["n_sampling_steps"],
-        directions=torch.from_numpy(np.array(parts["directions"])),
+        directions=tensor_of(parts["directions"]),
         energy_time=parts["energy_time"],
         log_partition=LogPartition(**parts["log_partition"]),
     )

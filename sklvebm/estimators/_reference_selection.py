@@ -170,10 +170,12 @@ def fit_reference(
     covariances = np.concatenate(matrices)
     first = np.cumsum([0, *map(len, matrices)])[:-1]
     covariance_of = np.concatenate([f + of for f, of in zip(first, matrix_of, strict=True)])
+    means = np.concatenate([member.means for member in members])
+    del ensemble, members, matrices  # of many columns, covariances are most of the memory there is
     warn_of_unbounded_density(X, weights, covariances, covariance_of, ridge)
     return MixtureReference(
         torch.from_numpy(weights),
-        torch.from_numpy(np.concatenate([member.means for member in members])),
+        torch.from_numpy(means),
         torch.from_numpy(covariances),
         **maps,
         covariance_of=torch.from_numpy(covariance_of),

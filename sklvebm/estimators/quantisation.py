@@ -142,14 +142,14 @@ def warn_of_unbounded_density(X, weights, covariances, covariance_of, floor):
             stacklevel=2,
         )
         return
-    kept = covariances[:, varying][:, :, varying]
+    kept = covariances if varying.all() else covariances[:, varying][:, :, varying]
     if not kept.size:
         return
     shares = np.bincount(covariance_of, weights, minlength=len(kept))
     pooled = np.linalg.eigvalsh(np.einsum("k,kde->de", shares, kept))[0]
     # a component of a row or two is the mixture's overfitting, not a property of the data
     populated = weights * len(X) >= _POPULATED
-    widest = np.linalg.eigvalsh(kept)[covariance_of, -1]
+    widest = np.array([np.linalg.eigvalsh(one)[-1] for one in kept])[covariance_of]
     point_masses = populated & (widest < _FLOORED * floor)
     if pooled < _FLOORED * floor or point_masses.any():
         warnings.warn(
