@@ -182,12 +182,14 @@ def continue_training(
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
         kept = _exact(result.best, training.reference)
-        probes = torch.Generator().manual_seed(seed)
-        directions = trace_directions(X.shape[1], settings.n_probes, probes)
-        monitored = monitor.cpu()
-        reference, log_likelihood = training.reference, result.best_lower_bound
+        on_cpu = seeded_generator(seed, torch.device("cpu"))
+        directions = trace_directions(X.shape[1], settings.n_probes, on_cpu)
+        monitored, reference = monitor.cpu(), training.reference
         rival = rival_advantage(units, rows, training, settings, former is not None)
-        gain = gain_over_reference(kept, monitored, directions, rival)
+        gain, best = (
+            gain_over_reference(kept, monitored, directions, rival),
+            result.best_lower_bound,
+        )
         how = {"directions": directions, "settings": settings, "seed": seed}
         checked = partial(check_model, chart=chart, rows=monitored, **how)
         report.stage("choosing integrator steps, normalising the explicit energy")
@@ -201,7 +203,7 @@ def continue_training(
             how = {"seed": seed, "continues": former is not None}
             reference = kept_reference(units, rows, training, settings, **how)
             kept = AnchoredPotential(noised_mixture(reference), None)
-            log_likelihood = float(training.reference.log_marginal(monitored).mean())
+            best = float(training.reference.log_marginal(monitored).mean())
             model, diagnostics = checked(kept, reference)
     report.kept(gain > 0.0, gain, len(monitor))
     return FlowOutcome(
@@ -209,7 +211,7 @@ def continue_training(
         diagnostics=diagnostics,
         training=training._replace(optimisation=_on_device(result.optimisation, "cpu")),
         history=result.history,
-        log_likelihood=log_likelihood + chart.log_jacobian,
+        log_likelihood=best + chart.log_jacobian,
         improved=gain > 0.0,
         converged=result.converged,
         device=device,
