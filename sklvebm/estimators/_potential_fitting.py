@@ -154,10 +154,7 @@ def continue_training(
         If training stops being finite.
     """
     device = resolve_device(settings.device)
-    optimisation = copy.deepcopy(training.optimisation)
-    if former is not None:
-        training = _anchored_on(training, optimisation, former)
-    optimisation = _on_device(optimisation, device)
+    training, optimisation = _to_go_on_from(training, former, device)
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, device)
     units = chart.apply(X)
@@ -228,6 +225,16 @@ def gain_over_reference(
     """
     gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
     return believed_gain(gains)
+
+
+def _to_go_on_from(
+    training: FlowTraining, former: MixtureReference | None, device: torch.device
+) -> tuple[FlowTraining, Optimisation]:
+    """Return a training, on the reference of a former model, and a copy to train on a device."""
+    optimisation = copy.deepcopy(training.optimisation)
+    if former is not None:
+        training = _anchored_on(training, optimisation, former)
+    return training, _on_device(optimisation, device)
 
 
 def _anchored_on(
