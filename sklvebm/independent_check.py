@@ -41,10 +41,10 @@ from sklvebm.rare_components import defended, log_ratio
 from sklvebm.reference import MixtureReference
 
 _DEFENSIVE_SHARE = 0.5
-_DRAWS = 2**14  # importance draws, which are evaluated once
+_DRAWS = 2**16  # importance draws, which are evaluated once
 _AT_A_TIME = 2**13
 _WALKERS = 1024  # annealed from the defended reference
-_SIGMAS = 3.0
+_SIGMAS, _SIGMAS_ABOVE = 3.0, 2.0  # of errors; a mean weight is skewed to be too low
 _IMPROBABLE = math.log(100.0)  # nats: a mean weight is so much above Z once in a hundred times
 RELIABLE_SHAPE = 0.7  # of the weights' tail: beyond it a low mean says nothing
 
@@ -203,7 +203,8 @@ def widened(claimed: LogPartition, check: IndependentCheck, tolerance: float) ->
         is_reliable = estimate.shape < RELIABLE_SHAPE and math.isfinite(estimate.value)
         # mean weights from the reference are hardly ever too high, whatever their tail
         from_below = estimate is not check.reverse
-        is_high = from_below and off > tolerance + min(margin, _IMPROBABLE)
+        above = min(margin * _SIGMAS_ABOVE / _SIGMAS, _IMPROBABLE)
+        is_high = from_below and off > tolerance + above
         if is_high or (is_reliable and abs(off) > margin + tolerance):
             beyond = _SIGMAS * estimate.standard_error
             lower = min(lower, estimate.value - beyond)
