@@ -154,10 +154,7 @@ def continue_training(
         If training stops being finite.
     """
     device = resolve_device(settings.device)
-    optimisation = copy.deepcopy(training.optimisation)
-    if former is not None:
-        training = _anchored_on(training, optimisation, former)
-    optimisation = _on_device(optimisation, device)
+    training, optimisation = _to_go_on_from(training, former, device)
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, device)
     units = chart.apply(X)
@@ -182,12 +179,14 @@ def continue_training(
             callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
         )
         kept = _exact(result.best, training.reference)
-        probes = torch.Generator().manual_seed(seed)
-        directions = trace_directions(X.shape[1], settings.n_probes, probes)
-        monitored = monitor.cpu()
-        reference, log_likelihood = training.reference, result.best_lower_bound
+        on_cpu = seeded_generator(seed, torch.device("cpu"))
+        directions = trace_directions(X.shape[1], settings.n_probes, on_cpu)
+        monitored, reference = monitor.cpu(), training.reference
         rival = rival_advantage(units, rows, training, settings, former is not None)
-        gain = gain_over_reference(kept, monitored, directions, rival)
+        gain, best = (
+            gain_over_reference(kept, monitored, directions, rival),
+            result.best_lower_bound,
+        )
         how = {"directions": directions, "settings": settings, "seed": seed}
         checked = partial(check_model, chart=chart, rows=monitored, **how)
         report.stage("choosing integrator steps, normalising the explicit energy")
@@ -201,7 +200,7 @@ def continue_training(
             how = {"seed": seed, "continues": former is not None}
             reference = kept_reference(units, rows, training, settings, **how)
             kept = AnchoredPotential(noised_mixture(reference), None)
-            log_likelihood = float(training.reference.log_marginal(monitored).mean())
+            best = float(training.reference.log_marginal(monitored).mean())
             model, diagnostics = checked(kept, reference)
     report.kept(gain > 0.0, gain, len(monitor))
     return FlowOutcome(
@@ -209,7 +208,7 @@ def continue_training(
         diagnostics=diagnostics,
         training=training._replace(optimisation=_on_device(result.optimisation, "cpu")),
         history=result.history,
-        log_likelihood=log_likelihood + chart.log_jacobian,
+        log_likelihood=best + chart.log_jacobian,
         improved=gain > 0.0,
         converged=result.converged,
         device=device,
@@ -226,6 +225,16 @@ def gain_over_reference(
     """
     gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
     return believed_gain(gains)
+
+
+def _to_go_on_from(
+    training: FlowTraining, former: MixtureReference | None, device: torch.device
+) -> tuple[FlowTraining, Optimisation]:
+    """Return a training, on the reference of a former model, and a copy to train on a device."""
+    optimisation = copy.deepcopy(training.optimisation)
+    if former is not None:
+        training = _anchored_on(training, optimisation, former)
+    return training, _on_device(optimisation, device)
 
 
 def _anchored_on(
