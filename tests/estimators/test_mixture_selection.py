@@ -302,7 +302,8 @@ def test_the_unit_of_ridges_is_one_but_where_rows_are_of_two_sizes():
     random = np.random.RandomState(0)
     normal = random.standard_normal(600)
     both = np.concatenate([normal[:240], 1e4 * normal[240:]])
-    X = np.stack([normal, both / both.std(), np.round(both) / both.std()], 1)
+    whole = np.concatenate([np.round(normal[:240]), 1e4 * np.round(normal[240:])])
+    X = np.stack([normal, both / both.std(), whole / both.std()], 1)
     scales = column_scales(X)
     assert scales.ridge_units[0] == 1.0
     small = 1.0 / both.std()
@@ -311,7 +312,8 @@ def test_the_unit_of_ridges_is_one_but_where_rows_are_of_two_sizes():
     assert abs(scales.centre[1]) < small
     assert scales.ridge_units[1] == pytest.approx((10.0 * scales.scale[1]) ** 2)
     # never finer than rounding: the floor is the variance of uniform noise of one step
-    assert 1e-6 * scales.ridge_units[2] >= 0.999 * small**2 / 12.0
+    assert scales.ridge_units[2] == pytest.approx(1e6 * small**2 / 12.0)
+    assert scales.ridge_units[2] > (10.0 * scales.scale[2]) ** 2
     # the start of a mixture sees the sizes of mixed columns beside the rows
     np.testing.assert_array_equal(scales.start_rows(X)[:, :3], X)
     assert scales.start_rows(X).shape == (600, 5)

@@ -149,7 +149,7 @@ def test_sound_energies_of_any_tail_are_not_accused(kind):
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])
 def test_modules_that_know_training_answer_alike(inner, method):
     given, X = Bowl(inner=[inner()]).train(), rows(30)
-    fitted = getattr(model(given, max_iter=2), method)(X)
+    fitted = getattr(model(given, max_iter=2, n_chains=16, n_temperatures=3), method)(X)
     assert given.training  # a copy was trained
     before = torch.get_rng_state()
     for _ in range(2):
