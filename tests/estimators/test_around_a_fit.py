@@ -53,6 +53,7 @@ def run_in_a_process(script, seconds=240):
 PREPARED = """
 import os, signal, threading
 import numpy as np, torch
+from sklearn.cluster import KMeans
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM, thread_limits
 thread_limits._WORTH_TWO_PARTS, thread_limits._OF_EACH_PART = 1e2, 2e2
 torch.set_num_threads(2)
@@ -79,9 +80,11 @@ def test_a_forked_child_of_a_process_that_used_two_threads_fits_and_scores():
 A = torch.randn(1500, 1500)
 for _ in range(3):
     (A @ A).exp().sum()
+    A.numpy() @ A.numpy()
+KMeans(8, n_init=1).fit(A.numpy()[:, :16])
 child = os.fork()
 if child == 0:
-    signal.alarm(45)  # one that hangs must not stay behind
+    signal.alarm(200)  # one that hangs must not stay behind
     work()
     os._exit(0)
 raise SystemExit(os.waitpid(child, 0)[1])
