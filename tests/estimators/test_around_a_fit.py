@@ -53,6 +53,7 @@ def run_in_a_process(script, seconds=240):
 PREPARED = """
 import os, signal, threading
 import numpy as np, torch
+from sklearn.cluster import KMeans
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM, thread_limits
 thread_limits._WORTH_TWO_PARTS, thread_limits._OF_EACH_PART = 1e2, 2e2
 torch.set_num_threads(2)
@@ -79,6 +80,8 @@ def test_a_forked_child_of_a_process_that_used_two_threads_fits_and_scores():
 A = torch.randn(1500, 1500)
 for _ in range(3):
     (A @ A).exp().sum()
+    A.numpy() @ A.numpy()
+KMeans(8, n_init=1).fit(A.numpy()[:, :16])
 child = os.fork()
 if child == 0:
     signal.alarm(200)  # one that hangs must not stay behind
@@ -112,6 +115,7 @@ threading.Thread(target=later).start()
 def test_a_fit_leaves_the_generator_of_numpy_alone_and_does_not_depend_on_it(model):
     X = np.random.default_rng(0).normal(size=(60, 3))
     if isinstance(model, ParticleLVEBM):
+        X = np.random.default_rng(0).normal(size=(300, 3))  # of few rows, Isomap draws nothing
         model = clone(model).set_params(latent_map="manifold")
     said, before = [], np.random.get_state()
     try:
