@@ -128,4 +128,6 @@ def test_scores_are_finite_and_fall_far_from_the_rows(seed, d):
     far = X.mean(axis=0) + 1e3 * X.std(axis=0)
     scores = model.score_samples(np.vstack([X, far]))
     assert np.isfinite(scores).all()
-    assert scores[-1] < scores[:-1].min() - 100.0
+    # Student-like tails with three degrees of freedom lose (d + 3) log 500 nats, at least 24, from
+    # where they begin; the least likely rows are a few nats below the others
+    assert scores[-1] < scores[:-1].min() - 15.0
