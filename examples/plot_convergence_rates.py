@@ -27,11 +27,11 @@ import matplotlib.pyplot as plt
 import torch
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import start, ula_step
-from sklvebm.energies import BridgedEnergy, LinearGaussianEnergy
-from sklvebm.gradients import joint_target, latent_target
-from sklvebm.particles import IndependentNoise
-from sklvebm.reference import MixtureReference
+from sklvebm.mcmc.langevin import start, ula_step
+from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import BridgedEnergy, LinearGaussianEnergy
+from sklvebm.models.targets import joint_target, latent_target
 
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "convergence_rates.png"
 N_FEATURES, N_LATENTS = 2, 2

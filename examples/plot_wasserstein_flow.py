@@ -25,9 +25,9 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import AnchoredEnergy, MixtureReference, MLPEnergy, WassersteinFlowEBM
+from sklvebm.mcmc.state import Batch
+from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.objectives.wasserstein_flow import WassersteinFlow
-from sklvebm.particles import Batch
 
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "wasserstein_flow.png"
 MEAN, DEVIATION = 2.0, 0.5

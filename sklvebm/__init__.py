@@ -1,8 +1,17 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
-from sklvebm.charts import KernelChart, PerceptronChart
-from sklvebm.convolutions import ConvEnergy, ConvLayerEnergy
-from sklvebm.energies import (
+from sklvebm.estimators.composition import ComposedEnergy, compose
+from sklvebm.estimators.interpolation import interpolate
+from sklvebm.estimators.margins import GaussianMargins
+from sklvebm.estimators.particle_lvebm import ParticleLVEBM
+from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
+from sklvebm.estimators.transformed_density import TransformedDensity
+from sklvebm.estimators.wasserstein_flow_ebm import WassersteinFlowEBM
+from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.latent_maps.maps import KernelChart, PerceptronChart
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy
+from sklvebm.models.energies import (
     AnchoredEnergy,
     BridgedEnergy,
     ChartedEnergy,
@@ -11,17 +20,8 @@ from sklvebm.energies import (
     LinearGaussianEnergy,
     MLPEnergy,
 )
-from sklvebm.estimators.composition import ComposedEnergy, compose
-from sklvebm.estimators.interpolation import interpolate
-from sklvebm.estimators.margins import GaussianMargins
-from sklvebm.estimators.particle_lvebm import ParticleLVEBM
-from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
-from sklvebm.estimators.quantisation import dequantize, resolution
-from sklvebm.estimators.transformed_density import TransformedDensity
-from sklvebm.estimators.wasserstein_flow_ebm import WassersteinFlowEBM
-from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.log_partition import LogPartition
-from sklvebm.reference import MixtureReference
+from sklvebm.preprocessing.dequantization import dequantize, resolution
+from sklvebm.smc.log_partition import LogPartition
 from sklvebm.versions import show_versions
 
 __version__ = "0.1.0"

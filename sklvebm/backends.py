@@ -9,8 +9,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from sklvebm.energies import AnchoredEnergy, MLPEnergy, PathEnergy
-from sklvebm.gradients import CorrectionAndGrad, autograd_correction_and_grad
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, PathEnergy
+from sklvebm.models.targets import CorrectionAndGrad, autograd_correction_and_grad
 
 # largest difference of a GPU kernel from the plain function, relative to the largest number: of
 # networks with one or two layers of 8 to 256 units, rounding to float32 makes 2e-7 to 1.3e-6, and

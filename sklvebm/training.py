@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.particles import Batch
+from sklvebm.mcmc.state import Batch
 
 _AVERAGE_OVER = 50  # updates: memory of the running average of the parameters
 _WARM_UP = 20  # updates until the learning rate is reached

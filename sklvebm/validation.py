@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sklearn.utils import check_random_state as _check_random_state
 
 
@@ -169,3 +170,11 @@ def check_random_state(random_state: Any) -> np.random.RandomState:
     if isinstance(random_state, np.random.Generator):
         return np.random.RandomState(random_state.integers(2**32, dtype=np.uint32))
     return _check_random_state(random_state)
+
+
+def as_plain_array(X: Any) -> Any:
+    """Turn torch tensors into NumPy arrays and leave everything else alone."""
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        return (X.float() if X.dtype in (torch.bfloat16, torch.float16) else X).numpy()
+    return X

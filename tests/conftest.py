@@ -26,9 +26,9 @@ from sklvebm import (  # noqa: E402
     PotentialFlowEBM,
     WassersteinFlowEBM,
 )
-from sklvebm.energies import AnchoredEnergy  # noqa: E402
-from sklvebm.noised_mixture import noised_mixture  # noqa: E402
-from sklvebm.potentials import AnchoredPotential, Jet  # noqa: E402
+from sklvebm.flows.interpolant import noised_mixture  # noqa: E402
+from sklvebm.flows.potentials import AnchoredPotential, Jet  # noqa: E402
+from sklvebm.models.energies import AnchoredEnergy  # noqa: E402
 
 # doctests import every module, and this one registers a device with torch
 collect_ignore = ["pretended_device.py"]

@@ -1,6 +1,7 @@
-"""The layers of the package: who may import whom, and how long files and functions may be."""
+"""The levels of the package: who may import whom, how long files and functions may be."""
 
 import ast
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -8,152 +9,97 @@ import pytest
 ROOT = Path(__file__).parents[1] / "sklvebm"
 FILES = sorted(ROOT.rglob("*.py"))
 
-# layer -> layers that it may import; "." is the package's own `__init__`
-ALLOWED = {
-    "exceptions": set(),
-    "particles": set(),
-    "thread_limits": set(),
-    "convergence": set(),
-    "versions": set(),
-    "validation": set(),
-    "components": {"particles"},
-    "reference": {"components", "particles"},
-    "charts": set(),
-    "reach": set(),
-    "energies": {"charts", "reach", "reference"},
-    "gradients": {"charts", "components", "energies", "particles", "reference"},
-    "dynamics": {"particles"},
-    "kernels": {"energies", "gradients", "particles"},
-    "backends": {"energies", "gradients", "kernels"},
-    "log_partition": {"dynamics", "particles"},
-    "rare_components": {
-        "energies",
-        "gradients",
-        "log_partition",
-        "particles",
-        "reference",
-        "thread_limits",
-    },
-    "independent_check": {
-        "dynamics",
-        "energies",
-        "log_partition",
-        "particles",
-        "rare_components",
-        "reference",
-    },
-    "equilibration": {"dynamics", "energies", "log_partition", "particles", "rare_components"},
-    "inference": {
-        "backends",
-        "charts",
-        "components",
-        "dynamics",
-        "energies",
-        "gradients",
-        "log_partition",
-        "particles",
-        "rare_components",
-        "reference",
-    },
-    "convolutions": {"energies"},
-    "compositions": {
-        "components",
-        "equilibration",
-        "gradients",
-        "log_partition",
-        "particles",
-        "rare_components",
-        "reference",
-    },
-    "noised_mixture": {"components", "reference"},
-    "potentials": {"convolutions", "dynamics", "energies", "noised_mixture"},
-    "potential_slices": {
-        "dynamics",
-        "equilibration",
-        "gradients",
-        "log_partition",
-        "particles",
-        "potentials",
-        "rare_components",
-        "reference",
-    },
-    "variational": {"backends", "energies", "log_partition", "particles"},
-    "objectives": {
-        "backends",
-        "dynamics",
-        "energies",
-        "gradients",
-        "log_partition",
-        "noised_mixture",
-        "particles",
-        "potentials",
-        "rare_components",
-        "reference",
-        "thread_limits",
-        "variational",
-    },
-    "training": {"exceptions", "particles"},
-    "estimators": {
-        "backends",
-        "charts",
-        "components",
-        "compositions",
-        "convergence",
-        "convolutions",
-        "dynamics",
-        "energies",
-        "exceptions",
-        "gradients",
-        "independent_check",
-        "inference",
-        "log_partition",
-        "noised_mixture",
-        "objectives",
-        "particles",
-        "potential_slices",
-        "potentials",
-        "rare_components",
-        "reach",
-        "reference",
-        "thread_limits",
-        "training",
+# From the bottom up, by folder ("" is the package): a file or folder imports from lines above its
+# own only. "." are the files of a folder that its other lines do not name.
+LEVELS = {
+    "": [
+        ["exceptions", "messages", "threads", "validation", "versions", "mcmc"],
+        ["runtime", "training", "smc", "datasets", "metrics"],
+        ["preprocessing"],
+        ["mixtures"],
+        ["latent_maps"],
+        ["models"],
+        ["kernels"],
+        ["backends"],
+        ["inference"],
+        ["flows"],
+        ["objectives"],
+        ["estimators"],
+        ["baselines"],
+        ["."],
+    ],
+    "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
+    "smc": [["resampling", "free_energy", "quasi_random"], ["annealing"], ["log_partition"]],
+    "mixtures": [
+        ["components"],
+        ["reference", "expectation_maximization"],
+        ["reference_check"],
+        ["search"],
+        ["stacking"],
+        ["reference_selection"],
+        ["final_reference"],
+    ],
+    "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
+    "estimators/_common": [
+        ["parameters", "frames", "checksum", "validation"],
+        ["mean_score", "serialization", "transactional_fit"],
+        ["base", "drift"],
+    ],
+    "estimators/_ebm": [
+        ["diagnostics", "fitted_model", "user_energy"],
+        ["normalization"],
+        ["training"],
+        ["serialization", "drift"],
+        ["fit", "answers"],
+    ],
+    "estimators/_flow": [
+        ["fitted_model"],
+        ["normalization"],
+        ["training"],
+        ["serialization"],
+        ["answers"],
+    ],
+}
+# third-party module -> folders that may import it; what is not named here is the library's to use
+CONFINED = {
+    "triton": {"kernels"},
+    # estimators and validation of arrays: scikit-learn's algorithms may serve elsewhere
+    "sklearn.base.BaseEstimator": {"baselines", "estimators"},
+    "sklearn.utils": {
+        "baselines",
+        "datasets",
+        "estimators",
+        "metrics",
+        "preprocessing",
         "validation",
     },
-    "datasets": {"validation"},
-    "metrics": {"validation"},
-    "baselines": {
-        "dynamics",
-        "energies",
-        "estimators",
-        "log_partition",
-        "particles",
-        "thread_limits",
-        "training",
-    },
-    ".": {
-        "charts",
-        "convolutions",
-        "energies",
-        "estimators",
-        "exceptions",
-        "log_partition",
-        "reference",
-        "versions",
-    },
 }
-# third-party package -> layers that may import it; packages not named here are the library's to use
-CONFINED = {
-    "sklearn": {"baselines", "datasets", "estimators", "metrics", "validation"},
-    "triton": {"kernels"},
-}
-THIRD_PARTY_OF_DYNAMICS = {"torch"}
+THIRD_PARTY_OF_MCMC = {"torch"}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
+MAX_SHARE_OF_A_FOLDER = 0.27
+
+
+def module_of(path):
+    """Return the name of a file's module within the package, such as "mcmc.state"."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def layer_of(path):
-    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return "." if first == "__init__" else first
+    return place_of(module_of(path), "")
+
+
+def place_of(module, folder):
+    """Return the file or folder of `folder` that a module is in, "." for those without a line."""
+    parts, above = module.split("."), folder.split("/") if folder else []
+    if parts[: len(above)] != above or len(parts) == len(above):
+        return None
+    place = parts[len(above)]
+    return place if any(place in line for line in LEVELS[folder]) else "."
+
+
+def level_of(place, folder):
+    return next(n for n, line in enumerate(LEVELS[folder]) if place in line)
 
 
 def imported_modules(tree):
@@ -163,15 +109,14 @@ def imported_modules(tree):
             yield node, [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import in line {node.lineno}"
-            # `from sklvebm import energies` imports a layer as well
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield node, names if node.module == "sklvebm" else [node.module]
+            # `from sklvebm.models import energies` imports a module as well
+            yield node, [f"{node.module}.{alias.name}" for alias in node.names]
 
 
-def imported_layers(tree):
-    """Return the layers of the package that a file imports, wherever in the file."""
+def own_imports(tree):
+    """Return the modules of the package that a file imports, without the package's name."""
     names = {name for _, modules in imported_modules(tree) for name in modules}
-    return {name.split(".")[1] for name in names if name.startswith("sklvebm.")}
+    return {name.removeprefix("sklvebm.") for name in names if name.startswith("sklvebm.")}
 
 
 def imported_packages(tree):
@@ -204,23 +149,39 @@ def relative(path):
 every_file = pytest.mark.parametrize("path", FILES, ids=relative)
 
 
-def test_every_layer_has_a_place_in_the_dictionary():
-    assert {layer_of(path) for path in FILES} == set(ALLOWED)
-
-
-def test_the_allowed_imports_have_no_cycle():
-    remaining = dict(ALLOWED)
-    while remaining:
-        lowest = {name for name, below in remaining.items() if not below & set(remaining)}
-        assert lowest, f"cycle among {sorted(remaining)}"
-        remaining = {name: below for name, below in remaining.items() if name not in lowest}
+@pytest.mark.parametrize("folder", LEVELS)
+def test_every_name_in_the_levels_exists_once(folder):
+    names = [name for line in LEVELS[folder] for name in line]
+    assert len(names) == len(set(names))
+    for name in set(names) - {"."}:
+        assert (ROOT / folder / name).is_dir() or (ROOT / folder / f"{name}.py").is_file(), name
+    if "." not in names:
+        found = {place_of(module_of(path), folder) for path in FILES if path.stem != "__init__"}
+        assert "." not in found, "a file without a line"
 
 
 @every_file
 def test_imports_go_downwards_only(path):
-    layer = layer_of(path)
-    forbidden = imported_layers(parsed(path)) - ALLOWED[layer] - {layer}
-    assert not forbidden, f"{layer} imports {sorted(forbidden)}"
+    module = module_of(path)
+    for folder in LEVELS:
+        own = place_of(module, folder)
+        if own is None:
+            continue
+        for other in own_imports(parsed(path)):
+            place = place_of(other, folder)
+            if place in (None, own):
+                continue
+            assert level_of(place, folder) < level_of(own, folder), f"{module} imports {other}"
+
+
+def test_no_two_files_import_each_other():
+    imports = {module_of(path): own_imports(parsed(path)) for path in FILES}
+    known = {
+        module: {other for other in imports if any(f"{n}.".startswith(f"{other}.") for n in names)}
+        for module, names in imports.items()
+    }
+    both = [(a, b) for a, b in combinations(known, 2) if a in known[b] and b in known[a]]
+    assert not both
 
 
 @every_file
@@ -229,41 +190,38 @@ def test_kernels_are_imported_lazily_by_backends_only(path):
     assert not {name for name in imported_at_start(tree) if name.startswith("sklvebm.kernels")} or (
         layer_of(path) == "kernels"
     )
-    if "kernels" in imported_layers(tree):
+    if any(name.startswith("kernels") for name in own_imports(tree)):
         assert layer_of(path) in {"backends", "kernels"}
 
 
 @every_file
 def test_no_private_module_of_another_package_is_imported(path):
-    others = [
-        name
-        for _, modules in imported_modules(parsed(path))
-        for name in modules
-        if not name.startswith(("sklvebm", "__future__"))
-    ]
-    private = [name for name in others if any(part[0] == "_" for part in name.split("."))]
-    assert not private
-    named = [
-        alias.name
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "sklearn"
-        for alias in node.names
-    ]
-    assert not [name for name in named if name.startswith("_")]
+    names = [name for _, modules in imported_modules(parsed(path)) for name in modules]
+    others = [name for name in names if not name.startswith(("sklvebm", "__future__"))]
+    assert not [name for name in others if any(part[0] == "_" for part in name.split("."))]
 
 
 @every_file
 def test_confined_packages_stay_in_their_layers(path):
-    packages = imported_packages(parsed(path))
+    names = {name for _, modules in imported_modules(parsed(path)) for name in modules}
     for package, layers in CONFINED.items():
-        assert package not in packages or layer_of(path) in layers, f"{package} in {relative(path)}"
+        imports = any(f"{name}.".startswith(f"{package}.") for name in names)
+        assert not imports or layer_of(path) in layers, f"{package} in {relative(path)}"
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if layer_of(f) == "dynamics"], ids=relative)
-def test_dynamics_need_torch_and_the_standard_library_only(path):
+def test_no_folder_holds_more_than_its_share():
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    folders = {path.parent for path in FILES} - {ROOT}
+    for folder in folders:
+        share = sum(n for path, n in lines.items() if folder in path.parents) / sum(lines.values())
+        assert share <= MAX_SHARE_OF_A_FOLDER, relative(folder)
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if layer_of(f) == "mcmc"], ids=relative)
+def test_mcmc_needs_torch_and_the_standard_library_only(path):
     standard = {"__future__", "abc", "collections", "functools", "math", "typing"}
     packages = imported_packages(parsed(path)) - standard - {"sklvebm"}
-    assert packages <= THIRD_PARTY_OF_DYNAMICS
+    assert packages <= THIRD_PARTY_OF_MCMC
 
 
 @every_file

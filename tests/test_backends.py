@@ -8,10 +8,10 @@ import torch
 
 from sklvebm import backends
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.energies import AnchoredEnergy, MLPEnergy
-from sklvebm.gradients import autograd_correction_and_grad
 from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.reference import MixtureReference
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.models.targets import autograd_correction_and_grad
 
 D, L = 3, 2
 

@@ -25,15 +25,15 @@ from sklvebm import (
     WassersteinFlowEBM,
     baselines,
     compose,
-    equilibration,
-    inference,
     interpolate,
-    potential_slices,
 )
 from sklvebm.baselines import _inference, _prior, non_amortized_vi
 from sklvebm.baselines._contract import LayerSizes, PowerOfTwo
-from sklvebm.estimators import _normalising, _potential_checking
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._ebm import normalization
+from sklvebm.estimators._flow import normalization as flow_normalization
+from sklvebm.flows import explicit_energy
+from sklvebm.inference import equilibration, posterior, sampling
 from sklvebm.objectives import tempered_pool
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -317,7 +317,7 @@ def assert_same(here, there, tolerance=1e-5):
 
 # how often things are done that are the same each time: what a fit says is not trusted here
 FEWER = {
-    _normalising: {
+    normalization: {
         "_EQUILIBRATION_SWEEPS": 6,
         "_MOST_SWEEPS": 6,
         "_WATCH_ROUNDS": (2, 4),
@@ -325,8 +325,8 @@ FEWER = {
     },
     tempered_pool: {"_BURN_IN_SWEEPS": 12},
     equilibration: {"_FIRST_STEPS": 8, "_MAX_STEPS": 16, "_N_MOVES": 5},
-    _potential_checking: {"_STEPS": (8, 16, 32)},
-    potential_slices: {"_N_BURN_IN": 5, "_MAX_STEPS": 16},
+    flow_normalization: {"_STEPS": (8, 16, 32)},
+    explicit_energy: {"_N_BURN_IN": 5, "_MAX_STEPS": 16},
     _prior: {
         "_MAX_STEPS": 16,
         "_SAMPLE_STEPS": 8,
@@ -336,9 +336,10 @@ FEWER = {
     },
     _inference: {"_THOROUGH_STEPS": 10, "_THOROUGH_CLIMBS": 2},
     non_amortized_vi: {"_THOROUGH_STEPS": 20},
-    inference: {
+    sampling: {"LATENT_STAGES": ((4, 0.9), (8, 0.9), (16, 0.7))},
+    posterior: {
         "_REVERSE_STEPS": 8,
-        "_LATENT_STAGES": ((4, 0.9), (8, 0.9), (16, 0.7)),
+        "LATENT_STAGES": ((4, 0.9), (8, 0.9), (16, 0.7)),
     },
 }
 

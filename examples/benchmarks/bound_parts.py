@@ -19,12 +19,12 @@ from sklearn.model_selection import train_test_split
 from toy_data import TOYS, curved_rows, toy_rows
 
 from sklvebm import ParticleLVEBM
-from sklvebm.energies import LinearGaussianEnergy
-from sklvebm.estimators import _fitting
-from sklvebm.estimators._boundary import numerical_session
-from sklvebm.inference import posterior_particles
-from sklvebm.log_partition import effective_sample_size
-from sklvebm.variational import evidence_bound, fit_amortised, fit_gaussians
+from sklvebm.estimators._ebm import training as ebm_training
+from sklvebm.inference.posterior import posterior_particles
+from sklvebm.inference.variational import evidence_bound, fit_amortised, fit_gaussians
+from sklvebm.models.energies import LinearGaussianEnergy
+from sklvebm.runtime import numerical_session
+from sklvebm.smc.resampling import effective_sample_size
 
 N_FEATURES, N_LATENTS = 56, 8  # of the Gaussian model
 
@@ -112,12 +112,12 @@ def particles_of(model, x, seed=None):
 def normalised_again(model, X, seed):
     """Return log Z of a model fitted to X, estimated anew from the particles training left."""
     settings, state = (
-        _fitting.resolve_auto(SimpleNamespace(**model.get_params()), *X.shape),
+        ebm_training.resolve_auto(SimpleNamespace(**model.get_params()), *X.shape),
         model._training.state,
     )
     with numerical_session(torch.get_num_threads()):
         result = call_with_known(
-            _fitting.normalise,
+            ebm_training.normalise,
             energy=copy.deepcopy(model.energy_).to(state.pool.dtype),
             reference=model.reference_,
             state=state,

@@ -23,9 +23,9 @@ from langevin_step import SHAPES, clock, geometric_mean, shortest_turns
 from report import RESULTS, Store, package_versions, print_header, print_table
 from torch import nn
 
-from sklvebm.energies import AnchoredEnergy
-from sklvebm.objectives.particle_likelihood import ParticleLikelihood
-from sklvebm.reference import MixtureReference
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.training import start_optimisation, train_epoch
 
 N_LANGEVIN, STEP_SIZE, RATE = 20, 0.01, 1e-3

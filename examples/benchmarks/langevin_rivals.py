@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import mala_step, start, ula_step
-from sklvebm.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.particles import STANDARD_FRAME, IndependentNoise, Target, Value
+from sklvebm.mcmc.langevin import mala_step, start, ula_step
+from sklvebm.mcmc.state import STANDARD_FRAME, IndependentNoise, Target, Value
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 
 BOUND = 15.0
 STEP_SIZE = 0.01

@@ -38,10 +38,10 @@ import torch
 from report import RESULTS, Store, print_header, print_table
 
 from sklvebm import AnchoredEnergy, MixtureReference, MLPEnergy, WassersteinFlowEBM
+from sklvebm.mcmc.state import Batch
+from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.objectives.wasserstein_flow import WassersteinFlow
-from sklvebm.particles import Batch
-from sklvebm.thread_limits import limited_threads
+from sklvebm.threads import limited_threads
 
 CENTRE, SPREAD, N_ROWS = 6.0, 0.1, 500
 HIDDEN, N_CHAINS, BATCH = (32, 32), 256, 128

@@ -17,9 +17,9 @@ from sklvebm.baselines._inference import whitened_target
 from sklvebm.baselines.non_amortized_vi import free_gaussians, improved
 from sklvebm.baselines.particle_gradient_descent import ParticleObjective
 from sklvebm.baselines.vae import encode
-from sklvebm.inference import weighted_particles
-from sklvebm.log_partition import latent_nodes
-from sklvebm.particles import IndependentNoise, stack_rows
+from sklvebm.inference.posterior import weighted_particles
+from sklvebm.mcmc.state import IndependentNoise, stack_rows
+from sklvebm.smc.quasi_random import latent_nodes
 from study.cells import median_and_worst
 from study.sets import SETS, rows_of
 from study.tables import markdown, reader

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from sklvebm.reference import MixtureReference
+from sklvebm.mixtures.reference import MixtureReference
 
 _CONFINEMENT = 0.25  # precision of the Gaussian in x, standardised units
 _COEFFICIENT = 0.1  # scale of the harmonic coefficients

@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklvebm.energies import BridgedEnergy, ChartedEnergy
+from sklvebm.models.energies import BridgedEnergy, ChartedEnergy
 
 N_CANDIDATES, N_STEPS, STEP_SIZE = 16, 30, 1e-3  # the paper's, step in squared units of z per nat
 _CHUNK = 1024  # rows

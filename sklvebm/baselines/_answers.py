@@ -11,20 +11,14 @@ from sklvebm.baselines._bounds import weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._fitting import Fitted, Inference
 from sklvebm.baselines._prior import prior_draws
-from sklvebm.estimators._boundary import (
-    FAR_OUT,
-    Standardisation,
-    chunks,
-    finite,
-    numerical_session,
-    seeded_generator,
-)
-from sklvebm.estimators._checksum import with_checksum, without_checksum
-from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
-from sklvebm.estimators._networks import load_arrays
-from sklvebm.estimators._persistence import arrays_of
-from sklvebm.log_partition import LogPartition
-from sklvebm.thread_limits import threads_for
+from sklvebm.estimators._common.checksum import with_checksum, without_checksum
+from sklvebm.estimators._common.serialization import arrays_of
+from sklvebm.messages import FEWER_ROWS, naming_memory
+from sklvebm.models.networks import load_arrays
+from sklvebm.preprocessing.scaling import FAR_OUT, Standardisation, finite
+from sklvebm.runtime import chunks, numerical_session, seeded_generator
+from sklvebm.smc.log_partition import LogPartition
+from sklvebm.threads import threads_for
 
 
 def _by_rows(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.baselines._decoder import LatentModel, standard_normal_log_density
-from sklvebm.log_partition import latent_nodes
+from sklvebm.smc.quasi_random import latent_nodes
 
 
 class GaussianMixtures(NamedTuple):

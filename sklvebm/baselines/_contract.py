@@ -15,21 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 from sklvebm.baselines import _answers as answers
 from sklvebm.baselines._decoder import Architecture
 from sklvebm.baselines._fitting import Outcome, fit_model
-from sklvebm.energies import ACTIVATIONS
-from sklvebm.estimators._boundary import (
-    as_plain_array,
-    checked_rows,
-    draw_seed,
-    generator_of,
-    numerical_session,
-    resolve_device,
-    without_numpy_errors,
-)
-from sklvebm.estimators._frames import framed
-from sklvebm.estimators._iterative_fit import Reporter, memory_advice, unchanged_on_failure
-from sklvebm.estimators._mean_score import MeanScoreMixin
-from sklvebm.estimators._messages import naming_memory
-from sklvebm.estimators._parameters import (
+from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.mean_score import MeanScoreMixin
+from sklvebm.estimators._common.parameters import (
     Flag,
     Number,
     OneOf,
@@ -38,6 +26,22 @@ from sklvebm.estimators._parameters import (
     check_parameters,
     parameters_of,
 )
+from sklvebm.estimators._common.transactional_fit import (
+    Reporter,
+    memory_advice,
+    unchanged_on_failure,
+)
+from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.messages import naming_memory
+from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.runtime import (
+    draw_seed,
+    generator_of,
+    numerical_session,
+    resolve_device,
+    without_numpy_errors,
+)
+from sklvebm.validation import as_plain_array
 
 
 class LayerSizes(NamedTuple):

@@ -9,17 +9,12 @@ from torch import Tensor
 
 from sklvebm.baselines._bounds import GaussianMixtures, weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
-from sklvebm.estimators._boundary import (
-    Standardisation,
-    numerical_session,
-    resolve_device,
-    seeded_generator,
-    standardisation,
-)
-from sklvebm.estimators._fitting import split_rows
-from sklvebm.estimators._iterative_fit import Reporter, least_improvement
-from sklvebm.log_partition import LogPartition
-from sklvebm.thread_limits import threads_for
+from sklvebm.estimators._common.transactional_fit import Reporter, least_improvement
+from sklvebm.preprocessing.scaling import Standardisation, standardisation
+from sklvebm.preprocessing.splitting import split_rows
+from sklvebm.runtime import numerical_session, resolve_device, seeded_generator
+from sklvebm.smc.log_partition import LogPartition
+from sklvebm.threads import threads_for
 from sklvebm.training import Progress, start_optimisation, train
 
 NORMALISED = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sklvebm.baselines._bounds import GaussianMixtures
 from sklvebm.baselines._decoder import LatentModel
-from sklvebm.dynamics.langevin import crank_nicolson_step
-from sklvebm.log_partition import latent_nodes
-from sklvebm.particles import STANDARD_FRAME, Chains, Frame, Noise, Target, Value
+from sklvebm.mcmc.langevin import crank_nicolson_step
+from sklvebm.mcmc.state import STANDARD_FRAME, Chains, Frame, Noise, Target, Value
+from sklvebm.smc.quasi_random import latent_nodes
 
 N_STARTS = 1024  # draws of the prior among which each row finds its start
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9

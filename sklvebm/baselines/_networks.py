@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sklvebm.energies import ACTIVATIONS
+from sklvebm.models.energies import ACTIVATIONS
 
 
 def _silu_slope(h: Tensor) -> Tensor:

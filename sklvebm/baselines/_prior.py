@@ -5,17 +5,11 @@ from torch import Tensor
 
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._inference import langevin, prior_target
-from sklvebm.dynamics.langevin import start
-from sklvebm.log_partition import (
-    Ladder,
-    LogPartition,
-    anneal,
-    annealing_schedule,
-    estimate_log_partition,
-    log_mean_exp,
-    systematic_resample,
-)
-from sklvebm.particles import IndependentNoise, take_chains
+from sklvebm.mcmc.langevin import start
+from sklvebm.mcmc.state import IndependentNoise, take_chains
+from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
+from sklvebm.smc.log_partition import LogPartition, estimate_log_partition
+from sklvebm.smc.resampling import log_mean_exp, systematic_resample
 
 _N_WALKERS = 2048
 _TOLERANCE = 0.02  # nats, width of the bracket of log Z

@@ -9,8 +9,8 @@ from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._fitting import BoundObjective, principal_latents
 from sklvebm.baselines._inference import laplace, maximise_posterior, most_likely_latents
-from sklvebm.estimators._parameters import Number
-from sklvebm.particles import Batch
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.mcmc.state import Batch
 
 
 def standardised(z: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from sklvebm.baselines._prior import (
     quick_log_partition,
 )
 from sklvebm.baselines.particle_gradient_descent import ParticleObjective, PosteriorParticles
-from sklvebm.dynamics.langevin import reference_step, start
-from sklvebm.estimators._boundary import seeded_generator
-from sklvebm.estimators._parameters import Number
-from sklvebm.log_partition import LogPartition
-from sklvebm.particles import Batch, IndependentNoise
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.mcmc.langevin import reference_step, start
+from sklvebm.mcmc.state import Batch, IndependentNoise
+from sklvebm.runtime import seeded_generator
+from sklvebm.smc.log_partition import LogPartition
 
 
 class JointParticles(NamedTuple):

@@ -11,9 +11,9 @@ from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._fitting import BoundObjective, principal_latents
 from sklvebm.baselines._inference import gauss_newton, most_likely_latents
-from sklvebm.estimators._parameters import Number
-from sklvebm.log_partition import latent_nodes
-from sklvebm.particles import Batch
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.mcmc.state import Batch
+from sklvebm.smc.quasi_random import latent_nodes
 
 _FIRST_SCALE = 0.1
 _LOG_SCALE_RANGE = (-8.0, 3.0)

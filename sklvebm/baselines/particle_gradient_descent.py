@@ -17,10 +17,11 @@ from sklvebm.baselines._inference import (
     posterior_target,
     whitened_target,
 )
-from sklvebm.dynamics.langevin import KERNELS, adapt_step_size, start
-from sklvebm.estimators._parameters import Number
-from sklvebm.log_partition import latent_nodes
-from sklvebm.particles import Batch, IndependentNoise, SharedNoise, stack_rows
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.mcmc.adaptation import adapt_step_size
+from sklvebm.mcmc.langevin import KERNELS, start
+from sklvebm.mcmc.state import Batch, IndependentNoise, SharedNoise, stack_rows
+from sklvebm.smc.quasi_random import latent_nodes
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEP_SIZE = 0.05  # squared units per nat

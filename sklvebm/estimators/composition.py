@@ -10,19 +10,14 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from sklvebm.compositions import Composition
-from sklvebm.estimators._boundary import (
-    checked_rows,
-    draw_seed,
-    numerical_session,
-    seeded_generator,
-    without_numpy_errors,
-)
-from sklvebm.estimators._frames import container_of, features_of, in_container
-from sklvebm.estimators._messages import FEWER_ROWS, naming_memory
-from sklvebm.estimators._parameters import Number
-from sklvebm.log_partition import LogPartition
-from sklvebm.thread_limits import threads_for
+from sklvebm.estimators._common.frames import container_of, features_of, in_container
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.inference.products import Composition
+from sklvebm.messages import FEWER_ROWS, naming_memory
+from sklvebm.runtime import draw_seed, numerical_session, seeded_generator, without_numpy_errors
+from sklvebm.smc.log_partition import LogPartition
+from sklvebm.threads import threads_for
 
 _CPU = torch.device("cpu")
 _WIDTH = 2**12  # a guess at the multiply-adds of one energy, which sets the number of threads

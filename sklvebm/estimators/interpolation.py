@@ -5,9 +5,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
-from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors
-from sklvebm.estimators._frames import container_of, features_of, in_container
-from sklvebm.estimators._parameters import Number, OneOf
+from sklvebm.estimators._common.frames import container_of, features_of, in_container
+from sklvebm.estimators._common.parameters import Number, OneOf
+from sklvebm.runtime import without_numpy_errors
+from sklvebm.validation import as_plain_array
 
 _PATHS = ("auto", "linear", "spherical")
 

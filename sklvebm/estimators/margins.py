@@ -8,18 +8,14 @@ from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklvebm.components import LOG_2PI
-from sklvebm.estimators._boundary import (
-    as_plain_array,
-    check_reach,
-    standardisation,
-    without_numpy_errors,
-    without_outliers,
-)
-from sklvebm.estimators._expectation_maximisation import fit_mixture
-from sklvebm.estimators._frames import framed
-from sklvebm.estimators._messages import naming_columns
-from sklvebm.estimators._parameters import Number
+from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.messages import naming_columns
+from sklvebm.mixtures.components import LOG_2PI
+from sklvebm.mixtures.expectation_maximization import fit_mixture
+from sklvebm.preprocessing.scaling import check_reach, standardisation, without_outliers
+from sklvebm.runtime import without_numpy_errors
+from sklvebm.validation import as_plain_array
 
 _PSEUDO_COUNT = 0.5  # of every bin
 _FEWEST_ROWS = 20

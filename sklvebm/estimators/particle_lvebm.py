@@ -4,17 +4,17 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
-from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import ACTIVATIONS, AnchoredEnergy
-from sklvebm.estimators._boundary import without_numpy_errors
-from sklvebm.estimators._density import LatentDensityMixin
-from sklvebm.estimators._fitting import Training, new_objective, resolve_auto
-from sklvebm.estimators._iterative_fit import warn_of_doubts
-from sklvebm.estimators._latent_charts import LATENT_MAPS
-from sklvebm.estimators._networks import shape_of
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
-from sklvebm.estimators._pool_fit import Plan, fit_pool
-from sklvebm.objectives.particle_likelihood import NEGATIVES, POSTERIORS
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.transactional_fit import warn_of_doubts
+from sklvebm.estimators._ebm.answers import LatentDensityMixin
+from sklvebm.estimators._ebm.fit import Plan, fit_pool
+from sklvebm.estimators._ebm.training import Training, new_objective, resolve_auto
+from sklvebm.latent_maps.selection import LATENT_MAPS
+from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.models.energies import ACTIVATIONS, AnchoredEnergy
+from sklvebm.models.networks import shape_of
+from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
+from sklvebm.runtime import without_numpy_errors
 
 _RULES = {
     "n_components": Number(True, 1),

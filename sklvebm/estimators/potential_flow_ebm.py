@@ -4,19 +4,16 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from sklvebm.energies import ACTIVATIONS
-from sklvebm.estimators import _potential_persistence as persistence
-from sklvebm.estimators._boundary import (
-    check_reach,
-    checked_rows,
-    generator_of,
-    numerical_session,
-    without_numpy_errors,
+from sklvebm.estimators._common.drift import warn_of_drift
+from sklvebm.estimators._common.parameters import (
+    Flag,
+    Number,
+    OneOf,
+    Seed,
+    Widths,
+    resolved_attributes,
 )
-from sklvebm.estimators._drift import warn_of_drift
-from sklvebm.estimators._fitting import split_rows
-from sklvebm.estimators._flow_density import FlowDensityMixin
-from sklvebm.estimators._iterative_fit import (
+from sklvebm.estimators._common.transactional_fit import (
     Reporter,
     check_unchanged,
     checked_settings,
@@ -24,16 +21,22 @@ from sklvebm.estimators._iterative_fit import (
     unchanged_on_failure,
     warn_of_doubts,
 )
-from sklvebm.estimators._messages import naming_memory
-from sklvebm.estimators._networks import shape_of
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths, resolved_attributes
-from sklvebm.estimators._potential_fitting import (
+from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.estimators._flow import serialization
+from sklvebm.estimators._flow.answers import FlowDensityMixin
+from sklvebm.estimators._flow.training import (
     FlowOutcome,
     continue_training,
     resolve_auto,
     start_training,
 )
-from sklvebm.objectives.potential_flow import LOSSES
+from sklvebm.messages import naming_memory
+from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import shape_of
+from sklvebm.objectives.flow_matching import LOSSES
+from sklvebm.preprocessing.scaling import check_reach
+from sklvebm.preprocessing.splitting import split_rows
+from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
 
 _RULES = {
     "hidden_layer_sizes": Widths(word="auto"),
@@ -353,7 +356,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         self._model = outcome.model
         self._training = outcome.training
         self.__dict__.update(
-            persistence.derived_attributes(outcome.model),
+            serialization.derived_attributes(outcome.model),
             **resolved_attributes(settings, _RESOLVED),
             n_steps_=outcome.model.n_steps,
         )

@@ -9,14 +9,15 @@ from sklearn.utils import TransformerTags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from sklvebm.estimators._boundary import as_plain_array, without_numpy_errors
-from sklvebm.estimators._frames import CONTAINERS, framed
-from sklvebm.estimators._iterative_fit import unchanged_on_failure
-from sklvebm.estimators._mean_score import MeanScoreMixin
-from sklvebm.estimators._messages import naming_columns
-from sklvebm.estimators._parameters import Number, OneOf
+from sklvebm.estimators._common.frames import CONTAINERS, framed
+from sklvebm.estimators._common.mean_score import MeanScoreMixin
+from sklvebm.estimators._common.parameters import Number, OneOf
+from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
+from sklvebm.messages import naming_columns
+from sklvebm.runtime import without_numpy_errors
+from sklvebm.validation import as_plain_array
 
 
 def _estimator_has(name):

@@ -5,16 +5,16 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
-from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import ACTIVATIONS
-from sklvebm.estimators import _fitting
-from sklvebm.estimators._boundary import without_numpy_errors
-from sklvebm.estimators._density import FeatureDensityMixin
-from sklvebm.estimators._iterative_fit import warn_of_doubts
-from sklvebm.estimators._networks import shape_of
-from sklvebm.estimators._parameters import Flag, Number, OneOf, Seed, Widths
-from sklvebm.estimators._pool_fit import Plan, fit_pool
-from sklvebm.objectives.wasserstein_flow import PROXIMAL, WassersteinFlow
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.transactional_fit import warn_of_doubts
+from sklvebm.estimators._ebm.answers import FeatureDensityMixin
+from sklvebm.estimators._ebm.fit import Plan, fit_pool
+from sklvebm.estimators._ebm.training import Training, pool_of, resolve_auto
+from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import shape_of
+from sklvebm.objectives.proximal import PROXIMAL, WassersteinFlow
+from sklvebm.runtime import without_numpy_errors
 
 _RULES = {
     "hidden_layer_sizes": Widths(word="auto"),
@@ -55,14 +55,14 @@ def _resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) ->
     """Replace every "auto"; the rules are those of `ParticleLVEBM` for no latents."""
     settings.n_components, settings.n_particles, settings.energy = 0, 1, None
     settings.negatives = "persistent"
-    return _fitting.resolve_auto(settings, n_samples, n_features)
+    return resolve_auto(settings, n_samples, n_features)
 
 
 def _new_objective(settings: SimpleNamespace) -> WassersteinFlow:
     """Return the objective that the constructor parameters describe."""
     penalised = settings.proximal == "gradient-penalty"
     return WassersteinFlow(
-        _fitting.pool_of(settings),
+        pool_of(settings),
         proximal=settings.proximal,
         proximal_weight=settings.proximal_weight,
         n_inner_steps=settings.n_inner_steps,
@@ -70,7 +70,7 @@ def _new_objective(settings: SimpleNamespace) -> WassersteinFlow:
     )
 
 
-def _shape(training: _fitting.Training) -> dict[str, Any]:
+def _shape(training: Training) -> dict[str, Any]:
     """Return the parameters that shape the model, as they were when it was made."""
     return shape_of(training.optimisation.energy.network)
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.energies import AnchoredEnergy
-from sklvebm.gradients import CorrectionAndGrad
 from sklvebm.kernels.products import affine, affine_tanh, product
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.models.targets import CorrectionAndGrad
 
 # activations of one layer that are alive at a time: 1 MB in float32, of which a core keeps a few
 _BLOCK_NUMBERS = 2**18

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sklvebm.energies import AnchoredEnergy
-from sklvebm.gradients import CorrectionAndGrad
 from sklvebm.kernels.tiling import choose_tiling
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.models.targets import CorrectionAndGrad
 
 # Not "tf32": its products have 11 bits. Unadjusted samplers would follow another law, and the
 # acceptance of MALA, which repairs a wrong gradient, rests on energies being right to a small part

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sklvebm.energies import multiply_adds
-from sklvebm.particles import IndependentNoise
-from sklvebm.thread_limits import n_parts, side_by_side
+from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.models.energies import multiply_adds
+from sklvebm.threads import n_parts, side_by_side
 
 # rows whose activations a gradient keeps, and how many at a time where there are more
 _MOST_IN_GRAPH, _PART = 2**14, 2**12

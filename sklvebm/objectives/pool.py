@@ -7,21 +7,22 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import Kernel, adapt_step_size, start
-from sklvebm.dynamics.tempering import respaced_ladder, swap_replicas
-from sklvebm.energies import PathEnergy
-from sklvebm.gradients import joint_target
-from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
-from sklvebm.particles import IndependentNoise, ParticleState, hold_frames, take_chains
-from sklvebm.rare_components import (
+from sklvebm.inference.missed_components import (
     defended,
     log_ratio,
     missed_share,
     rare_components,
     tilted_reference,
 )
-from sklvebm.reference import MixtureReference
-from sklvebm.thread_limits import side_by_side
+from sklvebm.mcmc.adaptation import adapt_step_size
+from sklvebm.mcmc.langevin import Kernel, start
+from sklvebm.mcmc.state import IndependentNoise, ParticleState, hold_frames, take_chains
+from sklvebm.mcmc.tempering import respaced_ladder, swap_replicas
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import PathEnergy
+from sklvebm.models.targets import joint_target
+from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
+from sklvebm.threads import side_by_side
 
 RESPACE_EVERY = 10  # updates or sweeps
 _DEFENSIVE_SHARE = 0.25  # of the offers

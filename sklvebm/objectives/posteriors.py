@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import Kernel, adapt_step_size, reference_step, start
-from sklvebm.energies import PathEnergy
-from sklvebm.gradients import latent_target
+from sklvebm.inference.variational import AmortisedGaussian, negative_evidence_bound
+from sklvebm.mcmc.adaptation import adapt_step_size
+from sklvebm.mcmc.langevin import Kernel, reference_step, start
+from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState, stack_rows
+from sklvebm.models.energies import PathEnergy
+from sklvebm.models.targets import latent_target
 from sklvebm.objectives.parts import noises_of_parts, parts_of_work
 from sklvebm.objectives.row_particles import RowParticles
-from sklvebm.particles import Batch, IndependentNoise, ParticleState, stack_rows
-from sklvebm.thread_limits import side_by_side
-from sklvebm.variational import AmortisedGaussian, negative_evidence_bound
+from sklvebm.threads import side_by_side
 
 _ROW_LEARNING_RATE = 0.05  # of the Gaussians per row
 _ENCODER_LEARNING_RATE = 3e-3

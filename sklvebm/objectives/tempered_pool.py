@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import KERNELS, start
-from sklvebm.dynamics.tempering import respaced_ladder
-from sklvebm.energies import BridgedEnergy, PathEnergy
-from sklvebm.gradients import joint_target
-from sklvebm.log_partition import Ladder, anneal, annealing_schedule, log_mean_exp, mbar
+from sklvebm.mcmc.langevin import KERNELS, start
+from sklvebm.mcmc.state import IndependentNoise, ParticleState, stack_rows
+from sklvebm.mcmc.tempering import respaced_ladder
+from sklvebm.models.energies import BridgedEnergy, PathEnergy
+from sklvebm.models.targets import joint_target
 from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.pool import (
     RESPACE_EVERY,
@@ -24,7 +24,9 @@ from sklvebm.objectives.pool import (
     sweep_pool,
     with_offers,
 )
-from sklvebm.particles import IndependentNoise, ParticleState, stack_rows
+from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
+from sklvebm.smc.free_energy import mbar
+from sklvebm.smc.resampling import log_mean_exp
 
 _OFFER_EVERY = 16  # updates
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy

@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 
 from sklvebm.baselines._bounds import GaussianMixtures, diagonal_gaussians, weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
-from sklvebm.log_partition import latent_nodes
+from sklvebm.smc.quasi_random import latent_nodes
 
 
 @pytest.fixture

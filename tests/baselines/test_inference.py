@@ -17,9 +17,9 @@ from sklvebm.baselines._inference import (
     posterior_target,
     whitened_target,
 )
-from sklvebm.dynamics.langevin import start
-from sklvebm.log_partition import latent_nodes
-from sklvebm.particles import IndependentNoise, stack_rows
+from sklvebm.mcmc.langevin import start
+from sklvebm.mcmc.state import IndependentNoise, stack_rows
+from sklvebm.smc.quasi_random import latent_nodes
 
 
 def make_model(n_features, n_latents, hidden, prior=None, seed=0):

@@ -26,7 +26,8 @@ from sklvebm import (
     resolution,
 )
 from sklvebm.baselines import VAE, HardEM, LatentEBM, NonAmortizedVI, ParticleGradientDescent
-from sklvebm.estimators import _model, _potential_model
+from sklvebm.estimators._ebm import fitted_model as ebm_model
+from sklvebm.estimators._flow import fitted_model as flow_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -294,9 +295,9 @@ def test_answers_without_memory_say_what_helps(monkeypatch):
         raise MemoryError
 
     particles, flow = (brief(make).fit(rows()) for make in (ParticleLVEBM, PotentialFlowEBM))
-    monkeypatch.setattr(_model, "posterior_particles", exhausted)
-    monkeypatch.setattr(_model, "joint_draws", exhausted)
-    monkeypatch.setattr(_potential_model, "transport", exhausted)
+    monkeypatch.setattr(ebm_model, "posterior_particles", exhausted)
+    monkeypatch.setattr(ebm_model, "joint_draws", exhausted)
+    monkeypatch.setattr(flow_model, "transport", exhausted)
     for call in (particles.score_samples, particles.transform, flow.transform):
         with pytest.raises(MemoryError, match="pass fewer rows"):
             call(rows())

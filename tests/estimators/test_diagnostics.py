@@ -11,7 +11,7 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import ParticleLVEBM
-from sklvebm.estimators._diagnostics import Diagnostics
+from sklvebm.estimators._ebm.diagnostics import Diagnostics
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
-from sklvebm.estimators import _drift
-from sklvebm.estimators._diagnostics import Diagnostics
+from sklvebm.estimators._common import drift
+from sklvebm.estimators._ebm.diagnostics import Diagnostics
 
 
 def first_rows(n=400, seed=0):
@@ -74,7 +74,7 @@ def test_rows_like_the_first_ones_are_not_called_outside():
 
     model = ParticleLVEBM(1, max_iter=0, random_state=0).fit(rows(0))
     for seed in range(1, 6):
-        outside = _drift.rows_outside(rows(seed), model._model.standardisation, model.reference_)
+        outside = drift.rows_outside(rows(seed), model._model.standardisation, model.reference_)
         assert len(outside) == 0
 
 

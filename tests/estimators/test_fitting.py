@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sklvebm.estimators._fitting import split_rows
+from sklvebm.preprocessing.splitting import split_rows
 
 SETTINGS = SimpleNamespace(early_stopping=True, validation_fraction=0.1)
 

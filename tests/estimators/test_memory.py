@@ -10,8 +10,8 @@ import sklearn
 import torch
 from sklearn.base import clone
 
-from sklvebm import ParticleLVEBM, WassersteinFlowEBM
-from sklvebm.estimators import _boundary, _normalising
+from sklvebm import ParticleLVEBM, WassersteinFlowEBM, runtime
+from sklvebm.estimators._ebm import normalization
 from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives import row_particles
 
@@ -69,8 +69,8 @@ def test_nothing_is_left_of_the_file_where_a_fit_fails(moons, made, tmp_path, mo
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sklvebm.estimators._fitting.normalise", interrupt)
-    monkeypatch.setattr("sklvebm.estimators._fitting.promised_gain", lambda *_: 1.0)
+    monkeypatch.setattr("sklvebm.estimators._ebm.training.normalise", interrupt)
+    monkeypatch.setattr("sklvebm.estimators._ebm.training.promised_gain", lambda *_: 1.0)
     model = ParticleLVEBM(1, reference="gaussian", n_chains=16, max_iter=1, random_state=0)
     with sklearn.config_context(working_memory=0), pytest.raises(KeyboardInterrupt):
         model.fit(moons)
@@ -95,7 +95,7 @@ def test_a_continued_fit_does_not_write_into_the_pool_that_it_goes_on_from(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sklvebm.estimators._fitting.promised_gain", interrupt)
+    monkeypatch.setattr("sklvebm.estimators._ebm.training.promised_gain", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.fit(moons)
     assert model._training.state is state
@@ -105,14 +105,14 @@ def test_a_continued_fit_does_not_write_into_the_pool_that_it_goes_on_from(
 def test_the_normaliser_watches_so_many_chains_at_most(moons, monkeypatch):
     model = ParticleLVEBM(1, reference="gaussian", n_chains=32, max_iter=8, random_state=0)
     draws = clone(model).fit(moons).diagnostics_.n_pool_draws
-    monkeypatch.setattr(_normalising, "_MOST_CHAINS", 16)
+    monkeypatch.setattr(normalization, "_MOST_CHAINS", 16)
     limited = model.fit(moons)
     assert limited.diagnostics_.n_pool_draws * 2 == draws
     assert limited._training.state.pool.shape[1] == 32
 
 
 def test_chunks_follow_the_working_memory():
-    sizes = lambda *arguments: {s.stop - s.start for s in _boundary.chunks(*arguments)}  # noqa: E731
+    sizes = lambda *arguments: {s.stop - s.start for s in runtime.chunks(*arguments)}  # noqa: E731
     assert sizes(1000, 64) == {128}
     assert sizes(1000, 64, 1000) == {128}
     with sklearn.config_context(working_memory=1):

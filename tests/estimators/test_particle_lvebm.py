@@ -18,9 +18,10 @@ from sklvebm import (
     LogPartition,
     MixtureReference,
     ParticleLVEBM,
+    runtime,
 )
-from sklvebm.estimators import _boundary, _pool_fit
-from sklvebm.estimators._fitting import split_rows
+from sklvebm.estimators._ebm import fit as ebm_fit
+from sklvebm.preprocessing.splitting import split_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -256,7 +257,7 @@ def test_rows_are_answered_independently_of_their_batch(fitted, moons, method, m
     compare = few_differ if method == "inverse_transform" else all_agree
     compare(one_by_one, together[::10])
     compare(answer(rows[order]), together[order])
-    monkeypatch.setattr(_boundary, "_CHUNK_PARTICLES", 64 * 7)
+    monkeypatch.setattr(runtime, "_CHUNK_PARTICLES", 64 * 7)
     compare(answer(rows), together)
 
 
@@ -433,7 +434,7 @@ def test_a_continued_fit_holds_out_the_same_rows(small, moons, random_state, mon
         splits.append(split_rows(*arguments))
         return splits[-1]
 
-    monkeypatch.setattr(_pool_fit, "split_rows", recorded)
+    monkeypatch.setattr(ebm_fit, "split_rows", recorded)
     model = small(early_stopping=True, warm_start=True, random_state=random_state, max_iter=1)
     model.fit(moons).fit(moons)
     # rows that chose the parameters must not train them later, and particles belong to their rows

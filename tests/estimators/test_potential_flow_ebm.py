@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 
 from sklvebm import MLPEnergy, ParticleDivergenceError, PotentialFlowEBM
 from sklvebm.estimators import potential_flow_ebm
-from sklvebm.objectives.potential_flow import PotentialFlow
-from sklvebm.potentials import AnchoredPotential, flow_density, trace_directions
+from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
+from sklvebm.objectives.flow_matching import PotentialFlow
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -13,9 +13,10 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
-from sklvebm.estimators import _fitting
-from sklvebm.estimators._iterative_fit import believed_gain
-from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+from sklvebm.estimators._common.transactional_fit import believed_gain
+from sklvebm.estimators._ebm import training as ebm_training
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
+from sklvebm.preprocessing.splitting import split_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -89,14 +90,14 @@ class Sound:
 )
 def test_problems_of_the_particles_are_named(change, metrics, expected):
     pool = change(torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0)))
-    settings = _fitting.resolve_auto(SimpleNamespace(**ParticleLVEBM().get_params()), 100, 2)
-    objective = _fitting.new_objective(settings)
+    settings = ebm_training.resolve_auto(SimpleNamespace(**ParticleLVEBM().get_params()), 100, 2)
+    objective = ebm_training.new_objective(settings)
     problem = objective.problem(Sound.state(pool), {**Sound.metrics, **metrics})
     assert problem is None if expected is None else expected in problem
 
 
 def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch, moons):
-    monkeypatch.setattr(_fitting, "gain_over_reference", lambda *_: -0.1)
+    monkeypatch.setattr(ebm_training, "gain_over_reference", lambda *_: -0.1)
     model = ParticleLVEBM(1, reference="gaussian", max_iter=10, random_state=0).fit(moons)
     assert not model.improved_
     assert model.n_iter_ == 10
@@ -104,7 +105,7 @@ def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch,
     expected = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
     np.testing.assert_allclose(model.score_samples(moons), expected, atol=1e-9)
     # what is reported as monitored is the reference's, too
-    rows = _fitting.split_rows(moons, model, np.random.RandomState(model._split_seed)).monitor
+    rows = split_rows(moons, model, np.random.RandomState(model._split_seed)).monitor
     assert model.lower_bound_ == pytest.approx(expected[rows].mean())
 
 
@@ -121,7 +122,7 @@ def test_default_fits_are_never_far_below_their_reference_on_new_rows(seed):
 
 
 def test_a_model_that_is_its_reference_is_stored_with_what_it_trained_on(monkeypatch, moons):
-    monkeypatch.setattr(_fitting, "gain_over_reference", lambda *_: -0.1)
+    monkeypatch.setattr(ebm_training, "gain_over_reference", lambda *_: -0.1)
     model = ParticleLVEBM(1, max_iter=3, random_state=0).fit(moons)
     # the model's reference has seen the held-out rows, that of the training has not
     assert not torch.equal(model.reference_.means, model._training.reference.means)

@@ -17,7 +17,8 @@ from torch import nn
 
 import sklvebm.training
 from sklvebm import LinearGaussianEnergy, ParticleLVEBM
-from sklvebm.estimators import _model, _potential_model
+from sklvebm.estimators._ebm import fitted_model as ebm_model
+from sklvebm.estimators._flow import fitted_model as flow_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -422,7 +423,7 @@ def test_answers_do_not_depend_on_the_number_of_threads(small, moons):
 @pytest.mark.usefixtures("_two_threads")
 @pytest.mark.parametrize("kind", ["particles", "flow"])
 def test_chunks_keep_to_one_thread_whatever_other_threads_set(kind, fitted, fitted_flow, moons):
-    room, model = (_model, fitted) if kind == "particles" else (_potential_model, fitted_flow)
+    room, model = (ebm_model, fitted) if kind == "particles" else (flow_model, fitted_flow)
     both_in, seen = threading.Barrier(2, timeout=20.0), []
 
     def answer(_, x, *__):

@@ -8,9 +8,10 @@ import torch
 from scipy import stats
 from sklearn.mixture import GaussianMixture
 
-from sklvebm import ParticleLVEBM, TransformedDensity, WassersteinFlowEBM, inference
-from sklvebm.estimators import _fitting
-from sklvebm.estimators import _normalising as normalising
+from sklvebm import ParticleLVEBM, TransformedDensity, WassersteinFlowEBM
+from sklvebm.estimators._ebm import normalization
+from sklvebm.estimators._ebm import training as ebm_training
+from sklvebm.inference import posterior
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +130,8 @@ def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, moons):
             diagnostics = diagnostics._replace(rhat=1.5)
         return model, diagnostics
 
-    normalise = _fitting.normalise
-    monkeypatch.setattr(_fitting, "normalise", doubted)
+    normalise = ebm_training.normalise
+    monkeypatch.setattr(ebm_training, "normalise", doubted)
     given_up = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
     assert not given_up.improved_
     assert given_up.diagnostics_.verdict == "sound"
@@ -140,10 +141,10 @@ def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, moons):
 def test_a_gain_allows_for_a_bracket_of_a_tenth_of_it(moons):
     model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
     wide = model.diagnostics_._replace(bracket_width=0.08, tolerance=0.05)
-    assert _fitting.vouched_gain(1.0, wide)[0] == 1.0
-    assert _fitting.vouched_gain(1.0, wide)[1].verdict == "sound"
-    assert _fitting.vouched_gain(0.5, wide)[0] == 0.0
-    assert _fitting.vouched_gain(-0.5, wide)[0] == -0.5
+    assert ebm_training.vouched_gain(1.0, wide)[0] == 1.0
+    assert ebm_training.vouched_gain(1.0, wide)[1].verdict == "sound"
+    assert ebm_training.vouched_gain(0.5, wide)[0] == 0.0
+    assert ebm_training.vouched_gain(-0.5, wide)[0] == -0.5
 
 
 def test_a_far_test_row_costs_the_logarithm_of_its_distance():
@@ -161,9 +162,9 @@ def test_a_model_that_is_its_reference_is_exact_and_anneals_nothing(monkeypatch)
     def forbidden(*arguments, **options):
         raise AssertionError("nothing is annealed where the correction is zero")
 
-    monkeypatch.setattr(normalising, "estimate_log_partition", forbidden)
-    monkeypatch.setattr(normalising, "watch_pools", forbidden)
-    monkeypatch.setattr(inference, "anneal", forbidden)
+    monkeypatch.setattr(normalization, "estimate_log_partition", forbidden)
+    monkeypatch.setattr(normalization, "watch_pools", forbidden)
+    monkeypatch.setattr(posterior, "anneal", forbidden)
     X = np.random.default_rng(0).normal(size=(60, 5))
     model = ParticleLVEBM(2, max_iter=0, random_state=0).fit(X)
     assert tuple(model.log_partition_)[:4] == (0.0, 0.0, 0.0, 0.0)

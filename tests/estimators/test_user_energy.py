@@ -7,8 +7,8 @@ from torch import nn
 
 import sklvebm.training
 from sklvebm import LinearGaussianEnergy, ParticleLVEBM
-from sklvebm.energies import BridgedEnergy
 from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.models.energies import BridgedEnergy
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -19,8 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, WassersteinFlowEBM
-from sklvebm.estimators import _fitting, _pool_fit
-from sklvebm.objectives.wasserstein_flow import WassersteinFlow
+from sklvebm.estimators._ebm import fit as ebm_fit
+from sklvebm.estimators._ebm import training as ebm_training
+from sklvebm.objectives.proximal import WassersteinFlow
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -233,14 +234,14 @@ def test_a_continued_fit_that_diverges_keeps_what_there_was(moons, monkeypatch):
     def diverge(*_, **__):
         raise ParticleDivergenceError("on purpose")
 
-    monkeypatch.setattr(_pool_fit, "continue_training", diverge)
+    monkeypatch.setattr(ebm_fit, "continue_training", diverge)
     with pytest.raises(ParticleDivergenceError):
         model.fit(moons)
     assert model.score(moons) == score
 
 
 def test_where_annealing_does_not_confirm_the_model_is_its_reference(moons, monkeypatch):
-    monkeypatch.setattr(_fitting, "gain_over_reference", lambda *_: -0.1)
+    monkeypatch.setattr(ebm_training, "gain_over_reference", lambda *_: -0.1)
     model = small(max_iter=10).fit(moons)
     assert not model.improved_
     x = torch.from_numpy((moons - model.mean_) / model.scale_)

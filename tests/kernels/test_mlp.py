@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.dynamics.langevin import crank_nicolson_step, mala_step, start, ula_step
-from sklvebm.energies import (
+from sklvebm.kernels import mlp
+from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.mcmc.langevin import crank_nicolson_step, mala_step, start, ula_step
+from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import (
     ACTIVATIONS,
     AnchoredEnergy,
     BridgedEnergy,
     LinearGaussianEnergy,
     MLPEnergy,
 )
-from sklvebm.gradients import autograd_correction_and_grad, joint_target
-from sklvebm.kernels import mlp
-from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.particles import IndependentNoise
-from sklvebm.reference import MixtureReference
+from sklvebm.models.targets import autograd_correction_and_grad, joint_target
 
 D, L = 3, 2
 

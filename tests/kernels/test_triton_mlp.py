@@ -16,12 +16,12 @@ import torch
 
 from sklvebm import backends
 from sklvebm.backends import _largest_error, select_correction_and_grad
-from sklvebm.dynamics.langevin import crank_nicolson_step, mala_step, start, ula_step
-from sklvebm.energies import ACTIVATIONS, AnchoredEnergy, MLPEnergy
-from sklvebm.gradients import autograd_correction_and_grad, joint_target
 from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.particles import IndependentNoise
-from sklvebm.reference import MixtureReference
+from sklvebm.mcmc.langevin import crank_nicolson_step, mala_step, start, ula_step
+from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import ACTIVATIONS, AnchoredEnergy, MLPEnergy
+from sklvebm.models.targets import autograd_correction_and_grad, joint_target
 
 triton = pytest.importorskip("triton")
 

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.objectives import tempered_pool
 from sklvebm.objectives.pool import with_offers
 from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.particles import IndependentNoise
 
 RARE, LIFT = 1e-5, 11.0  # weight of the component far out; what it is lifted by, nats
 N_CHAINS = 4000

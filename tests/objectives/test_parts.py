@@ -5,17 +5,17 @@ import contextlib
 import pytest
 import torch
 
-from sklvebm import thread_limits
-from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import AnchoredEnergy, MLPEnergy, multiply_adds
+from sklvebm import threads
+from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.mcmc.state import Batch, IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, multiply_adds
 from sklvebm.objectives import parts
 from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
 from sklvebm.objectives.pool import sweep_pool
 from sklvebm.objectives.posteriors import ParticlePosterior
 from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.particles import Batch, IndependentNoise
-from sklvebm.reference import MixtureReference
-from sklvebm.thread_limits import team
+from sklvebm.threads import team
 
 CPU = torch.device("cpu")
 
@@ -42,8 +42,8 @@ def trained():
 @pytest.fixture
 def dear(monkeypatch):
     """Ten rows are a part."""
-    monkeypatch.setattr(thread_limits, "_OF_EACH_PART", 10.0 * multiply_adds(trained()))
-    monkeypatch.setattr(thread_limits, "_WORTH_TWO_PARTS", 20.0 * multiply_adds(trained()))
+    monkeypatch.setattr(threads, "_OF_EACH_PART", 10.0 * multiply_adds(trained()))
+    monkeypatch.setattr(threads, "_WORTH_TWO_PARTS", 20.0 * multiply_adds(trained()))
 
 
 def values_and_gradients(energy, rows):
@@ -73,7 +73,7 @@ def test_values_and_gradients_in_parts_are_those_of_the_whole(
     seen = []
     correction = energy.correction
     with monkeypatch.context() as patch:
-        patch.setattr(thread_limits, "_WORTH_TWO_PARTS", 1e9)
+        patch.setattr(threads, "_WORTH_TWO_PARTS", 1e9)
         whole = values_and_gradients(energy, rows)
     if not keeps_graphs:
         monkeypatch.setattr(parts, "_MOST_IN_GRAPH", 44)

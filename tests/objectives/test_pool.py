@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from sklvebm.dynamics.langevin import KERNELS
-from sklvebm.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.objectives import parts as parts_module
 from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives import tempered_pool
-from sklvebm.objectives.particle_likelihood import ParticleLikelihood
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.objectives.parts import noises_of_parts
 from sklvebm.objectives.pool import observe_pool, pool_corrections, sweep_pool
-from sklvebm.particles import IndependentNoise
-from sklvebm.reference import MixtureReference
 
 
 def generator(seed=0):

@@ -1,0 +1,53 @@
+"""Rows of a continued fit that lie outside of the reference: found, named, and given components."""
+
+import math
+import warnings
+
+import numpy as np
+import torch
+
+from sklvebm.inference.missed_components import is_outside
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.preprocessing.scaling import Standardisation
+
+_TAIL_SHARE = 0.01  # of the defensive component, in telling which rows are outside
+_FEWEST = 3  # rows outside, more than which may be a region of their own
+_DRAWS, _SIGMAS = 4096, 4.0  # of the reference; standard deviations of how many may be outside
+_NAMED = 5  # rows in a warning
+
+
+def rows_outside(X: np.ndarray, chart: Standardisation, reference: MixtureReference) -> np.ndarray:
+    """Return the places of rows of X that lie outside of a reference, if they are too many.
+
+    None where there are no more of them than draws of the reference would have there.
+    """
+    rows = torch.from_numpy(chart.apply(X))
+    outside = np.flatnonzero(is_outside(reference, rows, _TAIL_SHARE).numpy())
+    y = reference.sample(_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
+    own = is_outside(reference, reference.to_features(y), _TAIL_SHARE)
+    expected = float(own.double().mean()) * len(rows)
+    few = len(outside) <= max(_FEWEST, expected + _SIGMAS * math.sqrt(expected))
+    return outside[:0] if few else outside
+
+
+def warn_of_drift(
+    X: np.ndarray, chart: Standardisation, reference: MixtureReference, consequence: str
+) -> np.ndarray:
+    """Return `rows_outside`, and warn of them.
+
+    Warns
+    -----
+    UserWarning
+        If there are some: how many, which, and what becomes of them.
+    """
+    outside = rows_outside(X, chart, reference)
+    if len(outside):
+        named = ", ".join(map(str, outside[:_NAMED])) + (", ..." if len(outside) > _NAMED else "")
+        warnings.warn(
+            f"{len(outside)} of {len(X)} rows ({named}) lie outside of the reference that the "
+            f"first rows were given{consequence}. If the rows keep drifting, fit anew to rows of "
+            "all kinds.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return outside

@@ -1,0 +1,40 @@
+"""Validation of X: a float array of finite numbers, with errors that name the column."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
+
+from sklvebm.messages import naming_columns
+from sklvebm.validation import as_plain_array
+
+
+def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 1) -> np.ndarray:
+    """Return X as a float array (n_samples, n_features), checked by scikit-learn.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Remembers the columns if `reset`, else knows them.
+    X : array-like of shape (n_samples, n_features)
+        Rows in the units of the data.
+    reset : bool
+        Whether these are the rows that a fit starts from.
+    least : int, default=1
+        Fewest rows.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If X is not usable, or has other columns than the rows fitted.
+    """
+    with naming_columns(X):
+        return validate_data(
+            estimator,
+            as_plain_array(X),
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            order="C",
+            ensure_min_samples=least,
+        )

@@ -1,0 +1,76 @@
+"""Continued fits: components of the reference for rows that lie outside of it."""
+
+import copy
+
+import numpy as np
+import torch
+
+from sklvebm.estimators._common.drift import warn_of_drift
+from sklvebm.estimators._ebm.training import Training
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.mixtures.stacking import choose_mixture, fit_ensemble
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.models.reach import reach_of_rows
+from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.training import Optimisation
+
+_MOST_ADDED = 0.5  # of the density, in one step
+
+
+def follow_drift(
+    X: np.ndarray, chart: Standardisation, training: Training, source: np.random.RandomState
+) -> Training:
+    """Return a training whose reference has components where it had only its tails.
+
+    A reference is fitted to the first rows. Where later ones lie outside of it, the correction is
+    zero and no chain comes by: neither can learn them. They get components of their own, with the
+    share of the chunk that they are, half at most.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows of the continued fit, in the units of the data.
+    chart : Standardisation
+        Units of the model, which stay.
+    training : Training
+        What is continued; its energies are given the new reference in place.
+    source : numpy.random.RandomState
+        Of the new components' starts.
+
+    Warns
+    -----
+    UserWarning
+        If rows are outside.
+    """
+    reference = training.reference
+    outside = warn_of_drift(X, chart, reference, ": it gets components there")
+    if not len(outside):
+        return training
+    rows = chart.apply(X)
+    share = min(len(outside) / len(rows), _MOST_ADDED)
+    extended = _extended(reference, rows[outside], share, source)
+    energy, average, optimizer, n_updates = training.optimisation
+    seed = int(source.randint(2**30))
+    for model in (energy, average):
+        like = model.reference.location
+        model.reference = copy.deepcopy(extended).to(like)
+        if isinstance(model, AnchoredEnergy) and model.reach is not None:
+            model.reach = reach_of_rows(rows, extended, seed).to(like)
+    optimisation = Optimisation(energy, average, optimizer, n_updates)
+    # what cross-validation chose of the first rows is not what these rows have
+    return training._replace(optimisation=optimisation, reference=extended, choice=None)
+
+
+def _extended(
+    reference: MixtureReference, rows: np.ndarray, share: float, source: np.random.RandomState
+) -> MixtureReference:
+    """Return the reference with components fitted to standardised rows, of a share in all."""
+    ensemble = fit_ensemble(rows, choose_mixture(rows, source), source)
+    weights, means, covariances = [], [], []
+    for weight, member in zip(ensemble.weights, ensemble.members, strict=True):
+        matrices, of = member.covariance_matrices()
+        weights.append(weight * member.weights)
+        means.append(member.means)
+        covariances.append(matrices[of])
+    parts = (torch.from_numpy(np.concatenate(part)) for part in (weights, means, covariances))
+    return reference.with_components(*parts, share)

@@ -1,0 +1,293 @@
+"""The last act of `fit`: equilibrate the pool, bracket log Z, measure what can be trusted."""
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.estimators._common.transactional_fit import believed_gain
+from sklvebm.estimators._ebm.diagnostics import (
+    MAX_RHAT,
+    Diagnostics,
+    diagnose,
+    diagnose_reference,
+    disagreement,
+)
+from sklvebm.estimators._ebm.fitted_model import Model
+from sklvebm.inference.independent_check import check_independently, widened
+from sklvebm.inference.missed_components import defended, rare_components, with_rare
+from sklvebm.inference.posterior import ROW_PARTICLES, posterior_particles
+from sklvebm.mcmc.state import IndependentNoise, ParticleState
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.mixtures.reference_check import check_reference
+from sklvebm.models.energies import AnchoredEnergy, PathEnergy
+from sklvebm.models.targets import joint_target
+from sklvebm.objectives.pool import Observation, observe_pool
+from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.smc.annealing import Ladder
+from sklvebm.smc.log_partition import LogPartition, Normalisation, estimate_log_partition
+from sklvebm.smc.quasi_random import latent_nodes
+from sklvebm.smc.resampling import effective_sample_size
+from sklvebm.training import TrainingResult
+
+_EQUILIBRATION_SWEEPS, _MOST_SWEEPS = 20, 60  # the first, and one more per feature
+_WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
+_DEFENSIVE_SHARE = 0.125  # of the particles of a pool that starts away from the data
+_WALKERS = 512
+_RUNGS = 8  # where training had no ladder of its own
+_MOST_CHAINS = 2**12  # of a pool that is watched: traces of more would outgrow it
+# widths of the bracket of log Z, for two features and for each further one, in nats
+_WANTED = (0.02, 0.005)  # the effort stops growing
+_TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
+_MAX_STEPS = 512
+_POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1
+_CHUNK_ROWS = 128
+
+
+def normaliser_pool(settings: SimpleNamespace) -> TemperedPool:
+    """Return the pool that the normaliser moves: tempered, exact on the reference."""
+    return TemperedPool(
+        dynamics="crank-nicolson",
+        n_chains=min(settings.n_chains, _MOST_CHAINS),
+        n_temperatures=settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS,
+        n_langevin_steps=settings.n_langevin_steps,
+        step_size=None,
+    )
+
+
+def normalise(
+    energy: PathEnergy,
+    reference: MixtureReference,
+    state: ParticleState,
+    rows: Tensor,
+    settings: SimpleNamespace,
+    chart: Standardisation,
+    seed: int,
+    generator: torch.Generator,
+) -> tuple[Model, Diagnostics]:
+    """Bracket log Z of trained parameters and measure the sampler.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The trained model.
+    reference : MixtureReference
+        Its reference before it was rounded for training.
+    state : ParticleState
+        Particles at the end of training.
+    rows : Tensor of shape (N, D)
+        Standardised training rows: starts of the pool that begins at the data.
+    settings : SimpleNamespace
+        Constructor parameters.
+    chart : Standardisation
+        Units of the model.
+    seed : int
+        Seed of the model's deterministic results.
+    generator : torch.Generator
+        Source of all noise.
+
+    Returns
+    -------
+    model : Model
+        Complete, in float64, on the CPU.
+    diagnostics : Diagnostics
+        What was measured.
+    """
+    exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
+    exact.reference = reference
+    checks = check_reference(reference, rows, seed)
+    further = max(0, energy.n_features - 2)
+    checks["tolerance"] = _TRUSTED[0] + _TRUSTED[1] * further
+    checks["is_anchored"] = isinstance(energy, AnchoredEnergy)
+    checks["n_posterior_particles"] = ROW_PARTICLES if energy.n_latents > 0 else 0
+    model = Model(
+        energy=exact,
+        standardisation=chart,
+        log_partition=LogPartition(0.0, 0.0, 0.0, 0.0, math.inf),
+        ladder=plain_ladder(settings),
+        n_annealing_steps=1,
+        latent_step_size=2.0,
+        seed=seed,
+    )
+    if isinstance(energy, AnchoredEnergy) and energy.is_zero:
+        # the reference is normalised, and draws of it are exact
+        size = float(checks["n_posterior_particles"])
+        n_temperatures = len(model.ladder.betas)
+        return model, diagnose_reference(n_temperatures, posterior_sample_size=size, **checks)
+    tempered = normaliser_pool(settings)
+    bracketed = bracket_log_partition(energy, tempered, state, rows, settings, generator)
+    model = model._replace(
+        log_partition=bracketed.normalisation.estimate,
+        ladder=Ladder(*(part.cpu().double() for part in bracketed.ladder)),
+        n_annealing_steps=bracketed.normalisation.n_steps,
+        latent_step_size=min(2.0, float(state.latent_step_size)),
+    )
+    return model, diagnose(
+        bracketed.normalisation,
+        bracketed.observations,
+        posterior_sample_size=posterior_sample_size(model, rows),
+        **bracketed.measured,
+        **checks,
+    )
+
+
+def plain_ladder(settings: SimpleNamespace) -> Ladder:
+    """Return the ladder of a model that is its reference, where every step is exact."""
+    n_rungs = settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS
+    betas = torch.linspace(0.0, 1.0, n_rungs, dtype=torch.float64)
+    return Ladder(betas, torch.full_like(betas, 2.0), torch.zeros_like(betas))
+
+
+class Bracketed(NamedTuple):
+    """A bracket of log Z with what was watched on the way."""
+
+    normalisation: Normalisation
+    ladder: Ladder
+    observations: list[Observation]
+    measured: dict[str, float]  # fields of `Diagnostics`
+
+
+def bracket_log_partition(
+    energy: PathEnergy,
+    tempered: TemperedPool,
+    state: ParticleState,
+    rows: Tensor,
+    settings: SimpleNamespace,
+    generator: torch.Generator,
+) -> Bracketed:
+    """Equilibrate a pool, watch it, anneal both ways, and compare with independent draws.
+
+    Parameters
+    ----------
+    tempered : TemperedPool
+        How the pool moves.
+    energy, state, rows, settings, generator
+        As in `normalise`.
+    """
+    if settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson":
+        state = state._replace(pool=state.pool[:, : tempered.n_chains])
+    else:
+        state = tempered.init(energy, generator)
+    # half of the walkers that leave the model come from the trained pool, half from the watched
+    n_snapshots = math.ceil(0.5 * _WALKERS / settings.n_chains)
+    n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
+    n_sweeps = max(n_sweeps, 2 * n_snapshots)
+    state, draws = tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
+    observations = watch_pools(energy, tempered, state, rows, generator)
+    watched = [o.state.pool[-1][: _WALKERS // 4] for o in observations]
+    model_draws = torch.cat([draws[-_WALKERS // 2 :], *watched])
+    target = joint_target(energy, select_correction_and_grad(energy))
+    ladder, noise = tempered.ladder(state), IndependentNoise(generator)
+    tolerance = _WANTED[0] + _WANTED[1] * max(0, energy.n_features - 2)
+    normalisation = estimate_log_partition(
+        target,
+        lambda: energy.reference.sample(len(model_draws), generator, stratified=True),
+        model_draws,
+        ladder,
+        noise=noise,
+        tolerance=tolerance,
+        max_steps=_MAX_STEPS,
+    )
+    rare = rare_components(energy, len(model_draws), generator)
+    estimate = with_rare(normalisation.estimate, rare)
+    rare_mass = estimate.upper - normalisation.estimate.upper
+    check = check_independently(
+        energy, target, ladder, model_draws, n_steps=normalisation.n_steps, noise=noise
+    )
+    estimate = widened(estimate, check, tolerance)
+    measured = {
+        "rare_mass": rare_mass,
+        "log_z_importance": check.importance.value,
+        "importance_shape": check.importance.shape,
+        "log_z_defended": check.annealed.value,
+        "log_z_from_model": check.reverse.value,
+        "from_model_shape": check.reverse.shape,
+    }
+    normalisation = normalisation._replace(estimate=estimate)
+    return Bracketed(normalisation, ladder, observations, measured)
+
+
+def watch_pools(
+    energy: PathEnergy,
+    tempered: TemperedPool,
+    state: ParticleState,
+    rows: Tensor,
+    generator: torch.Generator,
+) -> list[Observation]:
+    """Watch a pool that starts at data rows and one that starts at the defended reference.
+
+    An eighth of the latter's particles start around the rows, wider than these. Both are watched
+    anew, twice as long, until they agree or the rounds are used up.
+    """
+    reference = energy.reference
+    t, c, width = state.pool.shape
+    wider = defended(reference, _DEFENSIVE_SHARE)
+    from_reference = wider.sample(t * c, generator).to(state.pool)
+    from_data = reference.sample(t * c, generator).to(state.pool)
+    picked = rows[torch.randint(len(rows), (t * c,), generator=generator, device=rows.device)]
+    from_data = torch.cat(
+        [reference.from_features(picked), from_data[:, reference.n_features :]], 1
+    )
+    noise = IndependentNoise(generator)
+    states = [
+        state._replace(pool=start.reshape(t, c, width)) for start in (from_data, from_reference)
+    ]
+    # the first round is burn-in
+    for number, n_sweeps in enumerate(_WATCH_ROUNDS):
+        observations = [
+            observe_pool(energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise)
+            for pool in states
+        ]
+        states = [observation.state for observation in observations]
+        if number > 0 and disagreement(observations) <= MAX_RHAT:
+            break
+    return observations
+
+
+def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor, rival: Tensor) -> float:
+    """Return the gain over the reference on monitored rows (N, D) as training saw it, nats.
+
+    As `gain_over_reference`, with the ladder's log Z. The best epoch was chosen by it, so that it
+    flatters: without a promise there is nothing to normalise for.
+    """
+    with torch.no_grad():
+        nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
+        evidence = -free_energy_bound(energy, rows, nodes)
+        base = energy.reference.log_marginal(rows).double()
+    gains = (evidence - base).cpu() - rival
+    # the mean over several epochs instead of that of one
+    mean = result.best_lower_bound - float(base.mean()) - float(rival.mean())
+    return mean - float(gains.mean()) + believed_gain(gains)
+
+
+def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
+    """Return by how much rows, standardised (N, D), prefer the model to a reference, nats.
+
+    The mean lower bound minus that of the reference that would be kept instead, which is `rival`
+    (N,) nats better than the model's own; with log Z from above, and as far as so few rows can be
+    believed: ten can be pleased by chance.
+    """
+    parts = [
+        posterior_particles(
+            model.energy, x, step_size=model.latent_step_size, seed=model.seed
+        ).log_total_weight()
+        for x in rows.cpu().double().split(_CHUNK_ROWS)
+    ]
+    gains = torch.cat(parts) - rival
+    return believed_gain(gains) - model.log_partition.upper
+
+
+def posterior_sample_size(model: Model, rows: Tensor) -> float:
+    """Return the effective number of posterior particles that nine of ten random rows have."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(model.seed))
+    x = rows[order[:_POSTERIOR_ROWS].to(rows.device)].cpu().double()
+    particles = posterior_particles(
+        model.energy, x, step_size=model.latent_step_size, seed=model.seed
+    )
+    sizes = effective_sample_size(particles.log_weights)
+    return float(torch.quantile(sizes, _POSTERIOR_QUANTILE))

@@ -1,0 +1,140 @@
+r"""The explicit energy of a potential at one time: its normaliser and moves that leave it alone.
+
+.. math:: E_t(x) = -\frac{t \Phi(x, t) - |x|^2 / 2}{1 - t}
+              = -\log q_t(x) - t G(x, t) + \mathrm{const}
+          \qquad \text{(docs/potential_flow.md, eq. 2)}
+
+Relative to the reference's law at the same time it is a bounded correction, so that annealing
+between the two normalises it.
+"""
+
+import torch
+from torch import Tensor
+
+from sklvebm.flows.ode import graded_times
+from sklvebm.flows.potentials import AnchoredPotential, finest_scale, transport
+from sklvebm.inference.equilibration import Equilibrated, equilibrated, moved, single_rung
+from sklvebm.inference.missed_components import rare_components
+from sklvebm.mcmc.langevin import start
+from sklvebm.mcmc.state import IndependentNoise, Target
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.targets import joint_target
+from sklvebm.smc.log_partition import LogPartition, Normalisation, estimate_log_partition
+
+_N_BURN_IN = 50  # moves of the walkers that leave the model
+_MAX_STEPS = 512  # of annealing
+
+
+class PotentialSlice:
+    """A potential at one time as an energy without latents, on the reference's law at that time.
+
+    Parameters
+    ----------
+    potential : AnchoredPotential
+        With a network.
+    time : float
+        In (0, 1].
+    """
+
+    def __init__(self, potential: AnchoredPotential, time: float) -> None:
+        self.potential, self.time = potential, time
+        weights, means, covariances = potential.mixture.moments(time)
+        self.reference = MixtureReference(
+            weights,
+            means,
+            covariances,
+            covariance_of=potential.mixture.covariance_of,
+            latent_map=means.new_zeros(0, means.shape[1]),
+            latent_variance=means.new_ones(0),
+            location=weights @ means,
+        )
+        self.n_features, self.n_latents = means.shape[1], 0
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `-t G` (B,) at rows x (B, D), nats; there are no latents z (B, 0)."""
+        return -self.time * self.potential.correction(x, torch.full_like(x[:, 0], self.time)).to(x)
+
+    def correction_and_grad(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `-t G` (B,) with its gradients in x (B, D) and in no latents (B, 0)."""
+        jet = self.potential.jet(x, torch.full_like(x[:, 0], self.time))
+        return -self.time * jet.value.to(x), -self.time * jet.grad.to(x), z
+
+    def target(self) -> Target:
+        """Return the path from the reference's law to the energy; positions are white (B, D)."""
+        return joint_target(self, lambda x, z: self.correction_and_grad(x, z))
+
+
+def polish(slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
+    """Move rows x (B, D) by Metropolis-adjusted steps that leave the slice's density alone."""
+    chains = start(slice_.reference.from_features(x.double()), slice_.target())
+    chains, _ = moved(slice_, chains, n_steps, generator)
+    return slice_.reference.to_features(chains.position)
+
+
+def normalise_slice(
+    slice_: PotentialSlice,
+    n_walkers: int,
+    n_flow_steps: int,
+    generator: torch.Generator,
+    tolerance: float,
+) -> Normalisation:
+    """Bracket the slice's log normaliser by annealing in both directions.
+
+    Parameters
+    ----------
+    slice_ : PotentialSlice
+        The energy.
+    n_walkers : int
+        Walkers in each direction. Those that leave the model come from its flow, and are moved
+        by steps that leave the energy's density alone.
+    n_flow_steps : int
+        Integrator steps of the flow.
+    generator : torch.Generator
+        Source of all noise.
+    tolerance : float
+        Width of the bracket, in nats, at which the effort stops growing.
+
+    Returns
+    -------
+    normalisation : Normalisation
+        Its estimate is relative to the normalised law of the reference.
+
+    Notes
+    -----
+    Where the correction lifted components of the reference that are too rare for a walker, the
+    annealing starts in them as often as the energy has them, and the walkers that leave the model
+    are annealed as well: whether the flow carries anything there is what the normalised energy is
+    to be compared with.
+    """
+    path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
+    rare = rare_components(slice_, n_walkers, generator)
+    if len(rare.index) > 0:
+        found = equilibrated(slice_, n_walkers, rare, generator)
+        if found.energy is not slice_:
+            path, chains, step_size = found
+    return estimate_log_partition(
+        path.target(),
+        lambda: path.reference.sample(n_walkers, generator, stratified=True),
+        chains.position,
+        single_rung(step_size),
+        noise=IndependentNoise(generator),
+        tolerance=tolerance,
+        max_steps=_MAX_STEPS,
+    )
+
+
+def _flow_chains(
+    slice_: PotentialSlice, n: int, n_flow_steps: int, generator: torch.Generator
+) -> Equilibrated:
+    """Return n chains that come from the slice's flow, moved on its density."""
+    like = slice_.reference.means
+    noise = torch.randn(
+        (n, slice_.n_features), generator=generator, dtype=like.dtype, device=like.device
+    )
+    times = graded_times(n_flow_steps, finest_scale(slice_.potential.mixture), slice_.time)
+    draws = slice_.reference.from_features(transport(slice_.potential, noise, times))
+    chains = start(draws, slice_.target())
+    return Equilibrated(slice_, *moved(slice_, chains, _N_BURN_IN, generator))
+
+
+EXACT = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # of a potential without correction

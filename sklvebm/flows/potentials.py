@@ -1,0 +1,345 @@
+r"""Scalar potentials whose gradient carries noise into data, anchored on a noised mixture.
+
+.. math:: \Phi(x, t) = \tfrac12 |x|^2
+              + (1 - t) \left( \tfrac1t \log \frac{q_t(x)}{N(x; 0, I)} + G(x, t) \right)
+          \qquad \text{(docs/potential_flow.md, eq. 2)}
+
+Without the correction G the gradient of the potential carries N(0, I) exactly along the laws q_t of
+the reference. With it, `log q_t + t G` is the log-density at time t up to a constant, so that the
+limit t = 1 exists. G is a network with a soft bound, in nats, and starts at zero.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sklvebm.flows.interpolant import LOG_2PI, NoisedMixture
+from sklvebm.flows.ode import (
+    Carried,
+    Field,
+    Rates,
+    Step,
+    graded_times,
+    integrate,
+    runge_kutta_step,
+)
+from sklvebm.models.convolutions import ConvLayerEnergy
+from sklvebm.models.energies import MLPEnergy
+
+_LEAST_TIME = 1e-6  # where log q_t - log N, which has the factor t, is divided by t
+
+
+PotentialNetwork = MLPEnergy | ConvLayerEnergy
+
+
+class Jet(NamedTuple):
+    """A scalar function of x at rows (B, D), with derivatives in x."""
+
+    value: Tensor  # (B,)
+    grad: Tensor  # (B, D)
+    rate: Tensor  # (B,), derivative in time
+    second: Tensor | None  # (B, S), second derivatives summed over each set of directions
+
+
+class AnchoredPotential(nn.Module):
+    """A noised mixture's potential plus a softly bounded correction.
+
+    Parameters
+    ----------
+    mixture : NoisedMixture
+        The reference.
+    network : MLPEnergy, ConvLayerEnergy or None
+        The function g of x and, in place of a latent, the time; None: the potential is the
+        reference's.
+    bound : float, default=15.0
+        The number c of `G = c tanh(g / c)`, in nats: log-densities differ from the reference's by
+        at most this, up to a constant, so that they stay normalisable whatever the network does.
+    """
+
+    def __init__(
+        self, mixture: NoisedMixture, network: PotentialNetwork | None, bound: float = 15.0
+    ) -> None:
+        super().__init__()
+        self.mixture, self.network, self.bound = mixture, network, bound
+
+    @property
+    def n_features(self) -> int:
+        """Width D of x."""
+        return self.mixture.n_features
+
+    @property
+    def trace_is_free(self) -> bool:
+        """Whether the exact Laplacian costs no more than the gradient: one hidden layer at most."""
+        return self.network is None or len(self.network.weights) == 1
+
+    def correction(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return G at rows x (B, D) and their times t (B,); (B,), nats."""
+        if self.network is None:
+            return torch.zeros_like(x[:, 0])
+        like = self.network.output
+        value = self.network(x.to(like), t.to(like).unsqueeze(1))
+        return self.bound * torch.tanh(value / self.bound)
+
+    def jet(self, x: Tensor, t: Tensor, directions: Tensor | None = None) -> Jet:
+        """Return G with derivatives.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, D)
+            Points.
+        t : Tensor of shape (B,)
+            Times.
+        directions : Tensor of shape (S, K, D) or None, default=None
+            S sets of K directions along which second derivatives are summed. None: none.
+
+        Returns
+        -------
+        jet : Jet
+            In the network's precision; the autograd graph leads to its parameters.
+        """
+        if self.network is None:
+            second = None if directions is None else x.new_zeros(len(x), len(directions))
+            none = torch.zeros_like(x[:, 0])
+            return Jet(none, torch.zeros_like(x), none, second)
+        like = self.network.output
+        directions = None if directions is None else directions.to(like)
+        inner = network_jet(self.network, x.to(like), t.to(like), directions)
+        bent = torch.tanh(inner.value / self.bound)
+        slope = 1.0 - bent.square()
+        second = inner.second
+        if directions is not None:
+            along = torch.einsum("bd,skd->bsk", inner.grad, directions).square().sum(-1)
+            second = slope[:, None] * (second - (2.0 / self.bound) * bent[:, None] * along)
+        return Jet(self.bound * bent, slope[:, None] * inner.grad, slope * inner.rate, second)
+
+    def log_reference(self, x: Tensor, t: float) -> Tensor:
+        """Return the reference's `log q_t` at rows x (B, D); (B,), nats."""
+        time = torch.tensor([t], dtype=torch.float64, device=x.device)
+        return self.mixture.values(x.unsqueeze(0), time).log_density[0]
+
+    def energy(self, x: Tensor, t: float) -> Tensor:
+        r"""Return the explicit energy at time t, unnormalised: `-(t Φ - |x|^2 / 2) / (1 - t)`.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, D)
+            Points of the law at time t, standardised units.
+        t : float
+            Time in [0, 1]; at 1 the limit.
+
+        Returns
+        -------
+        energy : Tensor of shape (B,)
+            Nats, up to a constant that depends on t.
+        """
+        times = torch.full_like(x[:, 0], t)
+        return -self.log_reference(x, t) - t * self.correction(x, times)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return Φ at rows x (B, D) and times t (B,), up to a function of t; (B,)."""
+        log_ratio = self.mixture.values(x.unsqueeze(1), t).log_ratio.squeeze(1)
+        anchored = log_ratio / t.double().clamp(min=_LEAST_TIME) + self.correction(x, t)
+        return 0.5 * x.square().sum(1) + (1.0 - t) * anchored
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        """Return the gradient of Φ at rows x (B, D) and one time; (B, D), float64."""
+        return flow_field(self)(x, t).velocity
+
+
+def standard_normal(x: Tensor) -> Tensor:
+    """Return `log N(x; 0, I)` of rows x (B, D), (B,), nats."""
+    return -0.5 * (x.square().sum(1) + x.shape[1] * LOG_2PI)
+
+
+# Networks ----------------------------------------------------------------------------------------
+
+
+def _derivatives(activation: str, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an activation with its first and second derivative at a."""
+    if activation == "tanh":
+        value = torch.tanh(a)
+        slope = 1.0 - value.square()
+        return value, slope, -2.0 * value * slope
+    gate = torch.sigmoid(a)
+    bend = gate * (1.0 - gate)
+    if activation == "softplus":
+        return nn.functional.softplus(a), gate, bend
+    return a * gate, gate + a * bend, bend * (2.0 + a * (1.0 - 2.0 * gate))
+
+
+def network_jet(
+    network: PotentialNetwork, x: Tensor, t: Tensor, directions: Tensor | None = None
+) -> Jet:
+    """Return a network of x and the time with derivatives; shapes as in `AnchoredPotential.jet`.
+
+    Gradients go backwards through the layers, second derivatives forwards, beside the values: K
+    directions cost about K evaluations, but nothing in a network with one hidden layer, where
+    tangents are the same for all rows.
+    """
+    d = x.shape[1]
+    hidden = torch.cat([x, t.unsqueeze(1)], 1)
+    slopes, weights = [], list(network.weights)
+    for layer, (weight, bias) in enumerate(zip(weights, network.biases, strict=True)):
+        hidden, slope, bend = _derivatives(network.activation, torch.addmm(bias, hidden, weight.T))
+        slopes.append(slope)
+        if directions is None:
+            continue
+        if layer == 0:  # the same tangents for all rows; no second derivatives yet
+            tangent = (directions @ weight[:, :d].T).unsqueeze(0)  # (1, S, K, H)
+            second = bend[:, None] * tangent.square().sum(-2)  # (B, S, H)
+        else:
+            tangent = tangent @ weight.T
+            second = slope[:, None] * (second @ weight.T)
+            second = second + bend[:, None] * tangent.square().sum(-2)
+        if layer + 1 < len(weights):
+            tangent = slope[:, None, None] * tangent
+    grad = slopes[-1] * network.output
+    for layer in range(len(slopes) - 1, 0, -1):
+        grad = slopes[layer - 1] * (grad @ weights[layer])
+    grad = grad @ weights[0]
+    value = hidden @ network.output
+    second = None if directions is None else second @ network.output
+    return Jet(value, grad[:, :d], grad[:, d], second)
+
+
+def trace_directions(
+    n_features: int,
+    n_probes: int,
+    generator: torch.Generator,
+    n_sets: int = 1,
+    *,
+    like: Tensor | None = None,
+) -> Tensor:
+    r"""Return directions whose second derivatives sum to an unbiased estimate of the Laplacian.
+
+    Parameters
+    ----------
+    n_features : int
+        Width D.
+    n_probes : int
+        Directions K of each set; D or more give the exact trace.
+    generator : torch.Generator
+        Source of the probes.
+    n_sets : int, default=1
+        Independent sets S.
+    like : Tensor or None, default=None
+        Gives the device, which must be the generator's; None is the CPU.
+
+    Returns
+    -------
+    directions : Tensor of shape (S, min(K, D), D)
+        Orthogonal within a set, of squared length D / K: their estimate has a variance smaller
+        than that of independent probes, and none for K = D.
+    """
+    options = {"dtype": torch.float64, "device": None if like is None else like.device}
+    if n_probes >= n_features:
+        return torch.eye(n_features, **options).expand(n_sets, -1, -1)
+    normal = torch.randn((n_sets, n_features, n_probes), generator=generator, **options)
+    # uniform on the rotations: the signs of QR are not
+    orthonormal, triangle = torch.linalg.qr(normal)
+    signs = torch.sign(torch.diagonal(triangle, dim1=1, dim2=2))
+    directions = (orthonormal * signs[:, None]).transpose(1, 2)
+    return directions * math.sqrt(n_features / n_probes)
+
+
+# Flows -------------------------------------------------------------------------------------------
+
+
+def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -> Field:
+    r"""Return the gradient of the potential and, with directions, what its density gains.
+
+    Along a path of the flow, the log-density gains on the reference's
+
+    .. math:: \frac{d}{dt} \log \frac{p_t}{q_t}
+                  = -(1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
+              \qquad \text{(docs/potential_flow.md, eq. 5)}
+
+    which is zero where there is no correction: the error of the integrator touches the correction
+    alone.
+
+    Parameters
+    ----------
+    potential : AnchoredPotential
+        The potential.
+    directions : Tensor of shape (S, K, D) or None, default=None
+        Directions of the Laplacian (`trace_directions`), one estimate for each set.
+
+    Returns
+    -------
+    field : callable
+        Maps positions (B, D) and a time to velocity (B, D) and gain (B, S), nats per unit of time.
+    """
+    mixture = potential.mixture
+
+    def field(x: Tensor, t: float) -> Rates:
+        time = torch.tensor([t], dtype=torch.float64, device=x.device)
+        values = mixture.values(x.unsqueeze(0), time)
+        velocity, score = values.velocity[0], values.score[0]
+        if potential.network is None:
+            gain = None if directions is None else x.new_zeros(len(x), len(directions))
+            return Rates(velocity, gain)
+        jet = potential.jet(x, torch.full_like(x[:, 0], t), directions)
+        grad = jet.grad.double()
+        velocity = torch.add(velocity, grad, alpha=1.0 - t)
+        if directions is None:
+            return Rates(velocity, None)
+        stein = jet.second.double() + (grad * score).sum(1, keepdim=True)
+        return Rates(velocity, (t - 1.0) * stein)
+
+    return field
+
+
+def finest_scale(mixture: NoisedMixture) -> float:
+    """Return the smallest standard deviation of a component, at least 0.001: grades time steps."""
+    return max(1e-3, math.sqrt(float(mixture.variances.min())))
+
+
+def transport(
+    potential: AnchoredPotential, x: Tensor, times: list[float], step: Step = runge_kutta_step
+) -> Tensor:
+    """Carry rows x (B, D) through the times, ascending towards data or descending towards noise."""
+    return integrate(Carried(x.double(), None), flow_field(potential), times, step).position
+
+
+class FlowDensity(NamedTuple):
+    """The density that the flow gives rows, and where they came from."""
+
+    log_density: Tensor  # (B,), nats, standardised units; mean over the sets of directions
+    gains: Tensor  # (B, S), log-density minus the reference's, one for each set
+    noise: Tensor  # (B, D), the rows carried back to time 0
+
+
+def flow_density(
+    potential: AnchoredPotential,
+    x: Tensor,
+    n_steps: int,
+    directions: Tensor,
+    *,
+    stop: float = 1.0,
+    step: Step = runge_kutta_step,
+) -> FlowDensity:
+    """Return log-densities of rows by the instantaneous change of variables.
+
+    Parameters
+    ----------
+    potential : AnchoredPotential
+        The potential whose gradient is the velocity.
+    x : Tensor of shape (B, D)
+        Rows at time `stop`, standardised units.
+    n_steps : int
+        Steps of the integrator.
+    directions : Tensor of shape (S, K, D)
+        Directions of the Laplacian (`trace_directions`).
+    stop : float, default=1.0
+        The time whose law is evaluated: that of the data is 1.
+    step : callable, default=runge_kutta_step
+        The integrator.
+    """
+    x = x.double()
+    times = graded_times(n_steps, finest_scale(potential.mixture), stop)[::-1]
+    start = Carried(x, x.new_zeros(len(x), len(directions)))
+    end = integrate(start, flow_field(potential, directions), times, step)
+    gains = -end.integral  # integrated backwards in time
+    return FlowDensity(potential.log_reference(x, stop) + gains.mean(1), gains, end.position)

@@ -1,0 +1,111 @@
+"""Chains that follow a density and were started nowhere but in its reference."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.inference.missed_components import (
+    RareComponents,
+    Rebased,
+    missed_share,
+    tilted_reference,
+)
+from sklvebm.mcmc.adaptation import adapt_step_size
+from sklvebm.mcmc.langevin import KERNELS, crank_nicolson_step, start
+from sklvebm.mcmc.state import Chains, IndependentNoise, take_chains
+from sklvebm.models.energies import PathEnergy
+from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
+from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
+
+_KERNEL = KERNELS["crank-nicolson"]
+_FIRST_STEPS, _MAX_STEPS = 64, 512  # of annealing
+_ENOUGH = 0.25  # share of effective walkers that draws need
+_N_MOVES = 50  # that separate and equilibrate draws
+LEAST_WALKERS = 256
+_MOST_TILTS = 3  # of the reference; the first is as good as an estimate that misses what is rare
+_FEW_MISSED = 0.5  # walkers that would start elsewhere after another tilt
+
+
+class Equilibrated(NamedTuple):
+    """Chains of a density, and what they were annealed from."""
+
+    energy: PathEnergy  # the one given, or `Rebased` where rare components were lifted
+    chains: Chains  # in the coordinates of both
+    step_size: Tensor  # 0-d, of their last moves
+
+
+def equilibrated(
+    energy: PathEnergy, n: int, rare: RareComponents, generator: torch.Generator
+) -> Equilibrated:
+    """Return n chains that follow an energy.
+
+    Exact draws of the reference are annealed with as many steps as leave a quarter of them
+    effective, 512 at most, resampled on the way and moved apart. Where lifted rare components would
+    hold half a walker or more, and twice their weight, annealing starts again from a reference that
+    has them as often as the model.
+
+    Parameters
+    ----------
+    energy : Composition or PotentialSlice
+        Anything with `reference`, a differentiable `correction` and `target()`.
+    n : int
+        Number of chains; at least 256 walkers are annealed.
+    rare : RareComponents
+        Of the energy's reference.
+    generator : torch.Generator
+        Source of all noise.
+    """
+    path, n_walkers = energy, max(n, LEAST_WALKERS)
+    n_steps, n_tilts = _FIRST_STEPS, 0
+    while True:
+        log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
+        tilted = tilted_reference(path.reference, rare, log_mean_exp(log_weights))
+        missed = n_walkers * missed_share(path.reference, tilted)
+        if missed >= _FEW_MISSED and n_tilts < _MOST_TILTS:
+            path, n_tilts = Rebased(energy, tilted), n_tilts + 1
+            continue
+        share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers
+        if share >= _ENOUGH or n_steps >= _MAX_STEPS:
+            break
+        n_steps *= 2
+    index = systematic_resample(log_weights, IndependentNoise(generator), n)
+    order = torch.randperm(n, generator=generator, device=index.device)
+    chains = take_chains(chains, index[order])
+    return Equilibrated(path, *moved(path, chains, _N_MOVES, generator))
+
+
+def _annealed(
+    path: PathEnergy, n_walkers: int, n_steps: int, generator: torch.Generator
+) -> tuple[Tensor, Chains]:
+    """Return log weights (n_walkers,), nats, and chains after annealing with resampling."""
+    target = path.target()
+    step_size = path.reference.means.new_tensor(_KERNEL.default_step_size)
+    betas, step_sizes = annealing_schedule(single_rung(step_size), n_steps)
+    begin = start(path.reference.sample(n_walkers, generator), target)
+    noise = IndependentNoise(generator)
+    return anneal(begin, target, betas, step_sizes=step_sizes, noise=noise, resample_below=0.5)
+
+
+def moved(
+    path: PathEnergy, chains: Chains, n_moves: int, generator: torch.Generator
+) -> tuple[Chains, Tensor]:
+    """Return chains after moves that leave the density alone, and their step size, 0-d.
+
+    The step size is adapted over the first half of the moves.
+    """
+    target, noise = path.target(), IndependentNoise(generator)
+    step_size = path.reference.means.new_tensor(_KERNEL.default_step_size)
+    beta = torch.ones_like(chains.value.correction)
+    for number in range(n_moves):
+        chains, info = crank_nicolson_step(
+            chains, target, beta=beta, step_size=step_size.expand(len(beta)), noise=noise
+        )
+        if 2 * number < n_moves:
+            step_size = adapt_step_size(_KERNEL, step_size, info.acceptance.mean())
+    return chains, step_size
+
+
+def single_rung(step_size: Tensor) -> Ladder:
+    """Return the ladder of a density on which nothing but a step size, 0-d, was measured."""
+    return Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))

@@ -1,0 +1,307 @@
+"""Posterior particles of rows, and free energies from them: a deterministic function of each row.
+
+All rows use the same random numbers (`SharedNoise`). A row starts with importance sampling from the
+exact conditional of the reference; where its effective sample size is too small, it is annealed,
+with more steps if needed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.mcmc.langevin import crank_nicolson_step, start
+from sklvebm.mcmc.state import (
+    Noise,
+    SharedNoise,
+    Target,
+    stack_rows,
+)
+from sklvebm.models.energies import AnchoredEnergy, PathEnergy
+from sklvebm.models.targets import (
+    latent_target,
+)
+from sklvebm.smc.annealing import anneal
+from sklvebm.smc.quasi_random import latent_nodes
+from sklvebm.smc.resampling import effective_sample_size
+
+ROW_PARTICLES = 64  # particles per row of deterministic results
+# annealing steps of a row, and the share of effective particles below which they are taken
+LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
+# in few dimensions more quasi-random nodes are more exact than annealed particles: a row below this
+# share of effective nodes gets many, which are moved to where its posterior is while fewer than
+# some fifty of them are effective, and is annealed only if that does not help
+_FEW_LATENTS = 3
+_FEW_LATENT_SHARE = 0.8
+_MANY_NODES = 1024
+_MANY_NODE_SHARE = 0.05
+_MOST_ADAPTED = 3  # times that a row's nodes are moved: what a row may cost is bounded
+_WIDER = 2.0  # variance of moved nodes over that of the posterior as far as it is known
+_POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
+_REVERSE_STEPS = 64  # annealing steps of upper estimates
+
+
+class WeightedParticles(NamedTuple):
+    """Particles of each row with importance weights."""
+
+    position: Tensor  # (N, K, P)
+    log_weights: Tensor  # (N, K), nats; their log sum estimates the log normaliser ratio
+
+    def mean(self) -> Tensor:
+        """Return the weighted mean position, (N, P)."""
+        weights = torch.softmax(self.log_weights, 1).to(self.position.dtype)
+        return torch.einsum("nk,nkp->np", weights, self.position)
+
+    def log_total_weight(self) -> Tensor:
+        """Return the log of the total weight of each row, (N,), nats."""
+        return torch.logsumexp(self.log_weights, 1)
+
+
+def weighted_particles(
+    make_target: Callable[[Tensor], Target],
+    base_draws: Tensor,
+    *,
+    step_size: float,
+    make_noise: Callable[[int], Noise],
+    stages: tuple[tuple[int, float], ...],
+) -> WeightedParticles:
+    """Carry particles of every row from its base to its target, with as much effort as it needs.
+
+    Parameters
+    ----------
+    make_target : callable
+        Maps row indices (n,) to the target of their particles, stacked row by row.
+    base_draws : Tensor of shape (N, K, P)
+        Exact draws of each row's base.
+    step_size : float
+        Crank-Nicolson step at the target, squared white units per nat; 2 at the base.
+    make_noise : callable
+        Maps the number of a stage to its noise.
+    stages : tuple of (int, float)
+        Annealing steps of each stage, and the share of effective particles below which a row
+        goes through it.
+
+    Returns
+    -------
+    particles : WeightedParticles
+        Rows whose effective sample size suffices at once carry their base draws.
+    """
+    n_rows, n_particles, width = base_draws.shape
+    rows = torch.arange(n_rows, device=base_draws.device)
+    target = make_target(rows)
+    chains = start(base_draws.reshape(-1, width), target)
+    position = base_draws.clone()
+    log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
+    for stage, (n_steps, enough) in enumerate(stages):
+        # only rows that went through the stage before: each row's way is its own
+        rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
+        if len(rows) == 0:
+            break
+        options = {"dtype": base_draws.dtype, "device": base_draws.device}
+        betas = torch.linspace(0.0, 1.0, n_steps + 1, **options)
+        step_sizes = 2.0 * (step_size / 2.0) ** betas
+        target = make_target(rows)
+        annealed, chains = anneal(
+            start(base_draws[rows].reshape(-1, width), target),
+            target,
+            betas,
+            step_sizes=step_sizes,
+            noise=make_noise(stage),
+        )
+        position[rows] = chains.position.reshape(len(rows), n_particles, width)
+        log_weights[rows] = annealed.reshape(len(rows), n_particles)
+    return WeightedParticles(position, log_weights - math.log(n_particles))
+
+
+def is_reference(energy: PathEnergy) -> bool:
+    """Tell whether an energy is its reference, of which everything is exact."""
+    return isinstance(energy, AnchoredEnergy) and energy.is_zero
+
+
+def shared_noise(seed: int, n_particles: int) -> Callable[[int], Noise]:
+    def make(stage: int) -> Noise:
+        return SharedNoise(torch.Generator().manual_seed(seed + 1 + stage), n_particles)
+
+    return make
+
+
+def posterior_particles(
+    energy: PathEnergy, x: Tensor, *, step_size: float, seed: int
+) -> WeightedParticles:
+    """Return whitened posterior particles e of rows x (N, D), the same numbers for every row.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Trained model in the dtype of x.
+    x : Tensor of shape (N, D)
+        Standardised rows.
+    step_size : float
+        Crank-Nicolson step of the latents.
+    seed : int
+        Seed of nodes and noise.
+
+    Returns
+    -------
+    particles : WeightedParticles
+        `log_total_weight` is `log r(x) - F(x)` up to sign: the free energy is
+        `-log r(x) - log_total_weight` (docs/theory.md, eq. 10). Rows with fewer particles than
+        others are filled up with weights of zero.
+    """
+
+    def from_nodes(x: Tensor, n_nodes: int, stages) -> WeightedParticles:
+        nodes = latent_nodes(n_nodes, energy.n_latents, seed).to(x)
+        return weighted_particles(
+            lambda rows: latent_target(energy, stack_rows(x[rows], n_nodes), correction_and_grad),
+            nodes.expand(len(x), *nodes.shape),
+            step_size=step_size,
+            make_noise=shared_noise(seed, n_nodes),
+            stages=stages,
+        )
+
+    if energy.n_latents == 0:  # nothing to integrate over
+        log_weights = -energy.correction(x, x[:, :0]).double().unsqueeze(1)
+        return WeightedParticles(x.new_zeros(len(x), 1, 0), log_weights)
+    correction_and_grad = select_correction_and_grad(energy)
+    if energy.n_latents > _FEW_LATENTS:
+        return from_nodes(x, ROW_PARTICLES, LATENT_STAGES)
+    particles = from_nodes(x, ROW_PARTICLES, ())
+    poor = _poor_rows(particles.log_weights, _FEW_LATENT_SHARE * ROW_PARTICLES)
+    if len(poor) == 0:
+        return particles
+    # no more positions at a time than the rows had at first
+    groups = poor.split(max(1, len(x) * ROW_PARTICLES // _MANY_NODES))
+
+    def refine(x: Tensor) -> WeightedParticles:
+        refined = adapted_particles(energy, x, from_nodes(x, _MANY_NODES, ()), seed)
+        rows = _poor_rows(refined.log_weights, _MANY_NODE_SHARE * _MANY_NODES)
+        if len(rows) == 0:
+            return refined
+        return _replaced(refined, rows, from_nodes(x[rows], ROW_PARTICLES, LATENT_STAGES))
+
+    refined = [refine(x[group]) for group in groups]
+    fill = _MANY_NODES - ROW_PARTICLES
+    particles = WeightedParticles(
+        torch.nn.functional.pad(particles.position, (0, 0, 0, fill)),
+        torch.nn.functional.pad(particles.log_weights, (0, fill), value=-math.inf),
+    )
+    joined = WeightedParticles(*(torch.cat(part) for part in zip(*refined, strict=True)))
+    return _replaced(particles, poor, joined)
+
+
+def _poor_rows(log_weights: Tensor, enough: float) -> Tensor:
+    """Return the numbers of rows with fewer effective particles than are enough."""
+    return torch.nonzero(effective_sample_size(log_weights) < enough).squeeze(1)
+
+
+def _replaced(
+    particles: WeightedParticles, rows: Tensor, others: WeightedParticles
+) -> WeightedParticles:
+    """Return particles with those of some rows replaced; fewer are filled up, weighing nothing."""
+    fill = particles.log_weights.shape[1] - others.log_weights.shape[1]
+    position, log_weights = particles.position.clone(), particles.log_weights.clone()
+    position[rows] = torch.nn.functional.pad(others.position, (0, 0, 0, fill))
+    log_weights[rows] = torch.nn.functional.pad(others.log_weights, (0, fill), value=-math.inf)
+    return WeightedParticles(position, log_weights)
+
+
+def adapted_particles(
+    energy: PathEnergy, x: Tensor, particles: WeightedParticles, seed: int
+) -> WeightedParticles:
+    """Move the nodes of rows x (N, D) to where their posteriors are, while few are effective.
+
+    Half of the nodes of a row follow the normal distribution with the mean and twice the covariance
+    that its weighted nodes have, half stay those of N(0, I): the weights of this mixture are as
+    unbiased as those of the nodes before, which only say where to look. Three times at most.
+    """
+    n_nodes, n_latents = particles.position.shape[1:]
+    for number in range(_MOST_ADAPTED):
+        rows = _poor_rows(particles.log_weights, _MANY_NODE_SHARE * n_nodes)
+        if len(rows) == 0:
+            break
+        known = WeightedParticles(*(part[rows] for part in particles))
+        nodes = latent_nodes(n_nodes, n_latents, seed + 1 + number).to(x)
+        e, log_ratio = _moved_nodes(known, nodes)
+        stacked = stack_rows(x[rows], n_nodes)
+        z = energy.reference.to_latents(stacked, e.flatten(0, 1))
+        correction = energy.correction(stacked, z).reshape(len(rows), n_nodes).double()
+        log_weights = log_ratio - correction - math.log(n_nodes)
+        particles = _replaced(particles, rows, WeightedParticles(e, log_weights))
+    return particles
+
+
+def _moved_nodes(known: WeightedParticles, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return nodes (N, K, L) of the mixture that `adapted_particles` draws from.
+
+    The second result, (N, K) in nats, is the log of their density under N(0, I) over that of the
+    mixture.
+    """
+    n_nodes, n_latents = nodes.shape
+    mean = known.mean()
+    weights = torch.softmax(known.log_weights, 1).to(nodes)
+    away = known.position - mean[:, None]
+    covariance = torch.einsum("nk,nkp,nkq->npq", weights, away, away)
+    # single nodes have no spread: the posterior may be as wide as the gaps between them
+    gap = 4.0 * n_nodes ** (-2.0 / n_latents)
+    identity = torch.eye(n_latents, dtype=nodes.dtype, device=nodes.device)
+    root = torch.linalg.cholesky(_WIDER * covariance + gap * identity)
+    # mirror images follow each other at half the distance: every second node of both halves moves
+    moves = torch.arange(n_nodes, device=nodes.device) % 2 == 0
+    moved = mean[:, None] + nodes @ root.transpose(1, 2)
+    e = torch.where(moves[:, None], moved, nodes.expand_as(moved))
+    white = torch.linalg.solve_triangular(root, (e - mean[:, None]).transpose(1, 2), upper=False)
+    log_det = torch.log(torch.diagonal(root, dim1=1, dim2=2)).sum(1, keepdim=True)
+    ratio = 0.5 * e.square().sum(2) - 0.5 * white.square().sum(1) - log_det
+    return e, math.log(2.0) - torch.nn.functional.softplus(ratio).double()
+
+
+def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed: int) -> Tensor:
+    """Return an upper estimate of the log evidence of rows x (N, D) relative to `log r(x)`.
+
+    The posterior particles of each row are resampled, moved apart, and annealed back to the
+    reference posterior; minus the log mean weight of that is, in expectation, not below the truth
+    when the particles follow the posterior.
+
+    Parameters
+    ----------
+    energy, x, step_size, seed
+        As `posterior_particles`.
+
+    Returns
+    -------
+    upper : Tensor of shape (N,)
+        Nats; the lower estimate is `posterior_particles(...).log_total_weight()`.
+    """
+    particles = posterior_particles(energy, x, step_size=step_size, seed=seed)
+    if energy.n_latents == 0 or is_reference(energy):
+        return particles.log_total_weight()
+    noise = SharedNoise(torch.Generator().manual_seed(seed + 100), ROW_PARTICLES)
+    # systematic resampling row by row, with one offset for all rows
+    cumulative = torch.cumsum(torch.softmax(particles.log_weights, 1), 1)
+    offset = torch.rand((), generator=torch.Generator().manual_seed(seed + 101)).item()
+    at = (torch.arange(ROW_PARTICLES, dtype=cumulative.dtype) + offset) / ROW_PARTICLES
+    at = at.to(cumulative.device).expand(len(x), -1).contiguous()
+    index = torch.searchsorted(cumulative, at).clamp(max=cumulative.shape[1] - 1)
+    start_at = torch.take_along_dim(particles.position, index.unsqueeze(2), 1)
+    target = latent_target(energy, stack_rows(x, ROW_PARTICLES), select_correction_and_grad(energy))
+    chains = start(start_at.flatten(0, 1), target)
+    chains = polish(chains, target, x.new_tensor(step_size), noise)
+    betas = torch.linspace(1.0, 0.0, _REVERSE_STEPS + 1, dtype=x.dtype, device=x.device)
+    step_sizes = 2.0 * (step_size / 2.0) ** betas
+    log_weights, _ = anneal(chains, target, betas, step_sizes=step_sizes, noise=noise)
+    log_weights = log_weights.reshape(len(x), ROW_PARTICLES)
+    return math.log(ROW_PARTICLES) - torch.logsumexp(log_weights, 1)
+
+
+def polish(chains, target: Target, step_size: Tensor, noise: Noise):
+    """Move chains at the model's temperature, which separates copies made by resampling."""
+    n = len(chains.position)
+    beta = torch.ones_like(chains.value.correction)
+    for _ in range(_POLISH_STEPS):
+        chains, _ = crank_nicolson_step(
+            chains, target, beta=beta, step_size=step_size.expand(n), noise=noise
+        )
+    return chains

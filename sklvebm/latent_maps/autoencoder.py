@@ -1,0 +1,157 @@
+"""Fits a smooth map to few latents that rows can be rebuilt from: nonlinear principal components.
+
+Only names of latents come of it. The network that rebuilds is thrown away, and the density that is
+scored and drawn from knows neither.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sklvebm.latent_maps.maps import PerceptronChart, hidden_units
+
+_N_UNITS = 64
+_N_UNITS_EXACT = 128
+_N_STEPS = 1000
+_BATCH_SIZE = 256
+_LEARNING_RATE = 6e-3  # the highest of the cycle
+# Standard deviation of the noise of latents with variance 1. Without it a map may press what it
+# keeps into directions too thin for neighbourhoods to tell.
+_NOISE = 0.1
+_N_STEPS_TO_SURFACE, _RATE_TO_SURFACE = 60, 0.02  # Adam, all rows at once
+
+
+class _BentMap(nn.Module):
+    """A linear map plus two hidden layers, which start silent."""
+
+    def __init__(self, linear: Tensor, n_units: int, generator: torch.Generator) -> None:
+        super().__init__()
+        n_outputs, n_inputs = linear.shape
+
+        # single precision, whatever torch's default is
+        single = {"generator": generator, "dtype": torch.float32}
+
+        def weight(n_in: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(n_units, n_in, **single) / n_in**0.5)
+
+        def bias() -> nn.Parameter:
+            return nn.Parameter(2.0 * torch.rand(n_units, **single) - 1.0)
+
+        self.offset = nn.Parameter(torch.zeros(n_outputs, dtype=torch.float32))
+        self.linear = nn.Parameter(linear.float())
+        self.first_weight, self.first_bias = weight(n_inputs), bias()
+        self.second_weight, self.second_bias = weight(n_units), bias()
+        self.last_weight = nn.Parameter(linear.new_zeros(n_outputs, n_units).float())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return outputs (B, n_outputs) of inputs (B, n_inputs)."""
+        layers = self.first_weight, self.first_bias, self.second_weight, self.second_bias
+        second = hidden_units(inputs, *layers)[1]
+        straight = nn.functional.linear(inputs, self.linear, self.offset)
+        return straight + nn.functional.linear(second, self.last_weight)
+
+
+@torch.enable_grad()  # a fit runs without
+def fit_bottleneck(
+    X: np.ndarray, linear: np.ndarray, seed: int, *, exact: bool = False
+) -> PerceptronChart:
+    """Fit a map to few latents that rows can be rebuilt from.
+
+    Two networks are trained together, one down to latents of variance one, one back to the rows
+    from latents with noise on them.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    linear : ndarray of shape (n_latents, n_features)
+        The linear map that training starts from.
+    seed : int
+        Of weights, batches and noise.
+    exact : bool, default=False
+        Whether the way down is then fitted to the latents of the points nearest to the rows, among
+        all that the way back reaches: the projection on a principal surface. Training together
+        leaves it coarser than the surface. Wider networks, and three times the time.
+
+    Returns
+    -------
+    chart : PerceptronChart
+        Float64, on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.from_numpy(X).float()
+    n_latents, n_features = linear.shape
+    spread = (X @ linear.T).std(0)
+    linear = linear / np.where(spread > 1e-6, spread, 1.0)[:, None]
+    n_units = _N_UNITS_EXACT if exact else _N_UNITS
+    down = _BentMap(torch.from_numpy(linear), n_units, generator)
+    back = _BentMap(torch.zeros(n_features, n_latents), n_units, generator)
+
+    def rebuilt_badly() -> Tensor:
+        batch = rows[torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)]
+        latents = _standardised(down(batch))
+        noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
+        return (batch - back(latents + _NOISE * noise)).square().sum(1).mean()
+
+    _minimise(rebuilt_badly, [*down.parameters(), *back.parameters()])
+    if exact:
+        first = down(rows).detach()
+        mean, scale = first.mean(0), first.std(0, correction=0).clamp(min=1e-6)
+        nearest = _nearest(back.requires_grad_(False), rows, (first - mean) / scale)
+
+        def far_from_nearest() -> Tensor:
+            drawn = torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)
+            latents = (down(rows[drawn]) - mean) / scale
+            return (nearest[drawn] - latents).square().sum(1).mean()
+
+        _minimise(far_from_nearest, [*down.parameters()])
+    return _chart(down.double().requires_grad_(False), rows.double())
+
+
+def _standardised(latents: Tensor) -> Tensor:
+    return (latents - latents.mean(0)) / latents.std(0, correction=0).clamp(min=1e-6)
+
+
+def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
+    """Run one cycle of Adam."""
+    optimiser = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_N_STEPS)
+    for _ in range(_N_STEPS):
+        optimiser.zero_grad(set_to_none=True)
+        loss().backward()
+        optimiser.step()
+        cycle.step()
+
+
+def _nearest(back: _BentMap, rows: Tensor, latents: Tensor) -> Tensor:
+    """Return latents (B, L) of points that the frozen map back reaches near rows (B, D)."""
+    latents = latents.clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([latents], lr=_RATE_TO_SURFACE)
+    for _ in range(_N_STEPS_TO_SURFACE):
+        optimiser.zero_grad(set_to_none=True)
+        (rows - back(latents)).square().sum().backward()
+        optimiser.step()
+    return latents.detach()
+
+
+def _chart(down: _BentMap, rows: Tensor) -> PerceptronChart:
+    """Return the trained map with latents of mean zero and variance one over the rows."""
+    latents = down(rows)
+    scale = latents.std(0, correction=0)
+    scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+    # which way a latent points is left open by the rows: as its largest slope
+    slopes = down.linear
+    signs = torch.sign(slopes.gather(1, slopes.abs().argmax(1, keepdim=True)).squeeze(1))
+    factor = torch.where(signs < 0.0, -1.0, 1.0) / scale
+    return PerceptronChart(
+        offset=factor * (down.offset - latents.mean(0)),
+        linear=factor[:, None] * down.linear,
+        first_weight=down.first_weight,
+        first_bias=down.first_bias,
+        second_weight=down.second_weight,
+        second_bias=down.second_bias,
+        last_weight=factor[:, None] * down.last_weight,
+        variance=torch.full_like(scale, _NOISE**2),
+    )

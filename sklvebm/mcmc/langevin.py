@@ -1,0 +1,275 @@
+"""Overdamped Langevin dynamics on a path of targets: unadjusted, of second order, and MALA.
+
+All kernels take and return `Chains` and one inverse temperature and step size per position. They
+never modify their input. Step sizes are in squared position units per nat: drift `h`, noise
+variance `2 h`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.mcmc.state import Chains, Noise, StepInfo, Target, Value
+
+
+def start(position: Tensor, target: Target) -> Chains:
+    """Evaluate the target at `position`, (B, P), and return chains that start there."""
+    return Chains(position, target.evaluate(position))
+
+
+def ula_step(
+    chains: Chains, target: Target, *, beta: Tensor, step_size: Tensor, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    r"""Move positions by one step of unadjusted Langevin dynamics (Euler-Maruyama).
+
+    .. math:: u' = u - h \nabla E_b(u) + \sqrt{2 h}\, \xi
+
+    Parameters
+    ----------
+    chains : Chains
+        Positions (B, P) and their values.
+    target : Target
+        The path of targets.
+    beta : Tensor of shape (B,)
+        Inverse temperature b of each position on the path.
+    step_size : Tensor of shape (B,)
+        Step h of each position, squared position units per nat.
+    noise : IndependentNoise or SharedNoise
+        Source of ξ.
+
+    Returns
+    -------
+    chains : Chains
+        New positions and values; one evaluation.
+    info : StepInfo
+        Acceptance is one.
+
+    Notes
+    -----
+    For a Gaussian target with precision Λ the stationary covariance is
+    `Λ^{-1} (I - h Λ / 2)^{-1}`: too wide, and infinite for `h Λ >= 2`.
+    """
+    position, value = chains
+    xi = noise.normal(position)
+    _, pull = target.base(position)
+    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    moved = _drifted(position, grad, step_size, torch.sqrt(2.0 * step_size), xi)
+    return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
+
+
+def leimkuhler_matthews_step(
+    chains: Chains, target: Target, *, beta: Tensor, step_size: Tensor, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    r"""Move positions by one Leimkuhler-Matthews step, in its memoryless form.
+
+    .. math:: u = v + \sqrt{h / 2}\, \xi, \qquad v' = v - h \nabla E_b(u) + \sqrt{2 h}\, \xi
+
+    The chain is `v`; `u`, which `leimkuhler_matthews_readout` draws, follows
+    `u' = u - h \nabla E_b(u) + \sqrt{h/2} (\xi + \xi')`, and is exact for Gaussian targets.
+
+    Parameters and returns are those of `ula_step`; the value returned belongs to `u`.
+    """
+    position, _ = chains
+    xi = noise.normal(position)
+    root = torch.sqrt(2.0 * step_size)
+    u = torch.addcmul(position, root.unsqueeze(-1), xi, value=0.5)
+    value = target.evaluate(u)
+    _, pull = target.base(u)
+    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    moved = _drifted(position, grad, step_size, root, xi)
+    return Chains(moved, value), StepInfo(torch.ones_like(beta))
+
+
+def heun_step(
+    chains: Chains, target: Target, *, beta: Tensor, step_size: Tensor, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    r"""Move positions by one step of the stochastic Heun method.
+
+    .. math:: v = u - h \nabla E_b(u) + \sqrt{2 h}\, \xi, \qquad
+              u' = u - \tfrac h2 (\nabla E_b(u) + \nabla E_b(v)) + \sqrt{2 h}\, \xi
+
+    Of weak order two also at finite times [1]_: it follows the gradient flow of the relative
+    entropy on its way, not only its end. Parameters and returns are those of `ula_step`; two
+    evaluations.
+
+    Notes
+    -----
+    For a Gaussian target with precision Λ the stationary covariance is
+    `Λ^{-1} (I - X / 2) (I - X / 2 + X^2 / 4)^{-1}` with `X = h Λ`; infinite for `h Λ >= 2`.
+
+    References
+    ----------
+    .. [1] P. E. Kloeden, E. Platen, "Numerical Solution of Stochastic Differential Equations",
+       section 15.1, 1992: the explicit order 2.0 weak scheme for additive noise.
+    """
+    position, value = chains
+    xi = noise.normal(position)
+    root = torch.sqrt(2.0 * step_size)
+    _, pull = target.base(position)
+    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    ahead = _drifted(position, grad, step_size, root, xi)
+    _, pull = target.base(ahead)
+    grad.add_(torch.addcmul(pull, beta.unsqueeze(-1), target.evaluate(ahead).grad)).mul_(0.5)
+    moved = _drifted(position, grad, step_size, root, xi)
+    return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
+
+
+def leimkuhler_matthews_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
+    """Return a draw of u given the chain position v (B, P); step sizes (B,)."""
+    return position + torch.sqrt(0.5 * step_size).unsqueeze(-1) * noise.normal(position)
+
+
+def mala_step(
+    chains: Chains, target: Target, *, beta: Tensor, step_size: Tensor, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    """Move positions by one Metropolis-adjusted Langevin step: exact for any step size.
+
+    Parameters and returns are those of `ula_step`; `acceptance` is the Metropolis probability.
+    A proposal with a non-finite energy is rejected. One evaluation per step.
+    """
+    position, value = chains
+    root = torch.sqrt(2.0 * step_size)
+    xi = noise.normal(position)
+    energy, grad = _energy_and_grad(position, value, target, beta)
+    moved = _drifted(position, grad, step_size, root, xi)
+    new = target.evaluate(moved)
+    new_energy, new_grad = _energy_and_grad(moved, new, target, beta)
+    # the noise that would carry the proposal back is `mean - xi`, with
+    # mean = sqrt(h / 2) (grad E(u) + grad E(u')), and |xi|^2 - |mean - xi|^2 = mean (2 xi - mean)
+    mean = grad.add_(new_grad).mul_(root.mul_(0.5).unsqueeze(-1))
+    log_ratio = torch.sub(xi, mean, alpha=0.5).mul_(mean).sum(1)
+    log_ratio += energy.sub_(new_energy)
+    return _accept(log_ratio, Chains(moved, new), chains, noise)
+
+
+def _energy_and_grad(
+    position: Tensor, value: Value, target: Target, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return `E_b` (B,) and its gradient (B, P) from the cached correction and the base."""
+    energy, pull = target.base(position)
+    return (
+        torch.addcmul(energy, beta, value.correction),
+        torch.addcmul(pull, beta.unsqueeze(-1), value.grad),
+    )
+
+
+def _drifted(position: Tensor, grad: Tensor, step_size: Tensor, root: Tensor, xi: Tensor) -> Tensor:
+    """Return `position - step_size grad + root xi`, (B, P); step sizes and roots (B,)."""
+    moved = torch.addcmul(position, step_size.unsqueeze(-1), grad, value=-1.0)
+    return moved.addcmul_(root.unsqueeze(-1), xi)
+
+
+def crank_nicolson_step(
+    chains: Chains, target: Target, *, beta: Tensor, step_size: Tensor, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    r"""Move positions by a Metropolis-adjusted Langevin step that is exact on the reference.
+
+    In white coordinates s, where the base is a standard normal, the linear part of the dynamics is
+    integrated by the Crank-Nicolson rule [1]_,
+
+    .. math:: (2 + h) s' = (2 - h) s - 2 h b \nabla f(s) + \sqrt{8 h}\, \xi
+
+    so that at b = 0 every proposal is accepted, in any dimension and with any `h <= 2`; the
+    acceptance depends on the correction f alone. The component of a mixture base is redrawn given
+    the position before the step.
+
+    Parameters and returns are those of `mala_step`. One evaluation per step.
+
+    References
+    ----------
+    .. [1] S. L. Cotter, G. O. Roberts, A. M. Stuart, D. White, "MCMC methods for functions:
+       modifying old algorithms to make them faster", Statistical Science 28, 2013.
+    """
+    position, value = chains
+    frame = target.frames(position, noise)
+    h, b = step_size.unsqueeze(-1), beta.unsqueeze(-1)
+    share = torch.reciprocal(2.0 + h)
+    s = frame.whiten(position)
+    grad = b * frame.pull(value.grad)
+    xi = noise.normal(s)
+    moved = ((2.0 - h) * share) * s
+    moved.addcmul_(h * share, grad, value=-2.0).addcmul_(torch.sqrt(8.0 * h) * share, xi)
+    new_position = frame.colour(moved)
+    new = target.evaluate(new_position)
+    new_grad = b * frame.pull(new.grad)
+    # log ratio of [1], eq. (4.17): the normal base has cancelled; with a = g + g', d = g - g',
+    # its sum over coordinates is a (s' - s) / 2 + d h (s' + s + a) / 4
+    both, difference = grad + new_grad, grad.sub_(new_grad)
+    terms = torch.add(moved, s).add_(both).mul_(difference).mul_(0.5 * h)
+    log_ratio = terms.addcmul_(both, moved - s).sum(1).mul_(0.5)
+    log_ratio.addcmul_(beta, value.correction - new.correction)
+    return _accept(log_ratio, Chains(new_position, new), chains, noise)
+
+
+def reference_step(
+    chains: Chains, target: Target, proposal: Tensor, *, beta: Tensor, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    """Offer every chain an independent draw of the reference (Metropolis independence sampler).
+
+    Parameters
+    ----------
+    chains : Chains
+        Positions (B, P) and their values.
+    target : Target
+        The path of targets; its base must be the density that `proposal` was drawn from.
+    proposal : Tensor of shape (B, P)
+        Exact draws of the base.
+    beta : Tensor of shape (B,)
+        Inverse temperature of each position.
+    noise : IndependentNoise or SharedNoise
+        Source of the acceptance draws.
+
+    Returns
+    -------
+    chains : Chains
+        New positions and values; one evaluation.
+    info : StepInfo
+        Acceptance probabilities.
+
+    Notes
+    -----
+    The base cancels, so the ratio is `exp(-b (f' - f))`: the move that lets particles change
+    between modes which no local step connects.
+    """
+    new = target.evaluate(proposal)
+    log_ratio = beta * (chains.value.correction - new.correction)
+    return _accept(log_ratio, Chains(proposal, new), chains, noise)
+
+
+def _accept(log_ratio: Tensor, new: Chains, old: Chains, noise: Noise) -> tuple[Chains, StepInfo]:
+    """Take the new chains with the Metropolis probability; never where the ratio is not finite."""
+    acceptance = log_ratio.clamp(max=0.0).exp_().nan_to_num_(nan=0.0)
+    accepted = noise.uniform(acceptance) < acceptance
+    column = accepted.unsqueeze(-1)
+    value = Value(
+        torch.where(accepted, new.value.correction, old.value.correction),
+        torch.where(column, new.value.grad, old.value.grad),
+    )
+    return Chains(torch.where(column, new.position, old.position), value), StepInfo(acceptance)
+
+
+def _identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
+    return position
+
+
+class Kernel(NamedTuple):
+    """A step, how to read particles off its chain, and how its step size is set."""
+
+    step: Callable[..., tuple[Chains, StepInfo]]
+    readout: Callable[[Tensor, Tensor, Noise], Tensor]
+    target_acceptance: float | None  # None: the step size stays as given
+    default_step_size: float  # squared position units per nat
+    max_step_size: float  # the same
+
+
+KERNELS = {
+    "crank-nicolson": Kernel(crank_nicolson_step, _identity_readout, 0.6, 0.5, 2.0),
+    "mala": Kernel(mala_step, _identity_readout, 0.6, 0.3, 10.0),
+    "leimkuhler-matthews": Kernel(
+        leimkuhler_matthews_step, leimkuhler_matthews_readout, None, 0.1, 10.0
+    ),
+    "heun": Kernel(heun_step, _identity_readout, None, 0.1, 10.0),
+    "ula": Kernel(ula_step, _identity_readout, None, 0.02, 10.0),
+}

@@ -1,0 +1,97 @@
+"""The ladder of temperatures between the reference (b = 0) and the model (b = 1).
+
+Replicas at neighbouring inverse temperatures are exchanged by Metropolis; as the targets differ by
+`(b' - b) * correction` only, the ratio needs nothing but the corrections.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sklvebm.mcmc.state import Noise
+
+
+def swap_replicas(
+    correction: Tensor, betas: Tensor, *, parity: int, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Exchange neighbouring replicas; pairs (0,1), (2,3), ... or (1,2), (3,4), ... by parity.
+
+    Parameters
+    ----------
+    correction : Tensor of shape (T, C)
+        Correction at every particle of a ladder, in nats.
+    betas : Tensor of shape (T,)
+        Inverse temperatures, ascending.
+    parity : {0, 1}
+        Which pairs are tried.
+    noise : IndependentNoise
+        Source of the acceptance draws.
+
+    Returns
+    -------
+    index : Tensor of shape (T * C,), integer
+        Particle that each place of the flattened ladder receives; a permutation.
+    acceptance : Tensor of shape (T - 1,)
+        Mean acceptance probability of each pair of neighbours; NaN for those not tried.
+    """
+    n_temperatures, n_chains = correction.shape
+    places = torch.arange(n_temperatures * n_chains, device=correction.device)
+    index = places.reshape(n_temperatures, n_chains).clone()
+    last = max(parity, n_temperatures - 1)
+    low = torch.arange(parity, last, 2, device=correction.device)
+    mean = correction.new_full((n_temperatures - 1,), math.nan)
+    if len(low) == 0:
+        return places, mean
+    high = low + 1
+    log_ratio = (betas[high] - betas[low])[:, None] * (correction[high] - correction[low])
+    acceptance = torch.nan_to_num(torch.exp(log_ratio.clamp(max=0.0)), nan=0.0)
+    accepted = noise.uniform(acceptance) < acceptance
+    below, above = index[low], index[high]
+    index[low] = torch.where(accepted, above, below)
+    index[high] = torch.where(accepted, below, above)
+    mean[low] = acceptance.mean(1)
+    return index.reshape(-1), mean
+
+
+def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Tensor:
+    r"""Place inverse temperatures at equal steps of thermodynamic length.
+
+    .. math:: \Lambda(b) = \int_0^b \sqrt{\mathrm{Var}_{b'}[f]}\, db'      (docs/theory.md, eq. 8)
+
+    Parameters
+    ----------
+    betas : Tensor of shape (T,)
+        Present inverse temperatures, ascending from 0 to 1.
+    variance : Tensor of shape (T,)
+        Variance of the correction f at each of them, nats squared.
+    n_temperatures : int
+        Number of rungs of the new ladder.
+
+    Returns
+    -------
+    betas : Tensor of shape (n_temperatures,)
+        From 0 to 1; equally spaced where the correction does not vary.
+    """
+    # a floor keeps rungs from leaving a region whose variance was not seen yet
+    speed = torch.sqrt(variance.double()).clamp(min=1e-6)
+    speed = speed + 0.1 * speed.mean()
+    grid = betas.double()
+    length = torch.cat(
+        [grid.new_zeros(1), torch.cumsum(0.5 * (speed[1:] + speed[:-1]) * grid.diff(), 0)]
+    )
+    wanted = torch.linspace(0.0, 1.0, n_temperatures, dtype=length.dtype, device=length.device)
+    return interpolate(wanted * length[-1], length, grid).to(betas.dtype)
+
+
+def thermodynamic_length(betas: Tensor, variance: Tensor) -> float:
+    """Return the length of the ladder (T,) in nats; see `respaced_ladder`."""
+    return float(torch.trapezoid(torch.sqrt(variance.double()), betas.double()))
+
+
+def interpolate(at: Tensor, grid: Tensor, values: Tensor) -> Tensor:
+    """Interpolate linearly: `values` (T,) on the ascending `grid` (T,), read off `at` (n,)."""
+    index = torch.searchsorted(grid, at.contiguous()).clamp(1, len(grid) - 1)
+    left, right = grid[index - 1], grid[index]
+    share = ((at - left) / (right - left).clamp(min=1e-300)).clamp(0.0, 1.0)
+    return torch.lerp(values[index - 1], values[index], share)

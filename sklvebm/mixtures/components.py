@@ -1,0 +1,175 @@
+"""Linear algebra of mixture components: factors of their covariances, conditionals, products.
+
+What a mixture needs besides its parameters, and what follows from them once latents are known.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.mcmc.state import Frame, Noise
+
+LOG_2PI = math.log(2.0 * math.pi)
+# numbers of all rows' matrices, for each component, up to which a matrix per row is gathered: a
+# product per component costs about as much as ten thousand numbers that are read twice
+_GATHERED_PER_COMPONENT = 10_000
+_MOST_GATHERED = 20_000_000
+_DIAGONAL = 1e-8  # largest correlation that is rounding
+_BLOCK = 2**20  # numbers in the covariances that are handled at once
+
+
+class LinearGauge(NamedTuple):
+    """Latents given whitened features y in component m: `N(design_m y + offset_m, variance)`."""
+
+    design: Tensor  # (M, L, D), or (1, L, D) for all components
+    offset: Tensor  # (M, L) or (1, L)
+    variance: Tensor  # (L,)
+
+    def log_density(self, y: Tensor, z: Tensor) -> Tensor:
+        """Return the log density of z (B, L) at y (B, D) in each component, (B, 1 or M), nats."""
+        residual = z[:, None] - torch.einsum("mld,bd->bml", self.design, y) - self.offset
+        squares = (residual.square() / self.variance).sum(2)
+        return -0.5 * (squares + torch.log(self.variance).sum() + z.shape[1] * LOG_2PI)
+
+
+class FeatureConditional(NamedTuple):
+    """Mixture law of y given z, one row per z; double precision."""
+
+    log_weights: Tensor  # (N, M), normalised
+    means: Tensor  # (N, M, D)
+    roots: Tensor  # (M, D, D), lower triangular square roots of the covariances
+    inverse_roots: Tensor  # (M, D, D)
+
+    def mean(self) -> Tensor:
+        """Return `E[y | z]`, (N, D)."""
+        return torch.einsum("nm,nmd->nd", self.log_weights.exp(), self.means)
+
+    def frame(self, row: Tensor, component: Tensor) -> Frame:
+        """Return frames in which component (B,) of the law of row (B,) is N(0, I)."""
+        means = self.means[row, component]
+        back, roots = self.inverse_roots.transpose(1, 2), self.roots
+        return Frame(
+            whiten=lambda u: products_by_component(u - means, back, component),
+            colour=lambda s: means + products_by_component(s, roots.transpose(1, 2), component),
+            pull=lambda grad: products_by_component(grad, roots, component),
+        )
+
+    def sample(self, row: Tensor, noise: Noise) -> Tensor:
+        """Draw one y from the law of each row (B,) of z; (B, D)."""
+        frame = self.frame(row, draw_categorical(self.log_weights[row], noise))
+        return frame.colour(noise.normal(self.means[row, 0]))
+
+
+def condition_on_latents(reference: Any, z: Tensor, gauge: LinearGauge) -> FeatureConditional:
+    """Return the mixture of y given latents z (N, L); see `MixtureReference.feature_conditional`.
+
+    With a component's covariance `R R^T` and `B = R^T design^T variance^{-1/2}` of singular vectors
+    U and values s, the conditional covariance has the root `R (I - U diag(1 - (1 + s^2)^{-1/2})
+    U^T)`: nothing is inverted, so that defensive components may be as wide as they like.
+    """
+    z = z.double()
+    design, offset, variance = gauge
+    means, roots = reference.means.double(), reference.roots.double()
+    if reference.is_diagonal:
+        roots = torch.diag_embed(roots)
+    roots = roots[reference.covariance_of] * reference.scales.double()[:, None, None]
+    seen = design @ roots  # (M, L, D)
+    left, values, _ = torch.linalg.svd(seen.transpose(1, 2) / variance.sqrt(), full_matrices=False)
+    kept = 1.0 - (1.0 + values.square()).rsqrt()
+    square = roots - (roots @ left) * kept.unsqueeze(1) @ left.transpose(1, 2)
+    # triangular, with a positive diagonal
+    lower = torch.linalg.qr(square.transpose(1, 2), mode="r").R.transpose(1, 2)
+    signs = torch.diagonal(lower, dim1=1, dim2=2).sign()
+    root = lower * torch.where(signs == 0.0, torch.ones_like(signs), signs).unsqueeze(1)
+    weighted = design / variance[:, None]  # (1 or M, L, D)
+    shift = reference.pulls() - torch.einsum("mld,ml->md", weighted, offset)
+    pull = torch.einsum("bl,mld->bmd", z, weighted)
+    linear = shift[None] + pull  # (N, M, D)
+    conditional_means = torch.einsum("mde,bme->bmd", root @ root.transpose(1, 2), linear)
+    factor = torch.linalg.cholesky(seen @ seen.transpose(1, 2) + torch.diag(variance))  # (M, L, L)
+    expected = (design @ means[:, :, None]).squeeze(2) + offset  # (M, L)
+    residual = z[:, None] - expected[None]  # (N, M, L)
+    scaled = torch.linalg.solve_triangular(factor, residual.permute(1, 2, 0), upper=False)
+    log_det = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(1)
+    log_weights = reference.log_weights.double() - log_det - 0.5 * scaled.square().sum(1).T
+    identity = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+    inverse_root = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+    return FeatureConditional(
+        torch.log_softmax(log_weights, 1), conditional_means, root, inverse_root
+    )
+
+
+def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
+    """Draw an index for each row of unnormalised log weights (B, M); (B,)."""
+    cumulative = torch.softmax(log_weights, 1).cumsum_(1)
+    threshold = noise.uniform(cumulative[:, -1]) * cumulative[:, -1]
+    return torch.searchsorted(cumulative, threshold.unsqueeze(1)).squeeze(1)
+
+
+def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
+    """Return `row @ matrices[component]` for rows (B, D), matrices (M, D, D), components (B,)."""
+    gathered = rows.shape[0] * rows.shape[1] ** 2
+    if gathered <= min(_GATHERED_PER_COMPONENT * len(matrices), _MOST_GATHERED):
+        return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
+    order = torch.argsort(component)
+    counts = torch.bincount(component, minlength=len(matrices)).tolist()
+    parts = zip(rows[order].split(counts), matrices, strict=True)
+    products = torch.empty_like(rows)
+    products[order] = torch.cat([part @ matrix for part, matrix in parts if len(part)])
+    return products
+
+
+def check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances: int) -> None:
+    """Raise ValueError unless every component has one of the covariances."""
+    if covariance_of.shape != (n_components,) or not (
+        int(covariance_of.min()) >= 0 and int(covariance_of.max()) < n_covariances
+    ):
+        raise ValueError(
+            f"covariance_of must name one of {n_covariances} covariances for each of "
+            f"{n_components} components, got {covariance_of.tolist()}."
+        )
+
+
+def are_diagonal(covariances: Tensor) -> bool:
+    """Tell whether covariances (M, D, D) are diagonal, each by its own variances: some are tiny."""
+
+    def off_diagonal_is_zero(some: Tensor) -> bool:
+        variances = torch.diagonal(some, dim1=1, dim2=2)
+        off_diagonal = some - torch.diag_embed(variances)
+        size = (variances.unsqueeze(1) * variances.unsqueeze(2)).clamp(min=0.0).sqrt()
+        return bool((off_diagonal.abs() <= _DIAGONAL * size).all())
+
+    return all(off_diagonal_is_zero(some) for some in _blocks(covariances))
+
+
+def in_coordinates(covariances: Tensor, matrix: Tensor, n_more: int = 0) -> Tensor:
+    """Return covariances A C A^T (M + n_more, D, D) of C (M, D, D), the last ones not set."""
+    shape = len(covariances) + n_more, *covariances.shape[1:]
+    moved = covariances.new_empty(shape)
+    for some, out in zip(_blocks(covariances), _blocks(moved[: len(covariances)]), strict=True):
+        out.copy_(matrix @ some @ matrix.T)
+    return moved
+
+
+def factors_and_roots(covariances: Tensor, is_diagonal: bool) -> tuple[Tensor, Tensor]:
+    """Return factors F, precision = F F^T, and lower triangular roots R, C = R R^T.
+
+    Of diagonal covariances, inverse standard deviations and standard deviations (M, D); of others,
+    both are (M, D, D), and the roots take the memory of the covariances.
+    """
+    if is_diagonal:
+        variances = torch.diagonal(covariances, dim1=1, dim2=2)
+        return variances.rsqrt(), variances.sqrt()
+    factors = torch.empty_like(covariances)
+    identity = torch.eye(covariances.shape[1], dtype=factors.dtype, device=factors.device)
+    for some, out in zip(_blocks(covariances), _blocks(factors), strict=True):
+        some.copy_(torch.linalg.cholesky(some))
+        out.copy_(torch.linalg.solve_triangular(some, identity.expand_as(some), upper=False).mT)
+    return factors, covariances
+
+
+def _blocks(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Return views of matrices (M, D, D) that are small beside all of many large ones."""
+    return matrices.split(max(1, _BLOCK // max(1, matrices.shape[1] ** 2)))

@@ -1,0 +1,500 @@
+r"""The reference: a normalised joint density that can be evaluated and drawn from exactly.
+
+.. math:: \exp(-E_{ref}(x, z)) = r(x)\, N(z; A(x - \mu), S)          (docs/theory.md, eq. 2)
+
+`r` is a Gaussian mixture, `A` and `S` are the posterior map of probabilistic PCA. Particles live in
+the reference's own coordinates `(y, e)`,
+
+.. math:: x = \mu + P y, \qquad z = A P y + S^{1/2} e,                (docs/theory.md, eq. 3)
+
+with `P` a square root of the pooled within-component covariance: there the mixture components have
+about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for every row.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklvebm.mcmc.state import Frame, Noise
+from sklvebm.mixtures.components import (
+    LOG_2PI,
+    FeatureConditional,
+    LinearGauge,
+    are_diagonal,
+    check_covariance_of,
+    condition_on_latents,
+    draw_categorical,
+    factors_and_roots,
+    in_coordinates,
+    products_by_component,
+)
+
+# precision times squared mean up to which quadratic forms are expanded: an error of 1e-5 nats
+_MOST_CANCELLED = 1e10
+
+
+class MixtureReference(nn.Module):
+    r"""Gaussian mixture over the features with a linear-Gaussian posterior over the latents.
+
+    Parameters
+    ----------
+    weights : Tensor of shape (n_mixture_components,)
+        Mixture weights, positive, summing to one.
+    means : Tensor of shape (n_mixture_components, n_features)
+        Component means, in the units of the features.
+    covariances : Tensor of shape (n_covariances, n_features, n_features)
+        Covariances of the components, positive definite.
+    latent_map : Tensor of shape (n_latents, n_features)
+        The matrix A of the posterior mean `A (x - location)`.
+    latent_variance : Tensor of shape (n_latents,)
+        Diagonal of the posterior covariance S, positive.
+    location : Tensor of shape (n_features,)
+        The point where the posterior mean is zero.
+    covariance_of : Tensor of shape (n_mixture_components,) or None, default=None
+        Which of `covariances` each component has; None if each has its own, in order.
+    wide_weight : float or Tensor of shape (n_wide,), default=0.0
+        Weights of defensive components at `location`, which keep the tails of the reference wider
+        than the data so that wells of an energy cannot grow where no particle ever looks. The
+        other weights are multiplied by one minus their sum. A number stands for one component.
+    wide_covariance : Tensor of shape (n_features, n_features) or None, default=None
+        Covariance of the first defensive component; required when `wide_weight` is positive.
+    wide_scales : Tensor of shape (n_wide,) or None, default=None
+        Factors on its standard deviations: several components of one shape and growing scale are a
+        Student-like tail, under which a far row costs the logarithm of its distance. None is 1.
+
+    Attributes
+    ----------
+    n_wide : int
+        Number of defensive components, which are the last ones.
+
+    Raises
+    ------
+    ValueError
+        If `covariance_of` does not name one of the covariances for every component.
+
+    Notes
+    -----
+    The log normaliser is zero. Components whose covariances are all diagonal after the change of
+    coordinates (diagonal, tied and single components) are stored as variances and evaluated by two
+    matrix products; others as triangular factors, one for all components that share a covariance.
+    """
+
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        covariances: Tensor,
+        *,
+        latent_map: Tensor,
+        latent_variance: Tensor,
+        location: Tensor,
+        covariance_of: Tensor | None = None,
+        wide_weight: float | Tensor = 0.0,
+        wide_covariance: Tensor | None = None,
+        wide_scales: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        weights, means, covariances = weights.double(), means.double(), covariances.double()
+        location = location.double().clone()  # in torch's memory, as `tensor_of` has it
+        if covariance_of is None:
+            covariance_of = torch.arange(len(covariances), device=means.device)
+        check_covariance_of(covariance_of, len(means), len(covariances))
+        shares = weights.new_zeros(len(covariances)).index_add_(0, covariance_of, weights)
+        pooled = torch.einsum("k,kde->de", shares, covariances)
+        # symmetric: what is done per coordinate does not depend on the order of the columns
+        variances, vectors = torch.linalg.eigh(pooled)
+        root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
+        inverse_root = torch.linalg.inv(root)
+        means = (means - location) @ inverse_root.T
+        wide_weights = torch.as_tensor(wide_weight, dtype=weights.dtype, device=weights.device)
+        wide_weights = wide_weights.reshape(-1)
+        n_given, has_wide = len(covariances), bool(wide_weights.sum() > 0.0)
+        covariances = in_coordinates(covariances, inverse_root, n_more=int(has_wide))
+        self.is_diagonal = are_diagonal(covariances[:n_given])
+        scales, self.n_wide = torch.ones_like(weights), 0
+        if has_wide:
+            self.n_wide = len(wide_weights)
+            wide = inverse_root @ wide_covariance.double() @ inverse_root.T
+            if self.is_diagonal:
+                wide = torch.diag(torch.diagonal(wide))
+            weights = torch.cat([weights * (1.0 - wide_weights.sum()), wide_weights])
+            means = torch.cat([means, means.new_zeros(self.n_wide, len(location))])
+            last = torch.full_like(covariance_of[:1], n_given).expand(self.n_wide)
+            covariance_of = torch.cat([covariance_of, last])
+            covariances[n_given] = wide
+            ones = torch.ones_like(wide_weights)
+            scales = torch.cat([scales, ones if wide_scales is None else wide_scales.to(scales)])
+        factors, roots = factors_and_roots(covariances, self.is_diagonal)
+        if self.is_diagonal:  # cheap enough for each component to have its own
+            factors = factors[covariance_of] / scales[:, None]
+            roots = roots[covariance_of] * scales[:, None]
+            covariance_of = torch.arange(len(means), device=means.device)
+            scales = torch.ones_like(scales)
+        self._set_buffers(
+            log_weights=torch.log(weights),
+            means=means,
+            covariance_of=covariance_of,
+            scales=scales,
+            factors=factors,
+            roots=roots,
+            root=root,
+            inverse_root=inverse_root,
+            location=location,
+            latent_map=latent_map.double().clone(),
+            latent_scale=torch.sqrt(latent_variance.double()),
+            far=torch.zeros(0, dtype=torch.long, device=means.device),
+        )
+        self._find_far()
+
+    def _find_far(self) -> None:
+        """Note which components are so far from zero that expanded quadratic forms cancel."""
+        forms = (self.pulls() * self.means).sum(1)
+        self.far = torch.nonzero(forms > _MOST_CANCELLED)[:, 0]
+
+    def _set_buffers(self, **buffers: Tensor) -> None:
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MixtureReference":
+        """Return a module of its own on the same tensors: nothing ever writes into them."""
+        twin = MixtureReference.__new__(MixtureReference)
+        nn.Module.__init__(twin)
+        twin.is_diagonal, twin.n_wide = self.is_diagonal, self.n_wide
+        twin._set_buffers(**dict(self.named_buffers()))
+        memo[id(self)] = twin
+        return twin
+
+    def without_latents(self) -> "MixtureReference":
+        """Return the marginal of the features as a reference of its own, with `L = 0`."""
+        marginal = copy.deepcopy(self)
+        marginal.latent_map = self.latent_map[:0]
+        marginal.latent_scale = self.latent_scale[:0]
+        return marginal
+
+    def reweighted(self, log_weights: Tensor) -> "MixtureReference":
+        """Return the same components in the same coordinates with other weights, summing to one."""
+        twin = copy.deepcopy(self)
+        twin.log_weights = log_weights.to(self.log_weights)
+        return twin
+
+    def with_components(
+        self, weights: Tensor, means: Tensor, covariances: Tensor, share: float
+    ) -> "MixtureReference":
+        """Return the reference with further components, in the same coordinates.
+
+        Parameters
+        ----------
+        weights : Tensor of shape (n_new,)
+            Weights of the new components among themselves, summing to one.
+        means : Tensor of shape (n_new, n_features)
+            Their means, in the units of the features.
+        covariances : Tensor of shape (n_new, n_features, n_features)
+            Their covariances, positive definite.
+        share : float
+            What they have of the density, between zero and one.
+        """
+        own = copy.deepcopy(self).double()
+        weights, means = weights.to(own.means), own.from_features(means.to(own.means))
+        covariances = in_coordinates(covariances.to(own.means), own.inverse_root)
+        new_factors, new_roots = factors_and_roots(covariances, is_diagonal=False)
+        first = len(own.means) - self.n_wide
+        factors, roots = own.factors, own.roots
+        if self.is_diagonal:  # the new ones need not be
+            factors, roots = torch.diag_embed(factors), torch.diag_embed(roots)
+        of_new = len(factors) + torch.arange(len(means), device=means.device)
+
+        def joined(old: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([old[:first], new, old[first:]])
+
+        log_weights = own.log_weights + math.log1p(-share)
+        own.is_diagonal = False
+        own._set_buffers(
+            log_weights=joined(log_weights, torch.log(weights) + math.log(share)),
+            means=joined(own.means, means),
+            covariance_of=joined(own.covariance_of, of_new),
+            scales=joined(own.scales, torch.ones_like(weights)),
+            factors=torch.cat([factors, new_factors]),
+            roots=torch.cat([roots, new_roots]),
+        )
+        own._find_far()
+        return own
+
+    def wide_share(self) -> float:
+        """Return the weight of all defensive components together."""
+        return float(torch.exp(self.log_weights[len(self.log_weights) - self.n_wide :]).sum())
+
+    @property
+    def n_features(self) -> int:
+        """Width of x."""
+        return self.location.shape[0]
+
+    @property
+    def n_latents(self) -> int:
+        """Width of z."""
+        return self.latent_scale.shape[0]
+
+    @property
+    def multiply_adds(self) -> int:
+        """What `log_components` takes per row."""
+        n_components, d = self.means.shape
+        if self.is_diagonal:
+            return 2 * d * n_components
+        if self._has_few_covariances:
+            return d * (d * len(self.factors) + n_components)
+        return d * (d + 3) // 2 * n_components
+
+    @property
+    def _has_few_covariances(self) -> bool:
+        """Whether products of features are more numbers than rows whitened by every factor."""
+        return self.n_features + 1 > 2 * len(self.factors)
+
+    # Coordinates -------------------------------------------------------------------------------
+
+    def split(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Map particles (B, D + L) in the reference's coordinates to `(x, z)`."""
+        y, e = position[:, : self.n_features], position[:, self.n_features :]
+        x = self.to_features(y)
+        return x, self.to_latents(x, e)
+
+    def to_features(self, y: Tensor) -> Tensor:
+        """Map y (B, D) to x (B, D)."""
+        return torch.addmm(self.location, y, self.root.T)
+
+    def from_features(self, x: Tensor) -> Tensor:
+        """Map x (B, D) to y (B, D)."""
+        return (x - self.location) @ self.inverse_root.T
+
+    def latent_mean(self, x: Tensor) -> Tensor:
+        """Return the reference posterior mean of z given x, (B, L)."""
+        return (x - self.location) @ self.latent_map.T
+
+    def to_latents(self, x: Tensor, e: Tensor) -> Tensor:
+        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
+        return torch.addcmul(self.latent_mean(x), e, self.latent_scale)
+
+    def from_latents(self, x: Tensor, z: Tensor) -> Tensor:
+        """Map z (B, L) at rows x (B, D) to whitened latents e (B, L)."""
+        return (z - self.latent_mean(x)) / self.latent_scale
+
+    # Densities ---------------------------------------------------------------------------------
+
+    def log_components(self, y: Tensor) -> Tensor:
+        """Return `log w_m N(y; m_m, C_m)` in double precision, (B, M).
+
+        Double, because the quadratic forms of narrow components cancel many digits.
+        """
+        y, means, factors = y.double(), self.means.double(), self.factors.double()
+        diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        scales = self.scales.double()
+        log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
+        log_scale = log_scale - self.n_features * torch.log(scales)
+        constant = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
+        pull = self.pulls()
+        constant = constant - 0.5 * (pull * means).sum(1)
+        if self.is_diagonal:
+            products, weights = y.square(), factors.square()
+        elif self._has_few_covariances:
+            squares = torch.matmul(y, factors).square().sum(-1).T
+            half = 0.5 * scales.square().reciprocal()
+            squares = half * squares[:, self.covariance_of]
+            return self._with_far(torch.addmm(constant, y, pull.T) - squares, y)
+        else:
+            precision = factors @ factors.transpose(1, 2)
+            first, second = torch.triu_indices(*precision.shape[1:], device=y.device)
+            # off the diagonal, each product stands for two entries
+            products = y[:, first] * y[:, second]
+            weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
+            weights = weights[self.covariance_of] / scales.square()[:, None]
+        # one product with matrices: every further pass over (B, M) numbers costs as much
+        forms = torch.cat([-0.5 * weights, pull], 1)
+        return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
+
+    def _with_far(self, log_components: Tensor, y: Tensor) -> Tensor:
+        """Return log components (B, M) with those far from zero, whose terms cancel, made anew."""
+        if len(self.far) == 0:
+            return log_components
+        white = self._whitened_by_far(y)[0]
+        factors = self.factors.double()[self.covariance_of[self.far]]
+        diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        scales = self.scales.double()[self.far]
+        constant = self.log_weights.double()[self.far] + torch.log(diagonals).sum(1)
+        constant = constant - self.n_features * (torch.log(scales) + 0.5 * LOG_2PI)
+        return log_components.index_copy(1, self.far, constant - 0.5 * white.square().sum(2))
+
+    def _whitened_by_far(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (B, D) whitened by each far component, (B, F, D), and what whitens it."""
+        factors = self.factors.double()[self.covariance_of[self.far]]
+        factors = torch.diag_embed(factors) if self.is_diagonal else factors
+        factors = factors / self.scales.double()[self.far, None, None]
+        residuals = y.double().unsqueeze(1) - self.means.double()[self.far]
+        return torch.einsum("bfd,fde->bfe", residuals, factors), factors
+
+    def pulls(self) -> Tensor:
+        """Return every component's precision times its mean, (M, D), in double precision."""
+        means, factors = self.means.double(), self.factors.double()
+        if self.is_diagonal:
+            return means * factors.square()
+        # components share a factor, not a scale; defensive ones have no pull, being at zero
+        white = products_by_component(means, factors, self.covariance_of)
+        pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
+        return pull / self.scales.double().square()[:, None]
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """Return `log r(x)`, (B,), in nats."""
+        log_components = self.log_components(self.from_features(x))
+        log_det = torch.linalg.slogdet(self.root.double())[1]
+        return (torch.logsumexp(log_components, 1) - log_det).to(x.dtype)
+
+    def log_peak(self) -> Tensor:
+        """Return what no density of a row exceeds: the sum of all components' peaks, 0-d, nats."""
+        factors = self.factors.double()
+        diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
+        log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
+        log_scale = log_scale - self.n_features * torch.log(self.scales.double())
+        peaks = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
+        return torch.logsumexp(peaks, 0) - torch.linalg.slogdet(self.root.double())[1]
+
+    def local_mean(self, x: Tensor) -> Tensor:
+        """Return the mean of the components' means, by their probabilities given x, (B, D)."""
+        shares = torch.softmax(self.log_components(self.from_features(x)), 1)
+        return self.to_features(shares.to(x.dtype) @ self.means)
+
+    def log_conditional(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `log N(z; A (x - location), S)`, (B,), in nats."""
+        e = self.from_latents(x, z)
+        log_det = torch.log(self.latent_scale).sum()
+        return -0.5 * (e.square().sum(1) + self.n_latents * LOG_2PI) - log_det
+
+    def energy(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `E_ref(x, z)`, (B,), in nats; normalised: its partition function is one."""
+        return -self.log_marginal(x) - self.log_conditional(x, z)
+
+    def marginal_energy_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the energy of y under the mixture and its gradient.
+
+        Parameters
+        ----------
+        y : Tensor of shape (B, D)
+            Whitened features.
+
+        Returns
+        -------
+        energy : Tensor of shape (B,)
+            `-log` density of y (not of x: no Jacobian), in nats.
+        grad : Tensor of shape (B, D)
+            Its gradient with respect to y.
+        """
+        log_components = self.log_components(y)
+        log_density = torch.logsumexp(log_components, 1)
+        responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
+        of_far = responsibility[:, self.far]
+        responsibility = responsibility.index_fill(1, self.far, 0.0)
+        y64, factors, pull = y.double(), self.factors.double(), responsibility @ self.pulls()
+        if self.is_diagonal:
+            grad = (responsibility @ factors.square()) * y64 - pull
+        else:
+            shares = responsibility.new_zeros(len(y), len(factors))
+            precision = responsibility / self.scales.double().square()
+            shares.index_add_(1, self.covariance_of, precision)
+            white = torch.matmul(y64, factors) * shares.T[:, :, None]
+            grad = torch.einsum("kbd,ked->be", white, factors) - pull
+        if len(self.far):
+            white, whitening = self._whitened_by_far(y64)
+            grad = grad + torch.einsum("bf,bfe,fde->bd", of_far, white, whitening)
+        return -log_density.to(y.dtype), grad.to(y.dtype)
+
+    # Draws -------------------------------------------------------------------------------------
+
+    def sample(self, n: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
+        """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates.
+
+        Parameters
+        ----------
+        n : int
+            Number of draws.
+        generator : torch.Generator
+            Source of the draws, on the reference's device.
+        stratified : bool, default=False
+            Share the draws out among the components (systematic sampling) instead of drawing
+            components independently: each draw is exact, sums over all draws vary less. Draws are
+            then in the order of the components.
+        """
+        like = self.means
+        weights = torch.exp(self.log_weights)
+        if stratified:
+            offset = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
+            at = (torch.arange(n, dtype=like.dtype, device=like.device) + offset) / n
+            component = torch.searchsorted(torch.cumsum(weights, 0), at)
+            component = component.clamp(max=len(weights) - 1)
+        else:
+            component = torch.multinomial(weights, n, replacement=True, generator=generator)
+        return self.draws_of(component, generator)
+
+    def draws_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw exact particles `(y, e)`, (n, D + L), of given components (n,)."""
+        like = self.means
+        noise = torch.randn(
+            (len(component), self.n_features + self.n_latents),
+            generator=generator,
+            dtype=like.dtype,
+            device=like.device,
+        )
+        y, e = noise[:, : self.n_features], noise[:, self.n_features :]
+        if self.is_diagonal:
+            y = self.means[component] + y / self.factors[component]
+        else:
+            coloured = products_by_component(
+                y, self.roots.transpose(1, 2), self.covariance_of[component]
+            )
+            y = self.means[component] + coloured * self.scales[component, None]
+        return torch.cat([y, e], 1)
+
+    # Frames ------------------------------------------------------------------------------------
+
+    def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
+        """Draw a mixture component for each y (B, D) from its probability given y; (B,)."""
+        return draw_categorical(self.log_components(y), noise)
+
+    def frame(self, y: Tensor, noise: Noise) -> Frame:
+        """Return frames for y (B, D), in which one drawn component of r is N(0, I)."""
+        component = self.draw_components(y, noise)
+        means = self.means[component]
+        if self.is_diagonal:
+            factors = self.factors[component]
+            return Frame(
+                whiten=lambda u: (u - means) * factors,
+                colour=lambda s: means + s / factors,
+                pull=lambda grad: grad / factors,
+            )
+        # factor = root^{-T}, hence rows u are whitened by u factor and coloured by s root^T
+        factors, roots, which = self.factors, self.roots, self.covariance_of[component]
+        scale = self.scales[component, None]
+        return Frame(
+            whiten=lambda u: products_by_component((u - means) / scale, factors, which),
+            colour=lambda s: means + scale * products_by_component(s, roots.transpose(1, 2), which),
+            pull=lambda grad: scale * products_by_component(grad, roots, which),
+        )
+
+    def linear_gauge(self) -> LinearGauge:
+        """Return the law of z given y, the same for all components."""
+        design = (self.latent_map @ self.root).double()
+        variance = self.latent_scale.double().square()
+        return LinearGauge(design[None], torch.zeros_like(variance)[None], variance)
+
+    def feature_conditional(
+        self, z: Tensor, gauge: LinearGauge | None = None
+    ) -> FeatureConditional:
+        """Return the law of y given latents z (N, L): a Gaussian mixture.
+
+        Parameters
+        ----------
+        z : Tensor of shape (N, L)
+            Latents.
+        gauge : LinearGauge or None, default=None
+            The law of z given y, linear and Gaussian within each component; None is the
+            reference's own.
+        """
+        return condition_on_latents(self, z, gauge or self.linear_gauge())

@@ -1,0 +1,190 @@
+"""Fits the reference to standardised rows: Gaussian mixtures, or probabilistic PCA."""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
+
+from sklvebm.mixtures.expectation_maximization import from_scikit_learn
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.mixtures.search import (
+    COVARIANCE_FLOOR,
+    TAIL_SCALES,
+    TAIL_SHARES,
+    WIDE_WEIGHT,
+    column_scales,
+    plain_arrays_on_one_thread,
+    wide_covariance,
+)
+from sklvebm.mixtures.stacking import (
+    LEAST_WIDE_WEIGHT,
+    MOST_ROWS_TO_CHOOSE,
+    MixtureChoice,
+    MixtureEnsemble,
+    choose_mixture,
+    fit_ensemble,
+)
+from sklvebm.preprocessing.dequantization import warn_of_unbounded_density
+from sklvebm.preprocessing.scaling import without_outliers
+
+_LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
+# weight of the tails of one Gaussian: too small to change a digit within thirty standard
+# deviations, beyond which a row costs the logarithm of its distance
+_TAIL_OF_GAUSSIAN = 1e-200
+_LARGEST_FLOOR = 1e-3  # standardised units squared; what is larger smooths, and is no floor
+
+
+class LatentMap(NamedTuple):
+    """Probabilistic PCA: posterior of z given x is `N(matrix (x - mean), diag(variance))`."""
+
+    matrix: np.ndarray  # (L, D)
+    variance: np.ndarray  # (L,)
+    mean: np.ndarray  # (D,)
+    covariance: np.ndarray  # (D, D), of x under the model
+
+
+def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
+    """Fit probabilistic PCA in closed form.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    n_components : int
+        Latents L. Those beyond the rank of X carry nothing: their posterior is their prior.
+
+    Returns
+    -------
+    latent_map : LatentMap
+        Posterior map and marginal covariance. When no direction is left to estimate the noise
+        from, its variance is zero, latents are whitened scores, and their posterior variance is a
+        floor of 0.01 (the prior variance is 1).
+    """
+    n_samples, n_features = X.shape
+    X = without_outliers(X)  # few of them would be all that latents tell
+    mean = X.mean(axis=0)
+    centred = X - mean
+    divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
+    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / divisor)
+    eigenvalues, vectors = eigenvalues[::-1].clip(min=0.0), vectors[:, ::-1]
+    # a sign that does not depend on the LAPACK in use
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n_features)])
+    vectors = vectors * signs
+    kept = min(n_components, n_features)
+    noise = eigenvalues[kept:].mean() if kept < n_features else 0.0
+    top = eigenvalues[:kept]
+    used = top > max(noise, 1e-10 * eigenvalues[0], 1e-300)
+    matrix = np.zeros((n_components, n_features))
+    variance = np.ones(n_components)
+    scale = np.sqrt(np.where(used, top - noise, 0.0)) / np.where(used, top, 1.0)
+    matrix[:kept] = scale[:, None] * vectors[:, :kept].T
+    shrunk = np.where(used, noise / np.where(used, top, 1.0), 1.0)
+    variance[:kept] = shrunk.clip(min=_LATENT_VARIANCE_FLOOR)
+    floor = max(noise, COVARIANCE_FLOOR)
+    signal = np.where(used, top - noise, 0.0)
+    covariance = (vectors[:, :kept] * signal) @ vectors[:, :kept].T + floor * np.eye(n_features)
+    return LatentMap(matrix, variance, mean, covariance)
+
+
+def fit_reference(
+    X: np.ndarray,
+    n_components: int,
+    kind: str | GaussianMixture | MixtureReference,
+    random_state: np.random.RandomState,
+    *,
+    choice: MixtureChoice | None = None,
+    least_wide_weight: float = LEAST_WIDE_WEIGHT,
+) -> MixtureReference:
+    """Fit the reference to standardised rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    n_components : int
+        Latents; 0 takes the marginal of the features, for "gaussian" with their full covariance.
+    kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
+        Ensembles of Gaussian mixtures with Student-like tails; the Gaussian of probabilistic PCA,
+        whose tails begin beyond thirty standard deviations; a mixture estimator, of which a clone
+        is fitted and given tails; or a complete reference in standardised units, which is copied.
+    random_state : numpy.random.RandomState
+        Source of the mixtures' starts.
+    choice : MixtureChoice or None, default=None
+        What "mixture" means; None chooses by cross-validation.
+    least_wide_weight : float, default=0.01
+        Lower limit of the wide component's weight, for "mixture".
+
+    Returns
+    -------
+    reference : MixtureReference
+        Float64, on the CPU.
+    """
+    width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
+    if n_components == 0 and width > 0:
+        options = {"choice": choice, "least_wide_weight": least_wide_weight}
+        return fit_reference(X, width, kind, random_state, **options).without_latents()
+    if isinstance(kind, MixtureReference):
+        if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
+            raise ValueError(
+                f"reference must have n_features={X.shape[1]} and n_latents={n_components}, got "
+                f"n_features={kind.n_features} and n_latents={kind.n_latents}."
+            )
+        return copy.deepcopy(kind).cpu().double()
+    latent = probabilistic_pca(X, n_components)
+    maps = {
+        "latent_map": torch.from_numpy(latent.matrix),
+        "latent_variance": torch.from_numpy(latent.variance),
+        "location": torch.from_numpy(latent.mean),
+    }
+    maps["wide_covariance"] = torch.from_numpy(wide_covariance(X))
+    maps["wide_scales"] = torch.from_numpy(TAIL_SCALES)
+    if isinstance(kind, str) and kind == "gaussian":
+        return MixtureReference(
+            torch.ones(1),
+            torch.from_numpy(latent.mean)[None],
+            torch.from_numpy(latent.covariance)[None],
+            wide_weight=torch.from_numpy(_TAIL_OF_GAUSSIAN * TAIL_SHARES),
+            **maps,
+        )
+    if isinstance(kind, GaussianMixture):
+        with plain_arrays_on_one_thread():
+            fitted = clone(kind).fit(X)
+        ensemble = MixtureEnsemble([from_scikit_learn(fitted)], np.ones(1))
+        ridge, wide_weight = kind.reg_covar, WIDE_WEIGHT * TAIL_SHARES
+    else:
+        choice = choice or choose_mixture(X, random_state)
+        ensemble = fit_ensemble(X, choice, random_state)
+        # a large one was chosen by held-out rows, which prefer it to narrower covariances
+        scales = column_scales(X[:MOST_ROWS_TO_CHOOSE])
+        ridge = max(part.candidate.ridge for part in choice.parts)
+        ridge = min(_LARGEST_FLOOR, ridge * scales.ridge_units.min())
+        wide_weight = max(least_wide_weight, choice.wide_weight) * np.array(choice.wide_shares)
+    members = ensemble.members
+    weights = np.concatenate(
+        [share * m.weights for share, m in zip(ensemble.weights, members, strict=True)]
+    )
+    matrices, matrix_of = zip(*(member.covariance_matrices() for member in members), strict=True)
+    covariances = np.concatenate(matrices)
+    first = np.cumsum([0, *map(len, matrices)])[:-1]
+    covariance_of = np.concatenate([f + of for f, of in zip(first, matrix_of, strict=True)])
+    means = np.concatenate([member.means for member in members])
+    del ensemble, members, matrices  # of many columns, covariances are most of the memory there is
+    warn_of_unbounded_density(X, weights, covariances, covariance_of, ridge)
+    return MixtureReference(
+        torch.from_numpy(weights),
+        torch.from_numpy(means),
+        torch.from_numpy(covariances),
+        **maps,
+        covariance_of=torch.from_numpy(covariance_of),
+        wide_weight=torch.from_numpy(wide_weight),
+    )
+
+
+def with_wide_weight(reference: MixtureReference, weight: float) -> MixtureReference:
+    """Return a copy whose defensive components have another weight together, shared as before."""
+    logs, n_main = reference.log_weights, len(reference.log_weights) - reference.n_wide
+    main, wide = (torch.log_softmax(part, 0) for part in logs.split([n_main, reference.n_wide]))
+    return reference.reweighted(torch.cat([main + np.log1p(-weight), wide + np.log(weight)]))

@@ -1,0 +1,355 @@
+"""Searches for single Gaussian mixtures by their likelihood of held-out rows."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.special import logsumexp
+from sklearn import config_context
+from threadpoolctl import threadpool_limits
+
+from sklvebm.mixtures.components import LOG_2PI
+from sklvebm.mixtures.expectation_maximization import Mixture, fit_mixture
+from sklvebm.preprocessing.dequantization import resolution
+from sklvebm.preprocessing.scaling import without_outliers
+
+_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
+_COVARIANCE_TYPES = ("full", "tied", "diag")
+_COARSE = 3  # every third grid point first, then the neighbours of the best
+_N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
+_FEW_ROWS = 500  # fewer are cut into five folds, and start from a larger ridge
+_MANY_ROWS = 1000  # more are split once, a quarter of them held out
+TIE = 0.25  # standard errors of a paired difference
+_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
+_FIRST_RIDGE = 1e-3
+_MOST_LOST = 1e3  # nats, of one held-out row
+_IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
+# the shortest interval with this share of a column's distinct values, over what it is of normal
+# ones; where it is less than a tenth, the column has rows of two sizes
+_DENSEST, _NORMAL_WIDTH, _FINE = 0.1, 0.25132, 0.1
+_LEAST_UNIT = 1e-7  # standard deviations: finer ones are rounding in double precision
+COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
+WIDE_WEIGHT = 0.05  # until it is fitted
+_WIDE_SPREAD = 2.0  # standard deviations of the data
+# Defensive components have one shape and these scales: together a discrete scale mixture that
+# decays like Student's t with so many degrees of freedom. With three, draws keep a variance.
+TAIL_SCALES = 10.0 ** np.arange(10)
+_TAIL_DEGREES = 3.0
+TAIL_SHARES = TAIL_SCALES**-_TAIL_DEGREES / (TAIL_SCALES**-_TAIL_DEGREES).sum()
+
+
+class Candidate(NamedTuple):
+    """One kind of Gaussian mixture."""
+
+    n_components: int
+    covariance_type: str
+    ridge: float  # added to variances, in `ridge_units`
+
+
+class Fold(NamedTuple):
+    """One split of the rows."""
+
+    train: np.ndarray
+    test: np.ndarray
+    wide: np.ndarray  # (N, K), log densities of the test rows under defensive components, nats
+
+
+class ColumnScales(NamedTuple):
+    """What columns are measured in where small and large rows share them.
+
+    Attributes
+    ----------
+    ridge_units : ndarray of shape (n_features,)
+        What ridges are multiples of, standardised units squared: one, but where the large rows of
+        a column set its scale. There the squared scale of the densest tenth of its values, on
+        which a ridge must not be coarse; never finer than the rounding of the values.
+    centre, scale : ndarray of shape (n_features,)
+        Of the densest tenth, standardised units.
+    """
+
+    ridge_units: np.ndarray
+    centre: np.ndarray
+    scale: np.ndarray
+
+    def start_rows(self, X: np.ndarray) -> np.ndarray:
+        """Return rows X (n_samples, n_features) as the starts of mixtures should see them.
+
+        Distances between large rows hide the small ones. Where there are both, the logarithm of
+        the distance from the densest tenth is one more column.
+        """
+        mixed = self.ridge_units < 1.0
+        sizes = np.log1p(np.abs(X - self.centre)[:, mixed] / self.scale[mixed])
+        return np.concatenate([X, sizes], 1) if mixed.any() else X
+
+
+def column_scales(X: np.ndarray) -> ColumnScales:
+    """Measure the columns of standardised rows X (n_samples, n_features)."""
+    parts = zip(*(_densest(column) for column in X.T), strict=True)
+    return ColumnScales(*(np.array(part) for part in parts))
+
+
+def _densest(column: np.ndarray) -> tuple[float, float, float]:
+    """Return the unit of ridges, and centre and scale of the densest tenth, of one column."""
+    values = np.unique(column)
+    n = int(np.ceil(_DENSEST * len(values)))
+    if n < 2:
+        return 1.0, 0.0, 1.0
+    widths = values[n:] - values[:-n]
+    first = int(widths.argmin())
+    scale = max(widths[first] / _NORMAL_WIDTH, _LEAST_UNIT)
+    step = resolution(column[:, None])[0]
+    # continuous in the scale: an almost ordinary column must not jump
+    unit = max(min(1.0, scale / _FINE), step / np.sqrt(12.0 * COVARIANCE_FLOOR))
+    centre = 0.5 * (values[first] + values[first + n])
+    return float(min(1.0, unit) ** 2), float(centre), float(scale)
+
+
+def fit_candidate(X: np.ndarray, candidate: Candidate, scales: ColumnScales, seed: int) -> Mixture:
+    """Fit a mixture of one kind to rows X (n_samples, n_features); see `fit_mixture`."""
+    ridge = candidate.ridge * scales.ridge_units
+    return fit_mixture(X, *candidate[:2], ridge, seed, start_rows=scales.start_rows(X))
+
+
+class HeldOutLosses:
+    """Losses of candidates on held-out rows, nats; each mixture is fitted once.
+
+    Candidates are scored with a wide component beside them, as they will be used: without it, the
+    rows in the tails decide alone.
+
+    Parameters
+    ----------
+    folds : list of Fold
+        The cross-validation.
+    seed : int
+        Start of the first member; the others count on from it.
+    scales : ColumnScales
+        Of all rows.
+    """
+
+    def __init__(self, folds: list[Fold], seed: int, scales: ColumnScales) -> None:
+        self.folds, self.seed, self.scales = folds, seed, scales
+        self.wide_components = np.concatenate([fold.wide for fold in folds])
+        self.wide = logsumexp(self.wide_components + np.log(TAIL_SHARES), axis=1)
+        self._member = functools.cache(self._member_log_density)
+
+    def _member_log_density(self, number: int, candidate: Candidate) -> np.ndarray:
+        parts = []
+        for fold in self.folds:
+            try:
+                mixture = fit_candidate(fold.train, candidate, self.scales, self.seed + number)
+                parts.append(mixture.score_samples(fold.test))
+            except np.linalg.LinAlgError:  # rows of very different size: another candidate may do
+                parts.append(np.full(len(fold.test), _IMPOSSIBLE))
+        return np.concatenate(parts)
+
+    def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
+        """Return the ensemble's log density of all held-out rows, without the wide component."""
+        members = [self._member(number, candidate) for number in range(n_members)]
+        return logsumexp(members, axis=0) - np.log(n_members)
+
+    def of_rows(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
+        """Return the loss of every held-out row, with the wide component."""
+        return self.losses_of(self.log_density(candidate, n_members))
+
+    def losses_of(self, log_density: np.ndarray) -> np.ndarray:
+        """Return the losses of held-out rows under a density (N,) and the wide component, nats.
+
+        Bounded: rows beyond all tails cost every candidate the same, and must not hide the others.
+        """
+        main = np.log1p(-WIDE_WEIGHT) + log_density
+        return np.minimum(-np.logaddexp(main, np.log(WIDE_WEIGHT) + self.wide), _MOST_LOST)
+
+    def mean(self, candidate: Candidate, n_members: int = 1) -> float:
+        """Return the mean loss."""
+        return float(self.of_rows(candidate, n_members).mean())
+
+    def diversity(self, candidate: Candidate, n_members: int) -> float:
+        """Return how much an ensemble is better than its members are on average, nats, >= 0."""
+        members = [self._member(number, candidate).mean() for number in range(n_members)]
+        return float(self.log_density(candidate, n_members).mean() - np.mean(members))
+
+    def standard_error(self, first: Candidate, second: Candidate, n_members: int = 1) -> float:
+        """Return the standard error of the difference of two candidates' mean losses."""
+        difference = self.of_rows(first, n_members) - self.of_rows(second, n_members)
+        return float(difference.std() / np.sqrt(len(difference)))
+
+
+def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dict]:
+    """Find the best single mixture.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    losses : HeldOutLosses
+        Their cross-validation.
+
+    Returns
+    -------
+    best : Candidate
+        The fewest parameters among the candidates that are as good as the best within a share of
+        the noise, with the best ridge for it.
+    tried : dict of Candidate to float
+        Mean losses of all candidates that were looked at.
+    """
+    ridge = _FIRST_RIDGE if len(X) < _FEW_ROWS else COVARIANCE_FLOOR
+    tried = _search_components(X, losses, ridge)
+    best = min(tried, key=tried.get)
+    near = [
+        candidate
+        for candidate, loss in tried.items()
+        if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
+    ]
+    simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
+    ridges = _ridges(losses.scales.ridge_units)
+    ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
+    return simplest._replace(ridge=ridge), tried
+
+
+def _search_components(
+    X: np.ndarray, losses: HeldOutLosses, ridge: float
+) -> dict[Candidate, float]:
+    """Return the losses of all covariance types, over components until they stop helping."""
+    grids = {kind: allowed_components(X, kind) for kind in _COVARIANCE_TYPES}
+    tried: dict[Candidate, float] = {}
+
+    def look_at(n_components: int, kind: str) -> float:
+        candidate = Candidate(n_components, kind, ridge)
+        if candidate not in tried:
+            tried[candidate] = losses.mean(candidate)
+        return tried[candidate]
+
+    for kind, grid in grids.items():
+        found: dict[int, float] = {}
+        for position in range(0, len(grid), _COARSE):
+            found[position] = look_at(grid[position], kind)
+            # shells look like one Gaussian until there are many components
+            if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
+                break
+    best = min(tried, key=tried.get)
+    grid = grids[best.covariance_type]
+    centre = grid.index(best.n_components)
+    for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
+        look_at(n_components, best.covariance_type)
+    return tried
+
+
+def _ridges(units: np.ndarray) -> tuple[float, ...]:
+    """Return the ridges to search among, ascending; more where the unit is finer than one."""
+    ridges = list(_RIDGES)
+    while ridges[-1] * units.min() < 0.1 * _RIDGES[-1]:
+        ridges.append(10.0 * ridges[-1])
+    return tuple(ridges)
+
+
+def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[float, ...]) -> float:
+    """Return the ridge with the least loss, searched from the first one in both directions."""
+    losses = {first: loss(first)}
+    position = ridges.index(first)
+    for side in (ridges[position + 1 :], ridges[:position][::-1]):
+        for ridge in side:
+            losses[ridge] = loss(ridge)
+            if losses[ridge] > min(losses.values()):
+                break
+    return min(losses, key=losses.get)
+
+
+def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
+    of_covariance = {
+        "full": n_components * n_features * (n_features + 1) // 2,
+        "tied": n_features * (n_features + 1) // 2,
+        "diag": n_components * n_features,
+    }
+    return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
+
+
+def allowed_components(X: np.ndarray, kind: str) -> list[int]:
+    """Return the numbers of components that the rows can support, at least [1]."""
+    # with fewer than five rows a component, k-means meets empty clusters
+    most_components = max(1, len(np.unique(X, axis=0)) // 5)
+    return [
+        k
+        for k in _COMPONENT_GRID
+        if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
+    ] or [1]
+
+
+def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
+    """Cut rows, which are in random order, into folds.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+
+    Returns
+    -------
+    folds : list of Fold
+        Those that candidates are compared on; none if there are too few rows.
+    others : list of Fold
+        The rest of the rows, where one fold is enough to compare on.
+    """
+    n_folds = 5 if len(X) < _FEW_ROWS else 3
+    if len(X) < n_folds:
+        return [], []
+    if len(X) > _MANY_ROWS:
+        folds = _folds_of(X, 4)
+        return folds[:1], folds[1:]
+    return _folds_of(X, n_folds), []
+
+
+def one_fold(X: np.ndarray, most_fitted: int, most_judging: int) -> Fold:
+    """Cut rows, which are in random order, into one fold with a quarter of them held out.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    most_fitted, most_judging : int
+        Limits of both parts.
+    """
+    judging = min(len(X) // 4, most_judging)
+    return _fold(X[judging : judging + most_fitted], X[:judging])
+
+
+def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
+    order = np.arange(len(X))
+    parts = np.array_split(order, n_folds)
+    return [_fold(X[np.setdiff1d(order, part)], X[part]) for part in parts]
+
+
+def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
+    return Fold(train, test, log_wide_components(train, test))
+
+
+def log_wide_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return log densities (N, K) of rows under the defensive components for others, nats."""
+    root = np.linalg.cholesky(wide_covariance(train))
+    white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
+    constant = np.log(np.diag(root)).sum() + 0.5 * test.shape[1] * LOG_2PI
+    # scaled first: squares of rows far out may overflow
+    squares = np.stack([((white / scale) ** 2).sum(0) for scale in TAIL_SCALES], 1)
+    return -0.5 * squares - constant - test.shape[1] * np.log(TAIL_SCALES)
+
+
+def wide_covariance(X: np.ndarray) -> np.ndarray:
+    """Return the covariance (D, D) of the defensive component for rows X."""
+    n_features, X = X.shape[1], without_outliers(X)
+    spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
+    return _WIDE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
+
+
+@contextmanager
+def plain_arrays_on_one_thread() -> Iterator[None]:
+    """Fit mixtures as they are fastest, whatever the user has configured.
+
+    Rows are NumPy here, also under array API dispatch; small matrices are slower on several threads
+    than on one. Rows were checked when they came; to check them and the parameters again for each
+    of some hundred small fits takes longer than many of these.
+    """
+    unchecked = {"skip_parameter_validation": True, "assume_finite": True}
+    with config_context(array_api_dispatch=False, **unchecked), threadpool_limits(1):
+        yield

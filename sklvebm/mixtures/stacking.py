@@ -1,0 +1,393 @@
+"""Chooses the mixture of the reference by cross-validation: a weighted mean of Gaussian mixtures.
+
+Fits of many components depend on where they start, and which is best on new rows is chance; full
+and diagonal covariances, few components and many each see something that the others miss. The
+mean of their densities is a Gaussian mixture again, and better than any of them (docs/tuning.md).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+
+from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.search import (
+    COVARIANCE_FLOOR,
+    TAIL_SHARES,
+    TIE,
+    WIDE_WEIGHT,
+    Candidate,
+    HeldOutLosses,
+    allowed_components,
+    column_scales,
+    fit_candidate,
+    one_fold,
+    plain_arrays_on_one_thread,
+    search_singles,
+    split_folds,
+)
+from sklvebm.preprocessing.splitting import repeats_together
+
+# enough for wells to be seen where no data are; the rest of the rows must stay the mixture's
+LEAST_WIDE_WEIGHT = 0.01
+_LIGHTEST = 0.25  # held-out rows
+_MOST_WIDE_WEIGHT = 0.3
+_TAIL_ROWS = 1.0  # that a Student-like tail counts as where held-out rows shape the tail
+_N_WEIGHT_ITERATIONS = 200
+MOST_ROWS_TO_CHOOSE = 6000
+MOST_FITTED_ROWS = 20_000
+# for which components are counted again, on as many rows as members have
+_ROWS_TO_GROW = 2 * MOST_ROWS_TO_CHOOSE
+_MOST_ROWS_TO_JUDGE = 10_000
+_LEAST_GAIN = 1e-3  # nats, for which an ensemble is worth its cost
+_N_TRIED = 4  # members of an ensemble while candidates are compared
+_N_GROWN, _GROWTH = 2, 2  # where they have many rows, and places on the grid at a time
+# more held-out rows than that know which covariance types are not worth their fits: those that are
+# behind by as many standard errors
+_MANY_HELD_OUT, _BEHIND = 1000, 4.0
+_NEIGHBOURS = (-1, 0, 2, 4)  # places on the grid of components, around the best single mixture's
+_LEAST_SHARE = 0.05  # of the density; lighter parts are left out
+_MOST_MEMBERS = 32
+# all members together; in numbers, means and covariances are counted
+_MOST_COMPONENTS, _MOST_NUMBERS = 1000, 120_000
+
+
+class MixturePart(NamedTuple):
+    """Members of one kind."""
+
+    candidate: Candidate
+    n_members: int
+    weight: float  # of all of them together
+
+
+class MixtureChoice(NamedTuple):
+    """What cross-validation prefers."""
+
+    parts: tuple[MixturePart, ...]  # their weights sum to one
+    wide_weight: float  # of the defensive components beside them
+    wide_shares: tuple[float, ...] = tuple(TAIL_SHARES)  # of each of these, summing to one
+
+
+class MixtureEnsemble(NamedTuple):
+    """The weighted mean of the densities of several Gaussian mixtures."""
+
+    members: list[Mixture]
+    weights: np.ndarray  # (n_members,), summing to one
+
+    def score_samples(self, X: np.ndarray) -> np.ndarray:
+        """Return log densities (n_samples,), nats."""
+        scores = np.stack([member.score_samples(X) for member in self.members], 1)
+        return logsumexp(scores + np.log(self.weights), axis=1)
+
+
+def fit_ensemble(
+    X: np.ndarray, choice: MixtureChoice, random_state: np.random.RandomState
+) -> MixtureEnsemble:
+    """Fit every member to the rows, from a start of its own.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows; of more than 20,000, every member has as many random ones of its own.
+    choice : MixtureChoice
+        What to fit.
+    random_state : numpy.random.RandomState
+        Source of starts.
+
+    Returns
+    -------
+    ensemble : MixtureEnsemble
+        As many members as `choice` says; fewer, if rounding makes covariances of some singular.
+
+    Raises
+    ------
+    ValueError
+        If it makes all of them singular.
+    """
+    X = X[random_state.permutation(len(X))]
+    seed, scales = random_state.randint(2**30), column_scales(X[:MOST_ROWS_TO_CHOOSE])
+    members, weights = [], []
+    starts = (part for part in choice.parts for _ in range(part.n_members))
+    with plain_arrays_on_one_thread():
+        for number, part in enumerate(starts, seed):
+            try:
+                rows = _some_rows(X, number)
+                members.append(fit_candidate(rows, part.candidate, scales, number))
+                weights.append(part.weight / part.n_members)
+            except np.linalg.LinAlgError:
+                continue
+    if not members:
+        raise ValueError(
+            "No Gaussian mixture can be fitted to X: its columns hold numbers of too different "
+            "size. Take logarithms of them, or drop the rows that are far from the others."
+        )
+    return MixtureEnsemble(members, np.array(weights) / np.sum(weights))
+
+
+def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows of one member: others for each, so that no row is lost to the limit."""
+    if len(X) <= MOST_FITTED_ROWS:
+        return X
+    return X[np.random.RandomState(seed).permutation(len(X))[:MOST_FITTED_ROWS]]
+
+
+@plain_arrays_on_one_thread()
+def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> MixtureChoice:
+    """Choose mixtures and their weights by held-out likelihood.
+
+    First the covariance type and the components of single mixtures, then a ridge on the
+    covariances, then whether an ensemble is better, and with more components each; then whether
+    ensembles of several kinds are better together; at last, of many rows, whether these bear more
+    components. BIC would be cheaper, but takes too few components for curved data, and trusts
+    likelihoods that few rows in many dimensions make meaningless.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows; at most 6,000 random ones choose, 30,000 how many components.
+    random_state : numpy.random.RandomState
+        Source of folds and starts.
+
+    Returns
+    -------
+    choice : MixtureChoice
+        One component without cross-validation, if there are fewer rows than folds.
+    """
+    seed = random_state.randint(2**30)
+    order = random_state.permutation(len(X))[:MOST_ROWS_TO_CHOOSE]
+    every, X = X, X[repeats_together(X, order)]
+    folds, others = split_folds(X)
+    if not folds:
+        one = Candidate(1, "diag", COVARIANCE_FLOOR)
+        return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
+    scales = column_scales(X)
+    losses = HeldOutLosses(folds, seed, scales)
+    shares = _chosen_shares(X, losses)
+    if len(every) >= _ROWS_TO_GROW:
+        order = np.random.RandomState(seed).permutation(len(every))
+        every = every[repeats_together(every, order)]
+        fold = one_fold(every, MOST_FITTED_ROWS, _MOST_ROWS_TO_JUDGE)
+        losses = HeldOutLosses([fold], seed, scales)
+        shares = _grown(losses, shares)
+        n_tried = _N_GROWN
+        main, wide = _log_density(losses, shares, n_tried), losses.wide_components
+    else:
+        n_tried = _N_TRIED
+        main, wide = _log_density(losses, shares), losses.wide_components
+        if others:  # rows in the tails are few: all are asked, of one member each
+            losses_of_others = HeldOutLosses(others, seed, scales)
+            main = np.append(main, _log_density(losses_of_others, shares, 1))
+            wide = np.concatenate([wide, losses_of_others.wide_components])
+    parts = _parts(losses, shares, X.shape[1], n_tried)
+    weight = fitted_wide_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1))
+    return MixtureChoice(parts, weight, fitted_wide_shares(main, wide, weight))
+
+
+def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
+    """Return the kinds of mixtures that share the density."""
+    single, tried = search_singles(X, losses)
+    shares = {_search_ensemble(X, losses, single): 1.0}
+    stacked = _stack(X, losses, tried, shares)
+    # every weight gains about one nat of all rows together where there is nothing to gain
+    least_gain = _LEAST_GAIN + (len(stacked) - 1) / len(losses.wide)
+    return stacked if _loss(losses, stacked) < _loss(losses, shares) - least_gain else shares
+
+
+def _log_density(
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
+) -> np.ndarray:
+    """Return the log density of held-out rows under small ensembles of weighted kinds."""
+    parts = [np.log(w) + losses.log_density(c, n_members) for c, w in shares.items()]
+    return logsumexp(parts, axis=0)
+
+
+def _loss(
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
+) -> float:
+    return float(losses.losses_of(_log_density(losses, shares, n_members)).mean())
+
+
+def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
+    """Return the same kinds with as many components as help where there are more rows to fit."""
+    (fold,) = losses.folds
+    n_features = fold.train.shape[1]
+    grids = {kind: allowed_components(fold.train, kind) for kind in {c[1] for c in shares}}
+    best, least = shares, _loss(losses, shares, _N_GROWN)
+    while True:
+        finer: dict[Candidate, float] = {}
+        for candidate, share in best.items():
+            # other rows may have fewer distinct ones among them, and so a shorter grid
+            larger = [k for k in grids[candidate.covariance_type] if k > candidate.n_components]
+            counts = [candidate.n_components, *larger[:_GROWTH]]
+            grown = candidate._replace(n_components=counts[-1])
+            finer[grown] = finer.get(grown, 0.0) + share  # kinds may meet at the grid's end
+        if finer == best or not _is_affordable(finer, n_features, _N_GROWN):
+            return best
+        loss = _loss(losses, finer, _N_GROWN)
+        if loss > least - _LEAST_GAIN:
+            return best
+        best, least = finer, loss
+
+
+def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) -> Candidate:
+    """Return what members of an ensemble of one kind are: the single mixture, or a finer one.
+
+    Members may have more components than a single mixture: averaging takes away what these add in
+    variance.
+    """
+    grid = allowed_components(X, single.covariance_type)
+    means: dict[Candidate, float] = {}
+    for n_components in grid[grid.index(single.n_components) :]:
+        finer = single._replace(n_components=n_components)
+        means[finer] = losses.mean(finer, _N_TRIED)
+        if len(means) > 2 and means[finer] > min(means.values()):
+            break
+    best = min(means, key=means.get)
+    if means[single] - means[best] <= TIE * losses.standard_error(single, best, _N_TRIED):
+        best = single
+    # the single mixture that was looked at is no measure: it was chosen for its luck
+    return best if losses.diversity(best, _N_TRIED) >= _LEAST_GAIN else single
+
+
+def _stack(
+    X: np.ndarray,
+    losses: HeldOutLosses,
+    tried: dict[Candidate, float],
+    shares: dict[Candidate, float],
+) -> dict[Candidate, float]:
+    """Return the likeliest shares of ensembles of several kinds, without the lightest."""
+    (alone,) = shares
+    rivals = sorted(_rivals(X, losses, tried, alone))
+    stacked = _shares(losses, rivals)
+    if not _is_affordable(stacked, X.shape[1]):
+        kind = alone.covariance_type
+        stacked = _shares(losses, [c for c in rivals if c.covariance_type == kind])
+    return stacked if _is_affordable(stacked, X.shape[1]) else shares
+
+
+def _rivals(
+    X: np.ndarray, losses: HeldOutLosses, tried: dict[Candidate, float], alone: Candidate
+) -> set[Candidate]:
+    """Return the kinds that may share the density: those around the best of each type."""
+    rivals = {alone}
+    best = min(tried, key=tried.get)
+    for kind in {candidate.covariance_type for candidate in tried}:
+        own = {c: loss for c, loss in tried.items() if c.covariance_type == kind}
+        first = min(own, key=own.get)
+        behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
+        if len(losses.wide) > _MANY_HELD_OUT and behind > _BEHIND:
+            continue
+        if not _is_affordable((alone, first), X.shape[1]):
+            continue
+        grid = allowed_components(X, kind)
+        places = np.add(grid.index(first.n_components), _NEIGHBOURS).clip(0, len(grid) - 1)
+        rivals |= {Candidate(grid[place], kind, alone.ridge) for place in places}
+    return rivals
+
+
+def _shares(losses: HeldOutLosses, candidates: list[Candidate]) -> dict[Candidate, float]:
+    # the wide component takes part, else rows in the tails decide alone
+    columns = [losses.log_density(candidate, _N_TRIED) for candidate in candidates]
+    weights = likeliest_weights(np.stack([*columns, losses.wide], 1))[:-1]
+    weights = weights / weights.sum()
+    kept = weights >= min(_LEAST_SHARE, weights.max())
+    total = weights[kept].sum()
+    return {c: float(w / total) for c, w, k in zip(candidates, weights, kept, strict=True) if k}
+
+
+def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
+    """Return the weights of a mixture of known densities that rows make likeliest, by EM.
+
+    Parameters
+    ----------
+    log_densities : ndarray of shape (n_samples, n_densities)
+        Of rows that none of the densities was fitted to, nats.
+
+    Returns
+    -------
+    weights : ndarray of shape (n_densities,)
+        Non-negative, summing to one.
+    """
+    weights = np.full(log_densities.shape[1], 1.0 / log_densities.shape[1])
+    for _ in range(_N_WEIGHT_ITERATIONS):
+        joint = log_densities + np.log(np.maximum(weights, 1e-300))
+        weights = np.exp(joint - logsumexp(joint, axis=1, keepdims=True)).mean(0)
+    return weights
+
+
+def _most_components(kinds: Iterable[Candidate], n_features: int) -> int:
+    """Return how many components all members together may have."""
+    # counted as if each had a covariance of its own, which tied components do not
+    is_diagonal = all(candidate.covariance_type == "diag" for candidate in kinds)
+    numbers = n_features * (2 if is_diagonal else 1 + n_features)
+    return min(_MOST_COMPONENTS, _MOST_NUMBERS // numbers)
+
+
+def _is_affordable(kinds: Iterable[Candidate], n_features: int, n_members: int = _N_TRIED) -> bool:
+    n_components = n_members * sum(candidate.n_components for candidate in kinds)
+    return n_components <= _most_components(kinds, n_features)
+
+
+def _parts(
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int, n_tried: int
+) -> tuple[MixturePart, ...]:
+    """Deal members out to kinds by their shares; one where all starts lead to the same fit."""
+    wanted = {
+        candidate: max(2, round(_MOST_MEMBERS * share))
+        if losses.diversity(candidate, n_tried) >= _LEAST_GAIN
+        else 1
+        for candidate, share in shares.items()
+    }
+    n_components = sum(candidate.n_components * n for candidate, n in wanted.items())
+    scale = min(1.0, _most_components(shares, n_features) / n_components)
+    return tuple(
+        MixturePart(candidate, max(min(2, n), int(scale * n)), shares[candidate])
+        for candidate, n in wanted.items()
+    )
+
+
+def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
+    """Return the likeliest weight of the second of two densities, 0.3 at most.
+
+    Parameters
+    ----------
+    main, wide : ndarray of shape (n_samples,)
+        Log densities of held-out rows under both, nats.
+
+    Returns
+    -------
+    weight : float
+        At least a quarter of a row's share: no held-out row in the tails does not mean that there
+        is none.
+    """
+    weight = likeliest_weights(np.stack([main, wide], 1))[1]
+    return float(np.clip(weight, _LIGHTEST / len(main), _MOST_WIDE_WEIGHT))
+
+
+def fitted_wide_shares(main: np.ndarray, wide: np.ndarray, wide_weight: float) -> tuple[float, ...]:
+    """Return the shares of the defensive components that rows make likeliest, by EM.
+
+    Rows decide where there are some; beyond, a Student-like tail goes on. It counts as one row.
+
+    Parameters
+    ----------
+    main : ndarray of shape (n_samples,)
+        Log densities of held-out rows under the mixtures, nats.
+    wide : ndarray of shape (n_samples, n_wide)
+        Log densities under each defensive component, nats.
+    wide_weight : float
+        Of all defensive components together.
+
+    Returns
+    -------
+    shares : tuple of float
+        Positive, summing to one.
+    """
+    shares = TAIL_SHARES
+    for _ in range(_N_WEIGHT_ITERATIONS):
+        joint = np.log(wide_weight) + np.log(shares) + wide
+        total = np.logaddexp(np.log1p(-wide_weight) + main, logsumexp(joint, axis=1))
+        counts = np.exp(joint - total[:, None]).sum(0) + _TAIL_ROWS * TAIL_SHARES
+        shares = counts / counts.sum()
+    return tuple(float(share) for share in shares)

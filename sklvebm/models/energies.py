@@ -1,0 +1,303 @@
+"""What is modelled: `p(x, z) = exp(-E(x, z)) / Z`. Lower energy is likelier; units are nats.
+
+`Energy` is the contract, `MLPEnergy` and `LinearGaussianEnergy` are complete energies of their
+own, `AnchoredEnergy` and `BridgedEnergy` join one of them to a reference, which gives the path
+`E_ref + b * correction` that the particles are tempered along (docs/theory.md, eq. 4).
+"""
+
+import abc
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sklvebm.latent_maps.maps import Chart
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.reach import Reach
+
+ACTIVATIONS = {"silu": nn.functional.silu, "softplus": nn.functional.softplus, "tanh": torch.tanh}
+
+
+class Energy(nn.Module, abc.ABC):
+    """E(x, z) of `p(x, z) ∝ exp(-E(x, z))`.
+
+    Attributes
+    ----------
+    n_features : int
+        Width D of x.
+    n_latents : int
+        Width L of z.
+    """
+
+    n_features: int
+    n_latents: int
+
+    @abc.abstractmethod
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
+
+
+class MLPEnergy(Energy):
+    """A smooth multilayer perceptron on `(x, z)` with one output, which starts at zero.
+
+    Parameters
+    ----------
+    n_features, n_latents : int
+        Widths of x and z.
+    hidden_layer_sizes : sequence of int, default=(128, 128)
+        Units of each hidden layer.
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
+        Smooth, because Langevin dynamics needs a Lipschitz gradient.
+    generator : torch.Generator or None, default=None
+        Source of the initial weights; required unless the weights are loaded afterwards.
+    input_gain : float, default=1.0
+        Factor on the first layer's initial weights and biases: how finely the units of this layer
+        divide the space of rows at the start.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_latents: int,
+        hidden_layer_sizes: Sequence[int] = (128, 128),
+        activation: str = "tanh",
+        generator: torch.Generator | None = None,
+        input_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.n_features, self.n_latents = n_features, n_latents
+        self.hidden_layer_sizes = tuple(hidden_layer_sizes)
+        self.activation = activation
+        widths = [n_features + n_latents, *hidden_layer_sizes]
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            weight = torch.empty(fan_out, fan_in, dtype=torch.float32)
+            bias = torch.empty(fan_out, dtype=torch.float32)
+            if generator is not None:
+                gain = 1.0 if self.weights else input_gain
+                # variance 2 / fan_in keeps the scale of activations through layers
+                weight.normal_(0.0, gain * math.sqrt(2.0 / fan_in), generator=generator)
+                bias.uniform_(-gain, gain, generator=generator)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+        self.output = nn.Parameter(torch.zeros(widths[-1], dtype=torch.float32))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,)."""
+        hidden = torch.cat([x, z], 1)
+        activation = ACTIVATIONS[self.activation]
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            hidden = activation(torch.addmm(bias, hidden, weight.T))
+        return hidden @ self.output
+
+
+class LinearGaussianEnergy(Energy):
+    r"""Quadratic energy: posterior, marginal, free energy and log Z are closed forms.
+
+    .. math:: E(x, z) = \tfrac12 (u - m)^T \Lambda (u - m), \quad u = (x, z), \quad
+              \Lambda = B B^T + \epsilon I
+
+    Parameters
+    ----------
+    n_features, n_latents : int
+        Widths of x and z.
+    ridge : float, default=0.05
+        The number ε, which keeps the precision positive definite. Nats per squared unit.
+    """
+
+    def __init__(self, n_features: int, n_latents: int, ridge: float = 0.05) -> None:
+        super().__init__()
+        self.n_features, self.n_latents, self.ridge = n_features, n_latents, ridge
+        width = n_features + n_latents
+        self.factor = nn.Parameter(torch.eye(width))
+        self.mean = nn.Parameter(torch.zeros(width))
+
+    def precision(self) -> Tensor:
+        """Return the joint precision Λ, (D + L, D + L)."""
+        identity = torch.eye(len(self.mean), dtype=self.mean.dtype, device=self.mean.device)
+        return self.factor @ self.factor.T + self.ridge * identity
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,)."""
+        centred = torch.cat([x, z], 1) - self.mean
+        return 0.5 * ((centred @ self.precision()) * centred).sum(1)
+
+    def log_partition(self) -> Tensor:
+        """Return the exact log Z, 0-d, in nats."""
+        width = len(self.mean)
+        return 0.5 * (width * math.log(2.0 * math.pi) - torch.logdet(self.precision()))
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        """Return the exact `F(x) = -log ∫ exp(-E(x, z)) dz`, (B,), in nats."""
+        precision, d = self.precision(), self.n_features
+        latent = precision[d:, d:]
+        marginal = precision[:d, :d] - precision[:d, d:] @ torch.linalg.solve(
+            latent, precision[d:, :d]
+        )
+        centred = x - self.mean[:d]
+        constant = 0.5 * (torch.logdet(latent) - self.n_latents * math.log(2.0 * math.pi))
+        return 0.5 * ((centred @ marginal) * centred).sum(1) + constant
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean (B, L) and covariance (L, L) of z given x."""
+        precision, d = self.precision(), self.n_features
+        covariance = torch.linalg.inv(precision[d:, d:])
+        mean = self.mean[d:] - (x - self.mean[:d]) @ precision[:d, d:] @ covariance
+        return mean, covariance
+
+
+class AnchoredEnergy(Energy):
+    r"""The reference plus a softly bounded correction.
+
+    .. math:: E(x, z) = E_{ref}(x, z) + s(x) c \tanh(g(x, z) / c)      (docs/theory.md, eq. 1)
+
+    Parameters
+    ----------
+    reference : MixtureReference
+        Normalised density; the model before the first update when g starts at zero.
+    network : Energy
+        The function g.
+    bound : float, default=15.0
+        The number c, in nats: bounds the correction, so that the energy is dissipative and
+        normalisable whatever the network does.
+    reach : Reach or None, default=None
+        The function s, which leaves the reference as it is where neither rows nor its draws are;
+        None is one everywhere.
+    """
+
+    def __init__(
+        self,
+        reference: MixtureReference,
+        network: Energy,
+        bound: float = 15.0,
+        reach: Reach | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_features, self.n_latents = reference.n_features, reference.n_latents
+        self.reference, self.network, self.bound = reference, network, bound
+        self.reach = reach
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `E - E_ref`, (B,), in nats."""
+        bounded = self.bound * torch.tanh(self.network(x, z) / self.bound)
+        return bounded if self.reach is None else self.reach(x) * bounded
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the correction is zero everywhere: the network's last layer is."""
+        output = getattr(self.network, "output", None)
+        return output is not None and not bool(output.detach().any())
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,)."""
+        return self.reference.energy(x, z) + self.correction(x, z)
+
+
+class BridgedEnergy(Energy):
+    """A complete energy of the user's, joined to the reference by the path between the two.
+
+    The module is in evaluation mode, also while it is trained: particles need one energy, not one
+    that dropout draws anew at every step or that batch statistics move.
+
+    Parameters
+    ----------
+    reference : MixtureReference
+        The end of the path that is known and can be drawn from.
+    network : torch.nn.Module
+        The other end: `network(x, z) -> (B,)`, in nats, integrable.
+    """
+
+    def __init__(self, reference: MixtureReference, network: nn.Module) -> None:
+        super().__init__()
+        self.n_features, self.n_latents = reference.n_features, reference.n_latents
+        self.reference, self.network = reference, network
+        self.eval()
+
+    def train(self, mode: bool = True) -> "BridgedEnergy":
+        """Stay in evaluation mode, whatever the mode."""
+        return super().train(False)
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return `E - E_ref`, (B,), in nats."""
+        return self.network(x, z) - self.reference.energy(x, z)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,)."""
+        return self.network(x, z)
+
+
+class ChartedEnergy(Energy):
+    """An anchored energy whose latents are renamed by a chart; the density of rows is the same.
+
+    Parameters
+    ----------
+    anchored : AnchoredEnergy
+        The energy as it was trained.
+    chart : Chart
+        The coordinates of the latents z.
+    """
+
+    def __init__(self, anchored: AnchoredEnergy, chart: Chart) -> None:
+        super().__init__()
+        self.n_features, self.n_latents = anchored.n_features, anchored.n_latents
+        self.anchored, self.chart = anchored, chart
+
+    @property
+    def reference(self) -> MixtureReference:
+        """The density that the energy is anchored on, with its own linear latents."""
+        return self.anchored.reference
+
+    def own_latents(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the latents (B, L) that the anchored energy knows z by."""
+        return self.reference.to_latents(x, self.chart.from_latents(x, z))
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the energy above the reference's, (B,), in nats."""
+        return self.anchored.correction(x, self.own_latents(x, z))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies in nats, (B,)."""
+        log_jacobian = torch.log(self.chart.scale / self.reference.latent_scale).sum()
+        return self.anchored(x, self.own_latents(x, z)) + log_jacobian
+
+
+class FeatureEnergy(nn.Module):
+    """An anchored energy without latents, as the function of the features that it is.
+
+    Parameters
+    ----------
+    anchored : AnchoredEnergy
+        With `n_latents = 0`.
+    """
+
+    def __init__(self, anchored: AnchoredEnergy) -> None:
+        super().__init__()
+        self.n_features, self.anchored = anchored.n_features, anchored
+
+    @property
+    def reference(self) -> MixtureReference:
+        """The density that the energy is anchored on."""
+        return self.anchored.reference
+
+    def correction(self, x: Tensor) -> Tensor:
+        """Return the energy above the reference's, (B,), in nats."""
+        return self.anchored.correction(x, x[:, :0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return energies in nats, (B,), of rows x (B, D)."""
+        return self.anchored(x, x[:, :0])
+
+
+PathEnergy = AnchoredEnergy | BridgedEnergy
+
+
+def multiply_adds(energy: nn.Module) -> int:
+    """Return about how many multiply-adds an energy call takes per row: what the network says.
+
+    Networks that do not say use every parameter once.
+    """
+    network = getattr(energy, "network", energy)
+    n_parameters = sum(parameter.numel() for parameter in energy.parameters())
+    return getattr(network, "multiply_adds", n_parameters)

@@ -1,0 +1,179 @@
+"""How energies are differentiated with respect to positions: paths on joint, latent and data space.
+
+Each function closes over an energy and returns a `Target` on positions in the reference's
+coordinates. Only the correction is differentiated here; the gradient of the
+reference is analytic.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sklvebm.latent_maps.maps import Chart
+from sklvebm.mcmc.state import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
+from sklvebm.mixtures.components import FeatureConditional, LinearGauge, draw_categorical
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import PathEnergy
+
+# (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
+CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def autograd_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
+    """Differentiate any energy's correction by reverse-mode automatic differentiation.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Its `correction(x, z)` must be differentiable in x and z.
+
+    Returns
+    -------
+    correction_and_grad : callable
+        Maps x (B, D), z (B, L) to the correction (B,) in nats and both gradients.
+    """
+
+    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            x, z = x.detach().requires_grad_(), z.detach().requires_grad_()
+            correction = energy.correction(x, z)
+            grad_x, grad_z = torch.autograd.grad(
+                correction.sum(), (x, z), allow_unused=True, materialize_grads=True
+            )
+        return correction.detach(), grad_x, grad_z
+
+    return correction_and_grad
+
+
+def joint_target(energy: PathEnergy, correction_and_grad: CorrectionAndGrad) -> Target:
+    """Return the path of joint targets: positions are `(y, e)`, (B, D + L)."""
+    reference = energy.reference
+    n_features = reference.n_features
+
+    def evaluate(position: Tensor) -> Value:
+        x, z = reference.split(position)
+        correction, grad_x, grad_z = correction_and_grad(x, z)
+        # chain rule through x = location + root y and z = A root y + scale e
+        grad_y = torch.addmm(grad_x, grad_z, reference.latent_map) @ reference.root
+        return Value(correction, torch.cat([grad_y, grad_z * reference.latent_scale], 1))
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        y, e = position[:, :n_features], position[:, n_features:]
+        energies, grad = reference.marginal_energy_and_grad(y)
+        return energies + 0.5 * e.square().sum(1), torch.cat([grad, e], 1)
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        y_frame = reference.frame(position[:, :n_features], noise)
+
+        def on_features(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda u: torch.cat([function(u[:, :n_features]), u[:, n_features:]], 1)
+
+        return Frame(*(on_features(function) for function in y_frame))
+
+    return Target(evaluate, base, frames)
+
+
+def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: CorrectionAndGrad) -> Target:
+    """Return the path of posteriors of z given the rows x (B, D): positions are e, (B, L)."""
+    reference = energy.reference
+    mean, scale = reference.latent_mean(x), reference.latent_scale
+
+    def evaluate(position: Tensor) -> Value:
+        correction, _, grad_z = correction_and_grad(x, torch.addcmul(mean, position, scale))
+        return Value(correction, grad_z * scale)
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        return 0.5 * position.square().sum(1), position
+
+    return Target(evaluate, base, lambda position, noise: STANDARD_FRAME)
+
+
+def feature_target(
+    energy: PathEnergy,
+    z: Tensor,
+    n_copies: int,
+    conditional: FeatureConditional,
+    correction_and_grad: CorrectionAndGrad,
+) -> Target:
+    """Return the path of conditionals of x given latents z (N, L), `n_copies` particles each.
+
+    Positions are y, (N * n_copies, D); `conditional` is their exact law under the reference.
+    """
+    reference = energy.reference
+    row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
+    z = z[row]
+    design = reference.latent_map @ reference.root
+    variance = reference.latent_scale.square()
+
+    def evaluate(position: Tensor) -> Value:
+        correction, grad_x, _ = correction_and_grad(reference.to_features(position), z)
+        return Value(correction, grad_x @ reference.root)
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        energies, grad = reference.marginal_energy_and_grad(position)
+        residual = z - position @ design.T
+        scaled = residual / variance
+        return energies + 0.5 * (residual * scaled).sum(1), grad - scaled @ design
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        # z depends on y alone, so the component given (y, z) is the component given y
+        return conditional.frame(row, reference.draw_components(position, noise))
+
+    return Target(evaluate, base, frames)
+
+
+def linearised(chart: Chart, reference: MixtureReference) -> LinearGauge:
+    """Return the chart with straight lines within each component, tangents at its mean."""
+    centres = reference.to_features(reference.means)
+    design = (chart.jacobian(centres) @ reference.root).double()
+    offset = chart.mean(centres) - (design @ reference.means[:, :, None]).squeeze(2)
+    return LinearGauge(design, offset.double(), chart.scale.double().square())
+
+
+def charted_feature_target(
+    energy: PathEnergy,
+    z: Tensor,
+    n_copies: int,
+    conditional: FeatureConditional,
+    chart: Chart,
+) -> Target:
+    """Return the path of conditionals of x given the latents z (N, L) of a chart.
+
+    As `feature_target`. The base of the path is the mixture with the linearised chart, which can
+    be drawn from; what the chart bends is part of the correction.
+    """
+    reference = energy.reference
+    gauge = linearised(chart, reference)
+    row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
+    z = z[row].double()
+
+    def log_joint(y: Tensor) -> Tensor:
+        return reference.log_components(y) + gauge.log_density(y, z)
+
+    def correction(y: Tensor) -> Tensor:
+        x = reference.to_features(y)
+        e = chart.from_latents(x, z)
+        exact = torch.logsumexp(reference.log_components(y), 1) - 0.5 * e.square().sum(1)
+        bent = torch.logsumexp(log_joint(y), 1) - exact
+        return energy.correction(x, reference.to_latents(x, e)) + bent
+
+    def evaluate(position: Tensor) -> Value:
+        return Value(*_value_and_grad(correction, position))
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        return _value_and_grad(lambda y: -torch.logsumexp(log_joint(y), 1), position)
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        return conditional.frame(row, draw_categorical(log_joint(position), noise))
+
+    return Target(evaluate, base, frames)
+
+
+def _value_and_grad(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values (B,) of a function of positions (B, P) and their gradients, detached."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        values = function(at)
+        (grad,) = torch.autograd.grad(values.sum(), at)
+    return values.detach(), grad

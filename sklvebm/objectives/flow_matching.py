@@ -1,0 +1,248 @@
+r"""What a potential flow descends: flow matching, its covariance form, and the published variant.
+
+With rows x1, noise e and times t, points are `x = t x1 + (1 - t) e` and the wanted velocity is the
+mean of `u = x1 - e` given x. The variational loss of [1]_ is
+
+.. math:: \tfrac12 E |\nabla \Phi|^2 - \int \Phi\, \partial_t q_t
+          = \tfrac12 E |\nabla \Phi - u|^2 + \mathrm{const}
+          \qquad \text{(docs/potential_flow.md, eq. 3)}
+
+References
+----------
+.. [1] J. Loo et al., "Variational Potential Flow: A Novel Probabilistic Framework for Energy-Based
+   Generative Modelling", arXiv:2504.16262, 2025.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.flows.interpolant import NoisedMixture, NoisedValues
+from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
+from sklvebm.mcmc.state import Batch
+
+LOSSES = ("flow-matching", "covariance", "vapo")
+_LATE = 0.05  # distance from time 1 at which times become no denser
+_N_TIMES = 8  # strata of the unit interval; points of one update share these times
+_MONITOR_STEPS = 6  # of the integrator: changes over epochs are wanted, not the last digit
+_MONITOR_PROBES = 8
+_EXACT_UP_TO, _PROBES = 3, 2  # features, and directions beyond them, of the inconsistency
+# the published weights
+_VAPO_NORM, _VAPO_DRIFT = 0.5, 0.1
+
+
+class Points(NamedTuple):
+    """Noised rows of one update, B at each of G times; the second half mirrors the first."""
+
+    x: Tensor  # (G, B, D)
+    row: Tensor  # (G, B, D), the rows they came from
+    noise: Tensor  # (G, B, D)
+    times: Tensor  # (G,)
+    reference: NoisedValues  # of the potential's mixture, (G, B)
+
+    @property
+    def target(self) -> Tensor:
+        """The velocity of each point's straight path, (G, B, D)."""
+        return self.row - self.noise
+
+
+def draw_points(
+    mixture: NoisedMixture, rows: Tensor, n_draws: int, generator: torch.Generator
+) -> Points:
+    """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
+
+    The density of times is proportional to `1 / (1 - t + 0.05)`: the error of a velocity costs
+    likelihood in proportion to `t / (1 - t)` (docs/potential_flow.md, eq. 6), but at the very end
+    the noise of targets would drown what is learned. Opposite noise cancels most of it at late
+    times, where points of a pair are close to each other and their targets far apart.
+    """
+    options = {"generator": generator, "device": rows.device, "dtype": torch.float64}
+    n_each = math.ceil(len(rows) * n_draws / _N_TIMES)
+    order = torch.randperm(len(rows), generator=generator, device=rows.device)
+    picked = torch.arange(_N_TIMES * n_each, device=rows.device) % len(rows)
+    row = rows[order[picked]].double().reshape(_N_TIMES, n_each, -1)
+    share = torch.arange(_N_TIMES, device=rows.device) + torch.rand(_N_TIMES, **options)
+    times = (1.0 + _LATE) * -torch.expm1(math.log1p(-1.0 / (1.0 + _LATE)) * share / _N_TIMES)
+    noise = torch.randn(row.shape, **options)
+    row, noise = torch.cat([row, row], 1), torch.cat([noise, -noise], 1)
+    t = times[:, None, None]
+    x = t * row + (1.0 - t) * noise
+    return Points(x, row, noise, times, mixture.values(x, times))
+
+
+def flow_matching_loss(potential: AnchoredPotential, points: Points) -> Tensor:
+    """Return `E |w|^2 / 2 - w (u - v)`, v the reference's velocity and w the correction's.
+
+    It is the flow matching loss minus that of the reference: negative where the potential is
+    better.
+    """
+    residual = points.target - points.reference.velocity
+    pull = _pull(potential, points)
+    return (pull * (0.5 * pull - residual.to(pull))).sum(-1).mean()
+
+
+def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
+    r"""Return the same expectation without the targets, by the covariance of Φ and Γ.
+
+    .. math:: \Gamma = |e|^2 - e \cdot x_1 - d, \qquad
+              E[\Phi \Gamma] / (1 - t) = -E[\nabla\Phi \cdot u]
+              \qquad \text{(docs/potential_flow.md, eq. 4)}
+
+    Γ has mean zero given the row, so that the potential at the noise-free point can be subtracted.
+    """
+    velocity = points.reference.velocity
+    pull = _pull(potential, points)
+    t = points.times[:, None].expand(points.x.shape[:2])
+    bare = t.unsqueeze(-1) * points.row
+    here, there = (
+        potential.correction(at.flatten(0, 1), t.flatten()).reshape(t.shape)
+        for at in (points.x, bare)
+    )
+    energy = (pull * (0.5 * pull + velocity.to(pull))).sum(-1)
+    return (energy + (here - there) * _gamma(points).to(here)).mean()
+
+
+def vapo_loss(potential: AnchoredPotential, points: Points) -> Tensor:
+    """Return the published variant: correlation, alignment that turns into a cosine, penalties.
+
+    The scale of the potential is set by the penalties and by early times alone, and its change in
+    time is penalised, so that the minimiser is not the velocity of the noised data.
+    """
+    n_features = points.x.shape[-1]
+    x, target = points.x.flatten(0, 1), points.target.flatten(0, 1)
+    t = points.times[:, None].expand(points.x.shape[:2]).flatten().clamp(1e-3, 1.0 - 1e-3)
+    with torch.enable_grad():
+        t = t.detach().requires_grad_()
+        value = potential(x, t)
+        (change,) = torch.autograd.grad(value.sum(), t, create_graph=True)
+    pull = _pull(potential, points).flatten(0, 1)
+    velocity = points.reference.velocity.flatten(0, 1).to(pull) + pull
+    time = t.detach()
+    gamma = (1.0 - time) * _gamma(points).flatten() / n_features
+    gamma = (gamma - gamma.mean()) / gamma.std()
+    correlation = (value * gamma).mean() / value.std().detach()
+    size = velocity.square().sum(1).sqrt() * target.square().sum(1).sqrt()
+    alignment = -(velocity * target).sum(1) / size.clamp(min=1e-6).pow(time) / n_features
+    norm = velocity.square().mean(1)
+    loss = alignment + _VAPO_NORM * norm + _VAPO_DRIFT * change.square() / n_features
+    return correlation + loss.mean()
+
+
+_LOSSES = dict(zip(LOSSES, (flow_matching_loss, covariance_loss, vapo_loss), strict=True))
+
+
+def inconsistency(potential: AnchoredPotential, points: Points, directions: Tensor) -> Tensor:
+    r"""Return how far the density that the energy stands for is from being carried by its flow.
+
+    `log q_t + t G + c(t)` solves the continuity equation with the velocity of the potential if
+
+    .. math:: R = G + t (\partial_t G + \nabla \Phi \cdot \nabla G)
+                  + (1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
+              \qquad \text{(docs/potential_flow.md, eq. 7)}
+
+    does not depend on x. The minimiser of flow matching does so; a network does to some extent.
+
+    Parameters
+    ----------
+    potential : AnchoredPotential
+        The potential.
+    points : Points
+        Where R is evaluated.
+    directions : Tensor of shape (S, K, D)
+        Directions of the Laplacian: one set if they give the exact trace, else two independent
+        ones, so that the square of R is estimated without bias by a product.
+
+    Returns
+    -------
+    penalty : Tensor
+        Mean over times of `1 - t` times the variance of R, 0-d.
+    """
+    values = points.reference
+    t = points.times[:, None].expand(points.x.shape[:2]).flatten()
+    jet = potential.jet(points.x.flatten(0, 1), t, directions)
+    velocity, score = (part.flatten(0, 1).to(jet.grad) for part in (values.velocity, values.score))
+    t = t.to(jet.grad)
+    left = 1.0 - t
+    along = ((velocity + left[:, None] * jet.grad) * jet.grad).sum(1)
+    moved = jet.value + t * (jet.rate + along)
+    residual = moved[:, None] + left[:, None] * (
+        jet.second + (jet.grad * score).sum(1, keepdim=True)
+    )
+    residual = residual.reshape(*points.x.shape[:2], -1)
+    residual = residual - residual.mean(1, keepdim=True)
+    squared = residual[..., 0] * residual[..., -1]
+    return ((1.0 - points.times)[:, None].to(squared) * squared).mean()
+
+
+def _gamma(points: Points) -> Tensor:
+    """Return Γ, (G, B)."""
+    noise = points.noise
+    return (noise * (noise - points.row)).sum(-1) - noise.shape[-1]
+
+
+def _pull(potential: AnchoredPotential, points: Points) -> Tensor:
+    """Return the correction's velocity `(1 - t) grad G`, (G, B, D), in the network's precision."""
+    t = points.times[:, None].expand(points.x.shape[:2])
+    grad = potential.jet(points.x.flatten(0, 1), t.flatten()).grad
+    return (1.0 - t).unsqueeze(-1).to(grad) * grad.reshape(points.x.shape)
+
+
+class PotentialFlow:
+    """The objective of a potential flow for `sklvebm.training.train`.
+
+    Parameters
+    ----------
+    loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
+        What is descended.
+    n_draws : int, default=1
+        Pairs of opposite noise for each row of a batch.
+    consistency : float, default=0.1
+        Weight of `inconsistency`; 0 leaves it out.
+    """
+
+    def __init__(
+        self, loss: str = "flow-matching", *, n_draws: int = 1, consistency: float = 0.1
+    ) -> None:
+        self.loss, self.n_draws, self.consistency = _LOSSES[loss], n_draws, consistency
+
+    def step(
+        self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Return the loss, the state, which there is none of, and the inconsistency."""
+        points = draw_points(potential.mixture, batch.x, self.n_draws, generator)
+        loss = self.loss(potential, points)
+        if self.consistency == 0.0:
+            return loss, state, {}
+        d = batch.x.shape[1]
+        exact = d <= _EXACT_UP_TO or potential.trace_is_free
+        directions = trace_directions(
+            d, d if exact else _PROBES, generator, 1 if exact else 2, like=points.x
+        )
+        penalty = inconsistency(potential, points, directions)
+        metrics = {"inconsistency": penalty.detach()}
+        return loss + self.consistency * penalty, state, metrics
+
+    def lower_bound(
+        self,
+        potential: AnchoredPotential,
+        state: Any,
+        target: AnchoredPotential,
+        x: Tensor,
+        generator: torch.Generator,
+    ) -> float:
+        """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
+
+        In many dimensions the Laplacian of a deep network is estimated, without bias, from the same
+        few directions every time, so that epochs can be compared.
+        """
+        probes = torch.Generator(device=x.device).manual_seed(0)
+        n_probes = x.shape[1] if target.trace_is_free else _MONITOR_PROBES
+        directions = trace_directions(x.shape[1], n_probes, probes, like=x)
+        density = flow_density(target, x, _MONITOR_STEPS, directions)
+        return float(density.log_density.mean())
+
+    def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
+        """Return None: there are no particles that could go astray."""
+        return None

@@ -1,0 +1,222 @@
+r"""Maximum likelihood by coupled particle flows: data particles against a joint pool.
+
+.. math:: \nabla_\theta L = -\frac1n \sum_i E_{p(z|x_i)}[\nabla_\theta f(x_i, z)]
+                            + E_{p(x,z)}[\nabla_\theta f(x, z)]           (docs/theory.md, eq. 6)
+
+Both expectations are over persistent particles. With one temperature this is the published
+algorithm; with several, the pool is a ladder of replicas and all of its rungs enter the second
+expectation with their multistate weights.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
+from sklvebm.models.energies import PathEnergy
+from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.pool import pool_corrections
+from sklvebm.objectives.posteriors import (
+    AmortisedPosterior,
+    GaussianPosterior,
+    ParticlePosterior,
+    Posterior,
+    PosteriorMove,
+)
+from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.smc.quasi_random import latent_nodes
+
+POSTERIORS = ("particles", "gaussian", "amortized")
+NEGATIVES = ("persistent", "contrastive")
+_CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
+_MONITOR_NODES = 16  # latents per monitored row
+
+
+class ParticleLikelihood:
+    """The saddle objective of the latent-variable energy-based model.
+
+    Parameters
+    ----------
+    dynamics : {"crank-nicolson", "mala", "leimkuhler-matthews", "heun", "ula"}
+        Langevin kernel of pool and latents.
+    posterior : {"particles", "gaussian", "amortized"}
+        What stands for the posteriors of the rows.
+    negatives : {"persistent", "contrastive"}
+        Where the pool starts an update: where it was, or at rows of the batch with their posterior
+        particles, which is joint contrastive divergence and needs a single temperature.
+    n_particles : int
+        Posterior particles per row.
+    n_chains : int
+        Joint particles per temperature.
+    n_temperatures : int
+        Rungs of the ladder; 1 is the plain persistent pool.
+    n_langevin_steps : int
+        Steps of the pool per update; latents take half as many, at least one.
+    step_size : float or None
+        Langevin step, squared whitened units per nat; where it starts, if the kernel adapts it.
+    information_weight : float
+        Weight of the contrastive term on the latents; 0 is plain maximum likelihood.
+    most_bytes : float, default=math.inf
+        Bytes of posterior particles up to which they stay in memory; more are mapped from a file.
+    """
+
+    def __init__(
+        self,
+        *,
+        dynamics: str,
+        posterior: str = "particles",
+        negatives: str = "persistent",
+        n_particles: int,
+        n_chains: int,
+        n_temperatures: int,
+        n_langevin_steps: int,
+        step_size: float | None,
+        information_weight: float,
+        most_bytes: float = math.inf,
+    ) -> None:
+        self.tempered = TemperedPool(
+            dynamics=dynamics,
+            n_chains=n_chains,
+            n_temperatures=n_temperatures,
+            n_langevin_steps=n_langevin_steps,
+            step_size=step_size,
+        )
+        self.negatives, self.n_particles, self.n_chains = negatives, n_particles, n_chains
+        self.information_weight = information_weight
+        n_latent_steps = max(1, n_langevin_steps // 2)
+        self.posterior: Posterior
+        if posterior == "particles":
+            self.posterior = ParticlePosterior(
+                self.tempered.kernel,
+                n_particles,
+                n_latent_steps,
+                offer_reference=n_temperatures > 1,
+                most_bytes=most_bytes,
+            )
+        else:
+            family = GaussianPosterior if posterior == "gaussian" else AmortisedPosterior
+            self.posterior = family(n_particles, n_latent_steps)
+
+    # State -------------------------------------------------------------------------------------
+
+    def init(self, energy: PathEnergy, n_rows: int, *, generator: torch.Generator) -> ParticleState:
+        """Draw all particles exactly from the reference, where an untrained model is stationary."""
+        state = self.tempered.init(energy, generator)
+        return state._replace(latents=self.posterior.init(energy, n_rows, generator))
+
+    # One update --------------------------------------------------------------------------------
+
+    def step(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, generator: torch.Generator
+    ) -> tuple[Tensor, ParticleState, dict[str, Tensor]]:
+        """Move all particles and return the loss whose gradient is the likelihood's.
+
+        Parameters
+        ----------
+        energy : AnchoredEnergy or BridgedEnergy
+            The model.
+        batch : Batch
+            Rows of this update.
+        state : ParticleState
+            Particles before the update. Those of the batch's rows, and a large pool, are moved in
+            place: a deep copy keeps them.
+        generator : torch.Generator
+            Source of all noise.
+
+        Returns
+        -------
+        loss : Tensor, 0-d
+            Energy contrast, in nats; differentiable in the parameters only. Its value is not a
+            likelihood.
+        state : ParticleState
+            Particles after the update.
+        metrics : dict of str to 0-d Tensor
+            Swap rate and acceptances; read once per epoch.
+        """
+        noise = IndependentNoise(generator)
+        moved = self.posterior.move(energy, batch, state, noise)
+        if self.negatives == "contrastive":
+            state = state._replace(pool=self._pool_at_data(energy, moved, noise))
+        sweep = self.tempered.move(energy, state, noise)
+
+        positive = in_parts(energy, energy.correction, moved.x, moved.z).mean()
+        correction = pool_corrections(energy, self.tempered.read_out(sweep, noise))
+        weighing = self.tempered.weigh(correction, state)
+        negative = weighing.weights @ correction.reshape(-1)
+        loss = positive - negative
+        if self.information_weight > 0.0:
+            loss = loss + self.information_weight * self._contrastive_term(energy, batch, moved.z)
+
+        state = self.tempered.advance(state, sweep, weighing)
+        state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
+        metrics = {**self.tempered.metrics(sweep), "latent_acceptance": moved.acceptance}
+        return loss, state, metrics
+
+    def _pool_at_data(
+        self, energy: PathEnergy, moved: PosteriorMove, noise: IndependentNoise
+    ) -> Tensor:
+        """Return particles (1, C, D + L) at rows of the batch and their posterior particles."""
+        n = len(moved.x)
+        order = torch.randperm(n, generator=noise.generator, device=moved.x.device)
+        index = order.repeat(-(-self.n_chains // n))[: self.n_chains]
+        x, z = moved.x[index], moved.z[index]
+        reference = energy.reference
+        return torch.cat([reference.from_features(x), reference.from_latents(x, z)], 1)[None]
+
+    def _contrastive_term(self, energy: PathEnergy, batch: Batch, z: Tensor) -> Tensor:
+        """Return InfoNCE with the energy as critic: can row i be told from the latent? Nats."""
+        n = min(_CONTRAST_ROWS, len(batch.x))
+        rows = batch.x[:n].repeat_interleave(n, 0)
+        columns = z.reshape(len(batch.x), self.n_particles, -1)[:n, 0].repeat(n, 1)
+        energies = energy.correction(rows, columns) - energy.reference.log_conditional(
+            rows, columns
+        )
+        logits = -energies.reshape(n, n)
+        return torch.nn.functional.cross_entropy(logits, torch.arange(n, device=logits.device))
+
+    def ready(
+        self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
+    ) -> ParticleState:
+        """Return the state to train from: posteriors of these rows, a pool that fits the energy."""
+        if not self.posterior.fits(state.latents, n_rows):
+            state = state._replace(latents=self.posterior.init(energy, n_rows, generator))
+        return self.tempered.settled(energy, state, generator)
+
+    def particles(self, state: ParticleState) -> ParticleState:
+        """Return the particles of a state, which is nothing else here."""
+        return state
+
+    def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
+        """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
+        return self.tempered.problem(state, metrics)
+
+    # Bounds ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def lower_bound(
+        self,
+        energy: PathEnergy,
+        state: ParticleState,
+        target: PathEnergy,
+        x: Tensor,
+        generator: torch.Generator,
+    ) -> float:
+        """Return the mean ELBO of `target` on rows x (N, D), in nats.
+
+        Parameters
+        ----------
+        energy : AnchoredEnergy or BridgedEnergy
+            The model whose path the pool follows.
+        state : ParticleState
+            The pool.
+        target : AnchoredEnergy or BridgedEnergy
+            A model close to `energy` on the same reference, such as its running average.
+        x : Tensor of shape (N, D)
+            Rows.
+        generator : torch.Generator
+            Source of noise, used only where there is no ladder.
+        """
+        nodes = latent_nodes(_MONITOR_NODES, energy.n_latents, seed=0).to(x)
+        log_z = self.tempered.log_partition(energy, state, target, generator)
+        return float(-free_energy_bound(target, x, nodes).mean()) - log_z

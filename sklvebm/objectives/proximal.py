@@ -1,0 +1,214 @@
+r"""Maximum likelihood by near-proximal steps along a Wasserstein gradient flow of particles.
+
+.. math:: \theta_{k+1} = \arg\min_\theta\; E_{data}[f_\theta]
+              + \log E_{\rho_k}[e^{f_{\theta_k} - f_\theta}]
+              + \tfrac c2 E_{\rho_k} |\nabla f_\theta - v_k|^2
+              \qquad \text{(docs/wasserstein\_flow.md, eq. 3)}
+
+f is the energy above the reference's, ρ_k the particles, frozen while the parameters take a few
+inner steps; the first two terms are the relative entropy of the data to the model, up to a
+constant. With `v_k = \nabla f_{\theta_k}` the last one bounds how far one unit of Langevin time
+carries the particles apart under the old and the new energy: a proximal (JKO) step, whose fixed
+point is that of maximum likelihood. With `v_k = -\nabla E_{ref}` it is a plain penalty on the
+gradient of the whole energy, which biases it. Without it, this is persistent contrastive
+divergence.
+
+References
+----------
+.. [1] Y. Wu, P. Wei, L. Lin, "A near-optimal gradient flow for learning neural energy-based
+   models", arXiv:1910.14216, 2019.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.backends import select_correction_and_grad
+from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
+from sklvebm.models.energies import PathEnergy
+from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.smc.quasi_random import latent_nodes
+
+PROXIMAL = ("jko", "gradient-penalty", "none")
+
+
+class Centre(NamedTuple):
+    """Where a proximal step starts: particles that stay while the parameters move."""
+
+    x: Tensor  # (T * C, D), in the units of the features
+    weights: Tensor  # (T * C,), of the model at b = 1 as it was
+    correction: Tensor  # (T * C,), nats, as it was
+    grad: Tensor  # (T * C, D), the gradient v that the correction's is compared with
+    metrics: dict[str, Tensor]  # of the sweep that led here
+    n_inner: int  # inner steps taken from here
+
+
+class FlowState(NamedTuple):
+    """What the objective carries from one update to the next."""
+
+    particles: ParticleState
+    centre: Centre | None  # None before the first update
+
+
+class WassersteinFlow:
+    """The objective of an energy without latents for `sklvebm.training.train`.
+
+    Parameters
+    ----------
+    pool : TemperedPool
+        What stands for the model.
+    proximal : {"jko", "gradient-penalty", "none"}, default="jko"
+        What the gradient is compared with: that of the energy before the step, zero, or nothing.
+    proximal_weight : float, default=0.1
+        The number c, in squared units of the features.
+    n_inner_steps : int, default=2
+        Updates of the parameters for each move of the particles. The gradient of the JKO term is
+        zero at the first of them, so that one inner step is plain contrastive divergence.
+    half_life : float or None, default=None
+        Moves of the particles after which the weight is halved; None keeps it.
+    linearised : bool, default=False
+        Whether the relative entropy is replaced by its tangent at the old parameters, which leaves
+        the particles' weights as they were. The inner problem is then bounded by the penalty alone.
+    """
+
+    def __init__(
+        self,
+        pool: TemperedPool,
+        *,
+        proximal: str = "jko",
+        proximal_weight: float = 0.1,
+        n_inner_steps: int = 2,
+        half_life: float | None = None,
+        linearised: bool = False,
+    ) -> None:
+        self.pool, self.proximal, self.proximal_weight = pool, proximal, proximal_weight
+        self.n_inner_steps, self.half_life, self.linearised = n_inner_steps, half_life, linearised
+
+    def ready(
+        self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
+    ) -> FlowState:
+        """Return the state to train from, given particles; those of a foreign energy burn in."""
+        return FlowState(self.pool.settled(energy, state, generator), None)
+
+    def particles(self, state: FlowState) -> ParticleState:
+        """Return the particles of a state."""
+        return state.particles
+
+    # One update --------------------------------------------------------------------------------
+
+    def step(
+        self, energy: PathEnergy, batch: Batch, state: FlowState, generator: torch.Generator
+    ) -> tuple[Tensor, FlowState, dict[str, Tensor]]:
+        """Return the loss of one inner step; the particles move before the first one.
+
+        Parameters
+        ----------
+        energy : AnchoredEnergy or BridgedEnergy
+            The model, without latents.
+        batch : Batch
+            Rows of this update.
+        state : FlowState
+            Before the update. A large pool is moved in place.
+        generator : torch.Generator
+            Source of all noise.
+
+        Returns
+        -------
+        loss : Tensor, 0-d
+            Energy contrast plus penalty, in nats; differentiable in the parameters.
+        state : FlowState
+            After the update.
+        metrics : dict of str to 0-d Tensor
+            Swap rates, acceptance, and `movement`, the mean of `|grad f - v|^2`.
+        """
+        if state.centre is None or state.centre.n_inner >= self.n_inner_steps:
+            with torch.no_grad():
+                state = self._moved(energy, state.particles, IndependentNoise(generator))
+        centre = state.centre
+        weight = self._weight(state.particles)
+        positive = in_parts(energy, energy.correction, batch.x, batch.x[:, :0]).mean()
+        if weight == 0.0:
+            correction = in_parts(energy, energy.correction, centre.x, centre.x[:, :0])
+            movement = torch.zeros_like(positive)
+        else:
+
+            def correction_and_movement(x: Tensor, centre_grad: Tensor) -> Tensor:
+                correction, grad = differentiable_grad(energy, x)
+                return torch.stack([correction, (grad - centre_grad).square().sum(1)], 1)
+
+            both = in_parts(energy, correction_and_movement, centre.x, centre.grad)
+            correction, movement = both[:, 0], centre.weights @ both[:, 1]
+        loss = positive - self._negative(centre, correction) + 0.5 * weight * movement
+        metrics = {**centre.metrics, "movement": movement.detach()}
+        centre = centre._replace(n_inner=centre.n_inner + 1)
+        return loss, state._replace(centre=centre), metrics
+
+    def _moved(
+        self, energy: PathEnergy, particles: ParticleState, noise: IndependentNoise
+    ) -> FlowState:
+        """Move the pool and make its particles the centre of the next inner steps."""
+        sweep = self.pool.move(energy, particles, noise)
+        position = self.pool.read_out(sweep, noise)
+        t, c = position.shape[:2]
+        y = position.reshape(t * c, -1)
+        x = energy.reference.to_features(y)
+        correction, grad, _ = select_correction_and_grad(energy)(x, x[:, :0])
+        weighing = self.pool.weigh(correction.reshape(t, c), particles)
+        if self.proximal == "gradient-penalty":
+            _, pull = energy.reference.marginal_energy_and_grad(y)
+            grad = -pull @ energy.reference.inverse_root
+        centre = Centre(x, weighing.weights, correction, grad, self.pool.metrics(sweep), 0)
+        return FlowState(self.pool.advance(particles, sweep, weighing), centre)
+
+    def _negative(self, centre: Centre, correction: Tensor) -> Tensor:
+        """Return the mean correction under the model, as far as its gradient goes, 0-d."""
+        if self.linearised:
+            return centre.weights @ correction
+        # a change of log Z, so that weights follow the parameters while the particles stay
+        moved = torch.log(centre.weights) + centre.correction - correction
+        return centre.weights @ centre.correction - torch.logsumexp(moved, 0)
+
+    def _weight(self, particles: ParticleState) -> float:
+        """Return the weight c of this update."""
+        if self.proximal == "none":
+            return 0.0
+        if self.half_life is None:
+            return self.proximal_weight
+        return self.proximal_weight * 0.5 ** ((particles.n_updates - 1) / self.half_life)
+
+    # Judgements --------------------------------------------------------------------------------
+
+    def problem(self, state: FlowState, metrics: dict[str, float]) -> str | None:
+        """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
+        return self.pool.problem(state.particles, metrics)
+
+    @torch.no_grad()
+    def lower_bound(
+        self,
+        energy: PathEnergy,
+        state: FlowState,
+        target: PathEnergy,
+        x: Tensor,
+        generator: torch.Generator,
+    ) -> float:
+        """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
+
+        As sharp as the pool's log Z, which is measured on particles of `energy`.
+        """
+        free_energy = free_energy_bound(target, x, latent_nodes(1, 0, seed=0).to(x))
+        log_z = self.pool.log_partition(energy, state.particles, target, generator)
+        return float(-free_energy.mean()) - log_z
+
+
+def differentiable_grad(energy: PathEnergy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the correction (B,) at x (B, D) and its gradient (B, D), for double differentiation.
+
+    By automatic differentiation of the plain network: the hand-derived gradient keeps no graph.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        correction = energy.correction(x, x[:, :0])
+        (grad,) = torch.autograd.grad(correction.sum(), x, create_graph=True)
+    return correction, grad

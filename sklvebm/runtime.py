@@ -1,0 +1,138 @@
+"""The process around a computation: seeds, devices, threads, NumPy's errors, memory."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn import get_config
+from threadpoolctl import threadpool_limits
+
+from sklvebm.threads import is_forked, limited_threads
+from sklvebm.validation import check_random_state
+
+# particles handled at once: 8 MB per activation of a layer of 128 units in float64
+_CHUNK_PARTICLES = 2**13
+
+
+def without_numpy_errors(function: Callable) -> Callable:
+    """Return a function in which `np.seterr` of the caller raises and warns of nothing.
+
+    What is too small for a number is zero, and what is too large infinite, wherever that matters.
+    """
+
+    @functools.wraps(function)
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        # not `errstate` as a decorator: one of NumPy 1 is shared by all threads
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
+    """Return a torch generator on `device`, seeded."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def generator_of(random_state: Any) -> np.random.RandomState:
+    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is.
+
+    A `numpy.random.Generator` is moved on by one draw, which seeds the result.
+    """
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
+def draw_seed(random_state: Any) -> int:
+    """Return an integer seed from None, an int, a `RandomState` or a `Generator` of NumPy."""
+    return int(generator_of(random_state).randint(np.iinfo(np.int32).max))
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device of the parameter `device`.
+
+    Raises
+    ------
+    ValueError
+        If the device is not known or not available here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be 'auto' or a torch device such as 'cpu' or 'cuda:0', got {device!r}."
+        ) from error
+    if resolved.type == "cpu":
+        return resolved
+    try:
+        is_usable = resolved.type != "cuda" or torch.cuda.is_available()
+        if is_usable:
+            # whatever torch knows: a device serves if it holds a number in double precision
+            torch.zeros((), dtype=torch.float64, device=resolved).item()
+    # broad on purpose: torch has no one error for a device that is not there
+    except Exception:
+        is_usable = False
+    if not is_usable:
+        raise ValueError(
+            f"device={device!r} is not available on this machine, or has no double precision; use "
+            "device='auto' or 'cpu'."
+        )
+    return resolved
+
+
+def _default_device_cpu() -> AbstractContextManager:
+    """Return a context in which new tensors lie on the CPU."""
+    # entered only where it changes something: it takes a part in every call of torch
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+@contextmanager
+def numerical_session(n_threads: int) -> Iterator[None]:
+    """Run the body outside of inference mode and autocast, without gradients, with few threads.
+
+    Tensors without a device of their own are made on the CPU, whatever `torch.set_default_device`
+    says: estimators have their own parameter.
+
+    Parameters
+    ----------
+    n_threads : int
+        Upper limit on torch's threads.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        np.errstate(all="ignore"),
+        limited_threads(n_threads),
+        threadpool_limits(1) if is_forked() else nullcontext(),
+        _default_device_cpu(),
+    ):
+        yield
+
+
+def working_memory() -> float:
+    """Return scikit-learn's limit on temporary arrays, in bytes: `sklearn.set_config` sets it."""
+    return get_config()["working_memory"] * 2.0**20
+
+
+def chunks(n_rows: int, particles_per_row: int, numbers_per_particle: int = 1) -> Iterator[slice]:
+    """Yield slices of rows whose particles fit into one chunk, and into the working memory.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows in all.
+    particles_per_row : int
+        Particles of each.
+    numbers_per_particle : int, default=1
+        About how many numbers in double precision an answer makes for each.
+    """
+    affordable = int(working_memory() / (8 * numbers_per_particle))
+    size = max(1, min(_CHUNK_PARTICLES, affordable) // particles_per_row)
+    for first in range(0, n_rows, size):
+        yield slice(first, first + size)

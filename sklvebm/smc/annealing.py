@@ -1,0 +1,113 @@
+"""Annealed importance sampling along a path of targets."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sklvebm.mcmc.langevin import crank_nicolson_step
+from sklvebm.mcmc.state import Chains, Noise, Target, hold_frames, take_chains
+from sklvebm.mcmc.tempering import interpolate, respaced_ladder
+from sklvebm.smc.resampling import effective_sample_size, systematic_resample
+
+_FRAMES_LAST = 4  # annealing steps
+
+
+def anneal(
+    chains: Chains,
+    target: Target,
+    betas: Tensor,
+    *,
+    step_sizes: Tensor,
+    noise: Noise,
+    resample_below: float = 0.0,
+    log_weights: Tensor | None = None,
+) -> tuple[Tensor, Chains]:
+    r"""Carry particles along a path of targets and accumulate their importance weights.
+
+    .. math:: \log w = \sum_k (b_{k-1} - b_k)\, f(u_{k-1})             (docs/theory.md, eq. 9)
+
+    with one Metropolis-adjusted step at every new inverse temperature. Components of a mixture base
+    are redrawn at every fourth: each step leaves the joint law of positions and components alone.
+
+    Parameters
+    ----------
+    chains : Chains
+        Positions (B, P) that follow the target at `betas[0]`, and their values.
+    target : Target
+        The path.
+    betas : Tensor of shape (n_steps + 1,)
+        Inverse temperatures, ascending (from the base) or descending (towards it).
+    step_sizes : Tensor of shape (n_steps + 1,)
+        Langevin step size at each of them, squared position units per nat.
+    noise : IndependentNoise or SharedNoise
+        Source of the moves. Resampling needs `IndependentNoise`.
+    resample_below : float, default=0.0
+        Resample (systematically) when the effective sample size falls below this share of B.
+    log_weights : Tensor of shape (B,) or None, default=None
+        Log importance weights that the positions start with, float64; None are zeros.
+
+    Returns
+    -------
+    log_weights : Tensor of shape (B,), float64
+        Log importance weights, in nats; `logsumexp - log B` estimates the log ratio of the
+        normalisers at the last and the first inverse temperature.
+    chains : Chains
+        Final positions; with their weights they represent the last target.
+    """
+    if log_weights is None:
+        log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
+    done = 0.0
+    for k in range(1, len(betas)):
+        if k % _FRAMES_LAST == 1:
+            held = hold_frames(target)
+        log_weights = log_weights - (betas[k] - betas[k - 1]).double() * chains.value.correction
+        if resample_below > 0.0 and effective_sample_size(log_weights) < resample_below * len(
+            log_weights
+        ):
+            done += float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
+            index = systematic_resample(log_weights, noise)
+            chains = take_chains(chains, index)
+            log_weights = torch.zeros_like(log_weights)
+            held = hold_frames(target)  # frames belong to places, which have new particles
+        chains, _ = crank_nicolson_step(
+            chains,
+            held,
+            beta=betas[k].expand(len(log_weights)),
+            step_size=step_sizes[k].expand(len(log_weights)),
+            noise=noise,
+        )
+    return log_weights + done, chains
+
+
+class Ladder(NamedTuple):
+    """A tempered pool's inverse temperatures with what was measured on each."""
+
+    betas: Tensor  # (T,)
+    step_size: Tensor  # (T,), squared position units per nat
+    spread: Tensor  # (T,), variance of the correction, nats^2
+
+
+def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Return inverse temperatures at equal thermodynamic length and step sizes for them.
+
+    Parameters
+    ----------
+    ladder : Ladder
+        Measured on the tempered pool; a single rung at b = 1 counts as constant.
+    n_steps : int
+        Number of annealing steps.
+
+    Returns
+    -------
+    betas, step_sizes : Tensor of shape (n_steps + 1,)
+        From the base (b = 0) to the model (b = 1).
+    """
+    if len(ladder.betas) == 1:
+        options = {"dtype": ladder.betas.dtype, "device": ladder.betas.device}
+        uniform = torch.linspace(0.0, 1.0, n_steps + 1, **options)
+        return uniform, ladder.step_size.expand(n_steps + 1)
+    betas = respaced_ladder(ladder.betas, ladder.spread, n_steps + 1)
+    log_step = interpolate(betas, ladder.betas, torch.log(ladder.step_size))
+    return betas, torch.exp(log_step)

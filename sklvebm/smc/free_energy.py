@@ -1,0 +1,140 @@
+"""Ratios of normalisers with standard errors: Bennett's estimate and multistate weights (MBAR)."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from scipy.optimize import brentq
+from scipy.special import expit
+from torch import Tensor
+
+_N_GROUPS = 16  # independent replicates that standard errors come from
+_MOST_WEIGHED = 2**14  # samples that multistate weights are worked out for at a time
+
+
+def mbar(
+    correction: Tensor,
+    betas: Tensor,
+    guess: Tensor,
+    *,
+    max_iter: int = 200,
+    tol: float = 1e-7,
+) -> tuple[Tensor, Tensor]:
+    r"""Estimate log normalisers of all rungs of a ladder from samples of all rungs.
+
+    Solves the self-consistent equations of the multistate Bennett acceptance ratio,
+    `Z_s = sum_i exp(-b_s f_i) / sum_t C exp(-b_t f_i) / Z_t`  (docs/theory.md, eq. 7).
+
+    Parameters
+    ----------
+    correction : Tensor of shape (T, C)
+        Correction f of C samples at each of T inverse temperatures, in nats.
+    betas : Tensor of shape (T,)
+        Inverse temperatures, ascending from 0.
+    guess : Tensor of shape (T,), float64
+        Log normalisers to start from, in nats.
+    max_iter : int, default=200
+        Fixed-point iterations at most.
+    tol : float, default=1e-7
+        Largest change, in nats, at which the iteration stops.
+
+    Returns
+    -------
+    log_partitions : Tensor of shape (T,), float64
+        Log normalisers relative to the first rung, in nats.
+    log_mixture : Tensor of shape (T * C,), float64
+        Logarithm of the pooled density of the samples relative to the base:
+        `logsumexp(-g - log_mixture)` estimates the log normaliser of any correction g.
+    """
+    f = correction.detach().double().reshape(-1)
+    betas = betas.double()
+    log_n = math.log(correction.shape[1])
+    # potentials (T, samples) are more than the samples themselves: many are gone through in parts
+    parts = f.split(_MOST_WEIGHED)
+    log_mixture = torch.empty_like(f)
+    pooled = log_mixture.split(_MOST_WEIGHED)
+    kept = [-betas[:, None] * f] if len(parts) == 1 else None
+
+    def potentials() -> Iterable[Tensor]:
+        return kept or (-betas[:, None] * part for part in parts)
+
+    def pool(log_z: Tensor) -> None:
+        for out, p in zip(pooled, potentials(), strict=True):
+            torch.add(torch.logsumexp(p - log_z[:, None], 0), log_n, out=out)
+
+    log_z = guess.double()
+    pool(log_z)
+    for _ in range(max_iter):
+        implied = [torch.logsumexp(p - m, 1) for p, m in zip(potentials(), pooled, strict=True)]
+        new = functools.reduce(torch.logaddexp, implied)
+        new = new - new[0]
+        change = float((new - log_z).abs().max())
+        log_z = new
+        pool(log_z)
+        if change < tol:
+            break
+    return log_z, log_mixture
+
+
+def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
+    """Combine log weights of annealing in both directions into one log normaliser.
+
+    Parameters
+    ----------
+    forward : Tensor of shape (n_forward,)
+        Log weights from the base to the target; their mean weight estimates Z.
+    reverse : Tensor of shape (n_reverse,)
+        Log weights from the target to the base; their mean weight estimates 1 / Z.
+
+    Returns
+    -------
+    value : float
+        log Z, in nats.
+    standard_error : float
+        Asymptotic standard error for independent weights, in nats.
+    """
+    forward, reverse = forward.double().cpu().numpy(), reverse.double().cpu().numpy()
+    shift = math.log(len(forward) / len(reverse))
+
+    def imbalance(log_z: float) -> float:
+        return float(expit(-shift + forward - log_z).sum() - expit(shift + reverse + log_z).sum())
+
+    low = min(forward.min(), (-reverse).min()) - 50.0
+    high = max(forward.max(), (-reverse).max()) + 50.0
+    value = brentq(imbalance, low, high, xtol=1e-10)
+    ahead, back = expit(-shift + forward - value), expit(shift + reverse + value)
+    variance = (ahead.var() / ahead.mean() ** 2) / len(ahead) + (
+        back.var() / back.mean() ** 2
+    ) / len(back)
+    return float(value), float(math.sqrt(variance))
+
+
+def jackknife(
+    statistic: Callable[..., float], *log_weights: Tensor, n_groups: int = _N_GROUPS
+) -> float:
+    """Return the standard error of a statistic of log weights, by leaving out groups of walkers.
+
+    Parameters
+    ----------
+    statistic : callable
+        Maps as many tensors of log weights (n,) as are given to a number.
+    *log_weights : Tensor of shape (n,)
+        Walkers; group g holds walkers g, g + n_groups, ..., the same in all tensors.
+    n_groups : int, default=16
+        Independent groups.
+
+    Returns
+    -------
+    standard_error : float
+        In the statistic's unit.
+    """
+    groups = [torch.arange(len(w), device=w.device) % n_groups for w in log_weights]
+    values = torch.tensor(
+        [
+            statistic(*(w[own != group] for w, own in zip(log_weights, groups, strict=True)))
+            for group in range(n_groups)
+        ],
+        dtype=torch.float64,
+    )
+    return math.sqrt((n_groups - 1) * float(values.var(correction=0)))

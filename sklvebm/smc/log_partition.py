@@ -1,0 +1,217 @@
+"""A bracket of log Z: annealing in both directions, doubled until the two agree."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sklvebm.mcmc.langevin import start
+from sklvebm.mcmc.state import Noise, Target
+from sklvebm.mcmc.tempering import thermodynamic_length
+from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
+from sklvebm.smc.free_energy import bennett, jackknife
+from sklvebm.smc.resampling import effective_sample_size, log_mean_exp
+
+_ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
+_FEW_EFFECTIVE = 0.05  # share of effective walkers below which the bracket allows for a missed tail
+_SIGMAS = 3.0  # standard errors that the bracket allows for
+
+
+class LogPartition(NamedTuple):
+    """Bracket and estimate of log Z; all but the last in nats.
+
+    Attributes
+    ----------
+    value : float
+        Bennett estimate from annealing in both directions. To it and to `upper` estimators with a
+        pool add what rare components hold (`rare_components.with_rare`).
+    lower : float
+        The smaller of annealing from the reference to the model, whose expectation is at most
+        log Z, and `value` minus three standard errors.
+    upper : float
+        The larger of annealing from the model to the reference, whose expectation is at least
+        log Z when the particles it starts from follow the model, and `value` plus three standard
+        errors.
+    standard_error : float
+        Standard error of `value`: the larger of its asymptotic one and that of a jackknife over
+        independent groups of walkers.
+    effective_sample_size : float
+        Effective number of walkers from the reference to the model. (Towards the reference a
+        single walker in a region that the model hardly visits can carry all weight; that region
+        does not matter, and `value` is not sensitive to it.)
+    """
+
+    value: float
+    lower: float
+    upper: float
+    standard_error: float
+    effective_sample_size: float
+
+
+class Normalisation(NamedTuple):
+    """A bracket of log Z with what it took."""
+
+    estimate: LogPartition
+    forward: float  # nats: annealing from the reference to the model
+    forward_error: float  # nats: its standard error, over independent groups of walkers
+    reverse: float  # nats: annealing from the model to the reference
+    reverse_error: float  # nats
+    n_walkers: int  # in each direction
+    n_steps: int  # annealing steps of the last run
+
+
+def estimate_log_partition(
+    target: Target,
+    draw_base: Callable[[], Tensor],
+    model_draws: Tensor,
+    ladder: Ladder,
+    *,
+    noise: Noise,
+    tolerance: float,
+    max_steps: int,
+) -> Normalisation:
+    """Bracket log Z by annealing in both directions, with as many steps as it takes.
+
+    Parameters
+    ----------
+    target : Target
+        Path from the reference to the model on joint positions.
+    draw_base : callable
+        Returns fresh exact draws of the reference, (n_walkers, P).
+    model_draws : Tensor of shape (n_walkers, P)
+        Equilibrated particles of the model.
+    ladder : Ladder
+        Shapes the schedule.
+    noise : IndependentNoise
+        Source of the moves.
+    tolerance : float
+        Width of the bracket, in nats, at which the effort stops growing, once a quarter of the
+        walkers is effective.
+    max_steps : int
+        Annealing steps at most.
+
+    Returns
+    -------
+    normalisation : Normalisation
+        A run with as many steps as were found to be needed.
+
+    Notes
+    -----
+    The run that is found precise enough is not the one that is reported: a run can look precise
+    because it missed rare walkers, and its estimate is then off as well. A fresh one is made.
+    If the budget ends with less than a quarter of the walkers effective, the lower estimate is
+    made once more with resampling on the way, and the better one counts.
+    """
+    length = thermodynamic_length(ladder.betas, ladder.spread) if len(ladder.betas) > 1 else 4.0
+    n_steps = min(max_steps, 8 + int(4.0 * length**2))
+
+    def run() -> Normalisation:
+        betas, step_sizes = annealing_schedule(ladder, n_steps)
+        forward, _ = anneal(
+            start(draw_base(), target), target, betas, step_sizes=step_sizes, noise=noise
+        )
+        reverse, _ = anneal(
+            start(model_draws, target),
+            target,
+            betas.flip(0),
+            step_sizes=step_sizes.flip(0),
+            noise=noise,
+        )
+        return _bracket(forward, reverse, n_steps)
+
+    before = None
+    while True:
+        result = run()
+        effective = result.estimate.effective_sample_size >= _ENOUGH * result.n_walkers
+        if effective and result.estimate.upper - result.estimate.lower <= tolerance:
+            return run()
+        if n_steps >= max_steps:
+            result = _unfinished(result, before)
+            return result if effective else _resampled(result, target, draw_base, ladder, noise)
+        before, n_steps = result, min(max_steps, 2 * n_steps)
+
+
+def _resampled(
+    result: Normalisation,
+    target: Target,
+    draw_base: Callable[[], Tensor],
+    ladder: Ladder,
+    noise: Noise,
+) -> Normalisation:
+    """Raise the lower estimate of a result by annealing with resampling, if that is better."""
+    betas, step_sizes = annealing_schedule(ladder, result.n_steps)
+    log_weights, _ = anneal(
+        start(draw_base(), target),
+        target,
+        betas,
+        step_sizes=step_sizes,
+        noise=noise,
+        resample_below=_ENOUGH,
+    )
+    better = max(result.forward, log_mean_exp(log_weights))
+    lower = max(result.estimate.lower, min(better, result.estimate.value - _margin(result)))
+    return result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
+
+
+def _are_few(log_weights: Tensor) -> bool:
+    """Tell whether hardly any walkers are effective."""
+    return bool(effective_sample_size(log_weights) < _FEW_EFFECTIVE * len(log_weights))
+
+
+def _unfinished(result: Normalisation, before: Normalisation | None) -> Normalisation:
+    """Widen the bracket by what half as many steps changed, where hardly any walkers are effective.
+
+    The error of annealing is about inverse to the number of steps: what the last doubling changed
+    is what is still missing. Twice that much is allowed for, to either side.
+    """
+    few = result.estimate.effective_sample_size < _FEW_EFFECTIVE * result.n_walkers
+    if before is None or not few:
+        return result
+    estimate = result.estimate
+    rise, fall = result.forward - before.forward, before.reverse - result.reverse
+    lower = estimate.lower - 2.0 * max(0.0, fall)
+    upper = estimate.upper + 2.0 * max(0.0, rise)
+    return result._replace(estimate=estimate._replace(lower=lower, upper=upper))
+
+
+def _second_order(log_weights: Tensor) -> float:
+    """Return the log mean weight as if log weights were normal: mean plus half the variance.
+
+    Right to second order in the spread however few walkers are effective, where the log of the mean
+    weight is too low by what the missed tail holds.
+    """
+    return float(log_weights.mean() + 0.5 * log_weights.var())
+
+
+def _margin(result: Normalisation) -> float:
+    return _SIGMAS * result.estimate.standard_error
+
+
+def _bracket(forward: Tensor, reverse: Tensor, n_steps: int) -> Normalisation:
+    """Combine log weights (n,) of both directions."""
+    value, error = bennett(forward, reverse)
+    error = max(error, jackknife(lambda a, b: bennett(a, b)[0], forward, reverse))
+    below, above = log_mean_exp(forward), -log_mean_exp(reverse)
+    # where walkers have not reached their target, the estimate from below may be the higher one
+    lower, upper = min(below, above, value - _SIGMAS * error), max(below, above)
+    upper = max(upper, value + _SIGMAS * error)
+    if _are_few(forward) or _are_few(reverse):
+        # a handful of walkers decides: their mean is far from the mean of all that might have come
+        lower = min(lower, -_second_order(reverse))
+        upper = max(upper, _second_order(forward))
+    estimate = LogPartition(
+        value=value,
+        lower=lower,
+        upper=upper,
+        standard_error=error,
+        effective_sample_size=float(effective_sample_size(forward)),
+    )
+    return Normalisation(
+        estimate=estimate,
+        forward=below,
+        forward_error=jackknife(log_mean_exp, forward),
+        reverse=above,
+        reverse_error=jackknife(log_mean_exp, reverse),
+        n_walkers=len(forward),
+        n_steps=n_steps,
+    )

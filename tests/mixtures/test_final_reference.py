@@ -1,0 +1,72 @@
+"""What the reference that would be kept is worth beside the one that was trained on."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sklvebm.mixtures.final_reference import fallback_advantage, final_reference
+from sklvebm.mixtures.reference_selection import fit_reference
+from sklvebm.mixtures.search import Candidate
+from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
+
+SETTINGS = SimpleNamespace(n_components=1, early_stopping=True)
+ONE_GAUSSIAN = (MixturePart(Candidate(1, "full", 1e-6), 1, 1.0),)
+
+
+def trained_on(X, wide_weight, least_wide_weight):
+    choice = MixtureChoice(ONE_GAUSSIAN, wide_weight)
+    source = np.random.RandomState(0)
+    reference = fit_reference(
+        X, 1, "mixture", source, choice=choice, least_wide_weight=least_wide_weight
+    )
+    return SimpleNamespace(reference=reference, choice=choice)
+
+
+def log_density(reference, X):
+    return reference.log_marginal(torch.from_numpy(X)).numpy()
+
+
+def test_the_advantage_of_more_rows_is_what_they_bring_on_new_rows():
+    # a Gaussian of 20 features, 360 rows of 400: 230 numbers are fitted to them
+    promised, brought = [], []
+    fitted, monitored = np.arange(360), np.arange(360, 400)
+    for seed in range(70):
+        source = np.random.RandomState(seed)
+        X, new = source.standard_normal((400, 20)), source.standard_normal((1000, 20))
+        training = trained_on(X[fitted], 1e-9, 0.0)
+        promised.append(float(fallback_advantage(X, fitted, monitored, training, SETTINGS).mean()))
+        final = final_reference(X, fitted, training, SETTINGS, seed)
+        gain = log_density(final, new) - log_density(training.reference, new)
+        brought.append(gain.mean())
+    # four standard errors, and a fifth for p / n = 0.6, where the rule is not exact any more
+    error = np.std(np.subtract(promised, brought)) / np.sqrt(70)
+    assert np.mean(brought) > 10.0 * np.std(brought) / np.sqrt(70)
+    assert np.mean(promised) == pytest.approx(np.mean(brought), rel=0.2, abs=4.0 * error)
+    assert 4.0 * error < 0.5 * np.mean(brought)  # the comparison says something
+
+
+def test_a_lighter_wide_component_counts_row_by_row():
+    X = np.random.RandomState(0).standard_normal((2000, 2))
+    fitted, monitored = np.arange(1800), np.arange(1800, 2000)
+    training = trained_on(X[fitted], 1e-4, 0.01)
+    advantage = fallback_advantage(X, fitted, monitored, training, SETTINGS).numpy()
+    light = trained_on(X[fitted], 1e-4, 0.0).reference
+    change = log_density(light, X[monitored]) - log_density(training.reference, X[monitored])
+    known = log_density(light, X[fitted]).mean() - log_density(light, X[monitored]).mean()
+    np.testing.assert_allclose(advantage, change + 0.05 * max(0.0, known), atol=1e-12)
+    assert change.min() < 0.0 < change.max()  # rows in the tails lose
+
+
+@pytest.mark.parametrize("without", ["choice", "held-out rows"])
+def test_there_is_no_advantage_where_the_reference_would_stay_as_it_is(without):
+    X = np.random.RandomState(0).standard_normal((100, 2))
+    training, settings = trained_on(X[:90], 1e-4, 0.01), SimpleNamespace(**vars(SETTINGS))
+    if without == "choice":
+        training.choice = None
+    else:
+        settings.early_stopping = False
+    advantage = fallback_advantage(X, np.arange(90), np.arange(90, 100), training, settings)
+    assert torch.equal(advantage, torch.zeros(10, dtype=torch.float64))
+    assert final_reference(X, np.arange(90), training, settings, 0) is training.reference
