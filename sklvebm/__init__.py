@@ -1,5 +1,7 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
+from sklvebm.deprecation import Renamed as _Renamed
+from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
 from sklvebm.estimators.interpolation import interpolate
 from sklvebm.estimators.margins import GaussianMargins
@@ -8,16 +10,16 @@ from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.transformed_density import TransformedDensity
 from sklvebm.estimators.wasserstein_flow_ebm import WassersteinFlowEBM
 from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.latent_maps.maps import KernelChart, PerceptronChart
+from sklvebm.latent_maps.maps import KernelLatentMap, PerceptronLatentMap
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy
 from sklvebm.models.energies import (
     AnchoredEnergy,
     BridgedEnergy,
-    ChartedEnergy,
     Energy,
     FeatureEnergy,
     LinearGaussianEnergy,
+    MappedEnergy,
     MLPEnergy,
 )
 from sklvebm.preprocessing.dequantization import dequantize, resolution
@@ -29,21 +31,21 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchoredEnergy",
     "BridgedEnergy",
-    "ChartedEnergy",
     "ComposedEnergy",
     "ConvEnergy",
     "ConvLayerEnergy",
     "Energy",
     "FeatureEnergy",
     "GaussianMargins",
-    "KernelChart",
+    "KernelLatentMap",
     "LinearGaussianEnergy",
     "LogPartition",
     "MLPEnergy",
+    "MappedEnergy",
     "MixtureReference",
     "ParticleDivergenceError",
     "ParticleLVEBM",
-    "PerceptronChart",
+    "PerceptronLatentMap",
     "PotentialFlowEBM",
     "TransformedDensity",
     "WassersteinFlowEBM",
@@ -53,3 +55,10 @@ __all__ = [
     "resolution",
     "show_versions",
 ]
+
+_RENAMED = {
+    "ChartedEnergy": _Renamed("MappedEnergy", "0.3"),
+    "KernelChart": _Renamed("KernelLatentMap", "0.3"),
+    "PerceptronChart": _Renamed("PerceptronLatentMap", "0.3"),
+}
+__getattr__ = _renamed_names(__name__, _RENAMED, globals())

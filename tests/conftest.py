@@ -26,7 +26,7 @@ from sklvebm import (  # noqa: E402
     PotentialFlowEBM,
     WassersteinFlowEBM,
 )
-from sklvebm.flows.interpolant import noised_mixture  # noqa: E402
+from sklvebm.flows.interpolant import interpolant_marginals  # noqa: E402
 from sklvebm.flows.potentials import AnchoredPotential, Jet  # noqa: E402
 from sklvebm.models.energies import AnchoredEnergy  # noqa: E402
 
@@ -126,7 +126,7 @@ def small():
     return make
 
 
-def random_reference(n_components=3, n_features=3, diagonal=False, wide_weight=0.1, seed=0):
+def random_reference(n_components=3, n_features=3, diagonal=False, defensive_weight=0.1, seed=0):
     """Return a random mixture as a reference without latents."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -145,8 +145,8 @@ def random_reference(n_components=3, n_features=3, diagonal=False, wide_weight=0
         latent_map=normal(0, n_features),
         latent_variance=normal(0),
         location=torch.zeros(n_features),
-        wide_weight=wide_weight,
-        wide_covariance=4.0 * identity,
+        defensive_weight=defensive_weight,
+        defensive_covariance=4.0 * identity,
     )
 
 
@@ -155,8 +155,8 @@ class KnownPotential(AnchoredPotential):
 
     def __init__(self, reference, data):
         placeholder = MLPEnergy(reference.n_features, 1, (1,)).double()
-        super().__init__(noised_mixture(reference), placeholder)
-        self.data = noised_mixture(data)
+        super().__init__(interpolant_marginals(reference), placeholder)
+        self.data = interpolant_marginals(data)
 
     def correction(self, x, t):
         ours, theirs = (
@@ -191,7 +191,7 @@ def known_potential():
 
 
 class Lift(torch.nn.Module):
-    """Lowers the energy by a constant, nats, beyond x_0 = 20, where only a rare component is."""
+    """Lowers the energy by a constant, nats, beyond x_0 = 20, where only a missed component is."""
 
     n_features, n_latents = 2, 1
 

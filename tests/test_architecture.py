@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # own only. "." are the files of a folder that its other lines do not name.
 LEVELS = {
     "": [
-        ["exceptions", "messages", "threads", "validation", "versions", "mcmc"],
+        ["deprecation", "exceptions", "messages", "threads", "validation", "versions", "mcmc"],
         ["runtime", "training", "smc", "datasets", "metrics"],
         ["preprocessing"],
         ["mixtures"],

@@ -14,7 +14,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklvebm.models.energies import BridgedEnergy, ChartedEnergy
+from sklvebm.models.energies import BridgedEnergy, MappedEnergy
 
 N_CANDIDATES, N_STEPS, STEP_SIZE = 16, 30, 1e-3  # the paper's, step in squared units of z per nat
 _CHUNK = 1024  # rows
@@ -25,7 +25,7 @@ def latent_energy(energy, x, z):
     """Return E(x, z) up to a function of x, (B,), nats: a mixture need not be evaluated."""
     if isinstance(energy, BridgedEnergy):
         return energy(x, z)
-    if isinstance(energy, ChartedEnergy):
+    if isinstance(energy, MappedEnergy):
         energy, z = energy.anchored, energy.own_latents(x, z)
     return energy.correction(x, z) - energy.reference.log_conditional(x, z)
 
@@ -59,7 +59,7 @@ def short_run_codes(model, X, seed, *, n_candidates=N_CANDIDATES, n_steps=N_STEP
     for part in rows.split(_CHUNK):
         x = part.repeat_interleave(n_candidates, 0)
         e = torch.randn(len(x), energy.n_latents, generator=generator)
-        gauge = energy.chart if isinstance(energy, ChartedEnergy) else energy.reference
+        gauge = energy.chart if isinstance(energy, MappedEnergy) else energy.reference
         z = gauge.to_latents(x, e)
         for _ in range(n_steps):
             z = z.detach().requires_grad_(True)

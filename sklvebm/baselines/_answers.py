@@ -49,9 +49,9 @@ def log_density(
         q = inference.posterior(model, x, fitted.seed, thorough=True)
         return weighted_latents(model, x, q, n_samples, fitted.seed).log_evidence()
 
-    chart = fitted.standardisation
-    values = _by_rows(fitted, chart.apply(X), device, answer, n_samples)
-    return values - fitted.log_partition.upper + chart.log_jacobian
+    standardisation = fitted.standardisation
+    values = _by_rows(fitted, standardisation.apply(X), device, answer, n_samples)
+    return values - fitted.log_partition.upper + standardisation.log_jacobian
 
 
 def latents(

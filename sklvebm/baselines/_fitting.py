@@ -10,7 +10,7 @@ from torch import Tensor
 from sklvebm.baselines._bounds import GaussianMixtures, weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.estimators._common.transactional_fit import Reporter, least_improvement
-from sklvebm.preprocessing.scaling import Standardisation, standardisation
+from sklvebm.preprocessing.scaling import Standardisation, fit_standardisation
 from sklvebm.preprocessing.splitting import split_rows
 from sklvebm.runtime import numerical_session, resolve_device, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
@@ -133,11 +133,11 @@ def fit_model(
     """
     device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
     rows = split_rows(X, settings, random_state)
-    chart = standardisation(X)
+    standardisation = fit_standardisation(X)
     seed = random_state.randint(np.iinfo(np.int32).max)
     model = LatentModel(architecture, seeded_generator(seed, torch.device("cpu")))
     model = model.to(device=device, dtype=dtype)
-    standardised = torch.from_numpy(chart.apply(X)).to(device=device, dtype=dtype)
+    standardised = torch.from_numpy(standardisation.apply(X)).to(device=device, dtype=dtype)
     x, monitor = standardised[rows.fitted], standardised[rows.monitor[:_MAX_MONITOR_ROWS]]
     batch_size = resolve_batch_size(settings.batch_size, len(x))
     report.stage(f"training on {len(x)} rows, monitoring {len(monitor)}")
@@ -158,17 +158,17 @@ def fit_model(
             tol=least_improvement(settings.tol),
             n_iter_no_change=settings.n_iter_no_change,
             generator=generator,
-            callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
+            callback=lambda p: report(p, p.lower_bound + standardisation.log_jacobian),
             undo_falls=False,
         )
         report.stage("normalising")
         network = result.best.cpu().double().requires_grad_(False)
         log_partition = objective.normalise(network, result.state, seed)
-    best = result.best_lower_bound + chart.log_jacobian
+    best = result.best_lower_bound + standardisation.log_jacobian
     report.stage(f"kept the parameters of the best bound, {best:.3f} nats")
     return Outcome(
         batch_size=batch_size,
-        fitted=Fitted(network, chart, log_partition, seed),
+        fitted=Fitted(network, standardisation, log_partition, seed),
         history=result.history,
         lower_bound=best,
         converged=result.converged,

@@ -61,7 +61,8 @@ class EnergyPriorObjective(ParticleObjective):
     def _moved(self, model: LatentModel, pool: Tensor, generator: torch.Generator) -> Tensor:
         target, noise = prior_target(model), IndependentNoise(generator)
         chains = start(pool, target)
-        # an offer of an independent draw: particles change between modes that no step connects
+        # an independence proposal (Metropolis): particles change between modes that no step
+        # connects
         chains, _ = reference_step(
             chains,
             target,

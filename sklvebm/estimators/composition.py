@@ -109,9 +109,9 @@ class ComposedEnergy:
 
         Notes
         -----
-        Components of that mixture which are too rare for a walker but were lifted, by a correction
-        or a division, are started in as often as the composition has them, where the energy
-        changes little over them.
+        Components of that mixture which are too rare for a walker but were up-weighted, by a
+        correction or a division, are started in as often as the composition has them, where the
+        energy changes little over them.
         """
         Number(True, 1).check("n_samples", n_samples)
         generator = seeded_generator(draw_seed(random_state), _CPU)
@@ -146,10 +146,10 @@ class ComposedEnergy:
         Notes
         -----
         Both ends start from a mixture: the product of the powers of the models' references, and a
-        component with the tails where a weight is negative. Its rare components that were lifted
-        count as in `sample`. What is neither near that mixture nor known from a few draws of a
-        component is not seen by either end: a component that is not among the 256 heaviest, one
-        over which the energy changes by many nats.
+        component with the tails where a weight is negative. Its missed components that were
+        up-weighted count as in `sample`. What is neither near that mixture nor known from a few
+        draws of a component is not seen by either end: a component that is not among the 256
+        heaviest, one over which the energy changes by many nats.
         """
         Number(True, 32).check("n_walkers", n_walkers)
         Number(False, 0.0, open_low=True).check("tolerance", tolerance)

@@ -13,7 +13,7 @@ from sklvebm.estimators._common.parameters import Number
 from sklvebm.messages import naming_columns
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.expectation_maximization import fit_mixture
-from sklvebm.preprocessing.scaling import check_reach, standardisation, without_outliers
+from sklvebm.preprocessing.scaling import check_reach, fit_standardisation, without_outliers
 from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
 
@@ -157,7 +157,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
             X = validate_data(self, as_plain_array(X), dtype=np.float64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constant columns, which are handled below
-            check_reach(standardisation(X).apply(X), X)
+            check_reach(fit_standardisation(X).apply(X), X)
         self.bins_ = [_bins_or_none(column, self.max_bins) for column in X.T]
         self.n_bins_ = np.array([0 if b is None else len(b.edges) - 1 for b in self.bins_])
         return self

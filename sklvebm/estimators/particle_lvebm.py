@@ -5,7 +5,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
-from sklvebm.estimators._common.transactional_fit import warn_of_doubts
+from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import LatentDensityMixin
 from sklvebm.estimators._ebm.fit import Plan, fit_pool
 from sklvebm.estimators._ebm.training import Training, new_objective, resolve_auto
@@ -170,7 +170,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
 
     Attributes
     ----------
-    energy_ : AnchoredEnergy, ChartedEnergy or BridgedEnergy
+    energy_ : AnchoredEnergy, MappedEnergy or BridgedEnergy
         Trained energy `E(x, z)` in nats, in standardised units, float64.
     reference_ : MixtureReference
         The density it is anchored on, in standardised units.
@@ -340,7 +340,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN)
         problems = outcome.diagnostics.problems()
-        warn_of_doubts(self, "ELBO", outcome.stopped, "Scores", problems)
+        warn_of_problems(self, "ELBO", outcome.stopped, "Scores", problems)
         return self
 
     @without_numpy_errors
@@ -376,5 +376,5 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN, one_epoch=True)
         # one epoch is no attempt to reach a plateau
-        warn_of_doubts(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
+        warn_of_problems(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
         return self

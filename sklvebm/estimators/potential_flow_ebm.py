@@ -19,7 +19,7 @@ from sklvebm.estimators._common.transactional_fit import (
     checked_settings,
     memory_advice,
     unchanged_on_failure,
-    warn_of_doubts,
+    warn_of_problems,
 )
 from sklvebm.estimators._common.validation import checked_rows
 from sklvebm.estimators._flow import serialization
@@ -309,16 +309,20 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
             self._adopt(outcome, n_earlier, settings)
         problems = outcome.diagnostics.problems()
         stopped = outcome.improved and not outcome.converged
-        warn_of_doubts(self, "log-likelihood", stopped, "Some numbers", problems)
+        warn_of_problems(self, "log-likelihood", stopped, "Some numbers", problems)
         return self
 
     def _train(self, X, settings, continues):
         """Start or continue training on the rows X; return the outcome and earlier epochs."""
         if continues:
-            chart, training, n_earlier = self._model.standardisation, self._training, self.n_iter_
+            standardisation, training, n_earlier = (
+                self._model.standardisation,
+                self._training,
+                self.n_iter_,
+            )
             self._check_continuation(training, settings)
-            check_reach(chart.apply(X), X)
-            warn_of_drift(X, chart, self.reference_, ", which stays")
+            check_reach(standardisation.apply(X), X)
+            warn_of_drift(X, standardisation, self.reference_, ", which stays")
             # an integer seed must not repeat the noise of earlier epochs
             random_state = np.random.RandomState([self._split_seed, n_earlier])
         else:
@@ -328,10 +332,10 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         # the same rows are held out whenever the same number of rows is given
         rows = split_rows(X, settings, np.random.RandomState(self._split_seed))
         if not continues:
-            chart, training = start_training(X, rows, settings, random_state, report)
+            standardisation, training = start_training(X, rows, settings, random_state, report)
         former = self.reference_ if continues else None
         outcome = continue_training(
-            X, rows, chart, training, settings, random_state, report, former
+            X, rows, standardisation, training, settings, random_state, report, former
         )
         return outcome, n_earlier
 

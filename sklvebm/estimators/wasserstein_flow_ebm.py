@@ -6,7 +6,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
-from sklvebm.estimators._common.transactional_fit import warn_of_doubts
+from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
 from sklvebm.estimators._ebm.fit import Plan, fit_pool
 from sklvebm.estimators._ebm.training import Training, pool_of, resolve_auto
@@ -326,7 +326,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN)
         problems = outcome.diagnostics.problems()
-        warn_of_doubts(self, "log-likelihood", outcome.stopped, "Scores", problems)
+        warn_of_problems(self, "log-likelihood", outcome.stopped, "Scores", problems)
         return self
 
     @without_numpy_errors
@@ -362,5 +362,5 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         """
         outcome = fit_pool(self, X, _PLAN, one_epoch=True)
         # one epoch is no attempt to reach a plateau
-        warn_of_doubts(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
+        warn_of_problems(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
         return self

@@ -14,7 +14,7 @@ from torch import Tensor
 from sklvebm.flows.ode import graded_times
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, transport
 from sklvebm.inference.equilibration import Equilibrated, equilibrated, moved, single_rung
-from sklvebm.inference.missed_components import rare_components
+from sklvebm.inference.missed_components import missed_components
 from sklvebm.mcmc.langevin import start
 from sklvebm.mcmc.state import IndependentNoise, Target
 from sklvebm.mixtures.reference import MixtureReference
@@ -101,15 +101,15 @@ def normalise_slice(
 
     Notes
     -----
-    Where the correction lifted components of the reference that are too rare for a walker, the
+    Where the correction up-weighted components of the reference that are too rare for a walker, the
     annealing starts in them as often as the energy has them, and the walkers that leave the model
     are annealed as well: whether the flow carries anything there is what the normalised energy is
     to be compared with.
     """
     path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
-    rare = rare_components(slice_, n_walkers, generator)
-    if len(rare.index) > 0:
-        found = equilibrated(slice_, n_walkers, rare, generator)
+    missed = missed_components(slice_, n_walkers, generator)
+    if len(missed.index) > 0:
+        found = equilibrated(slice_, n_walkers, missed, generator)
         if found.energy is not slice_:
             path, chains, step_size = found
     return estimate_log_partition(

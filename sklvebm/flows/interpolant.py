@@ -26,7 +26,7 @@ _EARLY = 0.5  # before this time the velocity is computed and the score follows,
 
 
 class NoisedValues(NamedTuple):
-    """What a noised mixture says at points, float64."""
+    """Values of the interpolant's marginals at points, float64."""
 
     log_density: Tensor  # (G, B), log q_t(x), nats
     log_ratio: Tensor  # (G, B), log q_t(x) - log N(x; 0, I), nats
@@ -34,7 +34,7 @@ class NoisedValues(NamedTuple):
     velocity: Tensor  # (G, B, D), carries q_t along as t grows
 
 
-class NoisedMixture(NamedTuple):
+class InterpolantMarginals(NamedTuple):
     """Components in their own axes, or in those they share with others; float64.
 
     Attributes
@@ -62,9 +62,9 @@ class NoisedMixture(NamedTuple):
         """Width D of x."""
         return self.means.shape[1]
 
-    def to(self, device: torch.device) -> "NoisedMixture":
+    def to(self, device: torch.device) -> "InterpolantMarginals":
         """Return a copy on a device."""
-        return NoisedMixture(*(None if part is None else part.to(device) for part in self))
+        return InterpolantMarginals(*(None if part is None else part.to(device) for part in self))
 
     def moments(self, t: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights (M,), means (M, D) and distinct covariances (K, D, D) of q_t."""
@@ -114,7 +114,8 @@ class NoisedMixture(NamedTuple):
 
     # Three ways to the same numbers: log densities (G, B, M) up to D log sqrt(2 pi), and a function
     # from responsibilities (G, B, M) to the average slope times x (G, B, D). They are not relative
-    # to N(0, I): far out, its square of x would leave no digit of what wide components differ in.
+    # to N(0, I): far out, its square of x would leave no digit of what defensive components differ
+    # in.
 
     def _along_coordinates(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For components whose axes are those of the coordinates."""
@@ -202,7 +203,7 @@ class _Forms(NamedTuple):
 _Pieces = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
-def noised_mixture(reference: MixtureReference) -> NoisedMixture:
+def interpolant_marginals(reference: MixtureReference) -> InterpolantMarginals:
     """Return the mixture of a reference, prepared for noise.
 
     Parameters
@@ -212,18 +213,18 @@ def noised_mixture(reference: MixtureReference) -> NoisedMixture:
 
     Returns
     -------
-    mixture : NoisedMixture
+    mixture : InterpolantMarginals
         Float64, on the reference's device.
     """
     roots, covariance_of = reference.roots.double(), reference.covariance_of
     if reference.is_diagonal:
         roots = torch.diag_embed(roots)
-    elif reference.n_wide > 1:
+    elif reference.n_defensive > 1:
         # noise adds the same variance to all: components of one shape and several scales part
-        first = len(covariance_of) - reference.n_wide
+        first = len(covariance_of) - reference.n_defensive
         scales = reference.scales[first:].double()[:, None, None]
         roots = torch.cat([roots[:-1], roots[-1:] * scales])
-        own = torch.arange(len(roots) - reference.n_wide, len(roots), device=roots.device)
+        own = torch.arange(len(roots) - reference.n_defensive, len(roots), device=roots.device)
         covariance_of = torch.cat([covariance_of[:first], own])
     roots = reference.root.double() @ roots
     covariances = roots @ roots.transpose(1, 2)
@@ -235,4 +236,6 @@ def noised_mixture(reference: MixtureReference) -> NoisedMixture:
     else:
         variances, axes = torch.linalg.eigh(covariances)
     variances = variances.clamp(min=_LEAST_VARIANCE)
-    return NoisedMixture(reference.log_weights.double(), means, variances, covariance_of, axes)
+    return InterpolantMarginals(
+        reference.log_weights.double(), means, variances, covariance_of, axes
+    )

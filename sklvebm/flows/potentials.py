@@ -1,4 +1,4 @@
-r"""Scalar potentials whose gradient carries noise into data, anchored on a noised mixture.
+r"""Scalar potentials whose gradient carries noise into data, anchored on an interpolant.
 
 .. math:: \Phi(x, t) = \tfrac12 |x|^2
               + (1 - t) \left( \tfrac1t \log \frac{q_t(x)}{N(x; 0, I)} + G(x, t) \right)
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sklvebm.flows.interpolant import LOG_2PI, NoisedMixture
+from sklvebm.flows.interpolant import LOG_2PI, InterpolantMarginals
 from sklvebm.flows.ode import (
     Carried,
     Field,
@@ -44,11 +44,11 @@ class Jet(NamedTuple):
 
 
 class AnchoredPotential(nn.Module):
-    """A noised mixture's potential plus a softly bounded correction.
+    """The potential of the interpolant's marginals plus a softly bounded correction.
 
     Parameters
     ----------
-    mixture : NoisedMixture
+    mixture : InterpolantMarginals
         The reference.
     network : MLPEnergy, ConvLayerEnergy or None
         The function g of x and, in place of a latent, the time; None: the potential is the
@@ -59,7 +59,7 @@ class AnchoredPotential(nn.Module):
     """
 
     def __init__(
-        self, mixture: NoisedMixture, network: PotentialNetwork | None, bound: float = 15.0
+        self, mixture: InterpolantMarginals, network: PotentialNetwork | None, bound: float = 15.0
     ) -> None:
         super().__init__()
         self.mixture, self.network, self.bound = mixture, network, bound
@@ -291,7 +291,7 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
     return field
 
 
-def finest_scale(mixture: NoisedMixture) -> float:
+def finest_scale(mixture: InterpolantMarginals) -> float:
     """Return the smallest standard deviation of a component, at least 0.001: grades time steps."""
     return max(1e-3, math.sqrt(float(mixture.variances.min())))
 

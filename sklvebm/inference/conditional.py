@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.posterior import ROW_PARTICLES, shared_noise, weighted_particles
-from sklvebm.latent_maps.maps import Chart
+from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import (
     SharedNoise,
     Target,
@@ -14,9 +14,9 @@ from sklvebm.mcmc.state import (
 from sklvebm.mixtures.components import FeatureConditional
 from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import (
-    charted_feature_target,
     feature_target,
     linearised,
+    mapped_feature_target,
 )
 
 # a mean of features needs less: its error is a share of the conditional spread
@@ -24,11 +24,16 @@ _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 
 
 def conditional_features(
-    energy: PathEnergy, z: Tensor, *, step_size: float, seed: int, chart: Chart | None = None
+    energy: PathEnergy,
+    z: Tensor,
+    *,
+    step_size: float,
+    seed: int,
+    latent_map: LatentMap | None = None,
 ) -> Tensor:
     """Return `E[x | z]` of latents z (N, L), standardised, (N, D); deterministic given the seed.
 
-    Latents are those of the chart, if there is one, else the energy's own.
+    Latents are those of the latent_map, if there is one, else the energy's own.
 
     Notes
     -----
@@ -37,7 +42,7 @@ def conditional_features(
     their Monte Carlo error.
     """
     reference = energy.reference
-    gauge = None if chart is None else linearised(chart, reference)
+    gauge = None if latent_map is None else linearised(latent_map, reference)
     conditional = reference.feature_conditional(z, gauge)
     correction_and_grad = select_correction_and_grad(energy)
 
@@ -45,9 +50,9 @@ def conditional_features(
         own = FeatureConditional(
             conditional.log_weights[rows], conditional.means[rows], *conditional[2:]
         )
-        if chart is None:
+        if latent_map is None:
             return feature_target(energy, z[rows], ROW_PARTICLES, own, correction_and_grad)
-        return charted_feature_target(energy, z[rows], ROW_PARTICLES, own, chart)
+        return mapped_feature_target(energy, z[rows], ROW_PARTICLES, own, latent_map)
 
     row = stack_rows(torch.arange(len(z), device=z.device), ROW_PARTICLES)
     noise = SharedNoise(torch.Generator().manual_seed(seed), ROW_PARTICLES)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.inference.missed_components import (
-    RareComponents,
+    MissedComponents,
     Rebased,
     missed_share,
     tilted_reference,
@@ -30,20 +30,20 @@ _FEW_MISSED = 0.5  # walkers that would start elsewhere after another tilt
 class Equilibrated(NamedTuple):
     """Chains of a density, and what they were annealed from."""
 
-    energy: PathEnergy  # the one given, or `Rebased` where rare components were lifted
+    energy: PathEnergy  # the one given, or `Rebased` where missed components were up-weighted
     chains: Chains  # in the coordinates of both
     step_size: Tensor  # 0-d, of their last moves
 
 
 def equilibrated(
-    energy: PathEnergy, n: int, rare: RareComponents, generator: torch.Generator
+    energy: PathEnergy, n: int, missed: MissedComponents, generator: torch.Generator
 ) -> Equilibrated:
     """Return n chains that follow an energy.
 
     Exact draws of the reference are annealed with as many steps as leave a quarter of them
-    effective, 512 at most, resampled on the way and moved apart. Where lifted rare components would
-    hold half a walker or more, and twice their weight, annealing starts again from a reference that
-    has them as often as the model.
+    effective, 512 at most, resampled on the way and moved apart. Where up-weighted components that
+    annealing misses would hold half a walker or more, and twice their weight, annealing starts
+    again from a reference that has them as often as the model.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def equilibrated(
         Anything with `reference`, a differentiable `correction` and `target()`.
     n : int
         Number of chains; at least 256 walkers are annealed.
-    rare : RareComponents
+    missed : MissedComponents
         Of the energy's reference.
     generator : torch.Generator
         Source of all noise.
@@ -60,7 +60,7 @@ def equilibrated(
     n_steps, n_tilts = _FIRST_STEPS, 0
     while True:
         log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
-        tilted = tilted_reference(path.reference, rare, log_mean_exp(log_weights))
+        tilted = tilted_reference(path.reference, missed, log_mean_exp(log_weights))
         missed = n_walkers * missed_share(path.reference, tilted)
         if missed >= _FEW_MISSED and n_tilts < _MOST_TILTS:
             path, n_tilts = Rebased(energy, tilted), n_tilts + 1

@@ -5,9 +5,9 @@ lifted it by ten nats, it holds a good part of the model, and neither annealing 
 Where such a component is so narrow that the correction hardly varies on it, a few exact draws of it
 tell its mass.
 
-Two uses of it: walkers start as before, and what was missed is added to log Z (`with_rare`); or the
-path starts from a reference with heavier rare components (`tilted_reference`, `Rebased`), and
-nothing is missed.
+Two uses of it: walkers start as before, and what was missed is added to log Z (`with_missed_mass`);
+or the path starts from a reference with heavier missed components (`tilted_reference`, `Rebased`),
+and nothing is missed.
 """
 
 import math
@@ -28,30 +28,30 @@ from sklvebm.threads import side_by_side
 _DRAWS = 64  # of each component
 _ENOUGH = 8  # effective draws of a component whose mass counts as known
 _FEW_STARTS = 0.5  # expected walkers of a component that counts as rare
-_MOST_STARTS = 0.5  # share of the walkers that rare components are given
+_MOST_STARTS = 0.5  # share of the walkers that missed components are given
 _SIDE_BY_SIDE = 4  # chunks of draws that are held at a time
 
 
-class RareComponents(NamedTuple):
-    """The rare components whose mass is known."""
+class MissedComponents(NamedTuple):
+    """The missed components whose mass is known."""
 
     index: Tensor  # (R,), their places among the reference's
     log_weights: Tensor  # (R,), nats, of the reference
     log_means: Tensor  # (R,), nats: log of the mean of exp(-correction) over each
 
 
-def with_rare(estimate: LogPartition, rare: RareComponents) -> LogPartition:
-    """Return log Z, nats, with what lifted components hold added to `value` and `upper`.
+def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPartition:
+    """Return log Z, nats, with what up-weighted components hold added to `value` and `upper`.
 
     Walkers that start elsewhere stand for a component they miss, as if it were like the others;
     what it holds beyond that is added. Where some walkers had met it after all, both are too high,
     and scores too low.
     """
-    lifted = rare.log_means > estimate.value
-    if not bool(lifted.any()):
+    up_weighted = missed.log_means > estimate.value
+    if not bool(up_weighted.any()):
         return estimate
-    beyond = torch.log1p(-torch.exp(estimate.value - rare.log_means[lifted]))
-    log_excess = (rare.log_weights + rare.log_means)[lifted] + beyond
+    beyond = torch.log1p(-torch.exp(estimate.value - missed.log_means[up_weighted]))
+    log_excess = (missed.log_weights + missed.log_means)[up_weighted] + beyond
     excess = float(torch.logsumexp(log_excess, 0))
     return estimate._replace(
         value=float(np.logaddexp(estimate.value, excess)),
@@ -60,9 +60,9 @@ def with_rare(estimate: LogPartition, rare: RareComponents) -> LogPartition:
 
 
 @torch.no_grad()
-def rare_components(
+def missed_components(
     energy: PathEnergy, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
-) -> RareComponents:
+) -> MissedComponents:
     """Return the components that fewer than half a walker starts from, where a few draws suffice.
 
     Parameters
@@ -78,7 +78,7 @@ def rare_components(
 
     Returns
     -------
-    rare : RareComponents
+    missed : MissedComponents
         Mass estimated by 64 exact draws of each, of which eight or more are effective. Components
         on which the correction varies more are wide, and shared by neighbours that are seen.
     """
@@ -86,7 +86,7 @@ def rare_components(
     index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
     if not len(index):
         nothing = torch.zeros(0, dtype=torch.float64, device=index.device)
-        return RareComponents(index, nothing, nothing)
+        return MissedComponents(index, nothing, nothing)
 
     def correction(positions: Tensor) -> Tensor:
         x, z = reference.split(positions.to(reference.location))
@@ -103,30 +103,32 @@ def rare_components(
     log_weights = -torch.cat(corrections)
     known = effective_sample_size(log_weights) >= _ENOUGH
     log_means = torch.logsumexp(log_weights, 1) - math.log(_DRAWS)
-    return RareComponents(
+    return MissedComponents(
         index[known], reference.log_weights[index[known]].double(), log_means[known]
     )
 
 
 def tilted_reference(
-    reference: MixtureReference, rare: RareComponents, log_partition: float
+    reference: MixtureReference, missed: MissedComponents, log_partition: float
 ) -> MixtureReference:
-    """Return the reference with lifted rare components as likely as the model has them.
+    """Return the reference with missed components as likely as the model has them.
+
+    Only those count that the correction up-weights.
 
     Parameters
     ----------
     reference : MixtureReference
         What walkers start from: that in which components are rare, or one tilted before.
-    rare : RareComponents
-        The rare components.
+    missed : MissedComponents
+        The missed components.
     log_partition : float
         log Z of the model, nats: what masses are shares of. Where too low, shares are too high, but
         half at most together.
     """
     weights = torch.exp(reference.log_weights.double())
-    shares = torch.exp(rare.log_weights + rare.log_means - log_partition)
-    lifted = shares > weights[rare.index]
-    index, shares = rare.index[lifted], shares[lifted].to(weights)
+    shares = torch.exp(missed.log_weights + missed.log_means - log_partition)
+    up_weighted = shares > weights[missed.index]
+    index, shares = missed.index[up_weighted], shares[up_weighted].to(weights)
     shares = shares * min(1.0, _MOST_STARTS / max(float(shares.sum()), 1e-300))
     tilted = weights.clone()
     tilted[index] = 0.0
@@ -143,10 +145,10 @@ def defended(reference: MixtureReference, share: float) -> MixtureReference:
     Draws of it come where those of the reference are rare, which is where wells of a correction
     would go unseen. A reference without defensive components stays as it is.
     """
-    if reference.n_wide == 0:
+    if reference.n_defensive == 0:
         return reference
     weights = torch.exp(reference.log_weights.double())
-    place = len(weights) - reference.n_wide
+    place = len(weights) - reference.n_defensive
     raised = weights.clone()
     raised[place] = torch.clamp(weights[place], min=share)
     others = (1.0 - raised[place]) / (1.0 - weights[place]).clamp(min=1e-300)
@@ -162,9 +164,9 @@ def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
     given share of the density.
     """
     log_components = reference.log_components(reference.from_features(x))
-    if reference.n_wide == 0:
+    if reference.n_defensive == 0:
         return torch.zeros_like(log_components[:, 0], dtype=torch.bool)
-    first = log_components.shape[1] - reference.n_wide
+    first = log_components.shape[1] - reference.n_defensive
     main, wide = log_components.tensor_split([first], 1)
     own = torch.logsumexp(reference.log_weights[first:].double(), 0)
     ratio = torch.logsumexp(wide, 1) - own - torch.logsumexp(main, 1)
@@ -179,16 +181,16 @@ def missed_share(reference: MixtureReference, tilted: MixtureReference) -> float
 
 def tilted_draws(
     reference: MixtureReference,
-    rare: RareComponents,
+    missed: MissedComponents,
     log_partition: float,
     n: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from the reference with rare components as likely as the model has them.
+    """Draw from the reference with missed components as likely as the model has them.
 
     Parameters
     ----------
-    reference, rare, log_partition
+    reference, missed, log_partition
         As in `tilted_reference`.
     n : int
         Number of draws.
@@ -200,9 +202,9 @@ def tilted_draws(
     positions : Tensor of shape (n, D + L)
         Draws in the reference's coordinates.
     log_weights : Tensor of shape (n,), float64
-        Their weights under the reference, nats; zero if no component was lifted.
+        Their weights under the reference, nats; zero if no component was up-weighted.
     """
-    tilted = tilted_reference(reference, rare, log_partition)
+    tilted = tilted_reference(reference, missed, log_partition)
     positions = tilted.sample(n, generator)
     return positions, log_ratio(reference, tilted, positions)
 

@@ -117,11 +117,13 @@ def weighted_particles(
 
 
 def is_reference(energy: PathEnergy) -> bool:
-    """Tell whether an energy is its reference, of which everything is exact."""
+    """Return whether an energy is its reference, for which every answer is exact."""
     return isinstance(energy, AnchoredEnergy) and energy.is_zero
 
 
 def shared_noise(seed: int, n_particles: int) -> Callable[[int], Noise]:
+    """Return a function from the annealing stage to noise that all rows share."""
+
     def make(stage: int) -> Noise:
         return SharedNoise(torch.Generator().manual_seed(seed + 1 + stage), n_particles)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.inference.equilibration import LEAST_WALKERS, Equilibrated, equilibrated, single_rung
-from sklvebm.inference.missed_components import rare_components
+from sklvebm.inference.missed_components import missed_components
 from sklvebm.mcmc.state import IndependentNoise, Target, stack_rows
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.reference import MixtureReference
@@ -180,8 +180,8 @@ class Composition:
         nodes = zip(self._nodes, self.joint, strict=True)
         per_position = max(1 if k is None or own else len(k) for k, own in nodes)
         chunk = _CHUNK_POSITIONS // per_position
-        rare = rare_components(self, max(n, LEAST_WALKERS), generator, chunk=chunk)
-        return equilibrated(self, n, rare, generator)
+        missed = missed_components(self, max(n, LEAST_WALKERS), generator, chunk=chunk)
+        return equilibrated(self, n, missed, generator)
 
 
 # The reference -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.inference.missed_components import rare_components, tilted_draws
+from sklvebm.inference.missed_components import missed_components, tilted_draws
 from sklvebm.inference.posterior import (
     LATENT_STAGES,
     ROW_PARTICLES,
@@ -72,8 +72,8 @@ def joint_draws(
 ) -> tuple[Tensor, Tensor]:
     """Draw `(x, e)` from the model by annealing exact draws of the reference.
 
-    Components of the reference that the model has lifted from a weight where no walker would start
-    are started from more often, which weights make up for.
+    Components of the reference that the model has up-weighted from a weight where no walker would
+    start are started from more often, which weights make up for.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def joint_draws(
     n_steps : int
         Annealing steps.
     log_partition : float
-        log Z of the model, nats; matters where components were lifted only.
+        log Z of the model, nats; matters where components were up-weighted only.
     generator : torch.Generator
         Source of all randomness.
 
@@ -107,8 +107,8 @@ def joint_draws(
     betas, step_sizes = annealing_schedule(ladder, n_steps)
     fitting = _WALKER_NUMBERS // (energy.n_features + energy.n_latents)
     n_walkers = max(n, _FEWEST_WALKERS, min(fitting, _MOST_WALKERS))
-    rare = rare_components(energy, n_walkers, generator)
-    begin, log_weights = tilted_draws(reference, rare, log_partition, n_walkers, generator)
+    missed = missed_components(energy, n_walkers, generator)
+    begin, log_weights = tilted_draws(reference, missed, log_partition, n_walkers, generator)
     log_weights, chains = anneal(
         start(begin, target),
         target,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklvebm.latent_maps.maps import PerceptronChart, hidden_units
+from sklvebm.latent_maps.maps import PerceptronLatentMap, hidden_units
 
 _N_UNITS = 64
 _N_UNITS_EXACT = 128
@@ -56,7 +56,7 @@ class _BentMap(nn.Module):
 @torch.enable_grad()  # a fit runs without
 def fit_bottleneck(
     X: np.ndarray, linear: np.ndarray, seed: int, *, exact: bool = False
-) -> PerceptronChart:
+) -> PerceptronLatentMap:
     """Fit a map to few latents that rows can be rebuilt from.
 
     Two networks are trained together, one down to latents of variance one, one back to the rows
@@ -77,7 +77,7 @@ def fit_bottleneck(
 
     Returns
     -------
-    chart : PerceptronChart
+    latent_map : PerceptronLatentMap
         Float64, on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -136,7 +136,7 @@ def _nearest(back: _BentMap, rows: Tensor, latents: Tensor) -> Tensor:
     return latents.detach()
 
 
-def _chart(down: _BentMap, rows: Tensor) -> PerceptronChart:
+def _chart(down: _BentMap, rows: Tensor) -> PerceptronLatentMap:
     """Return the trained map with latents of mean zero and variance one over the rows."""
     latents = down(rows)
     scale = latents.std(0, correction=0)
@@ -145,7 +145,7 @@ def _chart(down: _BentMap, rows: Tensor) -> PerceptronChart:
     slopes = down.linear
     signs = torch.sign(slopes.gather(1, slopes.abs().argmax(1, keepdim=True)).squeeze(1))
     factor = torch.where(signs < 0.0, -1.0, 1.0) / scale
-    return PerceptronChart(
+    return PerceptronLatentMap(
         offset=factor * (down.offset - latents.mean(0)),
         linear=factor[:, None] * down.linear,
         first_weight=down.first_weight,

@@ -4,7 +4,7 @@ r"""Nonlinear coordinates of the latents: which z belongs to which row, up to no
                                                                     (docs/theory.md, eq. 12)
 
 The likelihood leaves p(z | x) free, so any smooth g gives the same density of rows. Energies are
-trained with the linear map of the reference; a chart renames their latents afterwards.
+trained with the linear map of the reference; a latent map renames their latents afterwards.
 """
 
 import abc
@@ -21,7 +21,7 @@ def hidden_units(
     return first, torch.tanh(nn.functional.linear(first, second_weight, second_bias))
 
 
-class Chart(nn.Module, abc.ABC):
+class LatentMap(nn.Module, abc.ABC):
     """Coordinates of the latents around a smooth map of the row; `scale` (L,) is how far around."""
 
     scale: Tensor
@@ -43,7 +43,7 @@ class Chart(nn.Module, abc.ABC):
         return (z - self.mean(x)) / self.scale
 
 
-class KernelChart(Chart):
+class KernelLatentMap(LatentMap):
     r"""A linear map plus Gaussian bumps, `g(x) = b + A x + \sum_j c_j k(x, x_j)`.
 
     Parameters
@@ -100,7 +100,7 @@ class KernelChart(Chart):
         return self.linear + (towards - away) / self.width.square()
 
 
-class PerceptronChart(Chart):
+class PerceptronLatentMap(LatentMap):
     r"""A linear map plus a perceptron, `g(x) = b + A x + W_3 tanh(b_2 + W_2 tanh(b_1 + W_1 x))`.
 
     Parameters

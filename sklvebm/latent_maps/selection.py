@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from torch import Tensor
 
 from sklvebm.latent_maps.autoencoder import fit_bottleneck
-from sklvebm.latent_maps.maps import Chart, KernelChart
+from sklvebm.latent_maps.maps import KernelLatentMap, LatentMap
 from sklvebm.mixtures.reference import MixtureReference
 
 LATENT_MAPS = ("auto", "linear", "manifold")
@@ -32,17 +32,17 @@ _WIDTH = 2.0  # distances to the fifteenth neighbour
 _RIDGE = 0.1
 _LEAST_VARIANCE = 1e-3  # of the latents' variance 1
 _HELD_OUT = 0.25
-# what is left of the linear map's error, for a chart to be worth its bends
+# what is left of the linear map's error, for a latent map to be worth its bends
 _WORTHWHILE = 0.9
 # what is left of the best other error, for a bottleneck to be worth its freedom: on surfaces 0.5
 _CLEARLY_WORTHWHILE = 0.7
 _LOST_CONTINUITY = 0.005  # of 1; about a standard error on 250 rows
 
 
-def fit_chart(
+def fit_latent_map(
     X: np.ndarray, reference: MixtureReference, kind: str, random_state: np.random.RandomState
-) -> Chart | None:
-    """Fit a chart to standardised rows, if one is wanted.
+) -> LatentMap | None:
+    """Fit a latent map to standardised rows, if one is wanted.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def fit_chart(
     reference : MixtureReference
         Fitted to them, float64, on the CPU; its linear map is the alternative.
     kind : {"auto", "linear", "manifold"}
-        "manifold" always fits a chart; "auto" only where held-out rows are rebuilt from their
+        "manifold" always fits a latent map; "auto" only where held-out rows are rebuilt from their
         neighbours in its latents with at most 0.9 times the squared error of the linear map. Either
         prefers a bottleneck to Isomap where that leaves 0.7 times the error of all others, held-out
         rows that are near each other stay so, and there are several latents.
@@ -61,7 +61,7 @@ def fit_chart(
 
     Returns
     -------
-    chart : Chart or None
+    latent_map : LatentMap or None
         Float64, on the CPU; None for the linear map.
 
     Raises
@@ -130,33 +130,35 @@ class _Comparison:
 
 def _bottleneck(
     X: np.ndarray, reference: MixtureReference, seed: int, compare: _Comparison, most: float
-) -> Chart | None:
+) -> LatentMap | None:
     """Return a map to what rows are rebuilt from, None if it errs too much or parts near rows."""
     start = reference.latent_map.numpy()
     least = compare.continuity(reference.latent_mean) - _LOST_CONTINUITY
 
-    def passes(chart: Chart) -> bool:
-        return compare.error(chart.mean) <= most and compare.continuity(chart.mean) >= least
+    def passes(latent_map: LatentMap) -> bool:
+        return (
+            compare.error(latent_map.mean) <= most and compare.continuity(latent_map.mean) >= least
+        )
 
     # most rows want none, which a coarse map of some of them tells sooner
     if not passes(fit_bottleneck(X[: len(compare.fitted)], start, seed)):
         return None
-    chart = fit_bottleneck(X[:_MOST_ROWS_EXACT], start, seed, exact=True)
-    return chart if passes(chart) else None
+    latent_map = fit_bottleneck(X[:_MOST_ROWS_EXACT], start, seed, exact=True)
+    return latent_map if passes(latent_map) else None
 
 
-def _along_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:
+def _along_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> LatentMap:
     """Embed rows by Isomap and fit a map to them."""
     return _isomap(X, X, reference.n_latents, seed)
 
 
-def _along_moved_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> Chart:
+def _along_moved_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> LatentMap:
     """Embed rows, moved towards their neighbourhood, by Isomap and fit a map to them."""
     moved = reference.local_mean(torch.from_numpy(X)).numpy()
     return _isomap(X, moved, reference.n_latents, seed)
 
 
-def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> KernelChart:
+def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> KernelLatentMap:
     """Return a map from X to the embedding of rows, which X may have been moved to."""
     random_state = np.random.RandomState(seed)
     # neighbourhoods of one component may share a point, which has no directions
@@ -176,7 +178,7 @@ def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> Kerne
 
 def _regression(
     X: np.ndarray, latents: np.ndarray, random_state: np.random.RandomState
-) -> KernelChart:
+) -> KernelLatentMap:
     """Fit the smooth map from rows to latents, least squares with a ridge on bumps and slopes."""
     chosen = X[random_state.permutation(len(X))[:_N_LANDMARKS]]
     distances = pairwise_distances(chosen, X)
@@ -198,7 +200,7 @@ def _regression(
     signs = np.sign(slopes[np.abs(slopes).argmax(0), np.arange(slopes.shape[1])])
     weights = weights * np.where(signs == 0.0, 1.0, signs)
     residual = np.square(latents * np.where(signs == 0.0, 1.0, signs) - design @ weights).mean(0)
-    return KernelChart(
+    return KernelLatentMap(
         torch.from_numpy(landmarks),
         float(width),
         torch.from_numpy(weights[0]),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.mixtures.reference_selection import fit_reference, with_wide_weight
+from sklvebm.mixtures.reference_selection import fit_reference, with_defensive_weight
 from sklvebm.mixtures.stacking import MOST_FITTED_ROWS
 
 _ASKED = 2000  # of the rows that a reference was fitted to: how well it knows them
@@ -20,7 +20,7 @@ def final_reference(
     """Return the reference that is the model where training did not help: of all rows of X.
 
     Nothing has to be held out from it any more, nor does it have to catch wells of an energy, so
-    that its wide component can be as light as the rows want it.
+    that its defensive component can be as light as the rows want it.
 
     Parameters
     ----------
@@ -38,18 +38,18 @@ def final_reference(
     if training.choice is None or not settings.early_stopping:
         return training.reference
     if len(fitted) >= MOST_FITTED_ROWS:
-        return with_wide_weight(training.reference, training.choice.wide_weight)
+        return with_defensive_weight(training.reference, training.choice.defensive_weight)
     return fit_reference(
         X,
         settings.n_components,
         "mixture",
         np.random.RandomState(seed),
         choice=training.choice,
-        least_wide_weight=0.0,
+        least_defensive_weight=0.0,
     )
 
 
-def fallback_advantage(
+def refit_gain(
     X: np.ndarray,
     fitted: np.ndarray,
     monitored: np.ndarray,
@@ -58,10 +58,10 @@ def fallback_advantage(
 ) -> Tensor:
     """Return by how much `final_reference` is better than the reference trained on, row by row.
 
-    A model has to be better by more. What another weight of the wide component changes is computed.
-    What the held-out rows add cannot be seen on themselves: a model of p numbers is about p / n
-    nats better on the n rows it was fitted to than on others, and p / (2 n) worse on others than
-    its best. From n to N rows it therefore gains half of that gap times 1 - n / N.
+    A model has to be better by more. What another weight of the defensive component changes is
+    computed. What the held-out rows add cannot be seen on themselves: a model of p numbers is about
+    p / n nats better on the n rows it was fitted to than on others, and p / (2 n) worse on others
+    than its best. From n to N rows it therefore gains half of that gap times 1 - n / N.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def fallback_advantage(
     own, rows = training.reference, torch.from_numpy(X[monitored])
     if training.choice is None or not settings.early_stopping:
         return rows.new_zeros(len(rows))
-    light = with_wide_weight(own, training.choice.wide_weight)
+    light = with_defensive_weight(own, training.choice.defensive_weight)
     of_rows = light.log_marginal(rows)
     advantage = of_rows - own.log_marginal(rows)
     if len(fitted) >= MOST_FITTED_ROWS:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklvebm.deprecation import Renamed, RenamedAttribute, renamed_parameters
 from sklvebm.mcmc.state import Frame, Noise
 from sklvebm.mixtures.components import (
     LOG_2PI,
@@ -34,6 +35,8 @@ from sklvebm.mixtures.components import (
 
 # precision times squared mean up to which quadratic forms are expanded: an error of 1e-5 nats
 _MOST_CANCELLED = 1e10
+_TAILS = ("weight", "covariance", "scales")
+RENAMED_PARAMETERS = {f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _TAILS}
 
 
 class MixtureReference(nn.Module):
@@ -55,19 +58,19 @@ class MixtureReference(nn.Module):
         The point where the posterior mean is zero.
     covariance_of : Tensor of shape (n_mixture_components,) or None, default=None
         Which of `covariances` each component has; None if each has its own, in order.
-    wide_weight : float or Tensor of shape (n_wide,), default=0.0
+    defensive_weight : float or Tensor of shape (n_defensive,), default=0.0
         Weights of defensive components at `location`, which keep the tails of the reference wider
         than the data so that wells of an energy cannot grow where no particle ever looks. The
         other weights are multiplied by one minus their sum. A number stands for one component.
-    wide_covariance : Tensor of shape (n_features, n_features) or None, default=None
-        Covariance of the first defensive component; required when `wide_weight` is positive.
-    wide_scales : Tensor of shape (n_wide,) or None, default=None
+    defensive_covariance : Tensor of shape (n_features, n_features) or None, default=None
+        Covariance of the first defensive component; required when `defensive_weight` is positive.
+    defensive_scales : Tensor of shape (n_defensive,) or None, default=None
         Factors on its standard deviations: several components of one shape and growing scale are a
         Student-like tail, under which a far row costs the logarithm of its distance. None is 1.
 
     Attributes
     ----------
-    n_wide : int
+    n_defensive : int
         Number of defensive components, which are the last ones.
 
     Raises
@@ -82,6 +85,9 @@ class MixtureReference(nn.Module):
     matrix products; others as triangular factors, one for all components that share a covariance.
     """
 
+    n_wide = RenamedAttribute("n_wide", "n_defensive", "0.3")
+
+    @renamed_parameters("MixtureReference", RENAMED_PARAMETERS)
     def __init__(
         self,
         weights: Tensor,
@@ -92,9 +98,9 @@ class MixtureReference(nn.Module):
         latent_variance: Tensor,
         location: Tensor,
         covariance_of: Tensor | None = None,
-        wide_weight: float | Tensor = 0.0,
-        wide_covariance: Tensor | None = None,
-        wide_scales: Tensor | None = None,
+        defensive_weight: float | Tensor = 0.0,
+        defensive_covariance: Tensor | None = None,
+        defensive_scales: Tensor | None = None,
     ) -> None:
         super().__init__()
         weights, means, covariances = weights.double(), means.double(), covariances.double()
@@ -109,24 +115,21 @@ class MixtureReference(nn.Module):
         root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
         inverse_root = torch.linalg.inv(root)
         means = (means - location) @ inverse_root.T
-        wide_weights = torch.as_tensor(wide_weight, dtype=weights.dtype, device=weights.device)
-        wide_weights = wide_weights.reshape(-1)
-        n_given, has_wide = len(covariances), bool(wide_weights.sum() > 0.0)
-        covariances = in_coordinates(covariances, inverse_root, n_more=int(has_wide))
+        shares = torch.as_tensor(defensive_weight).to(weights).reshape(-1)
+        n_given, is_defended = len(covariances), bool(shares.sum() > 0.0)
+        covariances = in_coordinates(covariances, inverse_root, n_more=int(is_defended))
         self.is_diagonal = are_diagonal(covariances[:n_given])
-        scales, self.n_wide = torch.ones_like(weights), 0
-        if has_wide:
-            self.n_wide = len(wide_weights)
-            wide = inverse_root @ wide_covariance.double() @ inverse_root.T
-            if self.is_diagonal:
-                wide = torch.diag(torch.diagonal(wide))
-            weights = torch.cat([weights * (1.0 - wide_weights.sum()), wide_weights])
-            means = torch.cat([means, means.new_zeros(self.n_wide, len(location))])
-            last = torch.full_like(covariance_of[:1], n_given).expand(self.n_wide)
+        scales, self.n_defensive = torch.ones_like(weights), 0
+        if is_defended:
+            self.n_defensive = len(shares)
+            shape = inverse_root @ defensive_covariance.double() @ inverse_root.T
+            covariances[n_given] = torch.diag(shape.diagonal()) if self.is_diagonal else shape
+            weights = torch.cat([weights * (1.0 - shares.sum()), shares])
+            means = torch.cat([means, means.new_zeros(self.n_defensive, len(location))])
+            last = torch.full_like(covariance_of[:1], n_given).expand(self.n_defensive)
             covariance_of = torch.cat([covariance_of, last])
-            covariances[n_given] = wide
-            ones = torch.ones_like(wide_weights)
-            scales = torch.cat([scales, ones if wide_scales is None else wide_scales.to(scales)])
+            factors = torch.ones_like(shares) if defensive_scales is None else defensive_scales
+            scales = torch.cat([scales, factors.to(scales)])
         factors, roots = factors_and_roots(covariances, self.is_diagonal)
         if self.is_diagonal:  # cheap enough for each component to have its own
             factors = factors[covariance_of] / scales[:, None]
@@ -135,13 +138,8 @@ class MixtureReference(nn.Module):
             scales = torch.ones_like(scales)
         self._set_buffers(
             log_weights=torch.log(weights),
-            means=means,
-            covariance_of=covariance_of,
-            scales=scales,
-            factors=factors,
-            roots=roots,
-            root=root,
-            inverse_root=inverse_root,
+            **{"means": means, "covariance_of": covariance_of, "scales": scales},
+            **{"factors": factors, "roots": roots, "root": root, "inverse_root": inverse_root},
             location=location,
             latent_map=latent_map.double().clone(),
             latent_scale=torch.sqrt(latent_variance.double()),
@@ -162,7 +160,7 @@ class MixtureReference(nn.Module):
         """Return a module of its own on the same tensors: nothing ever writes into them."""
         twin = MixtureReference.__new__(MixtureReference)
         nn.Module.__init__(twin)
-        twin.is_diagonal, twin.n_wide = self.is_diagonal, self.n_wide
+        twin.is_diagonal, twin.n_defensive = self.is_diagonal, self.n_defensive
         twin._set_buffers(**dict(self.named_buffers()))
         memo[id(self)] = twin
         return twin
@@ -200,7 +198,7 @@ class MixtureReference(nn.Module):
         weights, means = weights.to(own.means), own.from_features(means.to(own.means))
         covariances = in_coordinates(covariances.to(own.means), own.inverse_root)
         new_factors, new_roots = factors_and_roots(covariances, is_diagonal=False)
-        first = len(own.means) - self.n_wide
+        first = len(own.means) - self.n_defensive
         factors, roots = own.factors, own.roots
         if self.is_diagonal:  # the new ones need not be
             factors, roots = torch.diag_embed(factors), torch.diag_embed(roots)
@@ -222,9 +220,9 @@ class MixtureReference(nn.Module):
         own._find_far()
         return own
 
-    def wide_share(self) -> float:
+    def defensive_share(self) -> float:
         """Return the weight of all defensive components together."""
-        return float(torch.exp(self.log_weights[len(self.log_weights) - self.n_wide :]).sum())
+        return float(torch.exp(self.log_weights[len(self.log_weights) - self.n_defensive :]).sum())
 
     @property
     def n_features(self) -> int:

@@ -12,12 +12,12 @@ from sklvebm.mixtures.expectation_maximization import from_scikit_learn
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.search import (
     COVARIANCE_FLOOR,
+    DEFENSIVE_WEIGHT,
     TAIL_SCALES,
     TAIL_SHARES,
-    WIDE_WEIGHT,
     column_scales,
+    defensive_covariance,
     plain_arrays_on_one_thread,
-    wide_covariance,
 )
 from sklvebm.mixtures.stacking import (
     LEAST_WIDE_WEIGHT,
@@ -96,7 +96,7 @@ def fit_reference(
     random_state: np.random.RandomState,
     *,
     choice: MixtureChoice | None = None,
-    least_wide_weight: float = LEAST_WIDE_WEIGHT,
+    least_defensive_weight: float = LEAST_WIDE_WEIGHT,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 
@@ -114,8 +114,8 @@ def fit_reference(
         Source of the mixtures' starts.
     choice : MixtureChoice or None, default=None
         What "mixture" means; None chooses by cross-validation.
-    least_wide_weight : float, default=0.01
-        Lower limit of the wide component's weight, for "mixture".
+    least_defensive_weight : float, default=0.01
+        Lower limit of the defensive component's weight, for "mixture".
 
     Returns
     -------
@@ -124,7 +124,7 @@ def fit_reference(
     """
     width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
     if n_components == 0 and width > 0:
-        options = {"choice": choice, "least_wide_weight": least_wide_weight}
+        options = {"choice": choice, "least_defensive_weight": least_defensive_weight}
         return fit_reference(X, width, kind, random_state, **options).without_latents()
     if isinstance(kind, MixtureReference):
         if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
@@ -139,21 +139,21 @@ def fit_reference(
         "latent_variance": torch.from_numpy(latent.variance),
         "location": torch.from_numpy(latent.mean),
     }
-    maps["wide_covariance"] = torch.from_numpy(wide_covariance(X))
-    maps["wide_scales"] = torch.from_numpy(TAIL_SCALES)
+    maps["defensive_covariance"] = torch.from_numpy(defensive_covariance(X))
+    maps["defensive_scales"] = torch.from_numpy(TAIL_SCALES)
     if isinstance(kind, str) and kind == "gaussian":
         return MixtureReference(
             torch.ones(1),
             torch.from_numpy(latent.mean)[None],
             torch.from_numpy(latent.covariance)[None],
-            wide_weight=torch.from_numpy(_TAIL_OF_GAUSSIAN * TAIL_SHARES),
+            defensive_weight=torch.from_numpy(_TAIL_OF_GAUSSIAN * TAIL_SHARES),
             **maps,
         )
     if isinstance(kind, GaussianMixture):
         with plain_arrays_on_one_thread():
             fitted = clone(kind).fit(X)
         ensemble = MixtureEnsemble([from_scikit_learn(fitted)], np.ones(1))
-        ridge, wide_weight = kind.reg_covar, WIDE_WEIGHT * TAIL_SHARES
+        ridge, defensive_weight = kind.reg_covar, DEFENSIVE_WEIGHT * TAIL_SHARES
     else:
         choice = choice or choose_mixture(X, random_state)
         ensemble = fit_ensemble(X, choice, random_state)
@@ -161,7 +161,8 @@ def fit_reference(
         scales = column_scales(X[:MOST_ROWS_TO_CHOOSE])
         ridge = max(part.candidate.ridge for part in choice.parts)
         ridge = min(_LARGEST_FLOOR, ridge * scales.ridge_units.min())
-        wide_weight = max(least_wide_weight, choice.wide_weight) * np.array(choice.wide_shares)
+        share = max(least_defensive_weight, choice.defensive_weight)
+        defensive_weight = share * np.array(choice.defensive_shares)
     members = ensemble.members
     weights = np.concatenate(
         [share * m.weights for share, m in zip(ensemble.weights, members, strict=True)]
@@ -179,12 +180,14 @@ def fit_reference(
         torch.from_numpy(covariances),
         **maps,
         covariance_of=torch.from_numpy(covariance_of),
-        wide_weight=torch.from_numpy(wide_weight),
+        defensive_weight=torch.from_numpy(defensive_weight),
     )
 
 
-def with_wide_weight(reference: MixtureReference, weight: float) -> MixtureReference:
+def with_defensive_weight(reference: MixtureReference, weight: float) -> MixtureReference:
     """Return a copy whose defensive components have another weight together, shared as before."""
-    logs, n_main = reference.log_weights, len(reference.log_weights) - reference.n_wide
-    main, wide = (torch.log_softmax(part, 0) for part in logs.split([n_main, reference.n_wide]))
+    logs, n_main = reference.log_weights, len(reference.log_weights) - reference.n_defensive
+    main, wide = (
+        torch.log_softmax(part, 0) for part in logs.split([n_main, reference.n_defensive])
+    )
     return reference.reweighted(torch.cat([main + np.log1p(-weight), wide + np.log(weight)]))

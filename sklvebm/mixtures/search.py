@@ -32,7 +32,7 @@ _IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
 _DENSEST, _NORMAL_WIDTH, _FINE = 0.1, 0.25132, 0.1
 _LEAST_UNIT = 1e-7  # standard deviations: finer ones are rounding in double precision
 COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
-WIDE_WEIGHT = 0.05  # until it is fitted
+DEFENSIVE_WEIGHT = 0.05  # until it is fitted
 _WIDE_SPREAD = 2.0  # standard deviations of the data
 # Defensive components have one shape and these scales: together a discrete scale mixture that
 # decays like Student's t with so many degrees of freedom. With three, draws keep a variance.
@@ -116,8 +116,8 @@ def fit_candidate(X: np.ndarray, candidate: Candidate, scales: ColumnScales, see
 class HeldOutLosses:
     """Losses of candidates on held-out rows, nats; each mixture is fitted once.
 
-    Candidates are scored with a wide component beside them, as they will be used: without it, the
-    rows in the tails decide alone.
+    Candidates are scored with a defensive component beside them, as they will be used: without it,
+    the rows in the tails decide alone.
 
     Parameters
     ----------
@@ -131,8 +131,8 @@ class HeldOutLosses:
 
     def __init__(self, folds: list[Fold], seed: int, scales: ColumnScales) -> None:
         self.folds, self.seed, self.scales = folds, seed, scales
-        self.wide_components = np.concatenate([fold.wide for fold in folds])
-        self.wide = logsumexp(self.wide_components + np.log(TAIL_SHARES), axis=1)
+        self.defensive_components = np.concatenate([fold.wide for fold in folds])
+        self.wide = logsumexp(self.defensive_components + np.log(TAIL_SHARES), axis=1)
         self._member = functools.cache(self._member_log_density)
 
     def _member_log_density(self, number: int, candidate: Candidate) -> np.ndarray:
@@ -146,21 +146,22 @@ class HeldOutLosses:
         return np.concatenate(parts)
 
     def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
-        """Return the ensemble's log density of all held-out rows, without the wide component."""
+        """Return the ensemble's log density of held-out rows, without the defensive component."""
         members = [self._member(number, candidate) for number in range(n_members)]
         return logsumexp(members, axis=0) - np.log(n_members)
 
     def of_rows(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
-        """Return the loss of every held-out row, with the wide component."""
+        """Return the loss of every held-out row, with the defensive component."""
         return self.losses_of(self.log_density(candidate, n_members))
 
     def losses_of(self, log_density: np.ndarray) -> np.ndarray:
-        """Return the losses of held-out rows under a density (N,) and the wide component, nats.
+        """Return losses of held-out rows under a log density (N,) and the tails, nats.
 
-        Bounded: rows beyond all tails cost every candidate the same, and must not hide the others.
+        They are bounded: rows beyond all tails cost every candidate the same, and must not hide
+        the others.
         """
-        main = np.log1p(-WIDE_WEIGHT) + log_density
-        return np.minimum(-np.logaddexp(main, np.log(WIDE_WEIGHT) + self.wide), _MOST_LOST)
+        main = np.log1p(-DEFENSIVE_WEIGHT) + log_density
+        return np.minimum(-np.logaddexp(main, np.log(DEFENSIVE_WEIGHT) + self.wide), _MOST_LOST)
 
     def mean(self, candidate: Candidate, n_members: int = 1) -> float:
         """Return the mean loss."""
@@ -327,7 +328,7 @@ def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
 
 def log_wide_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Return log densities (N, K) of rows under the defensive components for others, nats."""
-    root = np.linalg.cholesky(wide_covariance(train))
+    root = np.linalg.cholesky(defensive_covariance(train))
     white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
     constant = np.log(np.diag(root)).sum() + 0.5 * test.shape[1] * LOG_2PI
     # scaled first: squares of rows far out may overflow
@@ -335,7 +336,7 @@ def log_wide_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     return -0.5 * squares - constant - test.shape[1] * np.log(TAIL_SCALES)
 
 
-def wide_covariance(X: np.ndarray) -> np.ndarray:
+def defensive_covariance(X: np.ndarray) -> np.ndarray:
     """Return the covariance (D, D) of the defensive component for rows X."""
     n_features, X = X.shape[1], without_outliers(X)
     spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)

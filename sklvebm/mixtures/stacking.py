@@ -14,9 +14,9 @@ from scipy.special import logsumexp
 from sklvebm.mixtures.expectation_maximization import Mixture
 from sklvebm.mixtures.search import (
     COVARIANCE_FLOOR,
+    DEFENSIVE_WEIGHT,
     TAIL_SHARES,
     TIE,
-    WIDE_WEIGHT,
     Candidate,
     HeldOutLosses,
     allowed_components,
@@ -65,8 +65,8 @@ class MixtureChoice(NamedTuple):
     """What cross-validation prefers."""
 
     parts: tuple[MixturePart, ...]  # their weights sum to one
-    wide_weight: float  # of the defensive components beside them
-    wide_shares: tuple[float, ...] = tuple(TAIL_SHARES)  # of each of these, summing to one
+    defensive_weight: float  # of the defensive components beside them
+    defensive_shares: tuple[float, ...] = tuple(TAIL_SHARES)  # of each of these, summing to one
 
 
 class MixtureEnsemble(NamedTuple):
@@ -160,7 +160,7 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
     folds, others = split_folds(X)
     if not folds:
         one = Candidate(1, "diag", COVARIANCE_FLOOR)
-        return MixtureChoice((MixturePart(one, 1, 1.0),), WIDE_WEIGHT)
+        return MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
     scales = column_scales(X)
     losses = HeldOutLosses(folds, seed, scales)
     shares = _chosen_shares(X, losses)
@@ -171,14 +171,14 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         losses = HeldOutLosses([fold], seed, scales)
         shares = _grown(losses, shares)
         n_tried = _N_GROWN
-        main, wide = _log_density(losses, shares, n_tried), losses.wide_components
+        main, wide = _log_density(losses, shares, n_tried), losses.defensive_components
     else:
         n_tried = _N_TRIED
-        main, wide = _log_density(losses, shares), losses.wide_components
+        main, wide = _log_density(losses, shares), losses.defensive_components
         if others:  # rows in the tails are few: all are asked, of one member each
             losses_of_others = HeldOutLosses(others, seed, scales)
             main = np.append(main, _log_density(losses_of_others, shares, 1))
-            wide = np.concatenate([wide, losses_of_others.wide_components])
+            wide = np.concatenate([wide, losses_of_others.defensive_components])
     parts = _parts(losses, shares, X.shape[1], n_tried)
     weight = fitted_wide_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1))
     return MixtureChoice(parts, weight, fitted_wide_shares(main, wide, weight))
@@ -287,7 +287,7 @@ def _rivals(
 
 
 def _shares(losses: HeldOutLosses, candidates: list[Candidate]) -> dict[Candidate, float]:
-    # the wide component takes part, else rows in the tails decide alone
+    # the defensive component takes part, else rows in the tails decide alone
     columns = [losses.log_density(candidate, _N_TRIED) for candidate in candidates]
     weights = likeliest_weights(np.stack([*columns, losses.wide], 1))[:-1]
     weights = weights / weights.sum()
@@ -365,7 +365,9 @@ def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
     return float(np.clip(weight, _LIGHTEST / len(main), _MOST_WIDE_WEIGHT))
 
 
-def fitted_wide_shares(main: np.ndarray, wide: np.ndarray, wide_weight: float) -> tuple[float, ...]:
+def fitted_wide_shares(
+    main: np.ndarray, wide: np.ndarray, defensive_weight: float
+) -> tuple[float, ...]:
     """Return the shares of the defensive components that rows make likeliest, by EM.
 
     Rows decide where there are some; beyond, a Student-like tail goes on. It counts as one row.
@@ -374,9 +376,9 @@ def fitted_wide_shares(main: np.ndarray, wide: np.ndarray, wide_weight: float) -
     ----------
     main : ndarray of shape (n_samples,)
         Log densities of held-out rows under the mixtures, nats.
-    wide : ndarray of shape (n_samples, n_wide)
+    wide : ndarray of shape (n_samples, n_defensive)
         Log densities under each defensive component, nats.
-    wide_weight : float
+    defensive_weight : float
         Of all defensive components together.
 
     Returns
@@ -386,8 +388,8 @@ def fitted_wide_shares(main: np.ndarray, wide: np.ndarray, wide_weight: float) -
     """
     shares = TAIL_SHARES
     for _ in range(_N_WEIGHT_ITERATIONS):
-        joint = np.log(wide_weight) + np.log(shares) + wide
-        total = np.logaddexp(np.log1p(-wide_weight) + main, logsumexp(joint, axis=1))
+        joint = np.log(defensive_weight) + np.log(shares) + wide
+        total = np.logaddexp(np.log1p(-defensive_weight) + main, logsumexp(joint, axis=1))
         counts = np.exp(joint - total[:, None]).sum(0) + _TAIL_ROWS * TAIL_SHARES
         shares = counts / counts.sum()
     return tuple(float(share) for share in shares)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sklvebm.latent_maps.maps import Chart
+from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.reach import Reach
 
@@ -228,21 +228,21 @@ class BridgedEnergy(Energy):
         return self.network(x, z)
 
 
-class ChartedEnergy(Energy):
-    """An anchored energy whose latents are renamed by a chart; the density of rows is the same.
+class MappedEnergy(Energy):
+    """An anchored energy with a latent map; the density of rows is the same.
 
     Parameters
     ----------
     anchored : AnchoredEnergy
         The energy as it was trained.
-    chart : Chart
+    latent_map : LatentMap
         The coordinates of the latents z.
     """
 
-    def __init__(self, anchored: AnchoredEnergy, chart: Chart) -> None:
+    def __init__(self, anchored: AnchoredEnergy, latent_map: LatentMap) -> None:
         super().__init__()
         self.n_features, self.n_latents = anchored.n_features, anchored.n_latents
-        self.anchored, self.chart = anchored, chart
+        self.anchored, self.latent_map = anchored, latent_map
 
     @property
     def reference(self) -> MixtureReference:
@@ -251,7 +251,7 @@ class ChartedEnergy(Energy):
 
     def own_latents(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the latents (B, L) that the anchored energy knows z by."""
-        return self.reference.to_latents(x, self.chart.from_latents(x, z))
+        return self.reference.to_latents(x, self.latent_map.from_latents(x, z))
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the energy above the reference's, (B,), in nats."""
@@ -259,7 +259,7 @@ class ChartedEnergy(Energy):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""
-        log_jacobian = torch.log(self.chart.scale / self.reference.latent_scale).sum()
+        log_jacobian = torch.log(self.latent_map.scale / self.reference.latent_scale).sum()
         return self.anchored(x, self.own_latents(x, z)) + log_jacobian
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sklvebm.latent_maps.maps import Chart
+from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
 from sklvebm.mixtures.components import FeatureConditional, LinearGauge, draw_categorical
 from sklvebm.mixtures.reference import MixtureReference
@@ -123,28 +123,28 @@ def feature_target(
     return Target(evaluate, base, frames)
 
 
-def linearised(chart: Chart, reference: MixtureReference) -> LinearGauge:
-    """Return the chart with straight lines within each component, tangents at its mean."""
+def linearised(latent_map: LatentMap, reference: MixtureReference) -> LinearGauge:
+    """Return the latent map with straight lines within each component, tangents at its mean."""
     centres = reference.to_features(reference.means)
-    design = (chart.jacobian(centres) @ reference.root).double()
-    offset = chart.mean(centres) - (design @ reference.means[:, :, None]).squeeze(2)
-    return LinearGauge(design, offset.double(), chart.scale.double().square())
+    design = (latent_map.jacobian(centres) @ reference.root).double()
+    offset = latent_map.mean(centres) - (design @ reference.means[:, :, None]).squeeze(2)
+    return LinearGauge(design, offset.double(), latent_map.scale.double().square())
 
 
-def charted_feature_target(
+def mapped_feature_target(
     energy: PathEnergy,
     z: Tensor,
     n_copies: int,
     conditional: FeatureConditional,
-    chart: Chart,
+    latent_map: LatentMap,
 ) -> Target:
-    """Return the path of conditionals of x given the latents z (N, L) of a chart.
+    """Return the path of conditionals of x given the latents z (N, L) of a latent map.
 
-    As `feature_target`. The base of the path is the mixture with the linearised chart, which can
-    be drawn from; what the chart bends is part of the correction.
+    As `feature_target`. The base of the path is the mixture with the linearised latent map, which
+    can be drawn from; what the latent_map bends is part of the correction.
     """
     reference = energy.reference
-    gauge = linearised(chart, reference)
+    gauge = linearised(latent_map, reference)
     row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
     z = z[row].double()
 
@@ -153,7 +153,7 @@ def charted_feature_target(
 
     def correction(y: Tensor) -> Tensor:
         x = reference.to_features(y)
-        e = chart.from_latents(x, z)
+        e = latent_map.from_latents(x, z)
         exact = torch.logsumexp(reference.log_components(y), 1) - 0.5 * e.square().sum(1)
         bent = torch.logsumexp(log_joint(y), 1) - exact
         return energy.correction(x, reference.to_latents(x, e)) + bent

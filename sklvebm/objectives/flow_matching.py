@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.flows.interpolant import NoisedMixture, NoisedValues
+from sklvebm.flows.interpolant import InterpolantMarginals, NoisedValues
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.mcmc.state import Batch
 
@@ -49,7 +49,7 @@ class Points(NamedTuple):
 
 
 def draw_points(
-    mixture: NoisedMixture, rows: Tensor, n_draws: int, generator: torch.Generator
+    mixture: InterpolantMarginals, rows: Tensor, n_draws: int, generator: torch.Generator
 ) -> Points:
     """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
 

@@ -91,7 +91,7 @@ class ParticleLikelihood:
                 self.tempered.kernel,
                 n_particles,
                 n_latent_steps,
-                offer_reference=n_temperatures > 1,
+                proposes_independently=n_temperatures > 1,
                 most_bytes=most_bytes,
             )
         else:

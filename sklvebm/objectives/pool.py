@@ -10,8 +10,8 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.missed_components import (
     defended,
     log_ratio,
+    missed_components,
     missed_share,
-    rare_components,
     tilted_reference,
 )
 from sklvebm.mcmc.adaptation import adapt_step_size
@@ -25,8 +25,9 @@ from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
 from sklvebm.threads import side_by_side
 
 RESPACE_EVERY = 10  # updates or sweeps
-_DEFENSIVE_SHARE = 0.25  # of the offers
-_FEWEST_CHAINS = 0.5  # that would live in lifted rare components, for them to be offered
+_DEFENSIVE_SHARE = 0.25  # of the independence proposals
+# expected number of chains in up-weighted components, below which these are not proposed
+_FEWEST_CHAINS = 0.5
 # of a pool that is moved at a time: particles, and numbers of one quantity of theirs
 _BLOCK_PARTICLES, _BLOCK_NUMBERS = 2**14, 2**21
 
@@ -154,19 +155,20 @@ def _sweep_block(
 
 
 @torch.no_grad()
-def with_offers(
+def with_independence_proposals(
     energy: PathEnergy,
     pool: Tensor,
     betas: Tensor,
     log_partition: Tensor,
     noise: IndependentNoise,
 ) -> Tensor:
-    """Return the pool after an offer of draws from where chains hardly come by themselves.
+    """Return the pool after independence proposals, which reach where chains seldom come.
 
-    Draws come from the reference with lifted rare components as likely as the model has them, and
-    a quarter of them from the defensive component, around the rows; whoever takes one is decided by
-    Metropolis, so that every rung keeps its law. Nothing is offered where there is no defensive
-    component and less than half a chain would live in lifted ones.
+    Draws come from the reference with up-weighted components that annealing misses as likely as the
+    model has them, and a quarter of them from the defensive component, around the rows; whoever
+    takes one is decided by Metropolis, so that every rung keeps its stationary distribution.
+    Nothing is proposed where there is no defensive component and less than half a chain would live
+    in up-weighted ones.
 
     Parameters
     ----------
@@ -183,10 +185,10 @@ def with_offers(
     """
     t, c = pool.shape[:2]
     reference = energy.reference
-    rare = rare_components(energy, c, noise.generator)
-    tilted = tilted_reference(reference, rare, float(log_partition))
+    missed = missed_components(energy, c, noise.generator)
+    tilted = tilted_reference(reference, missed, float(log_partition))
     if c * missed_share(reference, tilted) < _FEWEST_CHAINS:
-        if reference.n_wide == 0:
+        if reference.n_defensive == 0:
             return pool
         tilted = reference
     tilted = defended(tilted, _DEFENSIVE_SHARE)
@@ -200,7 +202,7 @@ def with_offers(
 def _log_density(
     energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
 ) -> Tensor:
-    """Return the log density of every rung's particles (T * C, D + L) over that of offers, nats."""
+    """Return log p - log q of particles (T * C, D + L), q the independence proposal; nats."""
     correction = energy.correction(*energy.reference.split(position)).double()
     beta = betas.double().repeat_interleave(len(position) // len(betas))
     return log_ratio(energy.reference, tilted, position) - beta * correction
@@ -272,7 +274,7 @@ def pool_corrections(energy: PathEnergy, pool: Tensor) -> Tensor:
     return in_parts(energy, correction, pool.reshape(t * c, -1)).reshape(t, c)
 
 
-class Observation(NamedTuple):
+class DiagnosticChains(NamedTuple):
     """What a pool did while it was watched at fixed parameters and step sizes."""
 
     traces: Tensor  # (2, C, n_sweeps): correction and base energy of the model's rung, nats
@@ -283,14 +285,14 @@ class Observation(NamedTuple):
 
 
 @torch.no_grad()
-def observe_pool(
+def run_diagnostic_chains(
     energy: PathEnergy,
     state: ParticleState,
     kernel: Kernel,
     n_steps: int,
     n_sweeps: int,
     noise: IndependentNoise,
-) -> Observation:
+) -> DiagnosticChains:
     """Watch a pool for `n_sweeps` sweeps, with nothing adapted; arguments as `sweep_pool`."""
     t, c = state.pool.shape[:2]
     traces, acceptances, swaps = [], [], []
@@ -312,7 +314,7 @@ def observe_pool(
         traces.append(torch.stack([pool_corrections(energy, sweep.pool[-1:])[0], base]))
         acceptances.append(sweep.acceptance)
         swaps.append(sweep.swap_acceptance)
-    return Observation(
+    return DiagnosticChains(
         traces=torch.stack(traces, 2),
         acceptance=torch.stack(acceptances).mean(0),
         swap_acceptance=torch.stack(swaps).nanmean(0),

@@ -52,7 +52,7 @@ class ParticlePosterior:
         Particles K per row.
     n_steps : int
         Kernel steps per move.
-    offer_reference : bool
+    proposes_independently : bool
         Offer every particle an independent draw of the reference posterior first.
     most_bytes : float, default=math.inf
         Bytes of particles up to which they stay in memory.
@@ -63,11 +63,11 @@ class ParticlePosterior:
         kernel: Kernel,
         n_particles: int,
         n_steps: int,
-        offer_reference: bool,
+        proposes_independently: bool,
         most_bytes: float = math.inf,
     ) -> None:
         self.kernel, self.n_particles = kernel, n_particles
-        self.n_steps, self.offer_reference = n_steps, offer_reference
+        self.n_steps, self.proposes_independently = n_steps, proposes_independently
         self.most_bytes = most_bytes
 
     def init(self, energy: PathEnergy, n_rows: int, generator: torch.Generator) -> RowParticles:
@@ -119,7 +119,7 @@ class ParticlePosterior:
         target = latent_target(energy, x, select_correction_and_grad(energy))
         chains = start(position, target)
         beta = torch.ones_like(chains.value.correction)
-        if self.offer_reference:
+        if self.proposes_independently:
             chains, _ = reference_step(
                 chains, target, noise.normal(position), beta=beta, noise=noise
             )

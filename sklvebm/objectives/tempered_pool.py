@@ -22,7 +22,7 @@ from sklvebm.objectives.pool import (
     equilibrate,
     pool_corrections,
     sweep_pool,
-    with_offers,
+    with_independence_proposals,
 )
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import mbar
@@ -106,11 +106,14 @@ class TemperedPool:
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
         """Move the whole pool once, a large one in its place; see `pool.sweep_pool`.
 
-        Now and then, chains of a ladder are offered components that the network has lifted from a
-        weight where no chain would look: else nothing pushes these down again.
+        Now and then, chains of a ladder are given independence proposals from components that the
+        network has up-weighted from a weight where no chain would look: else nothing pushes these
+        down again.
         """
         if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
-            pool = with_offers(energy, state.pool, state.betas, state.log_partitions[-1], noise)
+            pool = with_independence_proposals(
+                energy, state.pool, state.betas, state.log_partitions[-1], noise
+            )
             state = state._replace(pool=pool)
         return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 

@@ -37,7 +37,7 @@ class Standardisation(NamedTuple):
         return -float(np.log(self.scale).sum())
 
 
-def standardisation(X: np.ndarray) -> Standardisation:
+def fit_standardisation(X: np.ndarray) -> Standardisation:
     """Measure mean and standard deviation of each column, outliers moved in.
 
     Warns
@@ -62,11 +62,13 @@ def standardisation(X: np.ndarray) -> Standardisation:
             UserWarning,
             stacklevel=5,
         )
-    chart = Standardisation(np.where(constant, X[0], mean), np.where(constant, 1.0, scale))
-    far = np.abs(chart.apply(X)) > _FAR
+    standardisation = Standardisation(
+        np.where(constant, X[0], mean), np.where(constant, 1.0, scale)
+    )
+    far = np.abs(standardisation.apply(X)) > _FAR
     if far.any():
         warnings.warn(_far_values(X, far), UserWarning, stacklevel=5)
-    return chart
+    return standardisation
 
 
 def _far_values(X: np.ndarray, far: np.ndarray) -> str:

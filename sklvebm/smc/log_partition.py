@@ -24,7 +24,7 @@ class LogPartition(NamedTuple):
     ----------
     value : float
         Bennett estimate from annealing in both directions. To it and to `upper` estimators with a
-        pool add what rare components hold (`rare_components.with_rare`).
+        pool add what missed components hold (`missed_components.with_missed_mass`).
     lower : float
         The smaller of annealing from the reference to the model, whose expectation is at most
         log Z, and `value` minus three standard errors.

@@ -48,7 +48,7 @@ def test_untrained_on_a_mixture_it_is_that_mixture_with_its_tails(rows):
     scaled = StandardScaler().fit_transform(rows)
     plain = GaussianMixture(3, random_state=0).fit(scaled)
     assert not hasattr(given, "means_")
-    # ten wide components whose weights fall with the third power of their scales
+    # ten defensive components whose weights fall with the third power of their scales
     scales = 10.0 ** np.arange(10)
     shares = scales**-3.0 / np.sum(scales**-3.0)
     both = GaussianMixture(13)

@@ -207,7 +207,7 @@ def reference(n, width):
     MixtureReference(
         torch.full((n,), 1 / n), torch.zeros(n, width), covariances,
         latent_map=torch.zeros(0, width), latent_variance=torch.zeros(0),
-        location=torch.zeros(width), wide_weight=0.1, wide_covariance=torch.eye(width),
+        location=torch.zeros(width), defensive_weight=0.1, defensive_covariance=torch.eye(width),
     )
     return peak() - before
 reference(2, 10)

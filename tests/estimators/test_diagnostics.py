@@ -44,7 +44,7 @@ def sound(**changes):
         "log_z_lower_error": 0.01,
         "log_z_upper": 0.11,
         "log_z_upper_error": 0.01,
-        "rare_mass": 0.0,
+        "missed_mass": 0.0,
         "log_z_importance": 1.0,
         "importance_shape": 0.3,
         "log_z_defended": 1.0,

@@ -70,7 +70,7 @@ def test_nothing_is_left_of_the_file_where_a_fit_fails(moons, made, tmp_path, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sklvebm.estimators._ebm.training.normalise", interrupt)
-    monkeypatch.setattr("sklvebm.estimators._ebm.training.promised_gain", lambda *_: 1.0)
+    monkeypatch.setattr("sklvebm.estimators._ebm.training.estimated_gain", lambda *_: 1.0)
     model = ParticleLVEBM(1, reference="gaussian", n_chains=16, max_iter=1, random_state=0)
     with sklearn.config_context(working_memory=0), pytest.raises(KeyboardInterrupt):
         model.fit(moons)
@@ -95,7 +95,7 @@ def test_a_continued_fit_does_not_write_into_the_pool_that_it_goes_on_from(
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sklvebm.estimators._ebm.training.promised_gain", interrupt)
+    monkeypatch.setattr("sklvebm.estimators._ebm.training.estimated_gain", interrupt)
     with pytest.raises(KeyboardInterrupt):
         model.fit(moons)
     assert model._training.state is state

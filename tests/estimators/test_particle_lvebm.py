@@ -13,9 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklvebm import (
     AnchoredEnergy,
-    ChartedEnergy,
     LinearGaussianEnergy,
     LogPartition,
+    MappedEnergy,
     MixtureReference,
     ParticleLVEBM,
     runtime,
@@ -47,7 +47,7 @@ def test_fit_takes_no_sample_weight():
 
 
 def test_fitted_attributes_have_the_documented_types(fitted):
-    assert isinstance(fitted.energy_, AnchoredEnergy | ChartedEnergy)
+    assert isinstance(fitted.energy_, AnchoredEnergy | MappedEnergy)
     assert {p.dtype for p in fitted.energy_.parameters()} == {torch.float64}
     assert isinstance(fitted.reference_, MixtureReference)
     assert fitted.mean_.shape == fitted.scale_.shape == (2,)

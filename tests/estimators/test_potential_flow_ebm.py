@@ -277,7 +277,7 @@ def test_bad_parameters_leave_the_model_as_it_was(moons):
 
 def test_a_mixture_of_ones_own_and_a_complete_reference_are_taken(moons):
     model = small(reference=GaussianMixture(2, random_state=0), max_iter=0).fit(moons)
-    assert model.reference_.means.shape[0] == 2 + 10  # and the wide components
+    assert model.reference_.means.shape[0] == 2 + 10  # and the defensive components
     again = small(reference=model.reference_, max_iter=0).fit(moons)
     np.testing.assert_allclose(again.score(moons), model.score(moons))
 

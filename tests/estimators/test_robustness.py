@@ -13,7 +13,7 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
-from sklvebm.estimators._common.transactional_fit import believed_gain
+from sklvebm.estimators._common.transactional_fit import lower_confidence_limit
 from sklvebm.estimators._ebm import training as ebm_training
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.preprocessing.splitting import split_rows
@@ -144,21 +144,21 @@ def test_a_gain_on_few_rows_is_doubted_as_students_law_has_it(n, quantile):
     gains = torch.cat([torch.zeros(1), torch.ones(n - 1)])  # the luckiest are no exception
     assert stats.t.ppf(stats.norm.cdf(2.0), n - 1) == pytest.approx(quantile, abs=1e-3)
     expected = gains.mean().item() - quantile * gains.std().item() / n**0.5
-    assert believed_gain(gains) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert lower_confidence_limit(gains) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_one_lucky_row_proves_no_gain_and_the_worst_rows_count_in_full():
     gains = torch.linspace(-0.1, 0.1, 100, dtype=torch.float64)
-    usual = believed_gain(gains)
+    usual = lower_confidence_limit(gains)
     lucky, unlucky = gains.clone(), gains.clone()
     lucky[-1], unlucky[0] = 1e3, -1e3
-    assert believed_gain(lucky) == pytest.approx(usual, abs=1e-12)
+    assert lower_confidence_limit(lucky) == pytest.approx(usual, abs=1e-12)
     # a thousand nats on one of a hundred rows are ten in the mean
-    assert believed_gain(unlucky) < usual - 9.9
+    assert lower_confidence_limit(unlucky) < usual - 9.9
 
 
 def test_one_row_proves_no_gain():
-    assert believed_gain(torch.ones(1)) == -math.inf
+    assert lower_confidence_limit(torch.ones(1)) == -math.inf
     X, _ = make_moons(10, noise=0.1, random_state=0)
     for kind in (ParticleLVEBM, PotentialFlowEBM):
         with warnings.catch_warnings():

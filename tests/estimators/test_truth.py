@@ -141,10 +141,10 @@ def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, moons):
 def test_a_gain_allows_for_a_bracket_of_a_tenth_of_it(moons):
     model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
     wide = model.diagnostics_._replace(bracket_width=0.08, tolerance=0.05)
-    assert ebm_training.vouched_gain(1.0, wide)[0] == 1.0
-    assert ebm_training.vouched_gain(1.0, wide)[1].verdict == "sound"
-    assert ebm_training.vouched_gain(0.5, wide)[0] == 0.0
-    assert ebm_training.vouched_gain(-0.5, wide)[0] == -0.5
+    assert ebm_training.accepted_gain(1.0, wide)[0] == 1.0
+    assert ebm_training.accepted_gain(1.0, wide)[1].verdict == "sound"
+    assert ebm_training.accepted_gain(0.5, wide)[0] == 0.0
+    assert ebm_training.accepted_gain(-0.5, wide)[0] == -0.5
 
 
 def test_a_far_test_row_costs_the_logarithm_of_its_distance():
@@ -163,7 +163,7 @@ def test_a_model_that_is_its_reference_is_exact_and_anneals_nothing(monkeypatch)
         raise AssertionError("nothing is annealed where the correction is zero")
 
     monkeypatch.setattr(normalization, "estimate_log_partition", forbidden)
-    monkeypatch.setattr(normalization, "watch_pools", forbidden)
+    monkeypatch.setattr(normalization, "compare_diagnostic_chains", forbidden)
     monkeypatch.setattr(posterior, "anneal", forbidden)
     X = np.random.default_rng(0).normal(size=(60, 5))
     model = ParticleLVEBM(2, max_iter=0, random_state=0).fit(X)

@@ -313,7 +313,7 @@ def test_bad_rows_and_questions_leave_the_model_as_it_was(moons):
 
 def test_mixtures_and_references_of_ones_own_are_taken(moons):
     model = small(reference=GaussianMixture(2, random_state=0), max_iter=0).fit(moons)
-    assert model.reference_.means.shape[0] == 2 + 10  # and the wide components
+    assert model.reference_.means.shape[0] == 2 + 10  # and the defensive components
     again = small(reference=model.reference_, max_iter=0).fit(moons)
     assert again.score(moons) == pytest.approx(model.score(moons))
     # of a reference with latents, the marginal of the features

@@ -7,9 +7,9 @@ import torch
 
 import sklvebm.flows.explicit_energy
 from sklvebm.flows.explicit_energy import PotentialSlice, normalise_slice, polish
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential
-from sklvebm.inference.missed_components import RareComponents
+from sklvebm.inference.missed_components import MissedComponents
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import MLPEnergy
 
@@ -20,7 +20,7 @@ def potential(mixture_reference):
     network = MLPEnergy(2, 1, (8,), "tanh", torch.Generator().manual_seed(3)).double()
     output = torch.randn(8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     network.output.data = output
-    return AnchoredPotential(noised_mixture(reference), network).requires_grad_(False)
+    return AnchoredPotential(interpolant_marginals(reference), network).requires_grad_(False)
 
 
 def grid(half_width=12.0, n=600):
@@ -67,7 +67,7 @@ HEIGHT = 5.0  # nats: G is as much above zero there as it is below among the oth
 
 
 def stepped():
-    """Return a potential that lifts a rare component; its slices have normalisers in closed form.
+    """Return a potential that lifts a missed component; its slices have normalisers in closed form.
 
     G is constant but for a step half way between the component and the others.
     """
@@ -82,7 +82,7 @@ def stepped():
     network = MLPEnergy(2, 1, (1,), "tanh", torch.Generator().manual_seed(0)).double()
     network.weights[0].data = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
     network.biases[0].data = torch.tensor([-20.0], dtype=torch.float64)
-    potential = AnchoredPotential(noised_mixture(reference), network)
+    potential = AnchoredPotential(interpolant_marginals(reference), network)
     output = potential.bound * math.atanh(HEIGHT / potential.bound)
     network.output.data = torch.tensor([output], dtype=torch.float64)
     return potential.requires_grad_(False)
@@ -107,8 +107,8 @@ def test_log_normaliser_counts_a_lifted_rare_component(time):
 
 def test_log_normaliser_would_miss_a_lifted_rare_component(monkeypatch):
     """Starts by weight, and those of a flow that leads nowhere near, leave 0.2 nats out."""
-    none = RareComponents(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
-    monkeypatch.setattr(sklvebm.flows.explicit_energy, "rare_components", lambda *_: none)
+    none = MissedComponents(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+    monkeypatch.setattr(sklvebm.flows.explicit_energy, "missed_components", lambda *_: none)
     slice_ = PotentialSlice(stepped(), 1.0)
     result = normalise_slice(slice_, 512, 8, torch.Generator().manual_seed(0), 0.02).estimate
     assert result.upper < log_normaliser(1.0) - 0.15

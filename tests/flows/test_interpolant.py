@@ -1,4 +1,4 @@
-"""The noised mixture beside torch's distributions and the closed form of one Gaussian."""
+"""Marginals of the interpolant beside torch's distributions and the case of one Gaussian."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from sklvebm import MixtureReference
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 
 TIMES = (0.0, 1e-6, 0.3, 0.499, 0.5, 0.8, 0.999, 1.0)
 
@@ -20,7 +20,7 @@ def as_distribution(mixture, t):
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("t", TIMES)
 def test_density_and_score_are_those_of_the_noised_law(diagonal, t, mixture_reference):
-    mixture = noised_mixture(mixture_reference(diagonal=diagonal))
+    mixture = interpolant_marginals(mixture_reference(diagonal=diagonal))
     assert (mixture.axes is None) == diagonal
     x = torch.randn((7, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x.requires_grad_()
@@ -39,7 +39,9 @@ def test_density_and_score_are_those_of_the_noised_law(diagonal, t, mixture_refe
 def test_components_that_share_a_covariance_are_those_with_copies_of_it(
     n_features, t, mixture_reference
 ):
-    covariances = noised_mixture(mixture_reference(n_features=n_features)).moments(1.0)[2][:2]
+    covariances = interpolant_marginals(mixture_reference(n_features=n_features)).moments(1.0)[2][
+        :2
+    ]
     g = torch.Generator().manual_seed(2)
     means = torch.randn((5, n_features), generator=g, dtype=torch.float64)
     maps = {
@@ -48,10 +50,12 @@ def test_components_that_share_a_covariance_are_those_with_copies_of_it(
         "location": means[0],
     }
     weights, covariance_of = means.new_full((5,), 0.2), torch.tensor([1, 0, 0, 1, 0])
-    shared = noised_mixture(
+    shared = interpolant_marginals(
         MixtureReference(weights, means, covariances, covariance_of=covariance_of, **maps)
     )
-    copied = noised_mixture(MixtureReference(weights, means, covariances[covariance_of], **maps))
+    copied = interpolant_marginals(
+        MixtureReference(weights, means, covariances[covariance_of], **maps)
+    )
     assert (len(shared.axes), len(copied.axes)) == (2, 5)
     x = 2.0 * torch.randn((1, 6, n_features), generator=g, dtype=torch.float64)
     times = torch.tensor([t], dtype=torch.float64)
@@ -62,15 +66,15 @@ def test_components_that_share_a_covariance_are_those_with_copies_of_it(
 def test_density_at_time_one_is_the_reference(mixture_reference):
     reference = mixture_reference()
     x = torch.randn((5, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    values = noised_mixture(reference).values(x[None], torch.tensor([1.0]))
+    values = interpolant_marginals(reference).values(x[None], torch.tensor([1.0]))
     normal = -0.5 * (x.square().sum(1) + 3 * math.log(2.0 * math.pi))
     torch.testing.assert_close(values.log_ratio[0] + normal, reference.log_marginal(x))
 
 
 @pytest.mark.parametrize("t", TIMES)
 def test_velocity_of_one_gaussian_is_the_closed_form(t, mixture_reference):
-    reference = mixture_reference(n_components=1, wide_weight=0.0)
-    mixture = noised_mixture(reference)
+    reference = mixture_reference(n_components=1, defensive_weight=0.0)
+    mixture = interpolant_marginals(reference)
     _, means, covariances = mixture.moments(1.0)
     mean, covariance = means[0], covariances[0]
     identity = torch.eye(3, dtype=torch.float64)
@@ -84,7 +88,7 @@ def test_velocity_of_one_gaussian_is_the_closed_form(t, mixture_reference):
 @pytest.mark.parametrize("t", [0.1, 0.45, 0.6, 0.95])
 def test_velocity_and_score_say_the_same(t, mixture_reference):
     """The velocity is (x + (1 - t) score) / t, whichever of the two is computed."""
-    mixture = noised_mixture(mixture_reference())
+    mixture = interpolant_marginals(mixture_reference())
     x = torch.randn((5, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     values = mixture.values(x[None], torch.tensor([t], dtype=torch.float64))
     wanted = (x + (1.0 - t) * values.score[0]) / t
@@ -94,7 +98,7 @@ def test_velocity_and_score_say_the_same(t, mixture_reference):
 def test_velocity_is_the_mean_of_straight_paths_through_a_point(mixture_reference):
     """Importance sampling of `E[x1 - e | x]` from draws of the mixture; five standard errors."""
     reference = mixture_reference(n_components=2, n_features=2)
-    mixture = noised_mixture(reference)
+    mixture = interpolant_marginals(reference)
     t, x = 0.6, torch.tensor([0.3, -0.4], dtype=torch.float64)
     rows = reference.split(reference.sample(200_000, torch.Generator().manual_seed(0)))[0].double()
     noise = (x - t * rows) / (1.0 - t)
@@ -107,7 +111,7 @@ def test_velocity_is_the_mean_of_straight_paths_through_a_point(mixture_referenc
 
 
 def test_several_times_are_handled_at_once(mixture_reference):
-    mixture = noised_mixture(mixture_reference())
+    mixture = interpolant_marginals(mixture_reference())
     x = torch.randn((3, 4, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     times = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
     together = mixture.values(x, times)
@@ -127,7 +131,7 @@ def test_narrow_components_keep_their_digits():
         latent_variance=torch.zeros(0),
         location=torch.zeros(2),
     )
-    mixture = noised_mixture(reference)
+    mixture = interpolant_marginals(reference)
     x = torch.tensor([[1.001, 1.5], [-1.5, 0.0005]], dtype=torch.float64)
     for t in (0.99, 0.9999, 1.0):
         wanted = as_distribution(mixture, t).log_prob(t * x)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.ode import (
     Carried,
     Rates,
@@ -38,7 +38,7 @@ def network_potential(reference, widths=(8, 7), activation="tanh", bound=1.5):
     generator = torch.Generator().manual_seed(3)
     network = MLPEnergy(reference.n_features, 1, widths, activation, generator).double()
     network.output.data = normal(widths[-1], seed=4)
-    return AnchoredPotential(noised_mixture(reference), network, bound)
+    return AnchoredPotential(interpolant_marginals(reference), network, bound)
 
 
 def rows_of(reference, n, seed=0):
@@ -95,7 +95,7 @@ def test_correction_is_bounded(mixture_reference):
 
 def test_potential_without_network_is_the_reference(mixture_reference):
     reference = mixture_reference()
-    potential = AnchoredPotential(noised_mixture(reference), None)
+    potential = AnchoredPotential(interpolant_marginals(reference), None)
     x = rows_of(reference, 20)
     density = flow_density(potential, x, 8, trace_directions(3, 3, None))
     assert float(density.gains.abs().max()) == 0.0
@@ -158,7 +158,7 @@ def test_flow_of_a_known_potential_has_its_density(
     n_components, stop, mixture_reference, known_potential
 ):
     """A Gaussian reference and the exact correction towards other data, at several times."""
-    reference = mixture_reference(1, 2, wide_weight=0.0, seed=1)
+    reference = mixture_reference(1, 2, defensive_weight=0.0, seed=1)
     data = mixture_reference(n_components, 2, seed=2)
     potential = known_potential(reference, data)
     x = stop * rows_of(data, 20) + (1.0 - stop) * normal(20, 2)
@@ -171,7 +171,7 @@ def test_flow_of_a_known_potential_has_its_density(
 
 def test_flow_of_a_known_potential_has_the_moments_of_the_data(mixture_reference, known_potential):
     """Means and covariances of 20,000 draws by Heun's method; five standard errors."""
-    reference = mixture_reference(1, 2, wide_weight=0.0, seed=1)
+    reference = mixture_reference(1, 2, defensive_weight=0.0, seed=1)
     data = mixture_reference(2, 2, seed=2)
     potential = known_potential(reference, data)
     noise = normal(20_000, 2)
@@ -189,8 +189,8 @@ def test_flow_of_a_known_potential_has_the_moments_of_the_data(mixture_reference
 
 def test_reference_flow_carries_one_gaussian_linearly(mixture_reference):
     """The flow of a Gaussian is its mean plus the symmetric root of its covariance times noise."""
-    reference = mixture_reference(1, 3, wide_weight=0.0)
-    potential = AnchoredPotential(noised_mixture(reference), None)
+    reference = mixture_reference(1, 3, defensive_weight=0.0)
+    potential = AnchoredPotential(interpolant_marginals(reference), None)
     _, means, covariances = potential.mixture.moments(1.0)
     values, vectors = torch.linalg.eigh(covariances[0])
     root = (vectors * values.sqrt()) @ vectors.T

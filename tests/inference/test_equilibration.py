@@ -6,7 +6,7 @@ import torch
 
 import sklvebm.inference.equilibration
 from sklvebm.inference.equilibration import equilibrated
-from sklvebm.inference.missed_components import Rebased, rare_components
+from sklvebm.inference.missed_components import Rebased, missed_components
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.targets import autograd_correction_and_grad, joint_target
 
@@ -17,7 +17,7 @@ N_CHAINS = 1000
 
 
 class Lifted:
-    """A mixture with a rare component far out that its correction lifts."""
+    """A mixture with a missed component far out that its correction lifts."""
 
     n_features, n_latents = 1, 0
 
@@ -42,7 +42,7 @@ class Lifted:
 def run(energy, seed=0):
     """Return chains and their place in the units of the energy."""
     generator = torch.Generator().manual_seed(seed)
-    rare = rare_components(energy, N_CHAINS, generator)
+    rare = missed_components(energy, N_CHAINS, generator)
     found = equilibrated(energy, N_CHAINS, rare, generator)
     return found, energy.reference.to_features(found.chains.position)[:, 0]
 

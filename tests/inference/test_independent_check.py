@@ -38,8 +38,8 @@ def standard_reference():
         latent_map=torch.zeros(0, 2),
         latent_variance=torch.zeros(0),
         location=torch.zeros(2),
-        wide_weight=1e-200,
-        wide_covariance=4.0 * torch.eye(2),
+        defensive_weight=1e-200,
+        defensive_covariance=4.0 * torch.eye(2),
     )
 
 

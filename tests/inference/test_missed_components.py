@@ -7,13 +7,13 @@ import torch
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.missed_components import (
-    RareComponents,
+    MissedComponents,
     Rebased,
+    missed_components,
     missed_share,
-    rare_components,
     tilted_draws,
     tilted_reference,
-    with_rare,
+    with_missed_mass,
 )
 from sklvebm.inference.sampling import joint_draws
 from sklvebm.mcmc.state import IndependentNoise
@@ -42,18 +42,18 @@ def lifted(lifted_component):
 
 def test_the_mass_of_a_narrow_rare_component_is_known(lifted):
     energy, _ = lifted
-    rare = rare_components(energy, N_WALKERS, generator())
+    rare = missed_components(energy, N_WALKERS, generator())
     assert rare.index.tolist() == [2]
     # the correction is constant there, up to the tail of a sigmoid
     assert float(rare.log_means) == pytest.approx(LIFT, abs=1e-6)
     assert float(rare.log_weights) == pytest.approx(math.log(RARE))
-    assert len(rare_components(energy, 10**6, generator()).index) == 0
+    assert len(missed_components(energy, 10**6, generator()).index) == 0
 
 
 def test_a_component_on_which_the_correction_varies_is_left_to_the_walkers(lifted):
     energy, _ = lifted
     energy.network.forward = lambda x, z: 40.0 * x[:, 1]  # four nats per standard deviation
-    assert len(rare_components(energy, N_WALKERS, generator()).index) == 0
+    assert len(missed_components(energy, N_WALKERS, generator()).index) == 0
 
 
 def test_the_bracket_holds_log_z_only_with_rare_components(lifted):
@@ -71,18 +71,18 @@ def test_the_bracket_holds_log_z_only_with_rare_components(lifted):
         max_steps=32,
     ).estimate
     assert found.upper < log_z - 0.4
-    whole = with_rare(found, rare_components(energy, N_WALKERS, noise.generator))
+    whole = with_missed_mass(found, missed_components(energy, N_WALKERS, noise.generator))
     assert whole.lower <= log_z <= whole.upper + 1e-6
-    # all but the rare component has no correction: the walkers are exact, up to a sigmoid's tail
+    # all but the missed component has no correction: the walkers are exact, up to a sigmoid's tail
     assert whole.value == pytest.approx(log_z, abs=1e-6)
 
 
 def test_components_like_the_others_add_nothing():
     estimate = LogPartition(-1.0, -1.1, -0.9, 0.03, 300.0)
-    none = RareComponents(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
-    lowered = RareComponents(torch.tensor([2]), torch.tensor([-9.0]), torch.tensor([-1.5]))
-    assert with_rare(estimate, none) == estimate
-    assert with_rare(estimate, lowered) == estimate
+    none = MissedComponents(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0))
+    lowered = MissedComponents(torch.tensor([2]), torch.tensor([-9.0]), torch.tensor([-1.5]))
+    assert with_missed_mass(estimate, none) == estimate
+    assert with_missed_mass(estimate, lowered) == estimate
 
 
 def test_chunks_hold_whole_components(lifted):
@@ -90,14 +90,16 @@ def test_chunks_hold_whole_components(lifted):
     sizes = []
     correction = energy.correction
     energy.correction = lambda x, z: sizes.append(len(x)) or correction(x, z)
-    rare_components(energy, 1, generator())  # all three are rare for a single walker but the first
-    rare_components(energy, 1, generator(), chunk=1)
+    missed_components(
+        energy, 1, generator()
+    )  # all three are rare for a single walker but the first
+    missed_components(energy, 1, generator(), chunk=1)
     assert sizes == [128, 64, 64]
 
 
 def test_a_tilted_reference_has_rare_components_as_often_as_the_model(lifted):
     energy, log_z = lifted
-    rare = rare_components(energy, N_WALKERS, generator())
+    rare = missed_components(energy, N_WALKERS, generator())
     tilted = tilted_reference(energy.reference, rare, log_z)
     weights = tilted.log_weights.exp()
     assert float(weights[2]) == pytest.approx(HELD, rel=1e-5)
@@ -115,7 +117,7 @@ def test_a_tilted_reference_has_rare_components_as_often_as_the_model(lifted):
 
 def test_where_all_components_are_rare_and_lifted_weights_stay(lifted):
     energy, _ = lifted
-    everything = RareComponents(
+    everything = MissedComponents(
         torch.arange(3), energy.reference.log_weights, torch.ones(3, dtype=torch.float64)
     )
     assert tilted_reference(energy.reference, everything, 0.0) is energy.reference
@@ -123,7 +125,7 @@ def test_where_all_components_are_rare_and_lifted_weights_stay(lifted):
 
 def test_another_base_of_the_path_is_the_same_density(lifted):
     energy, log_z = lifted
-    rare = rare_components(energy, N_WALKERS, generator())
+    rare = missed_components(energy, N_WALKERS, generator())
     rebased = Rebased(energy, tilted_reference(energy.reference, rare, log_z))
     y = torch.cat(
         [energy.reference.sample(20, generator(4)), rebased.reference.sample(20, generator(4))]
@@ -138,7 +140,7 @@ def test_another_base_of_the_path_is_the_same_density(lifted):
 
 def test_tilted_draws_have_the_weights_of_the_reference(lifted):
     energy, log_z = lifted
-    rare = rare_components(energy, N_WALKERS, generator())
+    rare = missed_components(energy, N_WALKERS, generator())
     n = 20_000
     y, log_weights = tilted_draws(energy.reference, rare, log_z, n, generator(2))
     weights = torch.exp(log_weights)
@@ -157,7 +159,7 @@ def test_tilted_draws_have_the_weights_of_the_reference(lifted):
 
 def test_without_rare_components_draws_are_the_references(lifted):
     energy, _ = lifted
-    rare = rare_components(energy, 10**6, generator())
+    rare = missed_components(energy, 10**6, generator())
     _, log_weights = tilted_draws(energy.reference, rare, 0.0, 50, generator(3))
     torch.testing.assert_close(log_weights, torch.zeros_like(log_weights))
 

@@ -14,9 +14,9 @@ from sklvebm.inference.posterior import (
     posterior_particles,
 )
 from sklvebm.inference.sampling import joint_draws, posterior_draws
-from sklvebm.latent_maps.maps import KernelChart
+from sklvebm.latent_maps.maps import KernelLatentMap
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, ChartedEnergy, MLPEnergy
+from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, MappedEnergy, MLPEnergy
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.resampling import effective_sample_size
 
@@ -300,21 +300,21 @@ def test_conditional_features_of_a_chart_agree_with_quadrature(is_trained):
     energy = wavy_energy(2, 1) if is_trained else untrained(2, 1)
     g = generator(6)
     landmarks = energy.reference.to_features(energy.reference.sample(6, g)[:, :2])
-    chart = KernelChart(
+    latent_map = KernelLatentMap(
         landmarks,
-        1.5,  # the components' own width: the chart is not straight within them
+        1.5,  # the components' own width: the latent_map is not straight within them
         torch.tensor([0.2]),
         0.5 * torch.randn(1, 2, generator=g),
         0.5 * torch.randn(6, 1, generator=g),
         torch.tensor([0.3]),
     )
-    assert float((chart.jacobian(landmarks) - chart.linear).abs().max()) > 0.1
+    assert float((latent_map.jacobian(landmarks) - latent_map.linear).abs().max()) > 0.1
     x = energy.reference.to_features(energy.reference.sample(5, g)[:, :2])
-    z = chart.mean(x)
-    exact = features_by_quadrature(ChartedEnergy(energy, chart), z)
+    z = latent_map.mean(x)
+    exact = features_by_quadrature(MappedEnergy(energy, latent_map), z)
     estimates = torch.stack(
         [
-            conditional_features(energy, z, step_size=STEP, seed=s, chart=chart)
+            conditional_features(energy, z, step_size=STEP, seed=s, latent_map=latent_map)
             for s in range(N_SEEDS)
         ]
     )

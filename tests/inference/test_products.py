@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sklvebm.inference.products
-from sklvebm.inference.missed_components import RareComponents
+from sklvebm.inference.missed_components import MissedComponents
 from sklvebm.inference.products import (
     Components,
     Composition,
@@ -254,7 +254,7 @@ def with_far_component(n_latents=0):
 
 
 def lift(x, z):
-    """Lower the energy by ten nats where only the rare component is."""
+    """Lower the energy by ten nats where only the missed component is."""
     return -10.0 * torch.sigmoid(5.0 * (x[:, 0] - 12.0))
 
 
@@ -273,7 +273,7 @@ LIFTED = {
 
 @pytest.mark.parametrize("case", LIFTED)
 def test_lifted_rare_components_are_counted_and_drawn(case):
-    """Log Z and the share of the rare component, a tenth to a fifth, beside quadrature."""
+    """Log Z and the share of the missed component, a tenth to a fifth, beside quadrature."""
     experts, weights = LIFTED[case]
     composition = Composition(experts, list(weights), 2)
     grid, shares, log_z = quadrature(lambda x: -composition.energy(x), -40.0, 60.0, 50_001)
@@ -291,12 +291,12 @@ def test_lifted_rare_components_are_counted_and_drawn(case):
 
 
 def test_lifted_rare_components_would_be_missed(monkeypatch):
-    """Starts by weight alone leave the bracket too low by what the rare component holds."""
+    """Starts by weight alone leave the bracket too low by what the missed component holds."""
     experts, weights = LIFTED["a quotient"]
     composition = Composition(experts, list(weights), 2)
     _, _, log_z = quadrature(lambda x: -composition.energy(x), -40.0, 60.0, 50_001)
-    none = RareComponents(torch.zeros(0, dtype=torch.long), *torch.zeros(2, 0, dtype=FLOAT))
-    monkeypatch.setattr(sklvebm.inference.products, "rare_components", lambda *_, **__: none)
+    none = MissedComponents(torch.zeros(0, dtype=torch.long), *torch.zeros(2, 0, dtype=FLOAT))
+    monkeypatch.setattr(sklvebm.inference.products, "missed_components", lambda *_, **__: none)
     generator = torch.Generator().manual_seed(8)
     result = composition.normalise(256, 0.05, generator).estimate
     assert result.upper < log_z - 0.1

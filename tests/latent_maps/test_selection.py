@@ -9,11 +9,11 @@ from sklearn.datasets import make_moons
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsRegressor
 
-from sklvebm import MLPEnergy, ParticleLVEBM, PerceptronChart
+from sklvebm import MLPEnergy, ParticleLVEBM, PerceptronLatentMap
 from sklvebm.datasets import make_kepler_orbits
 from sklvebm.latent_maps.autoencoder import _BentMap, _nearest, fit_bottleneck
 from sklvebm.metrics import factor_recovery
-from sklvebm.models.energies import ChartedEnergy
+from sklvebm.models.energies import MappedEnergy
 
 
 def helix(n, seed):
@@ -42,7 +42,7 @@ def test_one_latent_finds_the_position_along_a_curve(draw):
     X, angle = draw(1500, 0)
     fresh, truth = draw(1000, 1)
     model = untrained(X)
-    assert isinstance(model.energy_, ChartedEnergy)
+    assert isinstance(model.energy_, MappedEnergy)
 
     def recovered(transform):
         regressor = KNeighborsRegressor(10).fit(transform(X), angle)
@@ -63,10 +63,10 @@ def test_a_chart_changes_latents_and_nothing_else():
         charted.sample(20, random_state=0), linear.sample(20, random_state=0)
     )
     assert np.abs(charted.transform(X) - linear.transform(X)).max() > 0.1
-    # latents of draws follow the same chart: their mean given the row is the map itself
+    # latents of draws follow the same latent_map: their mean given the row is the map itself
     draws, Z = charted.sample(2000, random_state=0, return_latents=True)
     residual = Z - charted.transform(draws)
-    scale = charted.energy_.chart.scale.numpy()
+    scale = charted.energy_.latent_map.scale.numpy()
     # five standard errors of a mean of 2,000, and of a variance
     assert abs(residual.mean()) < 5.0 * scale / np.sqrt(2000)
     assert abs(residual.std() / scale - 1.0) < 5.0 / np.sqrt(2 * 2000)
@@ -89,20 +89,20 @@ def test_a_charted_energy_has_the_density_that_is_scored():
 )
 def test_nothing_is_bent_without_need(n_rows, n_components):
     X, _ = make_moons(n_rows, noise=0.1, random_state=0)
-    assert untrained(X, n_components)._model.chart is None
+    assert untrained(X, n_components)._model.latent_map is None
 
 
 def test_straight_rows_keep_the_linear_map():
     random = np.random.RandomState(0)
     X = random.standard_normal((500, 1)) @ random.standard_normal((1, 4))
     X += 0.3 * random.standard_normal(X.shape)
-    assert untrained(X)._model.chart is None
+    assert untrained(X)._model.latent_map is None
 
 
 def test_an_energy_of_the_users_keeps_its_latents():
     X, _ = make_moons(200, noise=0.1, random_state=0)
     model = untrained(X, energy=lambda d, latents: Quartic(), latent_map="manifold")
-    assert model._model.chart is None
+    assert model._model.latent_map is None
 
 
 class Quartic(MLPEnergy):
@@ -119,7 +119,7 @@ def test_latents_of_a_closed_surface_come_from_a_bottleneck():
     """Orbits fill three dimensions of four, and phases come round again."""
     X, fresh = make_kepler_orbits(1500, random_state=0), make_kepler_orbits(60, random_state=1)
     bent, linear = (untrained(X, 3, latent_map=kind) for kind in ("auto", "linear"))
-    assert isinstance(bent._model.chart, PerceptronChart)
+    assert isinstance(bent._model.latent_map, PerceptronLatentMap)
     np.testing.assert_array_equal(bent.score_samples(fresh), linear.score_samples(fresh))
 
     def lost(model):
@@ -135,7 +135,7 @@ def test_latents_of_a_closed_surface_come_from_a_bottleneck():
 def test_two_latents_do_not_wind_through_noise():
     """Rows without structure would be rebuilt from a crumpled sheet with half the error."""
     X = np.random.RandomState(0).standard_normal((600, 3))
-    assert untrained(X, 2)._model.chart is None
+    assert untrained(X, 2)._model.latent_map is None
 
 
 def test_a_bottleneck_keeps_what_no_linear_map_does():
@@ -143,8 +143,8 @@ def test_a_bottleneck_keeps_what_no_linear_map_does():
     random = np.random.RandomState(0)
     angle, height = 2.0 * np.pi * random.uniform(size=800), random.uniform(-1.5, 1.5, size=800)
     X = np.stack([np.cos(angle), np.sin(angle), height], 1) * 1.4
-    chart = fit_bottleneck(X, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), 0)
-    Z = chart.mean(torch.from_numpy(X)).numpy()
+    latent_map = fit_bottleneck(X, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), 0)
+    Z = latent_map.mean(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(Z.mean(0), 0.0, atol=1e-6)
     np.testing.assert_allclose(Z.std(0), 1.0, atol=1e-6)
     known = KNeighborsRegressor(10).fit(Z[:600], X[:600]).score(Z[600:], X[600:])
@@ -159,8 +159,8 @@ def test_latents_of_nearest_points_know_more_of_an_orbit():
     start = np.linalg.eigh(np.cov(X.T))[1][:, :0:-1].T
 
     def lost(exact):
-        chart = fit_bottleneck(X, start, 0, exact=exact)
-        found = factor_recovery(chart.mean(fresh), factors, circular=(2,), random_state=0)
+        latent_map = fit_bottleneck(X, start, 0, exact=exact)
+        found = factor_recovery(latent_map.mean(fresh), factors, circular=(2,), random_state=0)
         return 1.0 - found.nearest_neighbours[0]
 
     # the variance of the energy that neighbours miss: 0.05 of 0.10 on three draws, and 0.09 with
@@ -211,7 +211,7 @@ def test_few_rows_may_have_a_manifold(n_rows, n_components):
 def test_charts_survive_pickling():
     X, _ = make_moons(300, noise=0.1, random_state=0)
     model = untrained(X)
-    assert model._model.chart is not None
+    assert model._model.latent_map is not None
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.transform(X), model.transform(X))
     np.testing.assert_allclose(

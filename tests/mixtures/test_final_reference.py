@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklvebm.mixtures.final_reference import fallback_advantage, final_reference
+from sklvebm.mixtures.final_reference import final_reference, refit_gain
 from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.search import Candidate
 from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
@@ -15,11 +15,11 @@ SETTINGS = SimpleNamespace(n_components=1, early_stopping=True)
 ONE_GAUSSIAN = (MixturePart(Candidate(1, "full", 1e-6), 1, 1.0),)
 
 
-def trained_on(X, wide_weight, least_wide_weight):
-    choice = MixtureChoice(ONE_GAUSSIAN, wide_weight)
+def trained_on(X, defensive_weight, least_defensive_weight):
+    choice = MixtureChoice(ONE_GAUSSIAN, defensive_weight)
     source = np.random.RandomState(0)
     reference = fit_reference(
-        X, 1, "mixture", source, choice=choice, least_wide_weight=least_wide_weight
+        X, 1, "mixture", source, choice=choice, least_defensive_weight=least_defensive_weight
     )
     return SimpleNamespace(reference=reference, choice=choice)
 
@@ -36,7 +36,7 @@ def test_the_advantage_of_more_rows_is_what_they_bring_on_new_rows():
         source = np.random.RandomState(seed)
         X, new = source.standard_normal((400, 20)), source.standard_normal((1000, 20))
         training = trained_on(X[fitted], 1e-9, 0.0)
-        promised.append(float(fallback_advantage(X, fitted, monitored, training, SETTINGS).mean()))
+        promised.append(float(refit_gain(X, fitted, monitored, training, SETTINGS).mean()))
         final = final_reference(X, fitted, training, SETTINGS, seed)
         gain = log_density(final, new) - log_density(training.reference, new)
         brought.append(gain.mean())
@@ -51,7 +51,7 @@ def test_a_lighter_wide_component_counts_row_by_row():
     X = np.random.RandomState(0).standard_normal((2000, 2))
     fitted, monitored = np.arange(1800), np.arange(1800, 2000)
     training = trained_on(X[fitted], 1e-4, 0.01)
-    advantage = fallback_advantage(X, fitted, monitored, training, SETTINGS).numpy()
+    advantage = refit_gain(X, fitted, monitored, training, SETTINGS).numpy()
     light = trained_on(X[fitted], 1e-4, 0.0).reference
     change = log_density(light, X[monitored]) - log_density(training.reference, X[monitored])
     known = log_density(light, X[fitted]).mean() - log_density(light, X[monitored]).mean()
@@ -67,6 +67,6 @@ def test_there_is_no_advantage_where_the_reference_would_stay_as_it_is(without):
         training.choice = None
     else:
         settings.early_stopping = False
-    advantage = fallback_advantage(X, np.arange(90), np.arange(90, 100), training, settings)
+    advantage = refit_gain(X, np.arange(90), np.arange(90, 100), training, settings)
     assert torch.equal(advantage, torch.zeros(10, dtype=torch.float64))
     assert final_reference(X, np.arange(90), training, settings, 0) is training.reference

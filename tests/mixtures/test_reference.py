@@ -53,10 +53,12 @@ def fitted_mixture(covariance_type, n_components=3, n_features=3):
     return mixture.fit(X), X
 
 
-def small_reference(n_features=2, n_latents=1, covariance_type="full", wide_weight=0.1):
+def small_reference(n_features=2, n_latents=1, covariance_type="full", defensive_weight=0.1):
     mixture, X = fitted_mixture(covariance_type, n_features=n_features)
     wide = torch.from_numpy(4.0 * np.cov(X.T).reshape(n_features, n_features))
-    return reference_of(mixture, n_latents, wide_weight=wide_weight, wide_covariance=wide)
+    return reference_of(
+        mixture, n_latents, defensive_weight=defensive_weight, defensive_covariance=wide
+    )
 
 
 @pytest.fixture(params=["full", "tied", "diag"])
@@ -99,8 +101,8 @@ def test_components_that_share_covariances_are_those_with_copies_of_them(n_featu
         "latent_map": torch.randn((1, n_features), generator=g, dtype=torch.float64),
         "latent_variance": torch.ones(1),
         "location": means[0],
-        "wide_weight": 0.1,
-        "wide_covariance": torch.from_numpy(9.0 * np.cov(X.T)),
+        "defensive_weight": 0.1,
+        "defensive_covariance": torch.from_numpy(9.0 * np.cov(X.T)),
     }
     shared = MixtureReference(weights, means, covariances, covariance_of=covariance_of, **maps)
     copied = MixtureReference(weights, means, covariances[covariance_of], **maps)
@@ -155,14 +157,14 @@ def test_narrow_components_far_out_keep_their_digits():
 
 def test_log_marginal_counts_the_wide_component_at_the_location():
     mixture, X = fitted_mixture("full")
-    wide_covariance = 4.0 * np.cov(X.T)
+    defensive_covariance = 4.0 * np.cov(X.T)
     reference = reference_of(
-        mixture, wide_weight=0.05, wide_covariance=torch.from_numpy(wide_covariance)
+        mixture, defensive_weight=0.05, defensive_covariance=torch.from_numpy(defensive_covariance)
     )
     expected = GaussianMixture(4, covariance_type="full")
     expected.weights_ = np.append(0.95 * mixture.weights_, 0.05)
     expected.means_ = np.vstack([mixture.means_, reference.location.numpy()])
-    covariances = np.concatenate([mixture.covariances_, wide_covariance[None]])
+    covariances = np.concatenate([mixture.covariances_, defensive_covariance[None]])
     expected.precisions_cholesky_ = np.linalg.inv(np.linalg.cholesky(covariances)).transpose(
         0, 2, 1
     )
@@ -173,12 +175,12 @@ def test_log_marginal_counts_the_wide_component_at_the_location():
 
 def test_wide_component_of_a_diagonal_reference_is_the_diagonal_in_white_coordinates():
     mixture, X = fitted_mixture("tied")
-    wide_covariance = 4.0 * np.cov(X.T)
+    defensive_covariance = 4.0 * np.cov(X.T)
     reference = reference_of(
-        mixture, wide_weight=0.05, wide_covariance=torch.from_numpy(wide_covariance)
+        mixture, defensive_weight=0.05, defensive_covariance=torch.from_numpy(defensive_covariance)
     )
     root = scipy.linalg.sqrtm(mixture.covariances_)  # symmetric, as the coordinates are
-    white = np.linalg.inv(root) @ wide_covariance @ np.linalg.inv(root).T
+    white = np.linalg.inv(root) @ defensive_covariance @ np.linalg.inv(root).T
     reduced = root @ np.diag(np.diag(white)) @ root.T
     expected = GaussianMixture(4, covariance_type="full")
     expected.weights_ = np.append(0.95 * mixture.weights_, 0.05)

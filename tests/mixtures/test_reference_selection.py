@@ -153,8 +153,8 @@ def test_mixtures_get_student_like_tails(kind):
     if isinstance(kind, str):
         source = random_state()
         choice = choose_mixture(X, source)
-        mixture, weight = fit_ensemble(X, choice, source), max(0.01, choice.wide_weight)
-        shares = choice.wide_shares
+        mixture, weight = fit_ensemble(X, choice, source), max(0.01, choice.defensive_weight)
+        shares = choice.defensive_shares
     else:
         mixture = GaussianMixture(2, covariance_type="full", random_state=0).fit(X)
         weight = 0.05
@@ -175,7 +175,7 @@ def test_mixtures_get_student_like_tails(kind):
 def test_a_reference_is_the_mean_of_its_members():
     X = rows(n_features=3)
     part = MixturePart(Candidate(3, "full", 1e-3), n_members=4, weight=1.0)
-    choice = MixtureChoice((part,), wide_weight=0.02)
+    choice = MixtureChoice((part,), defensive_weight=0.02)
     reference = fit_reference(X, 2, "mixture", random_state(), choice=choice)
     assert len(reference.log_weights) == 3 * 4 + len(TAIL_SCALES)
     members = fit_ensemble(X, choice, random_state()).members
@@ -195,7 +195,7 @@ def test_members_of_tied_mixtures_store_one_covariance_each():
     circle = np.stack([np.cos(angle), np.sin(angle)], 1) @ random.standard_normal((2, 40))
     X = circle + 0.1 * random.standard_normal((400, 40)) @ random.standard_normal((40, 40)) / 6.0
     part = MixturePart(Candidate(6, "tied", 1e-3), n_members=2, weight=1.0)
-    choice = MixtureChoice((part,), wide_weight=0.02)
+    choice = MixtureChoice((part,), defensive_weight=0.02)
     reference = fit_reference(X, 2, "mixture", random_state(), choice=choice)
     assert not reference.is_diagonal
     assert (len(reference.means), len(reference.factors)) == (12 + len(TAIL_SCALES), 3)

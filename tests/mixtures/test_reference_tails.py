@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.inference.missed_components import is_outside
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.mixtures.reference import MixtureReference
@@ -43,7 +43,11 @@ def tailed(kind, *, expanded=False):
         "location": location,
     }
     if not expanded:
-        tails = {"wide_weight": SHARES, "wide_covariance": wide, "wide_scales": SCALES}
+        tails = {
+            "defensive_weight": SHARES,
+            "defensive_covariance": wide,
+            "defensive_scales": SCALES,
+        }
         return MixtureReference(weights, means, covariances, **maps, **tails)
     tails = SCALES[:, None, None] ** 2 * wide
     return MixtureReference(
@@ -60,7 +64,7 @@ every_kind = pytest.mark.parametrize("kind", PARAMETERS)
 @every_kind
 def test_tails_of_one_shape_are_components_of_several(kind):
     short, long = tailed(kind), tailed(kind, expanded=True)
-    assert (short.n_wide, len(short.means), len(long.means)) == (3, 5, 5)
+    assert (short.n_defensive, len(short.means), len(long.means)) == (3, 5, 5)
     x = 20.0 * normal(40, PARAMETERS[kind], seed=4)
     torch.testing.assert_close(short.log_marginal(x), long.log_marginal(x))
     for own in (short, long):
@@ -108,7 +112,7 @@ def test_frames_whiten_the_component_they_drew(kind):
 @every_kind
 def test_the_mixture_on_its_way_from_noise_ends_with_these_tails(kind):
     own = tailed(kind)
-    mixture = noised_mixture(own)
+    mixture = interpolant_marginals(own)
     x = 10.0 * normal(30, PARAMETERS[kind], seed=8)
     at_end = mixture.values(x[None], torch.ones(1, dtype=torch.float64)).log_ratio[0]
     standard = -0.5 * (x.square().sum(1) + x.shape[1] * math.log(2.0 * math.pi))
@@ -124,9 +128,9 @@ def test_a_far_row_costs_the_logarithm_of_its_distance():
         latent_map=torch.zeros(0, 2),
         latent_variance=torch.zeros(0),
         location=torch.zeros(2),
-        wide_weight=1e-3 * scales**-3 / (scales**-3).sum(),
-        wide_covariance=4.0 * torch.eye(2),
-        wide_scales=scales,
+        defensive_weight=1e-3 * scales**-3 / (scales**-3).sum(),
+        defensive_covariance=4.0 * torch.eye(2),
+        defensive_scales=scales,
     )
     distances = torch.logspace(1, 8, 8, dtype=torch.float64)
     rows = torch.stack([distances, torch.zeros(8, dtype=torch.float64)], 1)
@@ -173,7 +177,7 @@ def test_added_components_have_their_share_and_move_nothing():
     covariance = torch.tensor([[0.2, 0.1, 0.0], [0.1, 0.3, 0.0], [0.0, 0.0, 0.1]]).double()
     mean = torch.tensor([[9.0, 9.0, 9.0]], dtype=torch.float64)
     more = own.with_components(torch.ones(1), mean, covariance[None], 0.25)
-    assert (own.n_wide, more.n_wide, len(more.means)) == (3, 3, len(own.means) + 1)
+    assert (own.n_defensive, more.n_defensive, len(more.means)) == (3, 3, len(own.means) + 1)
     x = torch.cat([normal(20, 3, seed=9), mean + 0.3 * normal(20, 3, seed=10)])
     new = torch.from_numpy(stats.multivariate_normal(mean[0], covariance).logpdf(x.numpy()))
     expected = torch.logaddexp(own.log_marginal(x) + math.log(0.75), new + math.log(0.25))
@@ -190,4 +194,4 @@ def test_rows_outside_are_those_that_only_the_tails_reach():
     assert not bool(is_outside(own, own.to_features(own.means[:2]), 0.01).any())
     far = own.to_features(own.means[:2]) + 60.0
     assert bool(is_outside(own, far, 0.01).all())
-    assert own.wide_share() == pytest.approx(0.1)
+    assert own.defensive_share() == pytest.approx(0.1)

@@ -110,7 +110,7 @@ def test_an_ensemble_is_a_density():
         MixturePart(Candidate(5, "full", 1e-3), n_members=3, weight=0.75),
         MixturePart(Candidate(8, "diag", 1e-3), n_members=1, weight=0.25),
     )
-    choice = MixtureChoice(parts, wide_weight=0.01)
+    choice = MixtureChoice(parts, defensive_weight=0.01)
     ensemble = fit_ensemble(X, choice, random_state())
     axis = np.linspace(-3.0, 3.0, 401)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
@@ -150,7 +150,7 @@ def test_little_is_lost_against_the_right_family():
         X, fresh = both[:400], both[400:]
         choice, ensemble = chosen(X)
         losses.append(GaussianMixture(1).fit(X).score(fresh) - ensemble.score_samples(fresh).mean())
-        weights.append(choice.wide_weight)
+        weights.append(choice.defensive_weight)
     assert np.median(losses) < 0.01
     assert max(losses) < 0.1
     assert max(weights) < 0.1
@@ -225,12 +225,14 @@ def test_heavy_tails_raise_the_weight_of_the_wide_component():
     tails /= tails.std(axis=0)
     light = choose_mixture(rows(400, 2), random_state())
     heavy = choose_mixture(tails, random_state())
-    assert light.wide_weight < heavy.wide_weight
+    assert light.defensive_weight < heavy.defensive_weight
 
 
 def test_all_rows_are_asked_for_the_weight_of_the_wide_component():
-    # one fold of 500 compares candidates; no row of any fold needs the wide component here
-    assert choose_mixture(rows(2000, 2), random_state()).wide_weight == pytest.approx(0.25 / 2000)
+    # one fold of 500 compares candidates; no row of any fold needs the defensive component here
+    assert choose_mixture(rows(2000, 2), random_state()).defensive_weight == pytest.approx(
+        0.25 / 2000
+    )
 
 
 def shrink_limits(monkeypatch, *, fitted, choosing, growing):

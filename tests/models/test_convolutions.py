@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, network_jet
 from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy, checked_image_shape
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
@@ -165,7 +165,7 @@ def test_the_jet_of_a_local_layer_is_that_of_autograd(activation):
 
 def test_a_potential_with_local_units_has_a_free_trace(mixture_reference):
     network = made(ConvLayerEnergy, (4, 4), 1)
-    potential = AnchoredPotential(noised_mixture(mixture_reference(n_features=16)), network)
+    potential = AnchoredPotential(interpolant_marginals(mixture_reference(n_features=16)), network)
     assert potential.trace_is_free
     x, _ = rows_of(network)
     values = potential.correction(1e3 * x, torch.full((5,), 0.5, dtype=torch.float64))

@@ -38,8 +38,8 @@ def reference(is_diagonal=False):
         latent_map=random(L, D, seed=3),
         latent_variance=torch.tensor([0.3, 0.8]),
         location=random(D, seed=4),
-        wide_weight=0.1,
-        wide_covariance=4.0 * torch.eye(D),
+        defensive_weight=0.1,
+        defensive_covariance=4.0 * torch.eye(D),
     )
 
 

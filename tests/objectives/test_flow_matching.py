@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, trace_directions
 from sklvebm.mcmc.state import Batch
 from sklvebm.models.energies import MLPEnergy
@@ -23,7 +23,7 @@ def generator(seed=0):
 
 @pytest.fixture(scope="module")
 def reference(mixture_reference):
-    return mixture_reference(1, 2, wide_weight=0.0, seed=1)
+    return mixture_reference(1, 2, defensive_weight=0.0, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def rows(data):
 def potential(reference):
     network = MLPEnergy(2, 1, (8, 6), "tanh", generator(3)).double()
     network.output.data = torch.randn(6, generator=generator(4), dtype=torch.float64)
-    return AnchoredPotential(noised_mixture(reference), network)
+    return AnchoredPotential(interpolant_marginals(reference), network)
 
 
 def test_points_lie_on_straight_paths_in_opposite_pairs(potential, rows):
@@ -173,6 +173,6 @@ def test_losses_reach_every_parameter_and_nothing_else(loss, consistency, potent
 
 def test_monitor_of_an_untrained_potential_is_the_reference(reference, rows):
     network = MLPEnergy(2, 1, (8,), "tanh", generator(3))
-    potential = AnchoredPotential(noised_mixture(reference), network)
+    potential = AnchoredPotential(interpolant_marginals(reference), network)
     value = PotentialFlow().lower_bound(None, None, potential, rows[:100], generator())
     assert value == pytest.approx(float(reference.log_marginal(rows[:100]).mean()), abs=1e-9)

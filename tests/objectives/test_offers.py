@@ -8,7 +8,7 @@ import torch
 
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.objectives import tempered_pool
-from sklvebm.objectives.pool import with_offers
+from sklvebm.objectives.pool import with_independence_proposals
 from sklvebm.objectives.tempered_pool import TemperedPool
 
 RARE, LIFT = 1e-5, 11.0  # weight of the component far out; what it is lifted by, nats
@@ -23,7 +23,7 @@ def energy_with(lifted_component):
 
 
 def first_pool(energy):
-    """Return draws of the reference, exact at every rung but for the rare component."""
+    """Return draws of the reference, exact at every rung but for the missed component."""
     generator = torch.Generator().manual_seed(0)
     draws = energy.reference.sample(2 * len(BETAS) * N_CHAINS, generator).double()
     near = energy.reference.split(draws)[0][:, 0] < 20.0
@@ -39,7 +39,7 @@ def test_every_rung_gets_its_share_of_a_lifted_component_and_keeps_the_rest(ener
     pool, source = first_pool(energy), noise()
     log_z = torch.tensor(math.log(1.0 - RARE + RARE * math.exp(LIFT)))
     for _ in range(4):
-        pool = with_offers(energy, pool, BETAS, log_z, source)
+        pool = with_independence_proposals(energy, pool, BETAS, log_z, source)
     x, z = energy.reference.split(pool.reshape(-1, 3))
     x, z = x.reshape(len(BETAS), N_CHAINS, 2), z.reshape(len(BETAS), N_CHAINS)
     far = x[..., 0] > 20.0
@@ -63,7 +63,7 @@ def test_every_rung_gets_its_share_of_a_lifted_component_and_keeps_the_rest(ener
 def test_nothing_is_offered_where_no_chain_would_live(energy_with, lift):
     energy = energy_with(lift)
     pool = first_pool(energy)
-    assert with_offers(energy, pool, BETAS, torch.zeros(()), noise()) is pool
+    assert with_independence_proposals(energy, pool, BETAS, torch.zeros(()), noise()) is pool
 
 
 def test_wrong_shares_slow_offers_down_but_change_no_law(energy_with):
@@ -72,7 +72,7 @@ def test_wrong_shares_slow_offers_down_but_change_no_law(energy_with):
     pool, source = first_pool(energy), noise()
     log_z = torch.tensor(math.log(1.0 - RARE + RARE * math.exp(LIFT)) - 1.0)
     for _ in range(12):
-        pool = with_offers(energy, pool, BETAS, log_z, source)
+        pool = with_independence_proposals(energy, pool, BETAS, log_z, source)
     mass = RARE * math.exp(LIFT)
     exact = mass / (1.0 - RARE + mass)
     share = float((energy.reference.split(pool[-1])[0][:, 0] > 20.0).double().mean())
@@ -89,7 +89,7 @@ def test_ladders_are_offered_draws_every_sixteen_updates(
         offered.append(number)
         return pool
 
-    monkeypatch.setattr(tempered_pool, "with_offers", spy)
+    monkeypatch.setattr(tempered_pool, "with_independence_proposals", spy)
     energy = energy_with(0.0)
     pool = TemperedPool(
         dynamics="crank-nicolson",

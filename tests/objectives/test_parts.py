@@ -116,7 +116,7 @@ def moved_pool(energy):
 
 
 def moved_posteriors(energy, n_particles=2):
-    posterior = ParticlePosterior(KERNELS["mala"], n_particles, 2, offer_reference=True)
+    posterior = ParticlePosterior(KERNELS["mala"], n_particles, 2, proposes_independently=True)
     pool = TemperedPool(
         dynamics="mala", n_chains=4, n_temperatures=2, n_langevin_steps=1, step_size=None
     )

@@ -19,7 +19,7 @@ from sklvebm import (
 )
 from sklvebm.baselines import VAE
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows, warn_of_unbounded_density
-from sklvebm.preprocessing.scaling import standardisation
+from sklvebm.preprocessing.scaling import fit_standardisation
 
 
 def normal(*shape, seed=0):
@@ -123,18 +123,18 @@ def test_many_far_values_are_counted():
     X = normal(200, 5)
     X[:10] = 1e20
     with pytest.warns(UserWarning, match="Rows 0, 1, 2 and 7 more of column 0 are 1e20") as caught:
-        standardisation(X)
+        fit_standardisation(X)
     assert "2 more columns" in str(caught[0].message)
 
 
 def test_far_values_of_a_column_that_is_mostly_zero_do_not_set_its_scale():
     X = np.where(normal(200, 1, seed=1) > 0.0, normal(200, 1), 0.0)
     X[:120] = 0.0
-    expected = standardisation(X).scale
+    expected = fit_standardisation(X).scale
     X[150] = 1e10
     with pytest.warns(UserWarning, match="Row 150 of column 0"):
-        chart = standardisation(X)
-    assert chart.scale < 10.0 * expected
+        standardisation = fit_standardisation(X)
+    assert standardisation.scale < 10.0 * expected
 
 
 @pytest.mark.parametrize("power", [-300, -200, -100, 0, 100])
@@ -142,15 +142,15 @@ def test_any_size_has_a_scale(power):
     X = normal(200, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        chart = standardisation(X * 10.0**power)
-    expected = standardisation(X).scale * 10.0**power
-    np.testing.assert_allclose(chart.scale, expected, rtol=1e-9, atol=0.0)
+        standardisation = fit_standardisation(X * 10.0**power)
+    expected = fit_standardisation(X).scale * 10.0**power
+    np.testing.assert_allclose(standardisation.scale, expected, rtol=1e-9, atol=0.0)
 
 
 def test_a_column_is_constant_up_to_roundings_of_its_values():
     X = np.column_stack([1e15 + normal(50), np.where(normal(50) > 0.0, 0.3, 0.1 + 0.2)])
     with pytest.warns(UserWarning, match=r"Columns \[1\] of X are constant"):
-        standardisation(X)
+        fit_standardisation(X)
 
 
 def test_dequantize_adds_noise_of_one_step():

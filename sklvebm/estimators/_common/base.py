@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.estimators._common.transactional_fit import Reporter
-from sklvebm.mixtures.final_reference import fallback_advantage, final_reference
+from sklvebm.mixtures.final_reference import final_reference, refit_gain
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.stacking import (
@@ -16,14 +16,14 @@ from sklvebm.mixtures.stacking import (
     choose_mixture,
 )
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
-from sklvebm.preprocessing.scaling import Standardisation, check_reach, standardisation
+from sklvebm.preprocessing.scaling import Standardisation, check_reach, fit_standardisation
 from sklvebm.preprocessing.splitting import Rows
 
 
 class Base(NamedTuple):
     """What a model is anchored on."""
 
-    chart: Standardisation
+    standardisation: Standardisation
     standardised: np.ndarray  # (N, D), the rows that are not held out
     reference: MixtureReference  # float64, on the CPU
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
@@ -41,10 +41,10 @@ def fit_base(
     Held-out rows take no part in the reference either: else it looks better on them than it is,
     and early stopping comes too early.
     """
-    chart = standardisation(X)
+    standardisation = fit_standardisation(X)
     warn_of_repeated_rows(X)
-    check_reach(chart.apply(X), X)
-    standardised = chart.apply(X[rows.fitted])
+    check_reach(standardisation.apply(X), X)
+    standardised = standardisation.apply(X[rows.fitted])
     by_validation = isinstance(settings.reference, str) and settings.reference == "mixture"
     report.stage(f"choosing and fitting the reference to {len(standardised)} rows")
     choice = choose_mixture(standardised, random_state) if by_validation else None
@@ -52,16 +52,16 @@ def fit_base(
         standardised, settings.n_components, settings.reference, random_state, choice=choice
     )
     report.stage(f"reference: {len(reference.log_weights)} components")
-    return Base(chart, standardised, reference, choice)
+    return Base(standardisation, standardised, reference, choice)
 
 
-def rival_advantage(
+def expected_refit_gain(
     X: np.ndarray, rows: Rows, training: Any, settings: SimpleNamespace, continues: bool
 ) -> Tensor:
     """Return how much better than the reference trained on is `kept_reference`, (n_monitored,)."""
     if continues:
         return torch.zeros(len(rows.monitor), dtype=torch.float64)
-    return fallback_advantage(X, rows.fitted, rows.monitor, training, settings)
+    return refit_gain(X, rows.fitted, rows.monitor, training, settings)
 
 
 def kept_reference(

@@ -16,12 +16,14 @@ _DRAWS, _SIGMAS = 4096, 4.0  # of the reference; standard deviations of how many
 _NAMED = 5  # rows in a warning
 
 
-def rows_outside(X: np.ndarray, chart: Standardisation, reference: MixtureReference) -> np.ndarray:
+def rows_outside(
+    X: np.ndarray, standardisation: Standardisation, reference: MixtureReference
+) -> np.ndarray:
     """Return the places of rows of X that lie outside of a reference, if they are too many.
 
     None where there are no more of them than draws of the reference would have there.
     """
-    rows = torch.from_numpy(chart.apply(X))
+    rows = torch.from_numpy(standardisation.apply(X))
     outside = np.flatnonzero(is_outside(reference, rows, _TAIL_SHARE).numpy())
     y = reference.sample(_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
     own = is_outside(reference, reference.to_features(y), _TAIL_SHARE)
@@ -31,7 +33,7 @@ def rows_outside(X: np.ndarray, chart: Standardisation, reference: MixtureRefere
 
 
 def warn_of_drift(
-    X: np.ndarray, chart: Standardisation, reference: MixtureReference, consequence: str
+    X: np.ndarray, standardisation: Standardisation, reference: MixtureReference, consequence: str
 ) -> np.ndarray:
     """Return `rows_outside`, and warn of them.
 
@@ -40,7 +42,7 @@ def warn_of_drift(
     UserWarning
         If there are some: how many, which, and what becomes of them.
     """
-    outside = rows_outside(X, chart, reference)
+    outside = rows_outside(X, standardisation, reference)
     if len(outside):
         named = ", ".join(map(str, outside[:_NAMED])) + (", ..." if len(outside) > _NAMED else "")
         warnings.warn(

@@ -19,7 +19,7 @@ def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
 
 def plain_reference(reference: MixtureReference) -> dict[str, Any]:
     """Describe a reference by its arrays."""
-    kinds = {"is_diagonal": reference.is_diagonal, "n_wide": reference.n_wide}
+    kinds = {"is_diagonal": reference.is_diagonal, "n_defensive": reference.n_defensive}
     return {**kinds, "arrays": arrays_of(reference)}
 
 
@@ -27,7 +27,10 @@ def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
     """Rebuild what `plain_reference` described."""
     reference = MixtureReference.__new__(MixtureReference)
     nn.Module.__init__(reference)
-    reference.is_diagonal, reference.n_wide = bool(plain["is_diagonal"]), int(plain["n_wide"])
+    reference.is_diagonal, reference.n_defensive = (
+        bool(plain["is_diagonal"]),
+        int(plain["n_defensive"]),
+    )
     for name, value in plain["arrays"].items():
         reference.register_buffer(name, tensor_of(value))
     return reference
@@ -38,7 +41,10 @@ def plain_choice(choice: MixtureChoice | None) -> dict[str, Any] | None:
     if choice is None:
         return None
     parts = [[list(p.candidate), p.n_members, p.weight] for p in choice.parts]
-    wide = {"wide_weight": choice.wide_weight, "wide_shares": list(choice.wide_shares)}
+    wide = {
+        "defensive_weight": choice.defensive_weight,
+        "defensive_shares": list(choice.defensive_shares),
+    }
     return {"parts": parts, **wide}
 
 
@@ -47,7 +53,7 @@ def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
     if plain is None:
         return None
     parts = [MixturePart(Candidate(*kind), n, weight) for kind, n, weight in plain["parts"]]
-    return MixtureChoice(tuple(parts), plain["wide_weight"], tuple(plain["wide_shares"]))
+    return MixtureChoice(tuple(parts), plain["defensive_weight"], tuple(plain["defensive_shares"]))
 
 
 def parameters_on_host(state: dict[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Reporter:
         )
 
 
-def warn_of_doubts(
+def warn_of_problems(
     estimator: BaseEstimator,
     monitored: str,
     stopped: bool,
@@ -177,7 +177,7 @@ def memory_advice(estimator: BaseEstimator) -> str:
     return ", ".join([*values, "or fit fewer rows"])
 
 
-def believed_gain(gains: Tensor) -> float:
+def lower_confidence_limit(gains: Tensor) -> float:
     """Return a one-sided lower limit of the mean gain of held-out rows (N,), nats.
 
     Two standard errors below the mean, widened for few rows as Student's law has it: three rows

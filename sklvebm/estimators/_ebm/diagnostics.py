@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 
+from sklvebm.deprecation import RenamedAttribute
 from sklvebm.mcmc.diagnostics import chain_sample_size, nested_rhat, split_rhat
 from sklvebm.mixtures.reference_check import impossible_reference
-from sklvebm.objectives.pool import Observation
+from sklvebm.objectives.pool import DiagnosticChains
 from sklvebm.smc.log_partition import Normalisation
 
 MAX_RHAT = 1.05
@@ -26,7 +27,7 @@ class Diagnostics(NamedTuple):
     swap_rates : list of float
         Mean acceptance of swaps between each pair of neighbouring temperatures.
     round_trips : int
-        Replicas that went from the model to the reference while the pools were watched.
+        Replicas that went from the model to the reference of the diagnostic chains.
     rhat : float
         Nested R-hat of correction and base energy at the model's temperature, the larger one, over
         a pool started at data rows and one started at the reference; near one if both agree.
@@ -34,14 +35,14 @@ class Diagnostics(NamedTuple):
         Split R-hat of the same chains one by one; above one also where the agreeing pools consist
         of chains too short to have seen everything.
     pool_sample_size : float
-        Effective number of independent draws among the `n_pool_draws` watched.
+        Effective number of independent draws among the `n_pool_draws` of the diagnostic chains.
     n_pool_draws : int
-        Draws watched.
+        Draws of the diagnostic chains.
     log_z_lower, log_z_lower_error : float
         Annealing from the reference: estimate and standard error over replicates, nats.
     log_z_upper, log_z_upper_error : float
         Annealing from the model, nats.
-    rare_mass : float
+    missed_mass : float
         Nats that components of the reference too rare for the walkers add to log Z.
     log_z_importance, importance_shape : float
         Importance estimate of log Z, nats, from draws of the reference half of which are of its
@@ -85,7 +86,7 @@ class Diagnostics(NamedTuple):
     log_z_lower_error: float
     log_z_upper: float
     log_z_upper_error: float
-    rare_mass: float
+    missed_mass: float
     log_z_importance: float
     importance_shape: float
     log_z_defended: float
@@ -101,6 +102,8 @@ class Diagnostics(NamedTuple):
     posterior_sample_size: float
     n_posterior_particles: int
     is_anchored: bool = True
+
+    rare_mass = RenamedAttribute("rare_mass", "missed_mass", "0.3")
 
     def problems(self) -> list[str]:
         """Return what is wrong, each with the parameter to change; empty if nothing is."""
@@ -154,7 +157,7 @@ class Diagnostics(NamedTuple):
             f"log Z, from below   {self.log_z_lower:.3f} +- {self.log_z_lower_error:.3f} nats",
             f"log Z, from above   {self.log_z_upper:.3f} +- {self.log_z_upper_error:.3f} nats",
             f"bracket             {self.bracket_width:.3f} nats wide, tolerance "
-            f"{self.tolerance:.3f}; {self.rare_mass:.3f} for rare components",
+            f"{self.tolerance:.3f}; {self.missed_mass:.3f} for missed components",
             f"independently       {self.log_z_importance:.3f} nats by importance weights (tail "
             f"{self.importance_shape:.2f}), {self.log_z_defended:.3f} annealed, "
             f"{self.log_z_from_model:.3f} from the model (tail {self.from_model_shape:.2f})",
@@ -175,37 +178,37 @@ class Diagnostics(NamedTuple):
         return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
 
 
-def disagreement(observations: list[Observation]) -> float:
+def disagreement(diagnostic_chains: list[DiagnosticChains]) -> float:
     """Return the nested R-hat of pools with different starts, the larger of both scalars."""
-    starts = (observation.traces for observation in observations)
+    starts = (chains.traces for chains in diagnostic_chains)
     return max(nested_rhat(torch.stack(groups)) for groups in zip(*starts, strict=True))
 
 
 def diagnose(
     normalisation: Normalisation,
-    observations: list[Observation],
+    diagnostic_chains: list[DiagnosticChains],
     **measured: float,
 ) -> Diagnostics:
-    """Summarise a normalisation and watched pools.
+    """Summarise a normalisation and diagnostic chains.
 
     Parameters
     ----------
     normalisation : Normalisation
         Bracket of log Z.
-    observations : list of Observation
+    diagnostic_chains : list of DiagnosticChains
         One for each start; the same number of sweeps each.
     **measured : float
         All other fields of `Diagnostics`, by their names.
     """
-    traces = torch.cat([o.traces for o in observations], 1)  # (2, chains, sweeps)
-    acceptance = torch.stack([o.acceptance for o in observations]).mean(0)
-    swaps = torch.stack([o.swap_acceptance for o in observations]).mean(0)
+    traces = torch.cat([o.traces for o in diagnostic_chains], 1)  # (2, chains, sweeps)
+    acceptance = torch.stack([o.acceptance for o in diagnostic_chains]).mean(0)
+    swaps = torch.stack([o.swap_acceptance for o in diagnostic_chains]).mean(0)
     estimate = normalisation.estimate
     return Diagnostics(
         acceptance=acceptance.tolist(),
         swap_rates=swaps.tolist(),
-        round_trips=sum(o.n_round_trips for o in observations),
-        rhat=disagreement(observations),
+        round_trips=sum(o.n_round_trips for o in diagnostic_chains),
+        rhat=disagreement(diagnostic_chains),
         split_rhat=max(split_rhat(trace) for trace in traces),
         pool_sample_size=min(chain_sample_size(trace) for trace in traces),
         n_pool_draws=traces.shape[1] * traces.shape[2],
@@ -243,7 +246,7 @@ def diagnose_reference(n_temperatures: int, **measured: float) -> Diagnostics:
         log_z_lower_error=0.0,
         log_z_upper=0.0,
         log_z_upper_error=0.0,
-        rare_mass=0.0,
+        missed_mass=0.0,
         log_z_importance=0.0,
         importance_shape=-math.inf,
         log_z_defended=0.0,

@@ -13,7 +13,7 @@ from sklvebm.inference.conditional import conditional_features
 from sklvebm.inference.posterior import ROW_PARTICLES, evidence_from_above, posterior_particles
 from sklvebm.inference.products import Expert
 from sklvebm.inference.sampling import joint_draws, posterior_draws
-from sklvebm.latent_maps.maps import Chart
+from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import stack_rows
 from sklvebm.messages import FEWER_ROWS, naming_memory
 from sklvebm.models.energies import BridgedEnergy, PathEnergy, multiply_adds
@@ -42,7 +42,7 @@ class Model(NamedTuple):
     n_annealing_steps: int
     latent_step_size: float
     seed: int  # of deterministic results
-    chart: Chart | None = None  # what latents are called outside; None is the reference's map
+    chart: LatentMap | None = None  # what latents are called outside; None is the reference's map
 
     def latents(self, x: Tensor, e: Tensor) -> Tensor:
         """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
@@ -52,7 +52,7 @@ class Model(NamedTuple):
 
 
 def expert_of(model: Model) -> Expert:
-    """Return the model as compositions see it; a chart changes no density of rows."""
+    """Return the model as compositions see it; a latent map changes no density of rows."""
     return Expert(
         reference=model.energy.reference,
         correction=model.energy.correction,

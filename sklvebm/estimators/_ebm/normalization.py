@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.estimators._common.transactional_fit import believed_gain
+from sklvebm.estimators._common.transactional_fit import lower_confidence_limit
 from sklvebm.estimators._ebm.diagnostics import (
     MAX_RHAT,
     Diagnostics,
@@ -19,14 +19,14 @@ from sklvebm.estimators._ebm.diagnostics import (
 )
 from sklvebm.estimators._ebm.fitted_model import Model
 from sklvebm.inference.independent_check import check_independently, widened
-from sklvebm.inference.missed_components import defended, rare_components, with_rare
+from sklvebm.inference.missed_components import defended, missed_components, with_missed_mass
 from sklvebm.inference.posterior import ROW_PARTICLES, posterior_particles
 from sklvebm.mcmc.state import IndependentNoise, ParticleState
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_check import check_reference
 from sklvebm.models.energies import AnchoredEnergy, PathEnergy
 from sklvebm.models.targets import joint_target
-from sklvebm.objectives.pool import Observation, observe_pool
+from sklvebm.objectives.pool import DiagnosticChains, run_diagnostic_chains
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.annealing import Ladder
@@ -40,7 +40,7 @@ _WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
 _DEFENSIVE_SHARE = 0.125  # of the particles of a pool that starts away from the data
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
-_MOST_CHAINS = 2**12  # of a pool that is watched: traces of more would outgrow it
+_MOST_CHAINS = 2**12  # of the diagnostic chains: traces of more would outgrow it
 # widths of the bracket of log Z, for two features and for each further one, in nats
 _WANTED = (0.02, 0.005)  # the effort stops growing
 _TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
@@ -129,7 +129,7 @@ def normalise(
     )
     return model, diagnose(
         bracketed.normalisation,
-        bracketed.observations,
+        bracketed.diagnostic_chains,
         posterior_sample_size=posterior_sample_size(model, rows),
         **bracketed.measured,
         **checks,
@@ -144,11 +144,11 @@ def plain_ladder(settings: SimpleNamespace) -> Ladder:
 
 
 class Bracketed(NamedTuple):
-    """A bracket of log Z with what was watched on the way."""
+    """A bracket of log Z with the diagnostic chains."""
 
     normalisation: Normalisation
     ladder: Ladder
-    observations: list[Observation]
+    diagnostic_chains: list[DiagnosticChains]
     measured: dict[str, float]  # fields of `Diagnostics`
 
 
@@ -173,14 +173,15 @@ def bracket_log_partition(
         state = state._replace(pool=state.pool[:, : tempered.n_chains])
     else:
         state = tempered.init(energy, generator)
-    # half of the walkers that leave the model come from the trained pool, half from the watched
+    # half of the walkers that leave the model come from the trained pool, half from the diagnostic
+    # chains
     n_snapshots = math.ceil(0.5 * _WALKERS / settings.n_chains)
     n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
     n_sweeps = max(n_sweeps, 2 * n_snapshots)
     state, draws = tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
-    observations = watch_pools(energy, tempered, state, rows, generator)
-    watched = [o.state.pool[-1][: _WALKERS // 4] for o in observations]
-    model_draws = torch.cat([draws[-_WALKERS // 2 :], *watched])
+    diagnostic_chains = compare_diagnostic_chains(energy, tempered, state, rows, generator)
+    diagnosed = [o.state.pool[-1][: _WALKERS // 4] for o in diagnostic_chains]
+    model_draws = torch.cat([draws[-_WALKERS // 2 :], *diagnosed])
     target = joint_target(energy, select_correction_and_grad(energy))
     ladder, noise = tempered.ladder(state), IndependentNoise(generator)
     tolerance = _WANTED[0] + _WANTED[1] * max(0, energy.n_features - 2)
@@ -193,15 +194,15 @@ def bracket_log_partition(
         tolerance=tolerance,
         max_steps=_MAX_STEPS,
     )
-    rare = rare_components(energy, len(model_draws), generator)
-    estimate = with_rare(normalisation.estimate, rare)
-    rare_mass = estimate.upper - normalisation.estimate.upper
+    missed = missed_components(energy, len(model_draws), generator)
+    estimate = with_missed_mass(normalisation.estimate, missed)
+    missed_mass = estimate.upper - normalisation.estimate.upper
     check = check_independently(
         energy, target, ladder, model_draws, n_steps=normalisation.n_steps, noise=noise
     )
     estimate = widened(estimate, check, tolerance)
     measured = {
-        "rare_mass": rare_mass,
+        "missed_mass": missed_mass,
         "log_z_importance": check.importance.value,
         "importance_shape": check.importance.shape,
         "log_z_defended": check.annealed.value,
@@ -209,20 +210,20 @@ def bracket_log_partition(
         "from_model_shape": check.reverse.shape,
     }
     normalisation = normalisation._replace(estimate=estimate)
-    return Bracketed(normalisation, ladder, observations, measured)
+    return Bracketed(normalisation, ladder, diagnostic_chains, measured)
 
 
-def watch_pools(
+def compare_diagnostic_chains(
     energy: PathEnergy,
     tempered: TemperedPool,
     state: ParticleState,
     rows: Tensor,
     generator: torch.Generator,
-) -> list[Observation]:
+) -> list[DiagnosticChains]:
     """Watch a pool that starts at data rows and one that starts at the defended reference.
 
-    An eighth of the latter's particles start around the rows, wider than these. Both are watched
-    anew, twice as long, until they agree or the rounds are used up.
+    An eighth of the latter's particles start around the rows, wider than these. Both are run
+    again, twice as long, until they agree or the rounds are used up.
     """
     reference = energy.reference
     t, c, width = state.pool.shape
@@ -239,17 +240,21 @@ def watch_pools(
     ]
     # the first round is burn-in
     for number, n_sweeps in enumerate(_WATCH_ROUNDS):
-        observations = [
-            observe_pool(energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise)
+        diagnostic_chains = [
+            run_diagnostic_chains(
+                energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise
+            )
             for pool in states
         ]
-        states = [observation.state for observation in observations]
-        if number > 0 and disagreement(observations) <= MAX_RHAT:
+        states = [chains.state for chains in diagnostic_chains]
+        if number > 0 and disagreement(diagnostic_chains) <= MAX_RHAT:
             break
-    return observations
+    return diagnostic_chains
 
 
-def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor, rival: Tensor) -> float:
+def estimated_gain(
+    energy: PathEnergy, result: TrainingResult, rows: Tensor, rival: Tensor
+) -> float:
     """Return the gain over the reference on monitored rows (N, D) as training saw it, nats.
 
     As `gain_over_reference`, with the ladder's log Z. The best epoch was chosen by it, so that it
@@ -262,7 +267,7 @@ def promised_gain(energy: PathEnergy, result: TrainingResult, rows: Tensor, riva
     gains = (evidence - base).cpu() - rival
     # the mean over several epochs instead of that of one
     mean = result.best_lower_bound - float(base.mean()) - float(rival.mean())
-    return mean - float(gains.mean()) + believed_gain(gains)
+    return mean - float(gains.mean()) + lower_confidence_limit(gains)
 
 
 def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
@@ -279,7 +284,7 @@ def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
         for x in rows.cpu().double().split(_CHUNK_ROWS)
     ]
     gains = torch.cat(parts) - rival
-    return believed_gain(gains) - model.log_partition.upper
+    return lower_confidence_limit(gains) - model.log_partition.upper
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:

@@ -23,14 +23,14 @@ from sklvebm.estimators._common.serialization import (
 from sklvebm.estimators._ebm.diagnostics import Diagnostics
 from sklvebm.estimators._ebm.fitted_model import Model
 from sklvebm.estimators._ebm.training import Training
-from sklvebm.latent_maps.maps import Chart, KernelChart, PerceptronChart
+from sklvebm.latent_maps.maps import KernelLatentMap, LatentMap, PerceptronLatentMap
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import (
     AnchoredEnergy,
     BridgedEnergy,
-    ChartedEnergy,
     FeatureEnergy,
+    MappedEnergy,
     PathEnergy,
 )
 from sklvebm.models.networks import network_from_plain, plain_network, tensor_of
@@ -41,11 +41,11 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.training import Optimisation, start_optimisation
 
 
-def chart_from_plain(arrays: dict[str, np.ndarray] | None) -> Chart | None:
-    """Rebuild a chart from its arrays."""
+def latent_map_from_plain(arrays: dict[str, np.ndarray] | None) -> LatentMap | None:
+    """Rebuild a latent map from its arrays."""
     if arrays is None:
         return None
-    kind = KernelChart if "landmarks" in arrays else PerceptronChart
+    kind = KernelLatentMap if "landmarks" in arrays else PerceptronLatentMap
     chart = kind.__new__(kind)
     nn.Module.__init__(chart)
     for name, value in arrays.items():
@@ -173,7 +173,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         n_annealing_steps=parts["n_annealing_steps"],
         latent_step_size=parts["latent_step_size"],
         seed=parts["seed"],
-        chart=chart_from_plain(parts["chart"]),
+        chart=latent_map_from_plain(parts["chart"]),
     )
     particles = particles_from_plain(parts["particles"])
     trained_on = reference_from_plain(parts["trained_on"])
@@ -197,7 +197,7 @@ def derived_attributes(model: Model) -> dict[str, Any]:
     if energy.n_latents == 0:
         energy = FeatureEnergy(energy)
     elif model.chart is not None:
-        energy = ChartedEnergy(energy, model.chart)
+        energy = MappedEnergy(energy, model.chart)
     return {
         "energy_": energy,
         "reference_": model.energy.reference,

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.base import fit_base, kept_reference, rival_advantage
+from sklvebm.estimators._common.base import expected_refit_gain, fit_base, kept_reference
 from sklvebm.estimators._common.transactional_fit import Reporter, least_improvement
 from sklvebm.estimators._ebm.diagnostics import Diagnostics
 from sklvebm.estimators._ebm.fitted_model import Model
-from sklvebm.estimators._ebm.normalization import gain_over_reference, normalise, promised_gain
+from sklvebm.estimators._ebm.normalization import estimated_gain, gain_over_reference, normalise
 from sklvebm.estimators._ebm.user_energy import build_user_energy, probe
-from sklvebm.latent_maps.maps import Chart
-from sklvebm.latent_maps.selection import fit_chart
+from sklvebm.latent_maps.maps import LatentMap
+from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import (
@@ -54,7 +54,7 @@ class Training(NamedTuple):
     state: ParticleState
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
-    chart: Chart | None  # what latents are called outside; None for the linear map
+    chart: LatentMap | None  # what latents are called outside; None for the linear map
 
 
 def to_go_on_from(training: Training, device: torch.device) -> Training:
@@ -73,7 +73,7 @@ def to_go_on_from(training: Training, device: torch.device) -> Training:
     return training._replace(optimisation=optimisation, state=state)
 
 
-def vouched_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
+def accepted_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
     """Return a gain over the reference, nats, that is zero at most where the diagnostics object.
 
     A score that nobody can vouch for is no reason to give up one that is exact. The gain counts
@@ -226,12 +226,12 @@ def start_training(
         energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
     state = pool_of(settings).init(energy, seeded_generator(seed, device))
-    latent_chart = None
+    latent_map = None
     # the latents of a user's energy are not ours to rename
     if settings.energy is None and settings.n_components > 0:
         source = np.random.RandomState(seed)
-        latent_chart = fit_chart(standardised, reference, settings.latent_map, source)
-    return chart, Training(optimisation, state, reference, choice, latent_chart)
+        latent_map = fit_latent_map(standardised, reference, settings.latent_map, source)
+    return chart, Training(optimisation, state, reference, choice, latent_map)
 
 
 def anchored_on(training: Training, reference: MixtureReference) -> Training:
@@ -322,12 +322,12 @@ def continue_training(
         may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
         gain = 0.0
         units = chart.apply(X)
-        rival = rival_advantage(units, rows, training, settings, continues)
-        if not may_fall_back or promised_gain(kept, result, monitor, rival) > 0.0:
+        rival = expected_refit_gain(units, rows, training, settings, continues)
+        if not may_fall_back or estimated_gain(kept, result, monitor, rival) > 0.0:
             report.stage("normalising the trained energy")
             model, diagnostics = normalised(kept, training.reference)
             gain = gain_over_reference(model, monitor, rival)
-            gain, diagnostics = vouched_gain(gain, diagnostics)
+            gain, diagnostics = accepted_gain(gain, diagnostics)
         lower_bound = result.best_lower_bound
         if may_fall_back and gain <= 0.0:
             # annealing has the last word: what looked like progress on the ladder was none

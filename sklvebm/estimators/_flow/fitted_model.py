@@ -145,12 +145,12 @@ def _in_units(
     n_directions: int = 1,
 ) -> np.ndarray:
     """Apply `answer` to standardised rows and return log-densities in the units of X."""
-    chart = model.standardisation
-    rows = chart.apply(X)
+    standardisation = model.standardisation
+    rows = standardisation.apply(X)
     values = _answer_rows(model, rows, device, answer, n_directions)
     values = zero_where_squares_overflow(values, rows)
     # rows of the law at an earlier time are shrunk by it
-    return values + X.shape[1] * np.log(time) + chart.log_jacobian
+    return values + X.shape[1] * np.log(time) + standardisation.log_jacobian
 
 
 def to_noise(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
@@ -168,8 +168,8 @@ def _carried(
 ) -> np.ndarray:
     """Carry rows (N, D) along the flow, those whose squares overflow as well.
 
-    Rows in the tails take the steps that wide components need. Beyond these the flow is linear:
-    rows are carried nearer to the others, and the result back.
+    Rows in the tails take the steps that defensive components need. Beyond these the flow is
+    linear: rows are carried nearer to the others, and the result back.
     """
     rows = np.asarray(rows, dtype=np.float64)
     size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / FAR_OUT, 1.0)

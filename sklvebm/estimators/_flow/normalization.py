@@ -162,7 +162,7 @@ class FlowDiagnostics(NamedTuple):
 def check_model(
     potential: AnchoredPotential,
     reference: MixtureReference,
-    chart: Standardisation,
+    standardisation: Standardisation,
     rows: Tensor,
     directions: Tensor,
     settings: SimpleNamespace,
@@ -176,7 +176,7 @@ def check_model(
         Float64, on the CPU; without a network where the reference is the model.
     reference : MixtureReference
         What it is anchored on.
-    chart : Standardisation
+    standardisation : Standardisation
         Units of the model.
     rows : Tensor of shape (N, D)
         Monitored rows, standardised.
@@ -193,7 +193,7 @@ def check_model(
     model = FlowModel(
         potential=potential,
         reference=reference,
-        standardisation=chart,
+        standardisation=standardisation,
         n_steps=n_steps,
         n_sampling_steps=_sampling_steps(potential, generator),
         directions=directions,

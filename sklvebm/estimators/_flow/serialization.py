@@ -13,7 +13,7 @@ from sklvebm.estimators._common.serialization import (
 from sklvebm.estimators._flow.fitted_model import FlowModel
 from sklvebm.estimators._flow.normalization import FlowDiagnostics
 from sklvebm.estimators._flow.training import FlowTraining
-from sklvebm.flows.interpolant import NoisedMixture, noised_mixture
+from sklvebm.flows.interpolant import InterpolantMarginals, interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential
 from sklvebm.models.networks import network_from_plain, plain_network, tensor_of
 from sklvebm.preprocessing.scaling import Standardisation
@@ -41,7 +41,7 @@ def plain_potential(potential: AnchoredPotential) -> dict[str, Any]:
     return {"bound": potential.bound, "network": plain}
 
 
-def potential_from_plain(plain: dict[str, Any], mixture: NoisedMixture) -> AnchoredPotential:
+def potential_from_plain(plain: dict[str, Any], mixture: InterpolantMarginals) -> AnchoredPotential:
     """Rebuild what `plain_potential` described, on the given mixture."""
     parts = plain["network"]
     if parts is None:
@@ -67,7 +67,7 @@ def plain_optimisation(optimisation: Optimisation) -> dict[str, Any]:
     }
 
 
-def optimisation_from_plain(plain: dict[str, Any], mixture: NoisedMixture) -> Optimisation:
+def optimisation_from_plain(plain: dict[str, Any], mixture: InterpolantMarginals) -> Optimisation:
     """Rebuild what `plain_optimisation` described, on the given mixture."""
     optimisation = start_optimisation(
         potential_from_plain(plain["potential"], mixture),
@@ -120,7 +120,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     state["diagnostics_"] = FlowDiagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
     trained_on = reference_from_plain(parts["trained_on"])
-    potential = potential_from_plain(parts["potential"], noised_mixture(reference))
+    potential = potential_from_plain(parts["potential"], interpolant_marginals(reference))
     model = FlowModel(
         potential=potential.requires_grad_(False),
         reference=reference,
@@ -133,7 +133,7 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     )
     state["_model"] = model
     state["_training"] = FlowTraining(
-        optimisation_from_plain(parts["optimisation"], noised_mixture(trained_on)),
+        optimisation_from_plain(parts["optimisation"], interpolant_marginals(trained_on)),
         trained_on,
         choice_from_plain(parts["choice"]),
     )

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.base import fit_base, kept_reference, rival_advantage
-from sklvebm.estimators._common.transactional_fit import Reporter, believed_gain, least_improvement
+from sklvebm.estimators._common.base import expected_refit_gain, fit_base, kept_reference
+from sklvebm.estimators._common.transactional_fit import (
+    Reporter,
+    least_improvement,
+    lower_confidence_limit,
+)
 from sklvebm.estimators._flow.fitted_model import FlowModel, numbers_per_row
 from sklvebm.estimators._flow.normalization import FlowDiagnostics, check_model
-from sklvebm.flows.interpolant import noised_mixture
+from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
@@ -90,10 +94,10 @@ def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> 
 def build_potential(
     settings: SimpleNamespace, reference: MixtureReference, seed: int
 ) -> AnchoredPotential:
-    """Join the noised reference to a network that is zero."""
+    """Join the marginals of the interpolant to a network that is zero."""
     generator = torch.Generator().manual_seed(seed)
     network = potential_network(settings, reference.n_features, generator)
-    return AnchoredPotential(noised_mixture(reference), network)
+    return AnchoredPotential(interpolant_marginals(reference), network)
 
 
 def start_training(
@@ -104,19 +108,19 @@ def start_training(
     report: Reporter,
 ) -> tuple[Standardisation, FlowTraining]:
     """Standardise, fit the reference to the rows not held out and set up a zero correction."""
-    chart, _, reference, choice = fit_base(X, rows, settings, random_state, report)
+    standardisation, _, reference, choice = fit_base(X, rows, settings, random_state, report)
     seed = random_state.randint(np.iinfo(np.int32).max)
     potential = build_potential(settings, reference, seed).to(getattr(torch, settings.dtype))
     optimisation = start_optimisation(
         potential, learning_rate=settings.learning_rate_init, alpha=settings.alpha
     )
-    return chart, FlowTraining(optimisation, reference, choice)
+    return standardisation, FlowTraining(optimisation, reference, choice)
 
 
 def continue_training(
     X: np.ndarray,
     rows: Rows,
-    chart: Standardisation,
+    standardisation: Standardisation,
     training: FlowTraining,
     settings: SimpleNamespace,
     random_state: np.random.RandomState,
@@ -131,7 +135,7 @@ def continue_training(
         Rows in the units of the data.
     rows : Rows
         Which of them train and which are monitored.
-    chart : Standardisation
+    standardisation : Standardisation
         Units of the model.
     training : FlowTraining
         Where to start; not modified.
@@ -154,7 +158,7 @@ def continue_training(
     training, optimisation = _to_go_on_from(training, former, device)
     seed = random_state.randint(np.iinfo(np.int32).max)
     generator = seeded_generator(seed, device)
-    units = chart.apply(X)
+    units = standardisation.apply(X)
     standardised = torch.from_numpy(units).to(device)
     fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
     batch_size = min(settings.batch_size, len(fitted))
@@ -173,19 +177,19 @@ def continue_training(
             tol=least_improvement(settings.tol),
             n_iter_no_change=settings.n_iter_no_change,
             generator=generator,
-            callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
+            callback=lambda p: report(p, p.lower_bound + standardisation.log_jacobian),
         )
         kept = _exact(result.best, training.reference)
         on_cpu = seeded_generator(seed, torch.device("cpu"))
         directions = trace_directions(X.shape[1], settings.n_probes, on_cpu)
         monitored, reference = monitor.cpu(), training.reference
-        rival = rival_advantage(units, rows, training, settings, former is not None)
+        rival = expected_refit_gain(units, rows, training, settings, former is not None)
         gain, best = (
             gain_over_reference(kept, monitored, directions, rival),
             result.best_lower_bound,
         )
         how = {"directions": directions, "settings": settings, "seed": seed}
-        checked = partial(check_model, chart=chart, rows=monitored, **how)
+        checked = partial(check_model, standardisation=standardisation, rows=monitored, **how)
         report.stage("choosing integrator steps, normalising the explicit energy")
         if gain > 0.0:
             model, diagnostics = checked(kept, reference)
@@ -196,7 +200,7 @@ def continue_training(
             report.stage("keeping the reference")
             how = {"seed": seed, "continues": former is not None}
             reference = kept_reference(units, rows, training, settings, **how)
-            kept = AnchoredPotential(noised_mixture(reference), None)
+            kept = AnchoredPotential(interpolant_marginals(reference), None)
             best = float(training.reference.log_marginal(monitored).mean())
             model, diagnostics = checked(kept, reference)
     report.kept(gain > 0.0, gain, len(monitor))
@@ -205,7 +209,7 @@ def continue_training(
         diagnostics=diagnostics,
         training=training._replace(optimisation=_on_device(result.optimisation, "cpu")),
         history=result.history,
-        log_likelihood=best + chart.log_jacobian,
+        log_likelihood=best + standardisation.log_jacobian,
         improved=gain > 0.0,
         converged=result.converged,
         device=device,
@@ -221,7 +225,7 @@ def gain_over_reference(
     (N,) nats better than the potential's own; as far as so few rows can be believed.
     """
     gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
-    return believed_gain(gains)
+    return lower_confidence_limit(gains)
 
 
 def _to_go_on_from(
@@ -242,7 +246,7 @@ def _anchored_on(
     Another than theirs, if the fit before gave them up for a reference of all of its rows.
     """
     for potential in (optimisation.energy, optimisation.average):
-        potential.mixture = noised_mixture(reference)
+        potential.mixture = interpolant_marginals(reference)
     return training._replace(reference=reference)
 
 
@@ -253,7 +257,7 @@ def _n_weights(potential: AnchoredPotential) -> int:
 def _exact(potential: AnchoredPotential, reference: MixtureReference) -> AnchoredPotential:
     """Return a copy in float64 on the CPU, without gradients."""
     exact = copy.deepcopy(potential).to(device="cpu", dtype=torch.float64).requires_grad_(False)
-    exact.mixture = noised_mixture(reference)
+    exact.mixture = interpolant_marginals(reference)
     return exact
 
 
