@@ -115,7 +115,7 @@ class MixtureReference(nn.Module):
         root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
         inverse_root = torch.linalg.inv(root)
         means = (means - location) @ inverse_root.T
-        shares = torch.as_tensor(defensive_weight).to(weights).reshape(-1)
+        shares = torch.as_tensor(defensive_weight, dtype=torch.float64).to(weights).reshape(-1)
         n_given, is_defended = len(covariances), bool(shares.sum() > 0.0)
         covariances = in_coordinates(covariances, inverse_root, n_more=int(is_defended))
         self.is_diagonal = are_diagonal(covariances[:n_given])
