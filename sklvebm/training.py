@@ -26,6 +26,8 @@ _FALL, _FALL_PER_FEATURE = 5.0, 1.0
 class Objective(Protocol):
     """What the loop needs of an objective; `state` is whatever `step` returns."""
 
+    loss_name: str  # under which the history has the mean loss
+
     def step(
         self, energy: Any, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
@@ -140,7 +142,7 @@ def train_epoch(
         n_updates += 1
         _update_average(average, energy, n_updates)
         n_batches += 1
-        for name, value in {"contrast": loss.detach(), **metrics}.items():
+        for name, value in {objective.loss_name: loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0.0) + value
     means = {name: float(total) / n_batches for name, total in sums.items()}
     _check_finite(energy, means)
@@ -258,7 +260,8 @@ def train(
     ParticleDivergenceError
         If the ELBO is not finite at the start, or five roll-backs did not help.
     """
-    run = _Run(optimisation, objective, x, x_monitor, state, batch_size, generator)
+    how = {"state": state, "batch_size": batch_size, "generator": generator}
+    run = _Run(optimisation, objective, x, x_monitor, **how)
     best, best_lower_bound = _copied(run.optimisation.average), run.monitored()
     if not math.isfinite(best_lower_bound):
         raise ParticleDivergenceError(
@@ -356,7 +359,7 @@ def _exhausted(last: Progress) -> str:
 class _Run:
     """A training run between two epochs, and how it gets from one to the next."""
 
-    def __init__(self, optimisation, objective, x, x_monitor, state, batch_size, generator) -> None:
+    def __init__(self, optimisation, objective, x, x_monitor, *, state, batch_size, generator):
         self.optimisation, self.state = optimisation, state
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator

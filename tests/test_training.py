@@ -39,6 +39,8 @@ class Quadratic:
         self.bounds = None if bounds is None else list(bounds)
         self.seen, self.rows, self.iterates, self.monitored = [], [], [], []
 
+    loss_name = "contrast"
+
     def step(self, energy, batch, state, generator):
         self.seen.append(batch.index)
         self.rows.append(batch.x)
@@ -167,6 +169,8 @@ def test_the_running_average_remembers_fifty_updates():
 
 def test_large_gradients_are_clipped_to_norm_ten():
     class Steep(Quadratic):
+        loss_name = "contrast"
+
         def step(self, energy, batch, state, generator):
             loss, state, metrics = super().step(energy, batch, state, generator)
             return 1e8 * loss, state, metrics
@@ -177,6 +181,8 @@ def test_large_gradients_are_clipped_to_norm_ten():
 
 def test_weight_decay_is_decoupled_from_the_gradient():
     class Indifferent(Quadratic):
+        loss_name = "contrast"
+
         def step(self, energy, batch, state, generator):
             return 0.0 * energy.theta.sum(), state, {}
 
@@ -305,6 +311,8 @@ class Troubled(Quadratic):
         super().__init__(**options)
         self.trouble, self.when, self.n_steps = trouble, when, 0
 
+    loss_name = "contrast"
+
     def step(self, energy, batch, state, generator):
         loss, state, metrics = super().step(energy, batch, state, generator)
         self.n_steps += 1
@@ -378,6 +386,8 @@ def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_opti
 
 class InPlace(Troubled):
     """Keep a state that every step writes into."""
+
+    loss_name = "contrast"
 
     def step(self, energy, batch, state, generator):
         loss, _, metrics = super().step(energy, batch, 0, generator)

@@ -8,7 +8,6 @@ import resource
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,14 @@ from sklearn.model_selection import train_test_split
 from toy_data import TOYS, curved_rows, toy_rows
 
 from sklvebm import ParticleLVEBM
-from sklvebm.estimators._ebm import training as ebm_training
+from sklvebm.estimators._common.session import FitSession
+from sklvebm.estimators._common.transactional_fit import Reporter
+from sklvebm.estimators._ebm.config import likelihood_config
+from sklvebm.estimators._ebm.normalization import TrainedParticles, normalise
 from sklvebm.inference.posterior import posterior_particles
 from sklvebm.inference.variational import evidence_bound, fit_amortised, fit_gaussians
 from sklvebm.models.energies import LinearGaussianEnergy
+from sklvebm.preprocessing.prepared import prepare
 from sklvebm.runtime import numerical_session
 from sklvebm.smc.resampling import effective_sample_size
 
@@ -111,25 +114,16 @@ def particles_of(model, x, seed=None):
 
 def normalised_again(model, X, seed):
     """Return log Z of a model fitted to X, estimated anew from the particles training left."""
-    settings, state = (
-        ebm_training.resolve_auto(SimpleNamespace(**model.get_params()), *X.shape),
-        model._training.state,
-    )
+    config = likelihood_config(model.get_params(), *X.shape)
+    data = prepare(X, config.held_out_share, model._split_seed, model._model.standardisation)
+    session = FitSession(data, config, np.random.RandomState(seed), Reporter(model, "ELBO"))
+    state = model._training.state
+    rows = standardised(model, X).to(state.pool.dtype)
+    trained = TrainedParticles(state, rows, seed, torch.Generator().manual_seed(seed))
+    energy = copy.deepcopy(model.energy_).to(state.pool.dtype)
     with numerical_session(torch.get_num_threads()):
-        result = call_with_known(
-            ebm_training.normalise,
-            energy=copy.deepcopy(model.energy_).to(state.pool.dtype),
-            reference=model.reference_,
-            state=state,
-            rows=standardised(model, X).to(state.pool.dtype),
-            settings=settings,
-            chart=model._model.standardisation,
-            seed=seed,
-            generator=torch.Generator().manual_seed(seed),
-        )
-    if hasattr(result, "log_partition"):
-        return result.log_partition
-    return next(part.log_partition for part in result if hasattr(part, "log_partition"))
+        again, _ = normalise(session, energy, model.reference_, trained)
+    return again.log_partition
 
 
 def both_bounds(model, X):

@@ -93,7 +93,7 @@ def compared(set_name, seed, sizes):
     rows = rows_of(set_name, 200 + seed, sizes)  # not the rows of the tables
     train, test = rows.train[:N_TRAIN], rows.test[:N_SCORED]
     limit = {} if sizes.max_iter is None else {"max_iter": sizes.max_iter}
-    fitted = VAE(SETS[set_name].n_latents, random_state=seed, **limit).fit(train)._fitted
+    fitted = VAE(SETS[set_name].n_latents, random_state=seed, **limit).fit(train)._model
     values = bounds_of(fitted.network, torch.from_numpy(fitted.standardisation.apply(test)), seed)
     root = np.sqrt(len(test))
     cell = {"n_train": len(train), "n_scored": len(test)}

@@ -9,39 +9,32 @@ from torch import Tensor
 
 from sklvebm.baselines._bounds import weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
-from sklvebm.baselines._fitting import Fitted, Inference
+from sklvebm.baselines._fitting import DecoderModel, Inference
 from sklvebm.baselines._prior import prior_draws
-from sklvebm.estimators._common.checksum import with_checksum, without_checksum
+from sklvebm.estimators._common.by_rows import answer_rows
 from sklvebm.estimators._common.serialization import arrays_of
-from sklvebm.messages import FEWER_ROWS, naming_memory
+from sklvebm.messages import naming_memory
 from sklvebm.models.networks import load_arrays
 from sklvebm.preprocessing.scaling import FAR_OUT, Standardisation, finite
 from sklvebm.runtime import chunks, numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
-from sklvebm.threads import threads_for
 
 
 def _by_rows(
-    fitted: Fitted,
+    fitted: DecoderModel,
     rows: np.ndarray,
     device: torch.device,
     answer: Callable[[LatentModel, Tensor], Tensor],
     particles_per_row: int,
 ) -> np.ndarray:
-    """Apply `answer(model, rows)` to chunks of rows and join the results, on `device`."""
+    """Apply `answer(model, rows)` to rows, see `answer_rows`."""
     model = fitted.network if device.type == "cpu" else _copy(fitted.network).to(device)
-    n_weights = sum(parameter.numel() for parameter in model.parameters())
-    parts = []
-    n_threads = threads_for(len(rows) * particles_per_row, n_weights)
-    with numerical_session(n_threads), naming_memory(FEWER_ROWS):
-        for part in chunks(len(rows), particles_per_row):
-            x = torch.from_numpy(np.array(rows[part], dtype=np.float64)).to(device)
-            parts.append(answer(model, x).cpu().numpy())
-    return np.concatenate(parts)
+    parts = chunks(len(rows), particles_per_row)
+    return answer_rows(model, rows, device, lambda own, x, _: answer(own, x), parts)
 
 
 def log_density(
-    fitted: Fitted, X: np.ndarray, inference: Inference, n_samples: int, device: torch.device
+    fitted: DecoderModel, X: np.ndarray, inference: Inference, n_samples: int, device: torch.device
 ) -> np.ndarray:
     """Return lower bounds on `log p(x)` of rows X, (n_samples,), nats in the units of X."""
 
@@ -55,7 +48,7 @@ def log_density(
 
 
 def latents(
-    fitted: Fitted, X: np.ndarray, inference: Inference, n_samples: int, device: torch.device
+    fitted: DecoderModel, X: np.ndarray, inference: Inference, n_samples: int, device: torch.device
 ) -> np.ndarray:
     """Return the latents that a method assigns to rows X, (n_samples, n_components)."""
 
@@ -76,13 +69,13 @@ def latents(
     return out
 
 
-def features(fitted: Fitted, Z: np.ndarray, device: torch.device) -> np.ndarray:
+def features(fitted: DecoderModel, Z: np.ndarray, device: torch.device) -> np.ndarray:
     """Return `E[x | z]` for latents Z in the units of X, (n_samples, n_features)."""
     standardised = _by_rows(fitted, Z, device, lambda model, z: model.decoder.mean(z), 1)
     return finite(fitted.standardisation.invert(standardised))
 
 
-def draws(fitted: Fitted, n_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def draws(fitted: DecoderModel, n_samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return draws `(X, Z)` of the model, X in the units of the data."""
     model = fitted.network
     with numerical_session(1), naming_memory("decrease n_samples"):
@@ -94,7 +87,7 @@ def draws(fitted: Fitted, n_samples: int, seed: int) -> tuple[np.ndarray, np.nda
     return fitted.standardisation.invert(x.numpy()), z.numpy()
 
 
-def noise_variance(fitted: Fitted) -> np.ndarray:
+def noise_variance(fitted: DecoderModel) -> np.ndarray:
     """Return the decoder's variance of each feature, (n_features,), in squared units of X."""
     return fitted.network.decoder.variance().numpy() * fitted.standardisation.scale**2
 
@@ -107,10 +100,9 @@ def _copy(model: LatentModel) -> LatentModel:
 
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Replace the model in an estimator's attributes by arrays and plain types."""
-    if "_fitted" not in state:
-        return state
     plain = dict(state)
-    fitted: Fitted = plain.pop("_fitted")
+    fitted: DecoderModel = plain.pop("_model")
+    del plain["_training"]
     architecture = fitted.network.architecture._asdict()
     plain["_plain"] = {
         "architecture": {
@@ -122,14 +114,11 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "log_partition": fitted.log_partition._asdict(),
         "seed": fitted.seed,
     }
-    return with_checksum(plain)
+    return plain
 
 
-def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
+def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    state = without_checksum(plain)
-    if "_plain" not in state:
-        return state
     parts = state.pop("_plain")
     architecture = {
         name: tuple(value) if isinstance(value, list) else value
@@ -137,10 +126,10 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
     }
     network = LatentModel(Architecture(**architecture))
     load_arrays(network, parts["arrays"])
-    state["_fitted"] = Fitted(
+    model = DecoderModel(
         network.requires_grad_(False),
         Standardisation(**parts["standardisation"]),
         LogPartition(**parts["log_partition"]),
         parts["seed"],
     )
-    return state
+    return {**state, "_model": model, "_training": None}

@@ -1,6 +1,6 @@
-"""How a baseline is fitted: hold rows out, standardise, start, train, normalise."""
+"""Training of a baseline: start, train, normalise."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -9,20 +9,21 @@ from torch import Tensor
 
 from sklvebm.baselines._bounds import GaussianMixtures, weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
-from sklvebm.estimators._common.transactional_fit import Reporter, least_improvement
-from sklvebm.preprocessing.scaling import Standardisation, fit_standardisation
-from sklvebm.preprocessing.splitting import split_rows
-from sklvebm.runtime import numerical_session, resolve_device, seeded_generator
+from sklvebm.estimators._common.config import TrainingConfig
+from sklvebm.estimators._common.session import FitSession, Outcome
+from sklvebm.estimators._common.transactional_fit import least_improvement
+from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
-from sklvebm.training import Progress, start_optimisation, train
+from sklvebm.training import start_optimisation, train
 
 NORMALISED = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))
 _MAX_MONITOR_ROWS = 500  # each takes an optimisation of its own at every epoch
 _MONITOR_SAMPLES = 32
 
 
-class Fitted(NamedTuple):
+class DecoderModel(NamedTuple):
     """Everything that scoring, transforming and sampling need; float64, on the CPU."""
 
     network: LatentModel
@@ -45,6 +46,8 @@ class BoundObjective:
 
     A method adds `init` (what it carries from one update to the next), `step` and `posterior`.
     """
+
+    loss_name = "contrast"
 
     def lower_bound(
         self,
@@ -72,15 +75,12 @@ class BoundObjective:
         return None
 
 
-class Outcome(NamedTuple):
-    """What a fit returns to the estimator."""
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(TrainingConfig):
+    """What training of a baseline reads."""
 
-    batch_size: int
-    fitted: Fitted
-    history: list[Progress]
-    lower_bound: float  # nats per row, units of X
-    converged: bool
-    device: torch.device
+    architecture: Architecture
+    objective: Any  # a BoundObjective: what training descends
 
 
 def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
@@ -101,76 +101,69 @@ def principal_latents(x: Tensor, n_latents: int, generator: torch.Generator) -> 
     return latents
 
 
-def fit_model(
-    X: np.ndarray,
-    settings: SimpleNamespace,
-    architecture: Architecture,
-    objective: Any,
-    random_state: np.random.RandomState,
-    report: Reporter,
-) -> Outcome:
-    """Train a latent-variable model on rows X.
+def start(session: FitSession) -> LatentModel:
+    """Return the model to train, on the device."""
+    config: DecoderConfig = session.config
+    on_cpu = seeded_generator(session.draw_seed(), torch.device("cpu"))
+    model = LatentModel(config.architecture, on_cpu)
+    return model.to(device=config.torch_device, dtype=config.torch_dtype)
+
+
+def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
+    """Train a latent-variable model on the rows of a session and normalise its prior.
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows in the units of the data.
-    settings : SimpleNamespace
-        Constructor parameters.
-    architecture : Architecture
-        What to build.
-    objective : BoundObjective
-        What to descend.
-    random_state : numpy.random.RandomState
-        Source of all seeds.
-    report : Reporter
-        Receives stages, the progress of each epoch and its bound in the units of X.
+    session : FitSession
+        Rows, parameters and random numbers.
+    model : LatentModel
+        Where to start; a copy is trained.
 
     Raises
     ------
     ParticleDivergenceError
         If training stops being finite and roll-backs do not help.
     """
-    device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
-    rows = split_rows(X, settings, random_state)
-    standardisation = fit_standardisation(X)
-    seed = random_state.randint(np.iinfo(np.int32).max)
-    model = LatentModel(architecture, seeded_generator(seed, torch.device("cpu")))
-    model = model.to(device=device, dtype=dtype)
-    standardised = torch.from_numpy(standardisation.apply(X)).to(device=device, dtype=dtype)
-    x, monitor = standardised[rows.fitted], standardised[rows.monitor[:_MAX_MONITOR_ROWS]]
-    batch_size = resolve_batch_size(settings.batch_size, len(x))
-    report.stage(f"training on {len(x)} rows, monitoring {len(monitor)}")
+    config, data, objective = session.config, session.data, session.config.objective
+    device, seed = config.torch_device, session.draw_seed()
+    monitored = data.monitored[:_MAX_MONITOR_ROWS]
+    x, monitor = (
+        torch.from_numpy(rows).to(device=device, dtype=config.torch_dtype)
+        for rows in (data.fitted, monitored)
+    )
+    batch_size = min(config.batch_size, len(x))
+    session.report.stage(f"training on {len(x)} rows, monitoring {len(monitor)}")
     generator = seeded_generator(seed + 1, device)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     with numerical_session(threads_for(batch_size, n_weights)):
         result = train(
-            start_optimisation(
-                model, learning_rate=settings.learning_rate_init, alpha=settings.alpha
-            ),
+            start_optimisation(model, learning_rate=config.learning_rate_init, alpha=config.alpha),
             objective,
             x,
             monitor,
             objective.init(model, x, generator),
-            learning_rate=settings.learning_rate_init,
+            learning_rate=config.learning_rate_init,
             batch_size=batch_size,
-            max_iter=settings.max_iter,
-            tol=least_improvement(settings.tol),
-            n_iter_no_change=settings.n_iter_no_change,
+            max_iter=config.max_iter,
+            tol=least_improvement(config.tol),
+            n_iter_no_change=config.n_iter_no_change,
             generator=generator,
-            callback=lambda p: report(p, p.lower_bound + standardisation.log_jacobian),
+            callback=session.report_epoch,
             undo_falls=False,
         )
-        report.stage("normalising")
+        session.report.stage("normalising")
         network = result.best.cpu().double().requires_grad_(False)
         log_partition = objective.normalise(network, result.state, seed)
-    best = result.best_lower_bound + standardisation.log_jacobian
-    report.stage(f"kept the parameters of the best bound, {best:.3f} nats")
+    best = result.best_lower_bound + data.standardisation.log_jacobian
+    session.report.stage(f"kept the parameters of the best bound, {best:.3f} nats")
     return Outcome(
-        batch_size=batch_size,
-        fitted=Fitted(network, standardisation, log_partition, seed),
+        model=DecoderModel(network, data.standardisation, log_partition, seed),
+        diagnostics=None,
+        training=None,
         history=result.history,
-        lower_bound=best,
+        value=best,
+        improved=True,
+        is_reference=False,
         converged=result.converged,
         device=device,
     )

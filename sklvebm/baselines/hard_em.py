@@ -200,5 +200,5 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self, settings):
-        return JointLikelihood(settings.n_latent_steps)
+    def _objective(self):
+        return JointLikelihood(self.n_latent_steps)

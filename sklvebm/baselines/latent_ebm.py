@@ -253,13 +253,11 @@ class LatentEBM(DecoderDensityMixin, BaseEstimator):
     def log_partition_(self):
         """Bracket of log Z of the prior, nats."""
         check_is_fitted(self)
-        return self._fitted.log_partition
+        return self._model.log_partition
 
-    def _architecture(self, settings, n_features):
-        sizes = tuple(int(width) for width in settings.prior_layer_sizes)
-        return super()._architecture(settings, n_features)._replace(prior_layer_sizes=sizes)
+    def _architecture(self, n_features):
+        sizes = tuple(int(width) for width in self.prior_layer_sizes)
+        return super()._architecture(n_features)._replace(prior_layer_sizes=sizes)
 
-    def _objective(self, settings):
-        return EnergyPriorObjective(
-            settings.n_particles, settings.n_chains, settings.n_langevin_steps
-        )
+    def _objective(self):
+        return EnergyPriorObjective(self.n_particles, self.n_chains, self.n_langevin_steps)

@@ -267,5 +267,5 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self, settings):
-        return FreeBound(settings.n_latent_steps, settings.latent_learning_rate)
+    def _objective(self):
+        return FreeBound(self.n_latent_steps, self.latent_learning_rate)

@@ -256,5 +256,5 @@ class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self, settings):
-        return ParticleObjective(settings.n_particles, settings.n_langevin_steps)
+    def _objective(self):
+        return ParticleObjective(self.n_particles, self.n_langevin_steps)

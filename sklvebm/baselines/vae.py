@@ -182,8 +182,8 @@ class VAE(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _architecture(self, settings, n_features):
-        return super()._architecture(settings, n_features)._replace(has_encoder=True)
+    def _architecture(self, n_features):
+        return super()._architecture(n_features)._replace(has_encoder=True)
 
-    def _objective(self, settings):
+    def _objective(self):
         return AmortizedBound()

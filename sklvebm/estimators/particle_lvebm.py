@@ -1,18 +1,16 @@
 """`ParticleLVEBM`: the latent-variable energy-based model as a scikit-learn estimator."""
 
-from typing import Any
-
 from sklearn.base import BaseEstimator
 
+from sklvebm.estimators._common.fit import fit_in_epochs
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import LatentDensityMixin
-from sklvebm.estimators._ebm.fit import Plan, fit_pool
-from sklvebm.estimators._ebm.training import Training, new_objective, resolve_auto
+from sklvebm.estimators._ebm.config import likelihood_config
+from sklvebm.estimators._ebm.fit import pool_family
 from sklvebm.latent_maps.selection import LATENT_MAPS
 from sklvebm.mcmc.langevin import KERNELS
-from sklvebm.models.energies import ACTIVATIONS, AnchoredEnergy
-from sklvebm.models.networks import shape_of
+from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
 from sklvebm.runtime import without_numpy_errors
 
@@ -54,16 +52,9 @@ _RESOLVED = (
 )
 
 
-def _shape(training: Training) -> dict[str, Any]:
-    """Return the parameters that shape the model, as they were when it was made."""
-    energy = training.optimisation.energy
-    # an anchored network may be given up for its reference, which an energy of the user's has not
-    is_own = isinstance(energy, AnchoredEnergy)
-    shape = {"energy": None, **shape_of(energy.network)} if is_own else {}
-    return {"n_components": energy.n_latents, **shape}
-
-
-_PLAN = Plan(_RULES, resolve_auto, new_objective, _shape, "ELBO", "lower_bound", _RESOLVED)
+_FAMILY = pool_family(
+    _RULES, likelihood_config, monitored="ELBO", value="lower_bound", resolved=_RESOLVED
+)
 
 
 class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
@@ -338,9 +329,8 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ConvergenceWarning
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
-        outcome = fit_pool(self, X, _PLAN)
-        problems = outcome.diagnostics.problems()
-        warn_of_problems(self, "ELBO", outcome.stopped, "Scores", problems)
+        outcome = fit_in_epochs(self, X, _FAMILY)
+        warn_of_problems(self, _FAMILY.monitored, outcome, "Scores")
         return self
 
     @without_numpy_errors
@@ -374,7 +364,6 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         ConvergenceWarning
             If `diagnostics_` found a problem.
         """
-        outcome = fit_pool(self, X, _PLAN, one_epoch=True)
-        # one epoch is no attempt to reach a plateau
-        warn_of_problems(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
+        outcome = fit_in_epochs(self, X, _FAMILY, one_epoch=True)
+        warn_of_problems(self, _FAMILY.monitored, outcome, "Scores")
         return self

@@ -1,42 +1,15 @@
 """`PotentialFlowEBM`: a scalar potential whose gradient carries noise to data, as an estimator."""
 
-import numpy as np
-import torch
 from sklearn.base import BaseEstimator
 
-from sklvebm.estimators._common.drift import warn_of_drift
-from sklvebm.estimators._common.parameters import (
-    Flag,
-    Number,
-    OneOf,
-    Seed,
-    Widths,
-    resolved_attributes,
-)
-from sklvebm.estimators._common.transactional_fit import (
-    Reporter,
-    check_unchanged,
-    checked_settings,
-    memory_advice,
-    unchanged_on_failure,
-    warn_of_problems,
-)
-from sklvebm.estimators._common.validation import checked_rows
-from sklvebm.estimators._flow import serialization
+from sklvebm.estimators._common.fit import fit_in_epochs
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._flow.answers import FlowDensityMixin
-from sklvebm.estimators._flow.training import (
-    FlowOutcome,
-    continue_training,
-    resolve_auto,
-    start_training,
-)
-from sklvebm.messages import naming_memory
+from sklvebm.estimators._flow.fit import flow_family
 from sklvebm.models.energies import ACTIVATIONS
-from sklvebm.models.networks import shape_of
 from sklvebm.objectives.flow_matching import LOSSES
-from sklvebm.preprocessing.scaling import check_reach
-from sklvebm.preprocessing.splitting import split_rows
-from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
+from sklvebm.runtime import without_numpy_errors
 
 _RULES = {
     "hidden_layer_sizes": Widths(word="auto"),
@@ -62,6 +35,7 @@ _RULES = {
     "random_state": Seed(),
 }
 _RESOLVED = ("hidden_layer_sizes", "learning_rate_init", "batch_size", "n_probes")
+_FAMILY = flow_family(_RULES, _RESOLVED)
 
 
 class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
@@ -296,88 +270,6 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         ConvergenceWarning
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
-        continues = self.warm_start and hasattr(self, "_training")
-        with (
-            unchanged_on_failure(self, keeps_model=continues),
-            naming_memory(memory_advice(self)),
-        ):
-            settings = checked_settings(self, _RULES)
-            X = checked_rows(self, X, reset=not continues, least=1 if continues else 2)
-            settings = resolve_auto(settings, *X.shape)
-            with numerical_session(torch.get_num_threads()):
-                outcome, n_earlier = self._train(X, settings, continues)
-            self._adopt(outcome, n_earlier, settings)
-        problems = outcome.diagnostics.problems()
-        stopped = outcome.improved and not outcome.converged
-        warn_of_problems(self, "log-likelihood", stopped, "Some numbers", problems)
+        outcome = fit_in_epochs(self, X, _FAMILY)
+        warn_of_problems(self, _FAMILY.monitored, outcome, "Some numbers")
         return self
-
-    def _train(self, X, settings, continues):
-        """Start or continue training on the rows X; return the outcome and earlier epochs."""
-        if continues:
-            standardisation, training, n_earlier = (
-                self._model.standardisation,
-                self._training,
-                self.n_iter_,
-            )
-            self._check_continuation(training, settings)
-            check_reach(standardisation.apply(X), X)
-            warn_of_drift(X, standardisation, self.reference_, ", which stays")
-            # an integer seed must not repeat the noise of earlier epochs
-            random_state = np.random.RandomState([self._split_seed, n_earlier])
-        else:
-            random_state, n_earlier = generator_of(self.random_state), 0
-            self._split_seed = random_state.randint(np.iinfo(np.int32).max)
-        report = Reporter(self, "log-likelihood")
-        # the same rows are held out whenever the same number of rows is given
-        rows = split_rows(X, settings, np.random.RandomState(self._split_seed))
-        if not continues:
-            standardisation, training = start_training(X, rows, settings, random_state, report)
-        former = self.reference_ if continues else None
-        outcome = continue_training(
-            X, rows, standardisation, training, settings, random_state, report, former
-        )
-        return outcome, n_earlier
-
-    def _check_continuation(self, training, settings):
-        """Raise ValueError if a parameter that shapes the network changed since it was made."""
-        network = training.optimisation.energy.network
-        check_unchanged(
-            self,
-            settings,
-            {
-                **shape_of(network),
-                "dtype": str(network.output.dtype).removeprefix("torch."),
-            },
-        )
-
-    def _adopt(self, outcome: FlowOutcome, n_earlier, settings):
-        """Set the fitted attributes, all at once."""
-        jacobian = outcome.model.standardisation.log_jacobian
-        values = [p.lower_bound + jacobian for p in outcome.history]
-        earlier_values = self.log_likelihoods_ if n_earlier else []
-        earlier_history = self.history_ if n_earlier else []
-        self._model = outcome.model
-        self._training = outcome.training
-        self.__dict__.update(
-            serialization.derived_attributes(outcome.model),
-            **resolved_attributes(settings, _RESOLVED),
-            n_steps_=outcome.model.n_steps,
-        )
-        self.diagnostics_ = outcome.diagnostics
-        self.log_likelihood_ = outcome.log_likelihood
-        self.log_likelihoods_ = earlier_values + values
-        self.history_ = earlier_history + [
-            {
-                "epoch": p.epoch + n_earlier,
-                "log_likelihood": value,
-                "learning_rate": p.learning_rate,
-                **{("loss" if name == "contrast" else name): m for name, m in p.metrics.items()},
-                "problem": p.problem,
-            }
-            for p, value in zip(outcome.history, values, strict=True)
-        ]
-        self.n_iter_ = n_earlier + len(outcome.history)
-        self.converged_ = outcome.converged
-        self.improved_ = outcome.improved
-        self.device_ = str(outcome.device)

@@ -9,8 +9,8 @@ from sklearn.utils import TransformerTags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklvebm.estimators._common.answers import MeanScoreMixin
 from sklvebm.estimators._common.frames import CONTAINERS, framed
-from sklvebm.estimators._common.mean_score import MeanScoreMixin
 from sklvebm.estimators._common.parameters import Number, OneOf
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.margins import GaussianMargins

@@ -1,19 +1,16 @@
 """`WassersteinFlowEBM`: an energy of the features alone, trained by near-proximal steps."""
 
-from types import SimpleNamespace
-from typing import Any
-
 from sklearn.base import BaseEstimator
 
+from sklvebm.estimators._common.fit import fit_in_epochs
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
-from sklvebm.estimators._ebm.fit import Plan, fit_pool
-from sklvebm.estimators._ebm.training import Training, pool_of, resolve_auto
+from sklvebm.estimators._ebm.config import proximal_config
+from sklvebm.estimators._ebm.fit import pool_family
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
-from sklvebm.models.networks import shape_of
-from sklvebm.objectives.proximal import PROXIMAL, WassersteinFlow
+from sklvebm.objectives.proximal import PROXIMAL
 from sklvebm.runtime import without_numpy_errors
 
 _RULES = {
@@ -51,32 +48,12 @@ _RESOLVED = (
 )
 
 
-def _resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
-    """Replace every "auto"; the rules are those of `ParticleLVEBM` for no latents."""
-    settings.n_components, settings.n_particles, settings.energy = 0, 1, None
-    settings.negatives = "persistent"
-    return resolve_auto(settings, n_samples, n_features)
-
-
-def _new_objective(settings: SimpleNamespace) -> WassersteinFlow:
-    """Return the objective that the constructor parameters describe."""
-    penalised = settings.proximal == "gradient-penalty"
-    return WassersteinFlow(
-        pool_of(settings),
-        proximal=settings.proximal,
-        proximal_weight=settings.proximal_weight,
-        n_inner_steps=settings.n_inner_steps,
-        half_life=settings.penalty_half_life if penalised else None,
-    )
-
-
-def _shape(training: Training) -> dict[str, Any]:
-    """Return the parameters that shape the model, as they were when it was made."""
-    return shape_of(training.optimisation.energy.network)
-
-
-_PLAN = Plan(
-    _RULES, _resolve_auto, _new_objective, _shape, "log-likelihood", "log_likelihood", _RESOLVED
+_FAMILY = pool_family(
+    _RULES,
+    proximal_config,
+    monitored="log-likelihood",
+    value="log_likelihood",
+    resolved=_RESOLVED,
 )
 
 
@@ -324,9 +301,8 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         ConvergenceWarning
             If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
         """
-        outcome = fit_pool(self, X, _PLAN)
-        problems = outcome.diagnostics.problems()
-        warn_of_problems(self, "log-likelihood", outcome.stopped, "Scores", problems)
+        outcome = fit_in_epochs(self, X, _FAMILY)
+        warn_of_problems(self, _FAMILY.monitored, outcome, "Scores")
         return self
 
     @without_numpy_errors
@@ -360,7 +336,6 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         ConvergenceWarning
             If `diagnostics_` found a problem.
         """
-        outcome = fit_pool(self, X, _PLAN, one_epoch=True)
-        # one epoch is no attempt to reach a plateau
-        warn_of_problems(self, _PLAN.monitored, False, "Scores", outcome.diagnostics.problems())
+        outcome = fit_in_epochs(self, X, _FAMILY, one_epoch=True)
+        warn_of_problems(self, _FAMILY.monitored, outcome, "Scores")
         return self

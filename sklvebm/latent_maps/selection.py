@@ -203,8 +203,8 @@ def _regression(
     return KernelLatentMap(
         torch.from_numpy(landmarks),
         float(width),
-        torch.from_numpy(weights[0]),
-        torch.from_numpy(weights[1:first_bump].T.copy()),
-        torch.from_numpy(weights[first_bump:]),
-        torch.from_numpy(residual.clip(_LEAST_VARIANCE, 1.0)),
+        offset=torch.from_numpy(weights[0]),
+        linear=torch.from_numpy(weights[1:first_bump].T.copy()),
+        coefficients=torch.from_numpy(weights[first_bump:]),
+        variance=torch.from_numpy(residual.clip(_LEAST_VARIANCE, 1.0)),
     )

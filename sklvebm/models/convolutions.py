@@ -93,6 +93,7 @@ class ConvEnergy(Energy):
         image_shape: Sequence[int],
         hidden_layer_sizes: Sequence[int] = (64,),
         activation: str = "tanh",
+        *,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -180,6 +181,7 @@ class ConvLayerEnergy(Energy):
         image_shape: Sequence[int],
         n_channels: int = 16,
         activation: str = "tanh",
+        *,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()

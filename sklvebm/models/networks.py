@@ -1,6 +1,6 @@
 """Which network corrects a reference, by the constructor parameters, and how it is stored."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,74 +15,71 @@ _KINDS = {"mlp": MLPEnergy, "conv": ConvEnergy, "conv-layer": ConvLayerEnergy}
 _DENSE_UNITS, _LOCAL_CHANNELS = (64,), (16,)
 
 
-def resolve_image_shape(
-    settings: SimpleNamespace, n_features: int, *, single_layer: bool = False
-) -> None:
-    """Check `image_shape` and choose hidden layers that suit images, in place.
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Which network corrects a reference."""
+
+    hidden_layer_sizes: tuple[int, ...]
+    activation: str
+    image_shape: tuple[int, ...] | None  # of one row; None for a dense network
+    input_gain: float  # of the first layer's weights, for dense networks
+
+
+def resolve_layers(
+    parameters: dict[str, Any], n_features: int, *, single_layer: bool = False
+) -> dict[str, Any]:
+    """Return `image_shape` and `hidden_layer_sizes`; the latter stays "auto" without images.
 
     Raises
     ------
     ValueError
         If rows are no such images, or a single layer is given several widths.
     """
-    if settings.image_shape is None:
-        return
-    settings.image_shape = tuple(int(side) for side in settings.image_shape)
-    checked_image_shape(settings.image_shape, n_features)
-    if isinstance(settings.hidden_layer_sizes, str):
-        settings.hidden_layer_sizes = _LOCAL_CHANNELS if single_layer else _DENSE_UNITS
-    widths = tuple(settings.hidden_layer_sizes)
-    if single_layer and len(widths) > 1:
-        raise ValueError(
-            "hidden_layer_sizes must be 'auto' or one number of channels with image_shape, got "
-            f"{settings.hidden_layer_sizes}."
-        )
+    shape, widths = parameters["image_shape"], parameters["hidden_layer_sizes"]
+    is_auto = isinstance(widths, str)
+    if shape is not None:
+        shape = tuple(int(side) for side in shape)
+        checked_image_shape(shape, n_features)
+        if is_auto:
+            widths, is_auto = _LOCAL_CHANNELS if single_layer else _DENSE_UNITS, False
+        if single_layer and len(tuple(widths)) > 1:
+            raise ValueError(
+                "hidden_layer_sizes must be 'auto' or one number of channels with image_shape, got "
+                f"{widths}."
+            )
+    widths = widths if is_auto else tuple(int(width) for width in widths)
+    return {"image_shape": shape, "hidden_layer_sizes": widths}
 
 
 def correction_network(
-    settings: SimpleNamespace, n_features: int, n_latents: int, generator: torch.Generator
+    config: NetworkConfig, n_features: int, n_latents: int, generator: torch.Generator
 ) -> MLPEnergy | ConvEnergy:
-    """Return the zero network of `ParticleLVEBM`."""
-    if settings.image_shape is not None:
-        return ConvEnergy(
-            n_features,
-            n_latents,
-            settings.image_shape,
-            settings.hidden_layer_sizes,
-            settings.activation,
-            generator,
-        )
-    return MLPEnergy(
-        n_features,
-        n_latents,
-        settings.hidden_layer_sizes,
-        settings.activation,
-        generator,
-        input_gain=settings.input_gain,
+    """Return a network that is zero and corrects a joint energy."""
+    if config.image_shape is None:
+        return _dense_network(config, n_features, n_latents, generator)
+    widths, activation = config.hidden_layer_sizes, config.activation
+    return ConvEnergy(
+        n_features, n_latents, config.image_shape, widths, activation, generator=generator
     )
 
 
 def potential_network(
-    settings: SimpleNamespace, n_features: int, generator: torch.Generator
+    config: NetworkConfig, n_features: int, generator: torch.Generator
 ) -> MLPEnergy | ConvLayerEnergy:
-    """Return the zero network of `PotentialFlowEBM`, with the time in place of a latent."""
-    if settings.image_shape is not None:
-        return ConvLayerEnergy(
-            n_features,
-            1,
-            settings.image_shape,
-            *settings.hidden_layer_sizes,
-            settings.activation,
-            generator,
-        )
-    return MLPEnergy(
-        n_features,
-        1,
-        settings.hidden_layer_sizes,
-        settings.activation,
-        generator,
-        input_gain=settings.input_gain,
+    """Return a network that is zero and corrects a potential, with the time in a latent's place."""
+    if config.image_shape is None:
+        return _dense_network(config, n_features, 1, generator)
+    (width,), activation = config.hidden_layer_sizes, config.activation
+    return ConvLayerEnergy(
+        n_features, 1, config.image_shape, width, activation, generator=generator
     )
+
+
+def _dense_network(
+    config: NetworkConfig, n_features: int, n_latents: int, generator: torch.Generator
+) -> MLPEnergy:
+    widths, gain = config.hidden_layer_sizes, config.input_gain
+    return MLPEnergy(n_features, n_latents, widths, config.activation, generator, input_gain=gain)
 
 
 def shape_of(network: nn.Module) -> dict[str, Any]:

@@ -202,6 +202,8 @@ class PotentialFlow:
         Weight of `inconsistency`; 0 leaves it out.
     """
 
+    loss_name = "loss"
+
     def __init__(
         self, loss: str = "flow-matching", *, n_draws: int = 1, consistency: float = 0.1
     ) -> None:

@@ -61,6 +61,8 @@ class ParticleLikelihood:
         Bytes of posterior particles up to which they stay in memory; more are mapped from a file.
     """
 
+    loss_name = "contrast"
+
     def __init__(
         self,
         *,

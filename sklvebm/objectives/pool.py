@@ -214,9 +214,10 @@ def equilibrate(
     state: ParticleState,
     kernel: Kernel,
     n_steps: int,
+    generator: torch.Generator,
+    *,
     n_sweeps: int,
     n_snapshots: int,
-    generator: torch.Generator,
 ) -> tuple[ParticleState, Tensor]:
     """Move the pool at fixed parameters until it can stand for the model.
 
@@ -230,12 +231,12 @@ def equilibrate(
         How particles move.
     n_steps : int
         Steps per sweep.
+    generator : torch.Generator
+        Source of all noise.
     n_sweeps : int
         Sweeps; ladder, step sizes and spread adapt during the first half.
     n_snapshots : int
         How often the model's rung is recorded, evenly over the second half.
-    generator : torch.Generator
-        Source of all noise.
 
     Returns
     -------
@@ -290,8 +291,9 @@ def run_diagnostic_chains(
     state: ParticleState,
     kernel: Kernel,
     n_steps: int,
-    n_sweeps: int,
     noise: IndependentNoise,
+    *,
+    n_sweeps: int,
 ) -> DiagnosticChains:
     """Watch a pool for `n_sweeps` sweeps, with nothing adapted; arguments as `sweep_pool`."""
     t, c = state.pool.shape[:2]

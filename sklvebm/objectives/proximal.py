@@ -73,6 +73,8 @@ class WassersteinFlow:
         the particles' weights as they were. The inner problem is then bounded by the penalty alone.
     """
 
+    loss_name = "contrast"
+
     def __init__(
         self,
         pool: TemperedPool,

@@ -200,9 +200,8 @@ class TemperedPool:
         generator: torch.Generator,
     ) -> tuple[ParticleState, Tensor]:
         """Move the pool at fixed parameters; see `pool.equilibrate`."""
-        return equilibrate(
-            energy, state, self.kernel, self.n_langevin_steps, n_sweeps, n_snapshots, generator
-        )
+        how = (self.kernel, self.n_langevin_steps, generator)
+        return equilibrate(energy, state, *how, n_sweeps=n_sweeps, n_snapshots=n_snapshots)
 
     def settled(
         self, energy: PathEnergy, state: ParticleState, generator: torch.Generator

@@ -1,7 +1,6 @@
 """Rows held out for early stopping: rows that repeat each other stay on one side."""
 
 import math
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,19 +39,17 @@ class Rows(NamedTuple):
     monitor: np.ndarray  # indices of the rows that the ELBO is monitored on
 
 
-def split_rows(
-    X: np.ndarray, settings: SimpleNamespace, random_state: np.random.RandomState
-) -> Rows:
-    """Hold out rows for early stopping; without it, monitor some of the training rows.
+def split_rows(X: np.ndarray, held_out_share: float, random_state: np.random.RandomState) -> Rows:
+    """Hold rows out for early stopping; with a share of zero, monitor some of the training rows.
 
     Rows of X that repeat each other stay on one side; where they are most of all rows, on that of
     the fitted ones.
     """
     n_samples = len(X)
     order = random_state.permutation(n_samples)
-    if not settings.early_stopping or n_samples < 3:
+    if held_out_share == 0.0 or n_samples < 3:
         return Rows(np.arange(n_samples), order[:_MAX_MONITOR_ROWS])
-    n_held_out = min(max(1, math.ceil(settings.validation_fraction * n_samples)), n_samples - 1)
+    n_held_out = min(max(1, math.ceil(held_out_share * n_samples)), n_samples - 1)
     order = repeats_together(X, order)
     starts = np.flatnonzero([True, *(X[order[1:]] != X[order[:-1]]).any(axis=1)])
     sizes = np.diff([*starts, n_samples])

@@ -48,6 +48,21 @@ class LogPartition(NamedTuple):
     effective_sample_size: float
 
 
+class BracketWidth(NamedTuple):
+    """A width of the bracket of log Z, nats, that grows with the features of the model."""
+
+    two_features: float
+    each_further: float
+
+    def at(self, n_features: int) -> float:
+        """Return the width for a number of features, nats."""
+        return self.two_features + self.each_further * max(0, n_features - 2)
+
+
+WANTED_WIDTH = BracketWidth(0.02, 0.005)  # annealing is not made longer
+TRUSTED_WIDTH = BracketWidth(0.05, 0.0075)  # a wider bracket is a problem that `fit` warns of
+
+
 class Normalisation(NamedTuple):
     """A bracket of log Z with what it took."""
 

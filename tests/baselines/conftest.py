@@ -55,7 +55,7 @@ def factors(n, seed):
 
 def linear_parameters(model):
     """Return loadings (D, L), offset and noise variance of an affine decoder, in units of X."""
-    decoder = model._fitted.network.decoder
+    decoder = model._model.network.decoder
     weight, bias = decoder.mean.weights[-1].numpy(), decoder.mean.biases[-1].numpy()
     return model.scale_[:, None] * weight, model.mean_ + model.scale_ * bias, model.noise_variance_
 

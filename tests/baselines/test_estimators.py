@@ -32,7 +32,7 @@ def scores_of_seeds(model, X):
     twin = pickle.loads(pickle.dumps(model))
     scores = []
     for seed in range(N_SEEDS):
-        twin._fitted = model._fitted._replace(seed=1000 * (seed + 1))
+        twin._model = model._model._replace(seed=1000 * (seed + 1))
         scores.append(twin.score(X))
     return np.array(scores)
 
@@ -50,11 +50,11 @@ def assert_tight_lower_bound(scores, truth, slack):
 def without_prior_energy(model):
     """Return the model with the energy of its prior, if any, set to zero: it is linear then."""
     twin = pickle.loads(pickle.dumps(model))
-    if twin._fitted.network.prior is not None:
-        twin._fitted.network.prior.network.weights[-1].data.zero_()
-        twin._fitted.network.prior.network.biases[-1].data.zero_()
-        zero = type(twin._fitted.log_partition)(0.0, 0.0, 0.0, 0.0, 1.0)
-        twin._fitted = twin._fitted._replace(log_partition=zero)
+    if twin._model.network.prior is not None:
+        twin._model.network.prior.network.weights[-1].data.zero_()
+        twin._model.network.prior.network.biases[-1].data.zero_()
+        zero = type(twin._model.log_partition)(0.0, 0.0, 0.0, 0.0, 1.0)
+        twin._model = twin._model._replace(log_partition=zero)
     return twin
 
 
@@ -81,7 +81,7 @@ def test_latents_of_an_affine_decoder_are_posterior_means(affine):
 
 def quadrature_log_density(model, X):
     """Return log p(x) of a model with one latent, by the trapezoidal rule."""
-    network, scale = model._fitted.network, model.scale_
+    network, scale = model._model.network, model.scale_
     grid = np.linspace(-9.0, 9.0, 6001)
     mean = model.inverse_transform(grid[:, None])
     log_prior = norm.logpdf(grid)
@@ -113,7 +113,7 @@ def test_score_of_a_curved_decoder_is_just_below_quadrature(curved):
 def test_log_partition_of_the_prior_brackets_quadrature():
     model = quiet_fit(LatentEBM(1, **{**SMALL, "max_iter": 40}), parabola(300, seed=3))
     grid = np.linspace(-9.0, 9.0, 6001)
-    energy = model._fitted.network.prior(torch.from_numpy(grid[:, None])).numpy()
+    energy = model._model.network.prior(torch.from_numpy(grid[:, None])).numpy()
     log_z = logsumexp(norm.logpdf(grid) - energy) + math.log(grid[1] - grid[0])
     # training must have moved the prior for this to say anything
     assert np.ptp(energy) > 0.1

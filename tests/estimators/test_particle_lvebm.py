@@ -20,7 +20,7 @@ from sklvebm import (
     ParticleLVEBM,
     runtime,
 )
-from sklvebm.estimators._ebm import fit as ebm_fit
+from sklvebm.preprocessing import prepared
 from sklvebm.preprocessing.splitting import split_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -434,7 +434,7 @@ def test_a_continued_fit_holds_out_the_same_rows(small, moons, random_state, mon
         splits.append(split_rows(*arguments))
         return splits[-1]
 
-    monkeypatch.setattr(ebm_fit, "split_rows", recorded)
+    monkeypatch.setattr(prepared, "split_rows", recorded)
     model = small(early_stopping=True, warm_start=True, random_state=random_state, max_iter=1)
     model.fit(moons).fit(moons)
     # rows that chose the parameters must not train them later, and particles belong to their rows

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklvebm import MLPEnergy, ParticleDivergenceError, PotentialFlowEBM
-from sklvebm.estimators import potential_flow_ebm
+from sklvebm.estimators._flow import training as flow_training
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.objectives.flow_matching import PotentialFlow
 
@@ -384,10 +384,10 @@ def test_divergence_keeps_the_wanted_output_format(monkeypatch):
     model = PotentialFlowEBM(max_iter=1, reference="gaussian", random_state=0).fit(X)
     model.set_output(transform="pandas")
 
-    def diverge(*_):
+    def diverge(*_, **__):
         raise ParticleDivergenceError("on purpose")
 
-    monkeypatch.setattr(potential_flow_ebm, "continue_training", diverge)
+    monkeypatch.setattr(flow_training, "train", diverge)
     with pytest.raises(ParticleDivergenceError):
         model.fit(X)
     assert not hasattr(model, "potential_")

@@ -3,7 +3,6 @@
 import math
 import pickle
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +12,11 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
-from sklvebm.estimators._common.transactional_fit import lower_confidence_limit
+from sklvebm.estimators._common.acceptance import lower_confidence_limit
 from sklvebm.estimators._ebm import training as ebm_training
+from sklvebm.estimators._ebm.config import likelihood_config
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
-from sklvebm.preprocessing.splitting import split_rows
+from sklvebm.preprocessing.prepared import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -90,8 +90,7 @@ class Sound:
 )
 def test_problems_of_the_particles_are_named(change, metrics, expected):
     pool = change(torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0)))
-    settings = ebm_training.resolve_auto(SimpleNamespace(**ParticleLVEBM().get_params()), 100, 2)
-    objective = ebm_training.new_objective(settings)
+    objective = likelihood_config(ParticleLVEBM().get_params(), 100, 2).objective()
     problem = objective.problem(Sound.state(pool), {**Sound.metrics, **metrics})
     assert problem is None if expected is None else expected in problem
 
@@ -105,7 +104,7 @@ def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch,
     expected = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
     np.testing.assert_allclose(model.score_samples(moons), expected, atol=1e-9)
     # what is reported as monitored is the reference's, too
-    rows = split_rows(moons, model, np.random.RandomState(model._split_seed)).monitor
+    rows = prepare(moons, model.validation_fraction, model._split_seed).split.monitor
     assert model.lower_bound_ == pytest.approx(expected[rows].mean())
 
 

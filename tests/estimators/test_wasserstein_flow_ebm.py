@@ -19,7 +19,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, WassersteinFlowEBM
-from sklvebm.estimators._ebm import fit as ebm_fit
 from sklvebm.estimators._ebm import training as ebm_training
 from sklvebm.objectives.proximal import WassersteinFlow
 
@@ -234,7 +233,7 @@ def test_a_continued_fit_that_diverges_keeps_what_there_was(moons, monkeypatch):
     def diverge(*_, **__):
         raise ParticleDivergenceError("on purpose")
 
-    monkeypatch.setattr(ebm_fit, "continue_training", diverge)
+    monkeypatch.setattr(ebm_training, "train", diverge)
     with pytest.raises(ParticleDivergenceError):
         model.fit(moons)
     assert model.score(moons) == score

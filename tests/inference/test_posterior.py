@@ -303,10 +303,10 @@ def test_conditional_features_of_a_chart_agree_with_quadrature(is_trained):
     latent_map = KernelLatentMap(
         landmarks,
         1.5,  # the components' own width: the latent_map is not straight within them
-        torch.tensor([0.2]),
-        0.5 * torch.randn(1, 2, generator=g),
-        0.5 * torch.randn(6, 1, generator=g),
-        torch.tensor([0.3]),
+        offset=torch.tensor([0.2]),
+        linear=0.5 * torch.randn(1, 2, generator=g),
+        coefficients=0.5 * torch.randn(6, 1, generator=g),
+        variance=torch.tensor([0.3]),
     )
     assert float((latent_map.jacobian(landmarks) - latent_map.linear).abs().max()) > 0.1
     x = energy.reference.to_features(energy.reference.sample(5, g)[:, :2])

@@ -20,10 +20,10 @@ def kernel_map(n_features=D, n_latents=L):
     return KernelLatentMap(
         random(J, n_features),
         0.8,
-        random(n_latents, seed=1),
-        random(n_latents, n_features, seed=2),
-        random(J, n_latents, seed=3),
-        0.2 + random(n_latents, seed=4).square(),
+        offset=random(n_latents, seed=1),
+        linear=random(n_latents, n_features, seed=2),
+        coefficients=random(J, n_latents, seed=3),
+        variance=0.2 + random(n_latents, seed=4).square(),
     )
 
 
@@ -31,12 +31,12 @@ def perceptron_map(n_features=D, n_latents=L):
     return PerceptronLatentMap(
         random(n_latents, seed=1),
         random(n_latents, n_features, seed=2),
-        random(J, n_features, seed=3),
-        random(J, seed=4),
-        random(J, J, seed=5),
-        random(J, seed=6),
-        random(n_latents, J, seed=7),
-        0.2 + random(n_latents, seed=8).square(),
+        first_weight=random(J, n_features, seed=3),
+        first_bias=random(J, seed=4),
+        second_weight=random(J, J, seed=5),
+        second_bias=random(J, seed=6),
+        last_weight=random(n_latents, J, seed=7),
+        variance=0.2 + random(n_latents, seed=8).square(),
     )
 
 

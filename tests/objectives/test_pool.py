@@ -66,7 +66,7 @@ def test_every_replica_climbs_a_rung_per_sweep_where_all_swaps_are_accepted():
     energy = untrained()
     kernel, noise = KERNELS["crank-nicolson"], IndependentNoise(generator(1))
     # four rungs: every particle walks down the ladder deterministically, three sweeps from the top
-    seen = run_diagnostic_chains(energy, pool_of(energy), kernel, 1, 12, noise)
+    seen = run_diagnostic_chains(energy, pool_of(energy), kernel, 1, noise, n_sweeps=12)
     assert seen.swap_acceptance.tolist() == [1.0, 1.0, 1.0]
     assert seen.acceptance.tolist() == [1.0] * 4
     assert seen.n_round_trips == 10 * 4
@@ -79,7 +79,7 @@ def test_a_single_rung_has_no_swaps_and_no_round_trips():
     energy = untrained()
     state = pool_of(energy, n_temperatures=1)
     noise = IndependentNoise(generator(1))
-    seen = run_diagnostic_chains(energy, state, KERNELS["mala"], 2, 5, noise)
+    seen = run_diagnostic_chains(energy, state, KERNELS["mala"], 2, noise, n_sweeps=5)
     assert seen.n_round_trips == 0
     assert seen.swap_acceptance.shape == (0,)
     assert seen.state.pool.shape == state.pool.shape
@@ -145,7 +145,7 @@ def test_a_pool_in_blocks_climbs_as_one_piece_does(small_blocks):
     """Ten chains of four rungs in four blocks: every one goes its round."""
     energy = untrained()
     kernel, noise = KERNELS["crank-nicolson"], IndependentNoise(generator(1))
-    seen = run_diagnostic_chains(energy, pool_of(energy), kernel, 1, 12, noise)
+    seen = run_diagnostic_chains(energy, pool_of(energy), kernel, 1, noise, n_sweeps=12)
     assert seen.swap_acceptance.tolist() == [1.0, 1.0, 1.0]
     assert seen.n_round_trips == 10 * 4
     assert seen.traces.shape == (2, 10, 12)

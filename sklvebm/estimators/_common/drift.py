@@ -8,7 +8,6 @@ import torch
 
 from sklvebm.inference.missed_components import is_outside
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.preprocessing.scaling import Standardisation
 
 _TAIL_SHARE = 0.01  # of the defensive component, in telling which rows are outside
 _FEWEST = 3  # rows outside, more than which may be a region of their own
@@ -16,15 +15,13 @@ _DRAWS, _SIGMAS = 4096, 4.0  # of the reference; standard deviations of how many
 _NAMED = 5  # rows in a warning
 
 
-def rows_outside(
-    X: np.ndarray, standardisation: Standardisation, reference: MixtureReference
-) -> np.ndarray:
-    """Return the places of rows of X that lie outside of a reference, if they are too many.
+def rows_outside(rows: np.ndarray, reference: MixtureReference) -> np.ndarray:
+    """Return the places of standardised rows (N, D) outside of a reference, if they are too many.
 
-    None where there are no more of them than draws of the reference would have there.
+    Empty where no more rows are outside than draws of the reference would be.
     """
-    rows = torch.from_numpy(standardisation.apply(X))
-    outside = np.flatnonzero(is_outside(reference, rows, _TAIL_SHARE).numpy())
+    there = is_outside(reference, torch.from_numpy(rows), _TAIL_SHARE)
+    outside = np.flatnonzero(there.numpy())
     y = reference.sample(_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
     own = is_outside(reference, reference.to_features(y), _TAIL_SHARE)
     expected = float(own.double().mean()) * len(rows)
@@ -32,9 +29,7 @@ def rows_outside(
     return outside[:0] if few else outside
 
 
-def warn_of_drift(
-    X: np.ndarray, standardisation: Standardisation, reference: MixtureReference, consequence: str
-) -> np.ndarray:
+def warn_of_drift(rows: np.ndarray, reference: MixtureReference, consequence: str) -> np.ndarray:
     """Return `rows_outside`, and warn of them.
 
     Warns
@@ -42,14 +37,14 @@ def warn_of_drift(
     UserWarning
         If there are some: how many, which, and what becomes of them.
     """
-    outside = rows_outside(X, standardisation, reference)
+    outside = rows_outside(rows, reference)
     if len(outside):
         named = ", ".join(map(str, outside[:_NAMED])) + (", ..." if len(outside) > _NAMED else "")
         warnings.warn(
-            f"{len(outside)} of {len(X)} rows ({named}) lie outside of the reference that the "
+            f"{len(outside)} of {len(rows)} rows ({named}) lie outside of the reference that the "
             f"first rows were given{consequence}. If the rows keep drifting, fit anew to rows of "
             "all kinds.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
     return outside

@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,9 +151,9 @@ def parameters_of(estimator: Any) -> dict[str, Any]:
     return {name: getattr(estimator, name) for name in names}
 
 
-def resolved_attributes(settings: SimpleNamespace, names: Iterable[str]) -> dict[str, Any]:
+def resolved_attributes(config: Any, names: Iterable[str]) -> dict[str, Any]:
     """Return fitted attributes with the values that were used for parameters that may be "auto"."""
-    values = {name: getattr(settings, name) for name in names}
+    values = {name: getattr(config, name) for name in names}
     return {f"{name}_": _plain(value) for name, value in values.items()}
 
 

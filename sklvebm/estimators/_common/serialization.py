@@ -1,6 +1,12 @@
-"""Fitted parts that all families share, as NumPy arrays and plain types."""
+"""Fitted state as NumPy arrays and plain types, to be stored anywhere and read anywhere.
+
+A checksum goes with it: a model whose numbers were damaged must not answer with others.
+"""
 
 import copy
+import hashlib
+import numbers
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +16,9 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.search import Candidate
 from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
 from sklvebm.models.networks import tensor_of
+from sklvebm.training import Optimisation, start_optimisation
+
+_KEY = "_checksum"
 
 
 def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
@@ -65,3 +74,91 @@ def parameters_on_host(state: dict[str, Any]) -> dict[str, Any]:
         name: copy.deepcopy(value).cpu() if name in is_given else value
         for name, value in state.items()
     }
+
+
+def plain_optimisation(
+    optimisation: Optimisation, plain: Callable[[Any], dict[str, Any]]
+) -> dict[str, Any]:
+    """Describe parameters, running average and Adam's moments; `plain` describes a model."""
+    group = optimisation.optimizer.param_groups[0]
+    state = optimisation.optimizer.state_dict()["state"]
+    return {
+        "energy": plain(optimisation.energy),
+        "average": plain(optimisation.average),
+        "moments": {
+            str(index): {name: value.cpu().numpy() for name, value in entry.items()}
+            for index, entry in state.items()
+        },
+        "learning_rate": group["lr"],
+        "alpha": group["weight_decay"],
+        "n_updates": optimisation.n_updates,
+    }
+
+
+def optimisation_from_plain(
+    parts: dict[str, Any], from_plain: Callable[[dict[str, Any]], Any]
+) -> Optimisation:
+    """Rebuild what `plain_optimisation` described; `from_plain` rebuilds a model."""
+    optimisation = start_optimisation(
+        from_plain(parts["energy"]), learning_rate=parts["learning_rate"], alpha=parts["alpha"]
+    )
+    state = optimisation.optimizer.state_dict()
+    state["state"] = {
+        int(index): {name: tensor_of(value) for name, value in entry.items()}
+        for index, entry in parts["moments"].items()
+    }
+    optimisation.optimizer.load_state_dict(state)
+    average = from_plain(parts["average"])
+    return optimisation._replace(average=average, n_updates=parts["n_updates"])
+
+
+def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of arrays and plain types with the checksum of all of them."""
+    return {**state, _KEY: _digest(state)}
+
+
+def without_checksum(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what `with_checksum` was given.
+
+    Raises
+    ------
+    ValueError
+        If it is not what it was.
+    """
+    state = dict(state)
+    stored = state.pop(_KEY, None)
+    if stored is not None and stored != _digest(state):
+        raise ValueError(
+            "The stored model is damaged: its numbers are not those that were stored. Store it "
+            "again from the model, or copy the file anew."
+        )
+    return state
+
+
+def _digest(state: dict[str, Any]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    _feed(hasher, state)
+    return hasher.hexdigest()
+
+
+def _feed(hasher: Any, value: Any) -> None:
+    """Add a value to a hash: its kind and its numbers, whatever container or precision names them.
+
+    Storage may turn tuples into lists and NumPy's scalars into Python's. Objects of other kinds,
+    such as a user's own energy, are left out.
+    """
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            hasher.update(f"{key}:".encode())
+            _feed(hasher, value[key])
+    elif isinstance(value, list | tuple):
+        hasher.update(f"[{len(value)}".encode())
+        for part in value:
+            _feed(hasher, part)
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        hasher.update(f"{value.dtype.str}{value.shape}".encode())
+        hasher.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, str):
+        hasher.update(value.encode())
+    elif isinstance(value, numbers.Real):
+        hasher.update(float(value).hex().encode())

@@ -1,55 +1,25 @@
-"""What fits in epochs have in common: nothing lost on failure, progress printed, doubts told."""
+"""Shared by iterative `fit` methods: roll-back on failure, progress, convergence warnings."""
 
 import math
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-from scipy.special import ndtr, stdtrit
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
-from torch import Tensor
 
-from sklvebm.estimators._common.parameters import OneOf, Rule, check_parameters, parameters_of
 from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.training import Progress
 
 _PRIVATE = {"_model", "_training", "_split_seed"}
-_CONFIDENCE = float(ndtr(2.0))  # that a gain is one
-_LUCKY = 0.95  # quantile that the gains of the luckiest rows count as
 
 
-def checked_settings(estimator: BaseEstimator, rules: dict[str, Rule]) -> SimpleNamespace:
-    """Return the constructor parameters of an estimator with a reference.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is not legal; names it, the rule and the value.
-    """
-    parameters = parameters_of(estimator)
-    check_parameters(parameters, rules)
-    if not isinstance(estimator.reference, GaussianMixture | MixtureReference):
-        others = "a GaussianMixture or a MixtureReference"
-        OneOf(("mixture", "gaussian"), others).check("reference", estimator.reference)
-    if estimator.validation_fraction == 1.0:
-        raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
-    return SimpleNamespace(**parameters)
-
-
-def check_unchanged(
-    estimator: BaseEstimator, settings: SimpleNamespace, shape: dict[str, Any]
-) -> None:
+def check_unchanged(estimator: BaseEstimator, config: Any, shape: dict[str, Any]) -> None:
     """Raise ValueError if a parameter that shapes the model is not what it was."""
     for name, was in shape.items():
-        now = getattr(settings, name)
-        if (tuple(now) if isinstance(was, tuple) and now is not None else now) != was:
+        if getattr(config, name) != was:
             raise ValueError(
                 f"{name} must stay {was} while a fit is continued, got "
                 f"{getattr(estimator, name)}; use warm_start=False, or a clone, to start anew."
@@ -124,11 +94,7 @@ class Reporter:
 
 
 def warn_of_problems(
-    estimator: BaseEstimator,
-    monitored: str,
-    stopped: bool,
-    doubted: str,
-    problems: list[str],
+    estimator: BaseEstimator, monitored: str, outcome: Any, doubtful: str = ""
 ) -> None:
     """Warn if training was cut short by `max_iter` or the diagnostics found problems.
 
@@ -138,13 +104,13 @@ def warn_of_problems(
         After its fit.
     monitored : str
         What the monitored value is, in words.
-    stopped : bool
-        Whether a trained model is returned that might have become better.
-    doubted : str
+    outcome : Outcome
+        Of the fit.
+    doubtful : str, default=""
         What problems throw doubt on, in words.
-    problems : list of str
-        What the diagnostics found.
     """
+    # one epoch of `partial_fit` is no attempt to reach a plateau
+    stopped = not (outcome.converged or outcome.is_reference or outcome.one_epoch)
     if stopped and estimator.max_iter > 0 and estimator.tol is not None:
         warnings.warn(
             f"Training stopped at max_iter={estimator.max_iter} epochs before the {monitored} "
@@ -152,9 +118,10 @@ def warn_of_problems(
             ConvergenceWarning,
             stacklevel=4,
         )
+    problems = outcome.diagnostics.problems() if outcome.diagnostics is not None else []
     if problems:
         warnings.warn(
-            f"{doubted} may not be trusted: "
+            f"{doubtful} may not be trusted: "
             + "; ".join(problems)
             + ". See diagnostics_.report().",
             ConvergenceWarning,
@@ -175,18 +142,3 @@ def memory_advice(estimator: BaseEstimator) -> str:
     given = [name for name in _COSTLY if hasattr(estimator, name)]
     values = [f"decrease {name} (now {getattr(estimator, name)!r})" for name in given]
     return ", ".join([*values, "or fit fewer rows"])
-
-
-def lower_confidence_limit(gains: Tensor) -> float:
-    """Return a one-sided lower limit of the mean gain of held-out rows (N,), nats.
-
-    Two standard errors below the mean, widened for few rows as Student's law has it: three rows
-    have to be 4.5 of theirs ahead, and one row proves nothing. The luckiest rows count as the 95 %
-    quantile, so that one of them cannot decide; what the worst ones lose counts in full.
-    """
-    n = len(gains)
-    if n < 2:
-        return -math.inf
-    capped = torch.minimum(gains, torch.quantile(gains, _LUCKY))
-    margin = float(stdtrit(n - 1, _CONFIDENCE)) * float(capped.std()) / math.sqrt(n)
-    return float(capped.mean()) - margin

@@ -11,15 +11,12 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import choose_mixture, fit_ensemble
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.reach import reach_of_rows
-from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.training import Optimisation
 
 _MOST_ADDED = 0.5  # of the density, in one step
 
 
-def follow_drift(
-    X: np.ndarray, chart: Standardisation, training: Training, source: np.random.RandomState
-) -> Training:
+def follow_drift(rows: np.ndarray, training: Training, source: np.random.RandomState) -> Training:
     """Return a training whose reference has components where it had only its tails.
 
     A reference is fitted to the first rows. Where later ones lie outside of it, the correction is
@@ -28,10 +25,8 @@ def follow_drift(
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows of the continued fit, in the units of the data.
-    chart : Standardisation
-        Units of the model, which stay.
+    rows : ndarray of shape (n_samples, n_features)
+        Standardised rows of the continued fit.
     training : Training
         What is continued; its energies are given the new reference in place.
     source : numpy.random.RandomState
@@ -43,10 +38,9 @@ def follow_drift(
         If rows are outside.
     """
     reference = training.reference
-    outside = warn_of_drift(X, chart, reference, ": it gets components there")
+    outside = warn_of_drift(rows, reference, ": it gets components there")
     if not len(outside):
         return training
-    rows = chart.apply(X)
     share = min(len(outside) / len(rows), _MOST_ADDED)
     extended = _extended(reference, rows[outside], share, source)
     energy, average, optimizer, n_updates = training.optimisation

@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
+from sklvebm.estimators._common.by_rows import answer_rows
 from sklvebm.inference.conditional import conditional_features
 from sklvebm.inference.posterior import ROW_PARTICLES, evidence_from_above, posterior_particles
 from sklvebm.inference.products import Expert
 from sklvebm.inference.sampling import joint_draws, posterior_draws
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import stack_rows
-from sklvebm.messages import FEWER_ROWS, naming_memory
+from sklvebm.messages import naming_memory
 from sklvebm.models.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.preprocessing.scaling import (
     FAR_OUT,
@@ -26,7 +26,7 @@ from sklvebm.preprocessing.scaling import (
 from sklvebm.runtime import chunks, numerical_session, seeded_generator
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.log_partition import LogPartition
-from sklvebm.threads import limited_threads, most_threads, threads_for
+from sklvebm.threads import threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
 _COPIES = 8  # positions, gradients, activations and steps on the way that are alive at once
@@ -42,11 +42,13 @@ class Model(NamedTuple):
     n_annealing_steps: int
     latent_step_size: float
     seed: int  # of deterministic results
-    chart: LatentMap | None = None  # what latents are called outside; None is the reference's map
+    latent_map: LatentMap | None = (
+        None  # what latents are called outside; None is the reference's map
+    )
 
     def latents(self, x: Tensor, e: Tensor) -> Tensor:
         """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
-        gauge = self.energy.reference if self.chart is None else self.chart
+        gauge = self.energy.reference if self.latent_map is None else self.latent_map
         # a copy: the model may be on another device than the rows
         return gauge.to_latents(x.cpu().double(), e.cpu().double())
 
@@ -79,25 +81,10 @@ def _answer_rows(
     answer: Callable[[PathEnergy, Tensor, int], Tensor],
     particles_per_row: int = ROW_PARTICLES,
 ) -> np.ndarray:
-    """Apply `answer(energy, rows, number of the chunk)` to chunks of rows and join the results.
-
-    On the CPU, chunks run side by side with one torch thread each: no thread waits for another,
-    so a busy core costs its share and nothing more. Results do not depend on the number of threads.
-    """
+    """Apply `answer(energy, rows, number of the chunk)` to rows, see `answer_rows`."""
+    parts = chunks(len(rows), particles_per_row, numbers_per_particle(model.energy))
     energy = model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
-
-    def run(number: int, part: slice) -> np.ndarray:
-        with numerical_session(1):
-            return answer(energy, torch.from_numpy(rows[part]).to(device), number).cpu().numpy()
-
-    parts = chunks(len(rows), particles_per_row, numbers_per_particle(energy))
-    tasks = list(enumerate(parts))
-    n_jobs = min(len(tasks), most_threads()) if device.type == "cpu" else 1
-    with limited_threads(1), naming_memory(FEWER_ROWS):
-        if n_jobs == 1:
-            return np.concatenate([run(*task) for task in tasks])
-        results = Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(run)(*t) for t in tasks)
-    return np.concatenate(results)
+    return answer_rows(energy, rows, device, answer, parts)
 
 
 def log_density(
@@ -117,11 +104,11 @@ def log_density(
             evidence = posterior_particles(energy, x, **options).log_total_weight()
         return energy.reference.log_marginal(x) + evidence
 
-    chart = model.standardisation
-    rows = chart.apply(X)
+    units = model.standardisation
+    rows = units.apply(X)
     out = zero_where_squares_overflow(_answer_rows(model, rows, device, answer), rows)
     log_z = model.log_partition.lower if from_above else model.log_partition.upper
-    return out - log_z + chart.log_jacobian
+    return out - log_z + units.log_jacobian
 
 
 def latent_means(model: Model, X: np.ndarray, device: torch.device) -> np.ndarray:
@@ -158,13 +145,14 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
     step_size = float(model.ladder.step_size[-1])
 
     def answer(energy: PathEnergy, z: Tensor, _: int) -> Tensor:
-        chart = None if model.chart is None else copy.deepcopy(model.chart).to(device)
-        return conditional_features(energy, z, step_size=step_size, seed=model.seed, chart=chart)
+        latent_map = model.latent_map and copy.deepcopy(model.latent_map).to(device)
+        return conditional_features(
+            energy, z, step_size=step_size, seed=model.seed, latent_map=latent_map
+        )
 
     # far out the mean is linear: latents whose squares overflow are carried nearer, and back
     size = np.maximum(np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / FAR_OUT, 1.0)
-    rows = np.array(Z, dtype=np.float64) / size  # a copy: torch refuses read-only memory
-    standardised = _answer_rows(model, rows, device, answer) * size
+    standardised = _answer_rows(model, Z / size, device, answer) * size
     return finite(model.standardisation.invert(standardised))
 
 

@@ -2,14 +2,15 @@
 
 import copy
 import math
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
-from sklvebm.estimators._common.transactional_fit import lower_confidence_limit
+from sklvebm.estimators._common.acceptance import lower_confidence_limit
+from sklvebm.estimators._common.session import FitSession
+from sklvebm.estimators._ebm.config import PoolConfig
 from sklvebm.estimators._ebm.diagnostics import (
     MAX_RHAT,
     Diagnostics,
@@ -28,9 +29,14 @@ from sklvebm.models.energies import AnchoredEnergy, PathEnergy
 from sklvebm.models.targets import joint_target
 from sklvebm.objectives.pool import DiagnosticChains, run_diagnostic_chains
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
-from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.annealing import Ladder
-from sklvebm.smc.log_partition import LogPartition, Normalisation, estimate_log_partition
+from sklvebm.smc.log_partition import (
+    TRUSTED_WIDTH,
+    WANTED_WIDTH,
+    LogPartition,
+    Normalisation,
+    estimate_log_partition,
+)
 from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.smc.resampling import effective_sample_size
 from sklvebm.training import TrainingResult
@@ -41,55 +47,53 @@ _DEFENSIVE_SHARE = 0.125  # of the particles of a pool that starts away from the
 _WALKERS = 512
 _RUNGS = 8  # where training had no ladder of its own
 _MOST_CHAINS = 2**12  # of the diagnostic chains: traces of more would outgrow it
-# widths of the bracket of log Z, for two features and for each further one, in nats
-_WANTED = (0.02, 0.005)  # the effort stops growing
-_TRUSTED = (0.05, 0.0075)  # beyond it, fit warns
 _MAX_STEPS = 512
 _POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1
 _CHUNK_ROWS = 128
 
 
-def normaliser_pool(settings: SimpleNamespace) -> TemperedPool:
+class TrainedParticles(NamedTuple):
+    """What training leaves to the normaliser besides the parameters."""
+
+    state: ParticleState  # at the end of training
+    rows: Tensor  # (N, D), standardised training rows: starts of chains at the data
+    seed: int  # of the model's deterministic results
+    generator: torch.Generator  # source of all noise
+
+
+def normaliser_pool(config: PoolConfig) -> TemperedPool:
     """Return the pool that the normaliser moves: tempered, exact on the reference."""
     return TemperedPool(
         dynamics="crank-nicolson",
-        n_chains=min(settings.n_chains, _MOST_CHAINS),
-        n_temperatures=settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS,
-        n_langevin_steps=settings.n_langevin_steps,
+        n_chains=min(config.n_chains, _MOST_CHAINS),
+        n_temperatures=_n_rungs(config),
+        n_langevin_steps=config.n_langevin_steps,
         step_size=None,
     )
 
 
+def _n_rungs(config: PoolConfig) -> int:
+    return config.n_temperatures if config.n_temperatures > 1 else _RUNGS
+
+
 def normalise(
+    session: FitSession,
     energy: PathEnergy,
     reference: MixtureReference,
-    state: ParticleState,
-    rows: Tensor,
-    settings: SimpleNamespace,
-    chart: Standardisation,
-    seed: int,
-    generator: torch.Generator,
+    trained: TrainedParticles,
 ) -> tuple[Model, Diagnostics]:
     """Bracket log Z of trained parameters and measure the sampler.
 
     Parameters
     ----------
+    session : FitSession
+        Has the parameters and the units of the model.
     energy : AnchoredEnergy or BridgedEnergy
         The trained model.
     reference : MixtureReference
         Its reference before it was rounded for training.
-    state : ParticleState
-        Particles at the end of training.
-    rows : Tensor of shape (N, D)
-        Standardised training rows: starts of the pool that begins at the data.
-    settings : SimpleNamespace
-        Constructor parameters.
-    chart : Standardisation
-        Units of the model.
-    seed : int
-        Seed of the model's deterministic results.
-    generator : torch.Generator
-        Source of all noise.
+    trained : TrainedParticles
+        Particles, rows and random numbers.
 
     Returns
     -------
@@ -98,34 +102,33 @@ def normalise(
     diagnostics : Diagnostics
         What was measured.
     """
+    config, rows = session.config, trained.rows
     exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
     exact.reference = reference
-    checks = check_reference(reference, rows, seed)
-    further = max(0, energy.n_features - 2)
-    checks["tolerance"] = _TRUSTED[0] + _TRUSTED[1] * further
+    checks = check_reference(reference, rows, trained.seed)
+    checks["tolerance"] = TRUSTED_WIDTH.at(energy.n_features)
     checks["is_anchored"] = isinstance(energy, AnchoredEnergy)
     checks["n_posterior_particles"] = ROW_PARTICLES if energy.n_latents > 0 else 0
     model = Model(
         energy=exact,
-        standardisation=chart,
+        standardisation=session.data.standardisation,
         log_partition=LogPartition(0.0, 0.0, 0.0, 0.0, math.inf),
-        ladder=plain_ladder(settings),
+        ladder=plain_ladder(config),
         n_annealing_steps=1,
         latent_step_size=2.0,
-        seed=seed,
+        seed=trained.seed,
     )
     if isinstance(energy, AnchoredEnergy) and energy.is_zero:
         # the reference is normalised, and draws of it are exact
         size = float(checks["n_posterior_particles"])
         n_temperatures = len(model.ladder.betas)
         return model, diagnose_reference(n_temperatures, posterior_sample_size=size, **checks)
-    tempered = normaliser_pool(settings)
-    bracketed = bracket_log_partition(energy, tempered, state, rows, settings, generator)
+    bracketed = bracket_log_partition(energy, config, trained)
     model = model._replace(
         log_partition=bracketed.normalisation.estimate,
         ladder=Ladder(*(part.cpu().double() for part in bracketed.ladder)),
         n_annealing_steps=bracketed.normalisation.n_steps,
-        latent_step_size=min(2.0, float(state.latent_step_size)),
+        latent_step_size=min(2.0, float(trained.state.latent_step_size)),
     )
     return model, diagnose(
         bracketed.normalisation,
@@ -136,10 +139,9 @@ def normalise(
     )
 
 
-def plain_ladder(settings: SimpleNamespace) -> Ladder:
+def plain_ladder(config: PoolConfig) -> Ladder:
     """Return the ladder of a model that is its reference, where every step is exact."""
-    n_rungs = settings.n_temperatures if settings.n_temperatures > 1 else _RUNGS
-    betas = torch.linspace(0.0, 1.0, n_rungs, dtype=torch.float64)
+    betas = torch.linspace(0.0, 1.0, _n_rungs(config), dtype=torch.float64)
     return Ladder(betas, torch.full_like(betas, 2.0), torch.zeros_like(betas))
 
 
@@ -153,38 +155,29 @@ class Bracketed(NamedTuple):
 
 
 def bracket_log_partition(
-    energy: PathEnergy,
-    tempered: TemperedPool,
-    state: ParticleState,
-    rows: Tensor,
-    settings: SimpleNamespace,
-    generator: torch.Generator,
+    energy: PathEnergy, config: PoolConfig, trained: TrainedParticles
 ) -> Bracketed:
-    """Equilibrate a pool, watch it, anneal both ways, and compare with independent draws.
+    """Equilibrate a pool, run diagnostic chains, anneal both ways, compare with other draws.
 
-    Parameters
-    ----------
-    tempered : TemperedPool
-        How the pool moves.
-    energy, state, rows, settings, generator
-        As in `normalise`.
+    Arguments as in `normalise`.
     """
-    if settings.n_temperatures > 1 and settings.dynamics == "crank-nicolson":
+    tempered, generator, state = normaliser_pool(config), trained.generator, trained.state
+    if config.n_temperatures > 1 and config.dynamics == "crank-nicolson":
         state = state._replace(pool=state.pool[:, : tempered.n_chains])
     else:
         state = tempered.init(energy, generator)
     # half of the walkers that leave the model come from the trained pool, half from the diagnostic
     # chains
-    n_snapshots = math.ceil(0.5 * _WALKERS / settings.n_chains)
+    n_snapshots = math.ceil(0.5 * _WALKERS / config.n_chains)
     n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
     n_sweeps = max(n_sweeps, 2 * n_snapshots)
     state, draws = tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
-    diagnostic_chains = compare_diagnostic_chains(energy, tempered, state, rows, generator)
+    diagnostic_chains = compare_diagnostic_chains(energy, tempered, state, trained.rows, generator)
     diagnosed = [o.state.pool[-1][: _WALKERS // 4] for o in diagnostic_chains]
     model_draws = torch.cat([draws[-_WALKERS // 2 :], *diagnosed])
     target = joint_target(energy, select_correction_and_grad(energy))
     ladder, noise = tempered.ladder(state), IndependentNoise(generator)
-    tolerance = _WANTED[0] + _WANTED[1] * max(0, energy.n_features - 2)
+    tolerance = WANTED_WIDTH.at(energy.n_features)
     normalisation = estimate_log_partition(
         target,
         lambda: energy.reference.sample(len(model_draws), generator, stratified=True),
@@ -238,13 +231,11 @@ def compare_diagnostic_chains(
     states = [
         state._replace(pool=start.reshape(t, c, width)) for start in (from_data, from_reference)
     ]
+    how = (tempered.kernel, tempered.n_langevin_steps)
     # the first round is burn-in
     for number, n_sweeps in enumerate(_WATCH_ROUNDS):
         diagnostic_chains = [
-            run_diagnostic_chains(
-                energy, pool, tempered.kernel, tempered.n_langevin_steps, n_sweeps, noise
-            )
-            for pool in states
+            run_diagnostic_chains(energy, pool, *how, noise, n_sweeps=n_sweeps) for pool in states
         ]
         states = [chains.state for chains in diagnostic_chains]
         if number > 0 and disagreement(diagnostic_chains) <= MAX_RHAT:
@@ -253,29 +244,28 @@ def compare_diagnostic_chains(
 
 
 def estimated_gain(
-    energy: PathEnergy, result: TrainingResult, rows: Tensor, rival: Tensor
+    energy: PathEnergy, result: TrainingResult, rows: Tensor, expected: Tensor
 ) -> float:
     """Return the gain over the reference on monitored rows (N, D) as training saw it, nats.
 
-    As `gain_over_reference`, with the ladder's log Z. The best epoch was chosen by it, so that it
-    flatters: without a promise there is nothing to normalise for.
+    As `gain_over_reference`, with the ladder's log Z. The best epoch was selected by it, so the
+    estimate is biased upwards: where it is not positive, normalising would be in vain.
     """
     with torch.no_grad():
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
         evidence = -free_energy_bound(energy, rows, nodes)
         base = energy.reference.log_marginal(rows).double()
-    gains = (evidence - base).cpu() - rival
+    gains = (evidence - base).cpu() - expected
     # the mean over several epochs instead of that of one
-    mean = result.best_lower_bound - float(base.mean()) - float(rival.mean())
+    mean = result.best_lower_bound - float(base.mean()) - float(expected.mean())
     return mean - float(gains.mean()) + lower_confidence_limit(gains)
 
 
-def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
+def gain_over_reference(model: Model, rows: Tensor, expected: Tensor) -> float:
     """Return by how much rows, standardised (N, D), prefer the model to a reference, nats.
 
-    The mean lower bound minus that of the reference that would be kept instead, which is `rival`
-    (N,) nats better than the model's own; with log Z from above, and as far as so few rows can be
-    believed: ten can be pleased by chance.
+    The lower confidence limit of the mean gain over the reference that would be kept instead. That
+    one is expected to gain `expected` (N,) nats over the model's own; log Z counts from above.
     """
     parts = [
         posterior_particles(
@@ -283,7 +273,7 @@ def gain_over_reference(model: Model, rows: Tensor, rival: Tensor) -> float:
         ).log_total_weight()
         for x in rows.cpu().double().split(_CHUNK_ROWS)
     ]
-    gains = torch.cat(parts) - rival
+    gains = torch.cat(parts) - expected
     return lower_confidence_limit(gains) - model.log_partition.upper
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sklvebm.estimators._common.checksum import with_checksum, without_checksum
 from sklvebm.estimators._common.serialization import (
     arrays_of,
     choice_from_plain,
-    parameters_on_host,
+    optimisation_from_plain,
     plain_choice,
+    plain_optimisation,
     plain_reference,
     reference_from_plain,
 )
@@ -38,7 +38,6 @@ from sklvebm.models.reach import Reach
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.log_partition import LogPartition
-from sklvebm.training import Optimisation, start_optimisation
 
 
 def latent_map_from_plain(arrays: dict[str, np.ndarray] | None) -> LatentMap | None:
@@ -46,11 +45,11 @@ def latent_map_from_plain(arrays: dict[str, np.ndarray] | None) -> LatentMap | N
     if arrays is None:
         return None
     kind = KernelLatentMap if "landmarks" in arrays else PerceptronLatentMap
-    chart = kind.__new__(kind)
-    nn.Module.__init__(chart)
+    latent_map = kind.__new__(kind)
+    nn.Module.__init__(latent_map)
     for name, value in arrays.items():
-        chart.register_buffer(name, tensor_of(value))
-    return chart
+        latent_map.register_buffer(name, tensor_of(value))
+    return latent_map
 
 
 def plain_energy(energy: PathEnergy) -> dict[str, Any]:
@@ -77,39 +76,6 @@ def reach_from_plain(arrays: dict[str, np.ndarray]) -> Reach:
     return Reach(centre, whitening).to(centre.dtype)
 
 
-def plain_optimisation(optimisation: Optimisation) -> dict[str, Any]:
-    """Describe parameters, running average and Adam moments."""
-    state = optimisation.optimizer.state_dict()["state"]
-    moments = {
-        str(index): {name: value.cpu().numpy() for name, value in entry.items()}
-        for index, entry in state.items()
-    }
-    return {
-        "energy": plain_energy(optimisation.energy),
-        "average": plain_energy(optimisation.average),
-        "moments": moments,
-        "learning_rate": optimisation.optimizer.param_groups[0]["lr"],
-        "alpha": optimisation.optimizer.param_groups[0]["weight_decay"],
-        "n_updates": optimisation.n_updates,
-    }
-
-
-def optimisation_from_plain(plain: dict[str, Any], reference: MixtureReference) -> Optimisation:
-    """Rebuild what `plain_optimisation` described, on the given reference."""
-    energy = energy_from_plain(plain["energy"], reference)
-    optimisation = start_optimisation(
-        energy, learning_rate=plain["learning_rate"], alpha=plain["alpha"]
-    )
-    state = optimisation.optimizer.state_dict()
-    state["state"] = {
-        int(index): {name: tensor_of(value) for name, value in entry.items()}
-        for index, entry in plain["moments"].items()
-    }
-    optimisation.optimizer.load_state_dict(state)
-    average = energy_from_plain(plain["average"], optimisation.energy.reference)
-    return optimisation._replace(average=average, n_updates=plain["n_updates"])
-
-
 def plain_particles(state: ParticleState) -> dict[str, Any]:
     """Describe the pool and the adapted scalars; the latents are left out."""
     fields = {name: value for name, value in state._asdict().items() if name != "latents"}
@@ -130,12 +96,10 @@ def particles_from_plain(plain: dict[str, Any]) -> ParticleState:
 
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Replace the modules and tensors in an estimator's attributes by arrays and plain types."""
-    plain = parameters_on_host(state)
-    if "_model" not in state:
-        return plain
+    plain = dict(state)
     model: Model = plain.pop("_model")
     training: Training = plain.pop("_training")
-    for name in _DERIVED:
+    for name in derived_attributes(model):
         plain.pop(name)
     plain["diagnostics_"] = plain["diagnostics_"]._asdict()
     plain["_plain"] = {
@@ -143,7 +107,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         # another one, where training was not accepted
         "trained_on": plain_reference(training.reference),
         "choice": plain_choice(training.choice),
-        "chart": training.chart and arrays_of(training.chart),
+        "latent_map": training.latent_map and arrays_of(training.latent_map),
         "energy": plain_energy(model.energy),
         "standardisation": model.standardisation._asdict(),
         "log_partition": model.log_partition._asdict(),
@@ -151,17 +115,14 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "n_annealing_steps": model.n_annealing_steps,
         "latent_step_size": model.latent_step_size,
         "seed": model.seed,
-        "optimisation": plain_optimisation(training.optimisation),
+        "optimisation": plain_optimisation(training.optimisation, plain_energy),
         "particles": plain_particles(training.state),
     }
-    return with_checksum(plain)
+    return plain
 
 
-def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
+def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    state = without_checksum(plain)
-    if "_plain" not in state:
-        return state
     parts = state.pop("_plain")
     state["diagnostics_"] = Diagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
@@ -173,22 +134,17 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         n_annealing_steps=parts["n_annealing_steps"],
         latent_step_size=parts["latent_step_size"],
         seed=parts["seed"],
-        chart=latent_map_from_plain(parts["chart"]),
+        latent_map=latent_map_from_plain(parts["latent_map"]),
     )
     particles = particles_from_plain(parts["particles"])
     trained_on = reference_from_plain(parts["trained_on"])
-    state["_model"] = model
-    state["_training"] = Training(
-        optimisation_from_plain(
-            parts["optimisation"], copy.deepcopy(trained_on).to(particles.pool.dtype)
-        ),
-        particles,
-        trained_on,
-        choice_from_plain(parts["choice"]),
-        model.chart,
+    own = copy.deepcopy(trained_on).to(particles.pool.dtype)
+    optimisation = optimisation_from_plain(
+        parts["optimisation"], lambda plain: energy_from_plain(plain, own)
     )
-    state.update(derived_attributes(model))
-    return state
+    choice = choice_from_plain(parts["choice"])
+    training = Training(optimisation, particles, trained_on, choice, model.latent_map)
+    return {**state, "_model": model, "_training": training, **derived_attributes(model)}
 
 
 def derived_attributes(model: Model) -> dict[str, Any]:
@@ -196,15 +152,10 @@ def derived_attributes(model: Model) -> dict[str, Any]:
     energy = model.energy
     if energy.n_latents == 0:
         energy = FeatureEnergy(energy)
-    elif model.chart is not None:
-        energy = MappedEnergy(energy, model.chart)
+    elif model.latent_map is not None:
+        energy = MappedEnergy(energy, model.latent_map)
     return {
         "energy_": energy,
         "reference_": model.energy.reference,
-        "mean_": model.standardisation.mean,
-        "scale_": model.standardisation.scale,
         "log_partition_": model.log_partition,
     }
-
-
-_DERIVED = ("energy_", "reference_", "mean_", "scale_", "log_partition_")

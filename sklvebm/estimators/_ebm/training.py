@@ -1,41 +1,44 @@
-"""The composition root of fits with a pool: standardise, reference, energy, train, normalise."""
+"""Training of energies by particles: start on a reference, train, normalise, accept or give up."""
 
 import copy
-from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.base import expected_refit_gain, fit_base, kept_reference
-from sklvebm.estimators._common.transactional_fit import Reporter, least_improvement
+from sklvebm.estimators._common.reference import (
+    expected_refit_gain,
+    fit_session_reference,
+    kept_reference,
+    mean_log_density,
+)
+from sklvebm.estimators._common.session import FitSession, Outcome
+from sklvebm.estimators._common.transactional_fit import least_improvement
+from sklvebm.estimators._ebm.config import PoolConfig
 from sklvebm.estimators._ebm.diagnostics import Diagnostics
 from sklvebm.estimators._ebm.fitted_model import Model
-from sklvebm.estimators._ebm.normalization import estimated_gain, gain_over_reference, normalise
-from sklvebm.estimators._ebm.user_energy import build_user_energy, probe
+from sklvebm.estimators._ebm.normalization import (
+    TrainedParticles,
+    estimated_gain,
+    gain_over_reference,
+    normalise,
+)
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.mixtures.stacking import (
-    MixtureChoice,
-)
+from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
-from sklvebm.models.networks import correction_network, resolve_image_shape
+from sklvebm.models.networks import correction_network
 from sklvebm.models.reach import Reach, reach_of_rows
-from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
-from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.preprocessing.scaling import (
-    Standardisation,
-)
-from sklvebm.preprocessing.splitting import Rows
-from sklvebm.runtime import numerical_session, resolve_device, seeded_generator, working_memory
+from sklvebm.models.user_energy import build_user_energy, probe
+from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import (
     Objective,
     Optimisation,
-    Progress,
+    TrainingResult,
     move_moments,
     start_optimisation,
     train,
@@ -43,8 +46,6 @@ from sklvebm.training import (
 
 _OPEN_SHARE = 0.1  # of the gain over the reference, that the bracket of log Z may be wide
 _FARTHEST = 1e9  # standard deviations: rows count as that far in training
-_FEW_DIMENSIONS = 7  # features and latents together
-_MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
 
 
 class Training(NamedTuple):
@@ -54,10 +55,66 @@ class Training(NamedTuple):
     state: ParticleState
     reference: MixtureReference  # float64, on the CPU: training rounds its own copy
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
-    chart: LatentMap | None  # what latents are called outside; None for the linear map
+    latent_map: LatentMap | None  # what latents are called outside; None for the linear map
 
 
-def to_go_on_from(training: Training, device: torch.device) -> Training:
+class PoolObjective(Objective, Protocol):
+    """An objective whose model side is a pool of particles."""
+
+    def ready(
+        self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
+    ) -> Any:
+        """Return the state to train from, given the particles of an earlier fit or a start."""
+
+    def particles(self, state: Any) -> ParticleState:
+        """Return the particles of a state, which are all that outlasts a fit."""
+
+
+def build_energy(
+    config: PoolConfig, reference: MixtureReference, seed: int, reach: Reach | None = None
+) -> PathEnergy:
+    """Join the reference to a network that corrects it, or to a copy of the user's energy.
+
+    The correction fades beyond `reach`; None lets it act everywhere.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `energy` is not a module or factory, does not return one energy per row, or leaves
+        nothing to train.
+    """
+    if config.energy is not None:
+        is_trained = config.max_iter > 0
+        return build_user_energy(config.energy, reference, seed, is_trained=is_trained)
+    generator = torch.Generator().manual_seed(seed)
+    network = correction_network(config, reference.n_features, reference.n_latents, generator)
+    return AnchoredEnergy(reference, network, reach=reach)
+
+
+def start(session: FitSession) -> Training:
+    """Fit the reference and set up an untrained model on it, on the device."""
+    config: PoolConfig = session.config
+    reference, choice = fit_session_reference(session)
+    seed, rows = session.draw_seed(), session.data.fitted
+    reach = reach_of_rows(rows, reference, seed)
+    energy = build_energy(config, copy.deepcopy(reference), seed, reach)
+    if isinstance(energy, BridgedEnergy):
+        probe(energy, rows, seed)
+    device = config.torch_device
+    energy = energy.to(device=device, dtype=config.torch_dtype)
+    optimisation = start_optimisation(
+        energy, learning_rate=config.learning_rate_init, alpha=config.alpha
+    )
+    state = config.pool().init(energy, seeded_generator(seed, device))
+    latent_map = None
+    # the latents of a user's energy are not ours to rename
+    if config.energy is None and config.n_components > 0:
+        source = np.random.RandomState(seed)
+        latent_map = fit_latent_map(rows, reference, config.latent_map, source)
+    return Training(optimisation, state, reference, choice, latent_map)
+
+
+def on_device(training: Training, device: torch.device) -> Training:
     """Return a training on a device, with copies of all that updates write into: they may fail."""
     optimisation, state = copy.deepcopy((training.optimisation, training.state))
     here = state.pool.device
@@ -73,167 +130,6 @@ def to_go_on_from(training: Training, device: torch.device) -> Training:
     return training._replace(optimisation=optimisation, state=state)
 
 
-def accepted_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
-    """Return a gain over the reference, nats, that is zero at most where the diagnostics object.
-
-    A score that nobody can vouch for is no reason to give up one that is exact. The gain counts
-    log Z from its upper end, so that a tenth of it may be open: the tolerance grows with it.
-    """
-    tolerance = max(diagnostics.tolerance, _OPEN_SHARE * gain)
-    diagnostics = diagnostics._replace(tolerance=tolerance)
-    return min(gain, 0.0) if diagnostics.problems() else gain, diagnostics
-
-
-class PoolObjective(Objective, Protocol):
-    """An objective whose model side is a pool of particles."""
-
-    def ready(
-        self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
-    ) -> Any:
-        """Return the state to train from, given the particles of an earlier fit or a start."""
-
-    def particles(self, state: Any) -> ParticleState:
-        """Return the particles of a state, which are all that outlasts a fit."""
-
-
-class Outcome(NamedTuple):
-    """What a fit returns to the estimator."""
-
-    model: Model
-    diagnostics: Diagnostics
-    training: Training
-    history: list[Progress]
-    lower_bound: float  # nats per row, units of X
-    improved: bool  # on the reference
-    converged: bool
-    device: torch.device
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `max_iter` ended the training of a model that is kept."""
-        is_reference = isinstance(self.model.energy, AnchoredEnergy) and not self.improved
-        return not self.converged and not is_reference
-
-
-def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
-    """Return settings with every "auto" replaced by what suits such rows (docs/tuning.md).
-
-    Few dimensions need a small network, a short ladder and first-layer units that divide the space
-    finely; few rows allow no such freedom.
-
-    Raises
-    ------
-    ValueError
-        If contrastive negatives are asked for on a ladder, or rows are no images of `image_shape`.
-    """
-    if settings.energy is None:
-        resolve_image_shape(settings, n_features)
-    contrastive = settings.negatives == "contrastive"
-    if contrastive and settings.n_temperatures not in ("auto", 1):
-        raise ValueError(
-            "n_temperatures must be 1 or 'auto' with negatives='contrastive', got "
-            f"{settings.n_temperatures!r}."
-        )
-    few_dimensions = n_features + settings.n_components <= _FEW_DIMENSIONS
-    # one particle for each of very many rows says as much about the mean as four for a quarter
-    few_particles = few_dimensions or n_samples >= _VERY_MANY_ROWS
-    free = few_dimensions and n_samples >= _MANY_ROWS
-    chosen = {
-        "hidden_layer_sizes": (64, 64) if few_dimensions else (128, 128),
-        "n_temperatures": 1 if contrastive else 4 if few_dimensions else 8,
-        "n_particles": 1 if few_particles else 4,
-        "alpha": 0.01 if free else 0.5,
-        "learning_rate_init": 0.02 if free else 0.01,
-        # about eight updates an epoch, up to thirty-two where there are many rows
-        "batch_size": max(int(np.clip(n_samples // 8, 32, 256)), n_samples // 32),
-    }
-    for name, value in chosen.items():
-        if isinstance(getattr(settings, name), str):
-            setattr(settings, name, value)
-    settings.batch_size = min(settings.batch_size, n_samples)
-    settings.input_gain = max(1.0, 10.0 * (2.0 / max(2, n_features)) ** 2) if free else 1.0
-    return settings
-
-
-def new_objective(settings: SimpleNamespace) -> ParticleLikelihood:
-    """Return the objective that the constructor parameters describe."""
-    return ParticleLikelihood(
-        dynamics=settings.dynamics,
-        posterior=settings.posterior,
-        negatives=settings.negatives,
-        n_particles=settings.n_particles,
-        n_chains=settings.n_chains,
-        n_temperatures=settings.n_temperatures,
-        n_langevin_steps=settings.n_langevin_steps,
-        step_size=settings.step_size,
-        information_weight=settings.information_weight,
-        most_bytes=working_memory(),
-    )
-
-
-def pool_of(settings: SimpleNamespace) -> TemperedPool:
-    """Return the pool that the constructor parameters describe."""
-    return TemperedPool(
-        dynamics=settings.dynamics,
-        n_chains=settings.n_chains,
-        n_temperatures=settings.n_temperatures,
-        n_langevin_steps=settings.n_langevin_steps,
-        step_size=settings.step_size,
-    )
-
-
-def build_energy(
-    settings: SimpleNamespace,
-    reference: MixtureReference,
-    seed: int,
-    reach: Reach | None = None,
-) -> PathEnergy:
-    """Join the reference to a network that corrects it, or to a copy of the user's energy.
-
-    The correction fades beyond `reach`; None lets it act everywhere.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `energy` is not a module or factory, does not return one energy per row, or leaves
-        nothing to train.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    if settings.energy is None:
-        width = reference.n_features
-        network = correction_network(settings, width, reference.n_latents, generator)
-        return AnchoredEnergy(reference, network, reach=reach)
-    return build_user_energy(settings, reference, seed)
-
-
-def start_training(
-    X: np.ndarray,
-    rows: Rows,
-    settings: SimpleNamespace,
-    random_state: np.random.RandomState,
-    report: Reporter,
-) -> tuple[Standardisation, Training]:
-    """Standardise, fit the reference and set up an untrained model on it, on the device."""
-    device, dtype = resolve_device(settings.device), getattr(torch, settings.dtype)
-    chart, standardised, reference, choice = fit_base(X, rows, settings, random_state, report)
-    seed = random_state.randint(np.iinfo(np.int32).max)
-    reach = reach_of_rows(standardised, reference, seed)
-    energy = build_energy(settings, copy.deepcopy(reference), seed, reach)
-    if isinstance(energy, BridgedEnergy):
-        probe(energy, standardised, seed)
-    energy = energy.to(device=device, dtype=dtype)
-    optimisation = start_optimisation(
-        energy, learning_rate=settings.learning_rate_init, alpha=settings.alpha
-    )
-    state = pool_of(settings).init(energy, seeded_generator(seed, device))
-    latent_map = None
-    # the latents of a user's energy are not ours to rename
-    if settings.energy is None and settings.n_components > 0:
-        source = np.random.RandomState(seed)
-        latent_map = fit_latent_map(standardised, reference, settings.latent_map, source)
-    return chart, Training(optimisation, state, reference, choice, latent_map)
-
-
 def anchored_on(training: Training, reference: MixtureReference) -> Training:
     """Return a training whose energies, changed in place, stand on the reference of a model.
 
@@ -245,106 +141,116 @@ def anchored_on(training: Training, reference: MixtureReference) -> Training:
     return training._replace(reference=reference)
 
 
-def continue_training(
-    X: np.ndarray,
-    rows: Rows,
-    chart: Standardisation,
-    training: Training,
-    settings: SimpleNamespace,
-    objective: PoolObjective,
-    random_state: np.random.RandomState,
-    report: Reporter,
-    keep_best: bool,
-    continues: bool,
-) -> Outcome:
-    """Train a model on the rows of X and normalise it.
+def accepted_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
+    """Return a gain over the reference, nats, that is zero at most where the diagnostics object.
+
+    A score that nobody can vouch for is no reason to give up one that is exact. The gain counts
+    log Z from its upper end, so that a tenth of it may be open: the tolerance grows with it.
+    """
+    tolerance = max(diagnostics.tolerance, _OPEN_SHARE * gain)
+    diagnostics = diagnostics._replace(tolerance=tolerance)
+    return min(gain, 0.0) if diagnostics.problems() else gain, diagnostics
+
+
+def train_particles(session: FitSession, training: Training) -> Outcome:
+    """Train a model on the rows of a session, normalise it, and accept it or keep the reference.
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows in the units of the data.
-    rows : Rows
-        Which of them train and which are monitored.
-    chart : Standardisation
-        Units of the model.
+    session : FitSession
+        Rows, parameters and random numbers; `config.objective()` is what training descends.
     training : Training
         Where to start; used up.
-    settings : SimpleNamespace
-        Constructor parameters.
-    objective : PoolObjective
-        What to descend.
-    random_state : numpy.random.RandomState
-        Source of all seeds.
-    report : Reporter
-        Receives stages, the progress of each epoch and its ELBO in the units of X.
-    keep_best : bool
-        Keep the epoch with the best monitored ELBO; else the running average after the last one.
-    continues : bool
-        Whether there was a fit before: its reference is then what is kept if training does not
-        help, else one that is fitted to all rows.
 
     Raises
     ------
     ParticleDivergenceError
         If training stops being finite.
     """
-    energy = training.optimisation.energy
-    like = energy.reference.location
-    seed = random_state.randint(np.iinfo(np.int32).max)
+    data = session.data
+    like = training.optimisation.energy.reference.location
+    seed = session.draw_seed()
     generator = seeded_generator(seed, like.device)
     # moved in as far as single precision needs: a correction is zero there anyway
-    standardised = torch.from_numpy(chart.apply(X).clip(-_FARTHEST, _FARTHEST)).to(like)
-    fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
-    del standardised  # copies have been taken
-
-    def normalised(energy: PathEnergy, reference: MixtureReference) -> tuple[Model, Diagnostics]:
-        return normalise(energy, reference, particles, fitted, settings, chart, seed, generator)
-
+    fitted, monitor = (
+        torch.from_numpy(rows.clip(-_FARTHEST, _FARTHEST)).to(like)
+        for rows in (data.fitted, data.monitored)
+    )
     with team(torch.get_num_threads()), numerical_session(1):
-        report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
-        state = objective.ready(energy, training.state, len(fitted), generator)
-        result = train(
-            training.optimisation,
-            objective,
-            fitted,
-            monitor,
-            state,
-            learning_rate=settings.learning_rate_init,
-            batch_size=min(settings.batch_size, len(fitted)),
-            max_iter=settings.max_iter,
-            tol=least_improvement(settings.tol),
-            n_iter_no_change=settings.n_iter_no_change,
-            generator=generator,
-            callback=lambda p: report(p, p.lower_bound + chart.log_jacobian),
-        )
-        particles = objective.particles(result.state)
-        kept = result.best if keep_best else result.optimisation.average
-        may_fall_back = keep_best and isinstance(energy, AnchoredEnergy)
-        gain = 0.0
-        units = chart.apply(X)
-        rival = expected_refit_gain(units, rows, training, settings, continues)
-        if not may_fall_back or estimated_gain(kept, result, monitor, rival) > 0.0:
-            report.stage("normalising the trained energy")
-            model, diagnostics = normalised(kept, training.reference)
-            gain = gain_over_reference(model, monitor, rival)
-            gain, diagnostics = accepted_gain(gain, diagnostics)
-        lower_bound = result.best_lower_bound
-        if may_fall_back and gain <= 0.0:
-            # annealing has the last word: what looked like progress on the ladder was none
-            report.stage("keeping the reference")
-            how = {"seed": seed, "continues": continues}
-            reference = kept_reference(units, rows, training, settings, **how)
-            untrained = build_energy(settings, copy.deepcopy(reference), seed).to(like)
-            model, diagnostics = normalised(untrained, reference)
-            lower_bound = float(training.reference.log_marginal(monitor.cpu().double()).mean())
-    report.kept(gain > 0.0, gain, len(monitor), falls_back=may_fall_back)
+        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
+        result, particles = _descended(session, training, fitted, monitor, generator)
+        trained = TrainedParticles(particles, fitted, seed, generator)
+        training = training._replace(optimisation=result.optimisation, state=particles)
+        model, diagnostics, gain = _accepted(session, training, result, monitor, trained)
+    is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
+    value = result.best_lower_bound
+    if is_reference:
+        value = mean_log_density(training.reference, data.monitored)
     return Outcome(
-        model=model._replace(chart=training.chart),
+        model=model._replace(latent_map=training.latent_map),
         diagnostics=diagnostics,
-        training=training._replace(optimisation=result.optimisation, state=particles),
+        training=training,
         history=result.history,
-        lower_bound=lower_bound + chart.log_jacobian,
+        value=value + data.standardisation.log_jacobian,
         improved=gain > 0.0,
+        is_reference=is_reference,
         converged=result.converged,
         device=like.device,
     )
+
+
+def _descended(
+    session: FitSession,
+    training: Training,
+    fitted: Tensor,
+    monitor: Tensor,
+    generator: torch.Generator,
+) -> tuple[TrainingResult, ParticleState]:
+    """Run the training loop on standardised rows; return its result and the last particles."""
+    config: PoolConfig = session.config
+    objective: PoolObjective = config.objective()
+    energy = training.optimisation.energy
+    state = objective.ready(energy, training.state, len(fitted), generator)
+    result = train(
+        training.optimisation,
+        objective,
+        fitted,
+        monitor,
+        state,
+        learning_rate=config.learning_rate_init,
+        batch_size=min(config.batch_size, len(fitted)),
+        max_iter=config.max_iter,
+        tol=least_improvement(config.tol),
+        n_iter_no_change=config.n_iter_no_change,
+        generator=generator,
+        callback=session.report_epoch,
+    )
+    return result, objective.particles(result.state)
+
+
+def _accepted(
+    session: FitSession,
+    training: Training,
+    result: TrainingResult,
+    monitor: Tensor,
+    trained: TrainedParticles,
+) -> tuple[Model, Diagnostics, float]:
+    """Return the normalised energy, or the reference where that is no gain, with the gain, nats."""
+    kept = result.best if session.keep_best else result.optimisation.average
+    may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
+    gain = 0.0
+    expected = expected_refit_gain(session, training)
+    if not may_fall_back or estimated_gain(kept, result, monitor, expected) > 0.0:
+        session.report.stage("normalising the trained energy")
+        model, diagnostics = normalise(session, kept, training.reference, trained)
+        gain = gain_over_reference(model, monitor, expected)
+        gain, diagnostics = accepted_gain(gain, diagnostics)
+    if may_fall_back and gain <= 0.0:
+        # annealing has the last word: what looked like progress on the ladder was none
+        session.report.stage("keeping the reference")
+        reference = kept_reference(session, training, trained.seed)
+        untrained = build_energy(session.config, copy.deepcopy(reference), trained.seed)
+        untrained = untrained.to(kept.reference.location)
+        model, diagnostics = normalise(session, untrained, reference, trained)
+    session.report.kept(gain > 0.0, gain, len(monitor), falls_back=may_fall_back)
+    return model, diagnostics, gain

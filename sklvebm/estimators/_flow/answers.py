@@ -1,14 +1,10 @@
 """The questions a fitted potential flow answers."""
 
-import numpy as np
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
+from sklvebm.estimators._common.answers import FittedDensityMixin, TransformingDensityMixin
 from sklvebm.estimators._common.frames import framed
-from sklvebm.estimators._common.mean_score import MeanScoreMixin
 from sklvebm.estimators._common.parameters import Number, OneOf
-from sklvebm.estimators._common.validation import checked_rows
 from sklvebm.estimators._flow import serialization
 from sklvebm.estimators._flow.fitted_model import (
     energy_log_density,
@@ -18,16 +14,19 @@ from sklvebm.estimators._flow.fitted_model import (
     from_noise,
     to_noise,
 )
-from sklvebm.runtime import draw_seed, resolve_device, without_numpy_errors
-from sklvebm.validation import as_plain_array
+from sklvebm.runtime import draw_seed, without_numpy_errors
 
 
-class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanScoreMixin):
+class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
     """Score, transform and sample from the fitted attribute `_model`.
 
-    No state, no constructor: an estimator provides `fit`, which sets `_model` and `potential_`,
-    and parameters `device` and `n_langevin_steps`.
+    No state, no constructor: an estimator provides `fit`, which sets `_model`, and parameters
+    `device` and `n_langevin_steps`.
     """
+
+    _n_latents_name = "n_features_in_"
+    _to_plain = staticmethod(serialization.to_plain)
+    _from_plain = staticmethod(serialization.from_plain)
 
     @without_numpy_errors
     def score_samples(self, X, method="flow"):
@@ -76,8 +75,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         Z : ndarray of shape (n_samples, n_features)
             Latents, standard normal for rows of the model; a deterministic function of the row.
         """
-        X = self._checked_rows(X)
-        return to_noise(self._model, X, self._run_device()).astype(X.dtype)
+        return self._transformed(X)
 
     @without_numpy_errors
     def inverse_transform(self, X):
@@ -93,14 +91,7 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         X : ndarray of shape (n_samples, n_features)
             Rows, in the units of the training data, up to `diagnostics_.round_trip_error`.
         """
-        check_is_fitted(self, "potential_")
-        Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
-        if Z.shape[1] != self.n_features_in_:
-            raise ValueError(
-                f"X must have {self.n_features_in_} columns (n_features_in_), got {Z.shape[1]}."
-            )
-        rows = from_noise(self._model, Z, self._run_device()).astype(Z.dtype)
-        return framed(self, rows, like=X)
+        return self._inverse_transformed(X)
 
     @without_numpy_errors
     def sample(self, n_samples=1, random_state=None):
@@ -122,40 +113,23 @@ class FlowDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin, MeanSc
         X : ndarray of shape (n_samples, n_features)
             Draws in the units of the training data.
         """
-        check_is_fitted(self, "potential_")
-        Number(True, 1).check("n_samples", n_samples)
-        seed = draw_seed(random_state)
+        n_samples, seed = self._checked_number("n_samples", n_samples), draw_seed(random_state)
         Number(True, 0).check("n_langevin_steps", self.n_langevin_steps)
         n_moves = int(self.n_langevin_steps)
-        X = flow_samples(self._model, int(n_samples), n_moves, seed, self._run_device())
+        X = flow_samples(self._model, n_samples, n_moves, seed, self._run_device())
         return framed(self, X)
-
-    def _checked_rows(self, X):
-        check_is_fitted(self, "potential_")
-        return checked_rows(self, X, reset=False)
 
     def _expert(self):
         """Return the explicit energy as `sklvebm.compose` sees it."""
-        check_is_fitted(self, "potential_")
+        check_is_fitted(self)
         return expert_of(self._model)
 
-    def _run_device(self):
-        """Return the device that answers are computed on: the parameter's, resolved now."""
-        return resolve_device(self.device)
+    def _latents(self, X, device):
+        return to_noise(self._model, X, device)
+
+    def _features(self, Z, device):
+        return from_noise(self._model, Z, device)
 
     @property
     def _n_features_out(self):
         return self._model.potential.n_features
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    # Persistence -------------------------------------------------------------------------------
-
-    def __getstate__(self):
-        return serialization.to_plain(super().__getstate__())
-
-    def __setstate__(self, state):
-        super().__setstate__(serialization.from_plain(state))

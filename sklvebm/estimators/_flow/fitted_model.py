@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 
+from sklvebm.estimators._common.by_rows import answer_rows
 from sklvebm.flows.explicit_energy import PotentialSlice, polish
 from sklvebm.flows.ode import graded_times, heun_step, times_for_tails
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_density, transport
 from sklvebm.inference.products import Expert
-from sklvebm.messages import FEWER_ROWS, naming_memory
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import (
     FAR_OUT,
@@ -25,7 +24,6 @@ from sklvebm.preprocessing.scaling import (
 )
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
-from sklvebm.threads import limited_threads, most_threads
 
 _TAIL_BEGINS = 3.5  # standard deviations beyond the typical norm, of rows as of noise
 _WIDE = 10.0  # standard deviations of a component that makes tails
@@ -83,23 +81,11 @@ def _answer_rows(
     answer: Callable[[AnchoredPotential, Tensor], Tensor],
     n_directions: int = 1,
 ) -> np.ndarray:
-    """Apply `answer(potential, rows)` to chunks of rows, side by side with one thread each."""
-    on_cpu = device.type == "cpu"
-    potential = model.potential if on_cpu else on_device(model.potential, device)
-    size = max(1, _CHUNK_NUMBERS // numbers_per_row(potential, n_directions))
-    rows = np.array(rows, dtype=np.float64)  # a copy: torch refuses read-only memory
-    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
-
-    def run(part: np.ndarray) -> np.ndarray:
-        with numerical_session(1):
-            return answer(potential, torch.from_numpy(part).to(device)).cpu().numpy()
-
-    n_jobs = min(len(parts), most_threads()) if on_cpu else 1
-    with limited_threads(1), naming_memory(FEWER_ROWS):
-        if n_jobs == 1:
-            return np.concatenate([run(part) for part in parts])
-        results = Parallel(n_jobs=n_jobs, require="sharedmem")(delayed(run)(p) for p in parts)
-    return np.concatenate(results)
+    """Apply `answer(potential, rows)` to rows, see `answer_rows`."""
+    size = max(1, _CHUNK_NUMBERS // numbers_per_row(model.potential, n_directions))
+    parts = [slice(first, first + size) for first in range(0, len(rows), size)]
+    potential = model.potential if device.type == "cpu" else on_device(model.potential, device)
+    return answer_rows(potential, rows, device, lambda own, x, _: answer(own, x), parts)
 
 
 def on_device(potential: AnchoredPotential, device: torch.device) -> AnchoredPotential:
@@ -123,7 +109,7 @@ def flow_log_density(
             return potential.log_reference(stop * x, stop)
         return flow_density(potential, stop * x, model.n_steps, directions, stop=stop).log_density
 
-    return _in_units(model, X, device, answer, stop, directions.shape[1])
+    return _in_units(model, X, device, answer, time=stop, n_directions=directions.shape[1])
 
 
 def energy_log_density(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
@@ -133,7 +119,7 @@ def energy_log_density(model: FlowModel, X: np.ndarray, device: torch.device) ->
     def answer(potential: AnchoredPotential, x: Tensor) -> Tensor:
         return -potential.energy(time * x, time) - log_z
 
-    return _in_units(model, X, device, answer, time)
+    return _in_units(model, X, device, answer, time=time)
 
 
 def _in_units(
@@ -141,6 +127,7 @@ def _in_units(
     X: np.ndarray,
     device: torch.device,
     answer: Callable[[AnchoredPotential, Tensor], Tensor],
+    *,
     time: float,
     n_directions: int = 1,
 ) -> np.ndarray:

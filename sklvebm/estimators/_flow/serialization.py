@@ -2,25 +2,22 @@
 
 from typing import Any
 
-from sklvebm.estimators._common.checksum import with_checksum, without_checksum
 from sklvebm.estimators._common.serialization import (
     choice_from_plain,
-    parameters_on_host,
+    optimisation_from_plain,
     plain_choice,
+    plain_optimisation,
     plain_reference,
     reference_from_plain,
 )
+from sklvebm.estimators._flow.diagnostics import FlowDiagnostics
 from sklvebm.estimators._flow.fitted_model import FlowModel
-from sklvebm.estimators._flow.normalization import FlowDiagnostics
 from sklvebm.estimators._flow.training import FlowTraining
 from sklvebm.flows.interpolant import InterpolantMarginals, interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential
 from sklvebm.models.networks import network_from_plain, plain_network, tensor_of
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.log_partition import LogPartition
-from sklvebm.training import Optimisation, start_optimisation
-
-_DERIVED = ("potential_", "reference_", "mean_", "scale_", "log_partition_")
 
 
 def derived_attributes(model: FlowModel) -> dict[str, Any]:
@@ -28,8 +25,6 @@ def derived_attributes(model: FlowModel) -> dict[str, Any]:
     return {
         "potential_": model.potential,
         "reference_": model.reference,
-        "mean_": model.standardisation.mean,
-        "scale_": model.standardisation.scale,
         "log_partition_": model.log_partition,
     }
 
@@ -50,48 +45,12 @@ def potential_from_plain(plain: dict[str, Any], mixture: InterpolantMarginals) -
     return AnchoredPotential(mixture, network, plain["bound"])
 
 
-def plain_optimisation(optimisation: Optimisation) -> dict[str, Any]:
-    """Describe parameters, running average and Adam moments."""
-    group = optimisation.optimizer.param_groups[0]
-    state = optimisation.optimizer.state_dict()["state"]
-    return {
-        "potential": plain_potential(optimisation.energy),
-        "average": plain_potential(optimisation.average),
-        "moments": {
-            str(index): {name: value.cpu().numpy() for name, value in entry.items()}
-            for index, entry in state.items()
-        },
-        "learning_rate": group["lr"],
-        "alpha": group["weight_decay"],
-        "n_updates": optimisation.n_updates,
-    }
-
-
-def optimisation_from_plain(plain: dict[str, Any], mixture: InterpolantMarginals) -> Optimisation:
-    """Rebuild what `plain_optimisation` described, on the given mixture."""
-    optimisation = start_optimisation(
-        potential_from_plain(plain["potential"], mixture),
-        learning_rate=plain["learning_rate"],
-        alpha=plain["alpha"],
-    )
-    state = optimisation.optimizer.state_dict()
-    state["state"] = {
-        int(index): {name: tensor_of(value) for name, value in entry.items()}
-        for index, entry in plain["moments"].items()
-    }
-    optimisation.optimizer.load_state_dict(state)
-    average = potential_from_plain(plain["average"], mixture)
-    return optimisation._replace(average=average, n_updates=plain["n_updates"])
-
-
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Replace the modules and tensors in an estimator's attributes by arrays and plain types."""
-    plain = parameters_on_host(state)
-    if "_model" not in state:
-        return plain
+    plain = dict(state)
     model: FlowModel = plain.pop("_model")
     training: FlowTraining = plain.pop("_training")
-    for name in _DERIVED:
+    for name in derived_attributes(model):
         plain.pop(name)
     plain["diagnostics_"] = plain["diagnostics_"]._asdict()
     plain["_plain"] = {
@@ -106,16 +65,13 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "directions": model.directions.numpy(),
         "energy_time": model.energy_time,
         "log_partition": model.log_partition._asdict(),
-        "optimisation": plain_optimisation(training.optimisation),
+        "optimisation": plain_optimisation(training.optimisation, plain_potential),
     }
-    return with_checksum(plain)
+    return plain
 
 
-def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
+def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
-    state = without_checksum(plain)
-    if "_plain" not in state:
-        return state
     parts = state.pop("_plain")
     state["diagnostics_"] = FlowDiagnostics(**state["diagnostics_"])
     reference = reference_from_plain(parts["reference"])
@@ -131,11 +87,9 @@ def from_plain(plain: dict[str, Any]) -> dict[str, Any]:
         energy_time=parts["energy_time"],
         log_partition=LogPartition(**parts["log_partition"]),
     )
-    state["_model"] = model
-    state["_training"] = FlowTraining(
-        optimisation_from_plain(parts["optimisation"], interpolant_marginals(trained_on)),
-        trained_on,
-        choice_from_plain(parts["choice"]),
+    mixture = interpolant_marginals(trained_on)
+    optimisation = optimisation_from_plain(
+        parts["optimisation"], lambda plain: potential_from_plain(plain, mixture)
     )
-    state.update(derived_attributes(model))
-    return state
+    training = FlowTraining(optimisation, trained_on, choice_from_plain(parts["choice"]))
+    return {**state, "_model": model, "_training": training, **derived_attributes(model)}

@@ -1,42 +1,39 @@
-"""The composition root of `PotentialFlowEBM.fit`: reference, potential, train, accept, check."""
+"""Training of potential flows: start on a reference, train, accept or give up, check."""
 
 import copy
-from functools import partial
-from types import SimpleNamespace
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.base import expected_refit_gain, fit_base, kept_reference
-from sklvebm.estimators._common.transactional_fit import (
-    Reporter,
-    least_improvement,
-    lower_confidence_limit,
+from sklvebm.estimators._common.acceptance import lower_confidence_limit
+from sklvebm.estimators._common.reference import (
+    expected_refit_gain,
+    fit_session_reference,
+    kept_reference,
+    mean_log_density,
 )
+from sklvebm.estimators._common.session import FitSession, Outcome
+from sklvebm.estimators._common.transactional_fit import least_improvement
+from sklvebm.estimators._flow.config import FlowConfig
+from sklvebm.estimators._flow.diagnostics import FlowDiagnostics
 from sklvebm.estimators._flow.fitted_model import FlowModel, numbers_per_row
-from sklvebm.estimators._flow.normalization import FlowDiagnostics, check_model
+from sklvebm.estimators._flow.normalization import check_model
 from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
-from sklvebm.models.networks import potential_network, resolve_image_shape
-from sklvebm.objectives.flow_matching import PotentialFlow
-from sklvebm.preprocessing.scaling import Standardisation
-from sklvebm.preprocessing.splitting import Rows
-from sklvebm.runtime import numerical_session, resolve_device, seeded_generator
+from sklvebm.models.networks import potential_network
+from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import threads_for
 from sklvebm.training import (
     Optimisation,
-    Progress,
+    TrainingResult,
     move_moments,
     start_optimisation,
     train,
 )
 
-_FEW_FEATURES, _MANY_ROWS = 3, 1000
-_EXACT_TRACE_UP_TO, _PROBES = 16, 16
 _ACCEPTANCE_STEPS = 16  # of the integrator
 _POINTS_PER_ROW = 2  # a pair of opposite noise
 
@@ -49,209 +46,133 @@ class FlowTraining(NamedTuple):
     choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
 
 
-class FlowOutcome(NamedTuple):
-    """What a fit returns to the estimator."""
-
-    model: FlowModel
-    diagnostics: FlowDiagnostics
-    training: FlowTraining
-    history: list[Progress]
-    log_likelihood: float  # nats per row, units of X
-    improved: bool  # on the reference
-    converged: bool
-    device: torch.device
-
-
-def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
-    """Return settings with every "auto" replaced by what suits such rows.
-
-    Raises
-    ------
-    ValueError
-        If rows are no images of `image_shape`.
-    """
-    resolve_image_shape(settings, n_features, single_layer=True)
-    few_features = n_features <= _FEW_FEATURES
-    chosen = {
-        "hidden_layer_sizes": (64, 64) if few_features else (512,),
-        "learning_rate_init": 0.01 if few_features else 0.005,
-        "batch_size": int(np.clip(n_samples // 8, 32, 256)),
-    }
-    for name, value in chosen.items():
-        if isinstance(getattr(settings, name), str):
-            setattr(settings, name, value)
-    settings.batch_size = min(settings.batch_size, n_samples)
-    if isinstance(settings.n_probes, str):
-        exact = n_features <= _EXACT_TRACE_UP_TO or len(list(settings.hidden_layer_sizes)) == 1
-        settings.n_probes = n_features if exact else _PROBES
-    settings.input_gain = 3.0 if few_features and n_samples >= _MANY_ROWS else 1.0
-    settings.n_components = 1  # of the reference's latents, which take no part
-    if isinstance(settings.reference, MixtureReference):
-        settings.n_components = settings.reference.n_latents
-    return settings
-
-
-def build_potential(
-    settings: SimpleNamespace, reference: MixtureReference, seed: int
-) -> AnchoredPotential:
-    """Join the marginals of the interpolant to a network that is zero."""
-    generator = torch.Generator().manual_seed(seed)
-    network = potential_network(settings, reference.n_features, generator)
-    return AnchoredPotential(interpolant_marginals(reference), network)
-
-
-def start_training(
-    X: np.ndarray,
-    rows: Rows,
-    settings: SimpleNamespace,
-    random_state: np.random.RandomState,
-    report: Reporter,
-) -> tuple[Standardisation, FlowTraining]:
-    """Standardise, fit the reference to the rows not held out and set up a zero correction."""
-    standardisation, _, reference, choice = fit_base(X, rows, settings, random_state, report)
-    seed = random_state.randint(np.iinfo(np.int32).max)
-    potential = build_potential(settings, reference, seed).to(getattr(torch, settings.dtype))
+def start(session: FitSession) -> FlowTraining:
+    """Fit the reference and set up a correction that is zero."""
+    config: FlowConfig = session.config
+    reference, choice = fit_session_reference(session)
+    generator = torch.Generator().manual_seed(session.draw_seed())
+    network = potential_network(config, reference.n_features, generator)
+    potential = AnchoredPotential(interpolant_marginals(reference), network)
     optimisation = start_optimisation(
-        potential, learning_rate=settings.learning_rate_init, alpha=settings.alpha
+        potential.to(config.torch_dtype),
+        learning_rate=config.learning_rate_init,
+        alpha=config.alpha,
     )
-    return standardisation, FlowTraining(optimisation, reference, choice)
+    return FlowTraining(optimisation, reference, choice)
 
 
-def continue_training(
-    X: np.ndarray,
-    rows: Rows,
-    standardisation: Standardisation,
-    training: FlowTraining,
-    settings: SimpleNamespace,
-    random_state: np.random.RandomState,
-    report: Reporter,
-    former: MixtureReference | None,
-) -> FlowOutcome:
-    """Train a potential on the rows of X, accept it or keep the reference, and check the result.
+def anchored_on(training: FlowTraining, reference: MixtureReference) -> FlowTraining:
+    """Return a copy of a training whose potentials stand on the reference of a model.
+
+    Another than theirs, if the fit before gave them up for a reference of all of its rows.
+    """
+    optimisation = copy.deepcopy(training.optimisation)
+    for potential in (optimisation.energy, optimisation.average):
+        potential.mixture = interpolant_marginals(reference)
+    return training._replace(optimisation=optimisation, reference=reference)
+
+
+def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
+    """Train a potential on the rows of a session, accept it or keep the reference, and check it.
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows in the units of the data.
-    rows : Rows
-        Which of them train and which are monitored.
-    standardisation : Standardisation
-        Units of the model.
+    session : FitSession
+        Rows, parameters and random numbers.
     training : FlowTraining
-        Where to start; not modified.
-    settings : SimpleNamespace
-        Constructor parameters.
-    random_state : numpy.random.RandomState
-        Source of all seeds.
-    report : Reporter
-        Receives stages, the progress of each epoch and its log-likelihood in the units of X.
-    former : MixtureReference or None
-        Reference of the model that a continued fit starts from: what training stands on and falls
-        back to. None for a first fit, which falls back to a reference fitted to all rows.
+        Where to start; used up.
 
     Raises
     ------
     ParticleDivergenceError
         If training stops being finite.
     """
-    device = resolve_device(settings.device)
-    training, optimisation = _to_go_on_from(training, former, device)
-    seed = random_state.randint(np.iinfo(np.int32).max)
-    generator = seeded_generator(seed, device)
-    units = standardisation.apply(X)
-    standardised = torch.from_numpy(units).to(device)
-    fitted, monitor = standardised[rows.fitted], standardised[rows.monitor]
-    batch_size = min(settings.batch_size, len(fitted))
-    width = max(numbers_per_row(optimisation.energy, 1), _n_weights(optimisation.energy))
+    data, device = session.data, session.config.torch_device
+    seed = session.draw_seed()
+    rows = [torch.from_numpy(part).to(device) for part in (data.fitted, data.monitored)]
+    potential = training.optimisation.energy
+    width = max(numbers_per_row(potential, 1), sum(p.numel() for p in potential.parameters()))
+    batch_size = min(session.config.batch_size, len(rows[0]))
     with numerical_session(threads_for(_POINTS_PER_ROW * batch_size, width)):
-        report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
-        result = train(
-            optimisation,
-            PotentialFlow(settings.loss, consistency=settings.consistency),
-            fitted,
-            monitor,
-            None,
-            learning_rate=settings.learning_rate_init,
-            batch_size=batch_size,
-            max_iter=settings.max_iter,
-            tol=least_improvement(settings.tol),
-            n_iter_no_change=settings.n_iter_no_change,
-            generator=generator,
-            callback=lambda p: report(p, p.lower_bound + standardisation.log_jacobian),
-        )
-        kept = _exact(result.best, training.reference)
-        on_cpu = seeded_generator(seed, torch.device("cpu"))
-        directions = trace_directions(X.shape[1], settings.n_probes, on_cpu)
-        monitored, reference = monitor.cpu(), training.reference
-        rival = expected_refit_gain(units, rows, training, settings, former is not None)
-        gain, best = (
-            gain_over_reference(kept, monitored, directions, rival),
-            result.best_lower_bound,
-        )
-        how = {"directions": directions, "settings": settings, "seed": seed}
-        checked = partial(check_model, standardisation=standardisation, rows=monitored, **how)
-        report.stage("choosing integrator steps, normalising the explicit energy")
-        if gain > 0.0:
-            model, diagnostics = checked(kept, reference)
-            if diagnostics.score_problems():
-                gain = 0.0  # nobody can vouch for the score, and the reference's is exact
-        if gain <= 0.0:
-            # what looked like progress may be chance, and the reference can have all rows
-            report.stage("keeping the reference")
-            how = {"seed": seed, "continues": former is not None}
-            reference = kept_reference(units, rows, training, settings, **how)
-            kept = AnchoredPotential(interpolant_marginals(reference), None)
-            best = float(training.reference.log_marginal(monitored).mean())
-            model, diagnostics = checked(kept, reference)
-    report.kept(gain > 0.0, gain, len(monitor))
-    return FlowOutcome(
+        session.report.stage(f"training on {len(rows[0])} rows, monitoring {len(rows[1])}")
+        result = _descended(session, training, rows, batch_size, seed)
+        model, diagnostics, gain = _accepted(session, training, result, seed)
+    value = result.best_lower_bound
+    if gain <= 0.0:
+        value = mean_log_density(training.reference, data.monitored)
+    return Outcome(
         model=model,
         diagnostics=diagnostics,
-        training=training._replace(optimisation=_on_device(result.optimisation, "cpu")),
+        training=training._replace(optimisation=_moved(result.optimisation, torch.device("cpu"))),
         history=result.history,
-        log_likelihood=best + standardisation.log_jacobian,
+        value=value + data.standardisation.log_jacobian,
         improved=gain > 0.0,
+        is_reference=gain <= 0.0,
         converged=result.converged,
         device=device,
     )
 
 
+def _descended(
+    session: FitSession,
+    training: FlowTraining,
+    rows: list[Tensor],
+    batch_size: int,
+    seed: int,
+) -> TrainingResult:
+    """Run the training loop on rows that are fitted and rows that are monitored."""
+    config: FlowConfig = session.config
+    return train(
+        _moved(training.optimisation, config.torch_device),
+        config.objective(),
+        *rows,
+        None,
+        learning_rate=config.learning_rate_init,
+        batch_size=batch_size,
+        max_iter=config.max_iter,
+        tol=least_improvement(config.tol),
+        n_iter_no_change=config.n_iter_no_change,
+        generator=seeded_generator(seed, config.torch_device),
+        callback=session.report_epoch,
+    )
+
+
+def _accepted(
+    session: FitSession, training: FlowTraining, result: TrainingResult, seed: int
+) -> tuple[FlowModel, FlowDiagnostics, float]:
+    """Return the checked flow, or the reference where that is no gain, with the gain, nats."""
+    monitored = torch.from_numpy(session.data.monitored)
+    on_cpu = seeded_generator(seed, torch.device("cpu"))
+    directions = trace_directions(monitored.shape[1], session.config.n_probes, on_cpu)
+    reference = training.reference
+    kept = _exact(result.best, reference)
+    expected = expected_refit_gain(session, training)
+    gain = gain_over_reference(kept, monitored, directions, expected)
+    session.report.stage("choosing integrator steps, normalising the explicit energy")
+    if gain > 0.0:
+        model, diagnostics = check_model(session, kept, reference, directions, seed)
+        if diagnostics.score_problems():
+            gain = 0.0  # the score of the reference is exact
+    if gain <= 0.0:
+        # what looked like progress may be chance, and the reference can have all rows
+        session.report.stage("keeping the reference")
+        reference = kept_reference(session, training, seed)
+        kept = AnchoredPotential(interpolant_marginals(reference), None)
+        model, diagnostics = check_model(session, kept, reference, directions, seed)
+    session.report.kept(gain > 0.0, gain, len(monitored))
+    return model, diagnostics, gain
+
+
 def gain_over_reference(
-    potential: AnchoredPotential, rows: Tensor, directions: Tensor, rival: Tensor
+    potential: AnchoredPotential, rows: Tensor, directions: Tensor, expected: Tensor
 ) -> float:
     """Return by how much rows, standardised (N, D), prefer the potential to a reference, nats.
 
-    The mean log-likelihood minus that of the reference that would be kept instead, which is `rival`
-    (N,) nats better than the potential's own; as far as so few rows can be believed.
+    The lower confidence limit of the mean gain over the reference that would be kept instead. That
+    one is expected to gain `expected` (N,) nats over the potential's own.
     """
-    gains = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions).gains[:, 0] - rival
-    return lower_confidence_limit(gains)
-
-
-def _to_go_on_from(
-    training: FlowTraining, former: MixtureReference | None, device: torch.device
-) -> tuple[FlowTraining, Optimisation]:
-    """Return a training, on the reference of a former model, and a copy to train on a device."""
-    optimisation = copy.deepcopy(training.optimisation)
-    if former is not None:
-        training = _anchored_on(training, optimisation, former)
-    return training, _on_device(optimisation, device)
-
-
-def _anchored_on(
-    training: FlowTraining, optimisation: Optimisation, reference: MixtureReference
-) -> FlowTraining:
-    """Put a copy of a training's potentials on the reference of a model, in place.
-
-    Another than theirs, if the fit before gave them up for a reference of all of its rows.
-    """
-    for potential in (optimisation.energy, optimisation.average):
-        potential.mixture = interpolant_marginals(reference)
-    return training._replace(reference=reference)
-
-
-def _n_weights(potential: AnchoredPotential) -> int:
-    return sum(parameter.numel() for parameter in potential.parameters())
+    density = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions)
+    return lower_confidence_limit(density.gains[:, 0] - expected)
 
 
 def _exact(potential: AnchoredPotential, reference: MixtureReference) -> AnchoredPotential:
@@ -261,7 +182,7 @@ def _exact(potential: AnchoredPotential, reference: MixtureReference) -> Anchore
     return exact
 
 
-def _on_device(optimisation: Optimisation, device: torch.device | str) -> Optimisation:
+def _moved(optimisation: Optimisation, device: torch.device) -> Optimisation:
     """Move potentials and Adam's moments to a device, in place."""
     for potential in (optimisation.energy, optimisation.average):
         potential.to(device)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,11 @@ _SAME = 1e-6  # of an energy: differences by rounding
 
 
 def build_user_energy(
-    settings: SimpleNamespace, reference: MixtureReference, seed: int
+    given: Any, reference: MixtureReference, seed: int, *, is_trained: bool
 ) -> BridgedEnergy:
     """Join a reference to a copy of the user's energy, or to what the user's factory makes.
+
+    If it is trained, it needs parameters that require gradients.
 
     Raises
     ------
@@ -30,26 +31,26 @@ def build_user_energy(
         If `energy` is not a module or factory, does not return one differentiable energy per row,
         or leaves nothing to train.
     """
-    if isinstance(settings.energy, nn.Module):
-        network = copy.deepcopy(settings.energy).cpu()
-    elif callable(settings.energy):
+    if isinstance(given, nn.Module):
+        network = copy.deepcopy(given).cpu()
+    elif callable(given):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            network = settings.energy(reference.n_features, reference.n_latents)
+            network = given(reference.n_features, reference.n_latents)
     else:
-        network = settings.energy
+        network = given
     if not isinstance(network, nn.Module):
         raise TypeError(
             "energy must be None, a torch.nn.Module or a callable (n_features, n_latents) -> "
-            f"Module, got {settings.energy!r}."
+            f"Module, got {given!r}."
         )
     energy = BridgedEnergy(reference, network.double())
     _check_values(network, *_draws(reference, _ROWS, seed))
     trainable = [parameter.requires_grad for parameter in network.parameters()]
-    if not trainable or (settings.max_iter > 0 and not any(trainable)):
+    if not trainable or (is_trained and not any(trainable)):
         raise ValueError(
             "energy must have parameters that require gradients: there is nothing to train in "
-            f"{settings.energy!r}."
+            f"{given!r}."
         )
     return energy
 

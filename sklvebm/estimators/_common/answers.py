@@ -1,0 +1,142 @@
+"""What all fitted densities share: checks of arguments, mean score, frames, stored state."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_is_fitted
+
+from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.serialization import (
+    parameters_on_host,
+    with_checksum,
+    without_checksum,
+)
+from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.runtime import draw_seed, resolve_device, without_numpy_errors
+from sklvebm.validation import as_plain_array
+
+
+class MeanScoreMixin(DensityMixin):
+    """Score rows by the mean of `score_samples`, which the estimator provides."""
+
+    # an HTML representation has no link rather than one to scikit-learn's pages
+    _doc_link_module, _doc_link_template = "sklvebm", ""
+
+    @without_numpy_errors
+    def score(self, X, y=None):
+        """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        score : float
+            Nats per row, in the units of X; a bound where `score_samples` returns bounds.
+        """
+        # rows of single precision are summed in double
+        return float(self.score_samples(X).mean(dtype=np.float64))
+
+
+class FittedDensityMixin(MeanScoreMixin):
+    """Checks and stored state of an estimator that keeps its fitted model in `_model`.
+
+    A family provides `_to_plain` and `_from_plain`, which turn the attributes that `fit` sets into
+    arrays and plain types, and back.
+    """
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "_model")
+
+    def _checked_rows(self, X):
+        """Return rows that the model can be asked about."""
+        check_is_fitted(self)
+        return checked_rows(self, X, reset=False)
+
+    def _checked_number(self, name: str, value: Any) -> int:
+        """Return a number of draws, at least one, from a fitted model."""
+        check_is_fitted(self)
+        Number(True, 1).check(name, value)
+        return int(value)
+
+    def _run_device(self):
+        """Return the device that answers are computed on: the parameter's, resolved now."""
+        return resolve_device(self.device)
+
+    def __getstate__(self):
+        state = parameters_on_host(super().__getstate__())
+        return with_checksum(self._to_plain(state)) if "_model" in state else state
+
+    def __setstate__(self, state):
+        # tensors made in inference mode could not be trained on
+        with torch.inference_mode(False):
+            plain = without_checksum(state)
+            super().__setstate__(self._from_plain(plain) if "_plain" in plain else plain)
+
+
+class TransformingDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
+    """The way from rows to latents and back.
+
+    A family provides `_latents(X, device)`, `_features(Z, device)`, `_n_features_out` and the name
+    of the latter in messages, `_n_latents_name`; and the methods with docstrings of their own.
+    """
+
+    _n_latents_name = "n_components"
+
+    def _transformed(self, X):
+        """Return the latents of rows X in their dtype."""
+        X = self._checked_rows(X)
+        return self._latents(X, self._run_device()).astype(X.dtype)
+
+    def _inverse_transformed(self, X):
+        """Return the rows of latents X in their dtype, in the container that is set."""
+        check_is_fitted(self)
+        Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
+        n_latents = self._n_features_out
+        if Z.shape[1] != n_latents:
+            raise ValueError(
+                f"X must have {n_latents} columns ({self._n_latents_name}), got {Z.shape[1]}."
+            )
+        return framed(self, self._features(Z, self._run_device()).astype(Z.dtype), like=X)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+class LatentSamplingMixin:
+    """Draws with their latents; a family provides `_draws`."""
+
+    @without_numpy_errors
+    def sample(self, n_samples=1, random_state=None, return_latents=False):
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState, Generator or None, default=None
+            None draws afresh at each call, an integer repeats.
+        return_latents : bool, default=False
+            Return the latents of the draws as well.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Draws in the units of the training data.
+        Z : ndarray of shape (n_samples, n_components)
+            Only if `return_latents`.
+        """
+        n_samples = self._checked_number("n_samples", n_samples)
+        X, Z = self._draws(n_samples, draw_seed(random_state), self._run_device())
+        X = framed(self, X)
+        return (X, framed(self, Z, self.get_feature_names_out())) if return_latents else X

@@ -1,0 +1,90 @@
+"""Constructor parameters as training reads them: typed, checked, every "auto" resolved."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.mixture import GaussianMixture
+
+from sklvebm.estimators._common.parameters import (
+    OneOf,
+    Rule,
+    check_parameters,
+    parameters_of,
+)
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.networks import NetworkConfig
+from sklvebm.runtime import resolve_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every fit in epochs reads."""
+
+    learning_rate_init: float
+    alpha: float  # decoupled weight decay per unit of learning rate
+    batch_size: int
+    max_iter: int
+    tol: float | None
+    n_iter_no_change: int
+    early_stopping: bool
+    validation_fraction: float
+    device: str
+    dtype: str
+
+    @property
+    def held_out_share(self) -> float:
+        """Share of the rows that early stopping holds out."""
+        return self.validation_fraction if self.early_stopping else 0.0
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of the parameter, resolved now."""
+        return resolve_device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The floating-point type of training."""
+        return getattr(torch, self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchoredConfig(NetworkConfig, TrainingConfig):
+    """What every fit reads that corrects a reference."""
+
+    reference: str | GaussianMixture | MixtureReference
+    n_components: int  # latents of the reference
+
+
+def checked_parameters(estimator: BaseEstimator, rules: dict[str, Rule]) -> dict[str, Any]:
+    """Return the constructor parameters of an estimator that fits in epochs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not legal; names it, the rule and the value.
+    """
+    parameters = parameters_of(estimator)
+    check_parameters(parameters, rules)
+    reference = parameters.get("reference", "mixture")
+    if not isinstance(reference, GaussianMixture | MixtureReference):
+        others = "a GaussianMixture or a MixtureReference"
+        OneOf(("mixture", "gaussian"), others).check("reference", reference)
+    if parameters["validation_fraction"] == 1.0:
+        raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")
+    return parameters
+
+
+def resolved(parameters: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters with the values of `chosen` in place of every "auto"."""
+    used = {
+        name: value if isinstance(parameters[name], str) else parameters[name]
+        for name, value in chosen.items()
+    }
+    return {**parameters, **used}
+
+
+def fields_of(config: type, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the parameters that are fields of a config."""
+    return {name: parameters[name] for name in config.__dataclass_fields__ if name in parameters}

@@ -1,0 +1,149 @@
+"""One call of `fit` or `partial_fit`, for every family: start or continue, train, adopt."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+
+from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
+from sklvebm.estimators._common.parameters import Rule, resolved_attributes
+from sklvebm.estimators._common.session import FitSession, Outcome
+from sklvebm.estimators._common.transactional_fit import (
+    Reporter,
+    check_unchanged,
+    memory_advice,
+    unchanged_on_failure,
+)
+from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.messages import naming_memory
+from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
+from sklvebm.preprocessing.prepared import prepare
+from sklvebm.runtime import generator_of, numerical_session
+
+
+class Family(NamedTuple):
+    """What the fit of one estimator has that another's has not."""
+
+    rules: dict[str, Rule]
+    configure: Callable[[dict[str, Any], int, int], TrainingConfig]  # parameters, rows, features
+    start: Callable[[FitSession], Any]  # makes the untrained model
+    resume: Callable[[BaseEstimator, FitSession], Any]  # takes up the model of the fit before
+    train: Callable[[FitSession, Any], Outcome]
+    shape: Callable[[Any], dict[str, Any]]  # parameters that a continued fit cannot change
+    attributes: Callable[[Outcome], dict[str, Any]]  # fitted ones that other families lack
+    monitored: str  # what is computed on the monitored rows, in words
+    value: str  # the same as the name of an attribute and of a key of the history
+    resolved: tuple[str, ...]  # parameters that may be "auto"
+
+
+def fit_in_epochs(
+    estimator: BaseEstimator, X: Any, family: Family, *, one_epoch: bool = False
+) -> Outcome:
+    """Fit an estimator to rows X and set its attributes, all at once or not at all.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Has the parameters of `family.rules`.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    family : Family
+        The estimator's own part.
+    one_epoch : bool, default=False
+        Continue by one epoch and keep its running average, as `partial_fit` does.
+
+    Raises
+    ------
+    ValueError, TypeError, ParticleDivergenceError
+        As `fit`.
+    """
+    warm = one_epoch or getattr(estimator, "warm_start", False)
+    continues = bool(warm) and hasattr(estimator, "_training")
+    with (
+        unchanged_on_failure(estimator, keeps_model=continues),
+        naming_memory(memory_advice(estimator)),
+    ):
+        parameters = checked_parameters(estimator, family.rules)
+        X = checked_rows(estimator, X, reset=not continues, least=1 if continues else 2)
+        config = family.configure(parameters, *X.shape)
+        if one_epoch:
+            config = replace(config, max_iter=1, early_stopping=False)
+        with numerical_session(torch.get_num_threads()):
+            report = Reporter(estimator, family.monitored)
+            prepared = _continued if continues else _begun
+            session = prepared(estimator, X, config, report)
+            session = session._replace(keep_best=not one_epoch)
+            if continues:
+                check_unchanged(estimator, config, family.shape(estimator._training))
+                training = family.resume(estimator, session)
+            else:
+                training = family.start(session)
+            outcome = family.train(session, training)._replace(one_epoch=one_epoch)
+        _adopt(estimator, outcome, config, family, continues)
+    return outcome
+
+
+def _begun(
+    estimator: BaseEstimator, X: np.ndarray, config: TrainingConfig, report: Reporter
+) -> FitSession:
+    """Return the session of a first fit."""
+    random_state = generator_of(estimator.random_state)
+    estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
+    warn_of_repeated_rows(X)
+    data = prepare(X, config.held_out_share, estimator._split_seed)
+    return FitSession(data, config, random_state, report)
+
+
+def _continued(
+    estimator: BaseEstimator, X: np.ndarray, config: TrainingConfig, report: Reporter
+) -> FitSession:
+    """Return the session of a continued fit, in the units of the first."""
+    units = estimator._model.standardisation
+    data = prepare(X, config.held_out_share, estimator._split_seed, units)
+    # an integer seed must not repeat the noise of earlier epochs
+    random_state = np.random.RandomState([estimator._split_seed, estimator.n_iter_])
+    return FitSession(data, config, random_state, report, continues=True)
+
+
+def _adopt(
+    estimator: BaseEstimator,
+    outcome: Outcome,
+    config: TrainingConfig,
+    family: Family,
+    continues: bool,
+) -> None:
+    """Set the fitted attributes."""
+    n_earlier = estimator.n_iter_ if continues else 0
+    jacobian = outcome.model.standardisation.log_jacobian
+    values = [progress.lower_bound + jacobian for progress in outcome.history]
+    history = [
+        {
+            "epoch": progress.epoch + n_earlier,
+            family.value: value,
+            "learning_rate": progress.learning_rate,
+            **progress.metrics,
+            "problem": progress.problem,
+        }
+        for progress, value in zip(outcome.history, values, strict=True)
+    ]
+    earlier_values = getattr(estimator, f"{family.value}s_") if continues else []
+    earlier_history = estimator.history_ if continues else []
+    estimator.__dict__.update(
+        **family.attributes(outcome),
+        **resolved_attributes(config, family.resolved),
+        **{
+            "_model": outcome.model,
+            "_training": outcome.training,
+            "mean_": outcome.model.standardisation.mean,
+            "scale_": outcome.model.standardisation.scale,
+            f"{family.value}_": outcome.value,
+            f"{family.value}s_": earlier_values + values,
+            "history_": earlier_history + history,
+            "n_iter_": n_earlier + len(outcome.history),
+            "converged_": outcome.converged,
+            "device_": str(outcome.device),
+        },
+    )

@@ -1,0 +1,61 @@
+"""The reference of a fit: chosen and fitted before training, replaced by a better one after it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklvebm.estimators._common.config import AnchoredConfig
+from sklvebm.estimators._common.session import FitSession
+from sklvebm.mixtures.final_reference import Anchored, final_reference, refit_gain
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.mixtures.reference_selection import fit_reference
+from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
+
+
+class FittedReference(NamedTuple):
+    """What a model is anchored on."""
+
+    reference: MixtureReference  # float64, on the CPU
+    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+
+
+def fit_session_reference(session: FitSession) -> FittedReference:
+    """Fit the reference of a first fit to the rows that are not held out.
+
+    Held-out rows take no part in it: the reference would look better on them than it is, and early
+    stopping would come too early.
+    """
+    config: AnchoredConfig = session.config
+    rows = session.data.fitted
+    by_validation = isinstance(config.reference, str) and config.reference == "mixture"
+    session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
+    choice = choose_mixture(rows, session.random_state) if by_validation else None
+    reference = fit_reference(
+        rows, config.n_components, config.reference, session.random_state, choice=choice
+    )
+    session.report.stage(f"reference: {len(reference.log_weights)} components")
+    return FittedReference(reference, choice)
+
+
+def expected_refit_gain(session: FitSession, training: Anchored) -> Tensor:
+    """Return the gain of `kept_reference` over the reference trained on, nats, (n_monitored,)."""
+    if session.continues:
+        return torch.zeros(len(session.data.split.monitor), dtype=torch.float64)
+    return refit_gain(session.data, training)
+
+
+def kept_reference(session: FitSession, training: Anchored, seed: int) -> MixtureReference:
+    """Return the reference that is the model where training did not help.
+
+    That of the fit before, if there was one, else one fitted to all rows.
+    """
+    if session.continues:
+        return training.reference
+    return final_reference(session.data, training, session.config.n_components, seed)
+
+
+def mean_log_density(reference: MixtureReference, rows: np.ndarray) -> float:
+    """Return the mean log density of standardised rows (N, D) under a reference, nats."""
+    return float(reference.log_marginal(torch.from_numpy(rows)).mean())

@@ -1,0 +1,150 @@
+"""Parameters of the energies that a pool of particles trains, with every "auto" resolved."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved
+from sklvebm.models.networks import resolve_layers
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
+from sklvebm.objectives.proximal import WassersteinFlow
+from sklvebm.objectives.tempered_pool import TemperedPool
+from sklvebm.runtime import working_memory
+
+_FEW_DIMENSIONS = 7  # features and latents together
+_MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig(AnchoredConfig):
+    """What training by a pool of negative particles reads."""
+
+    dynamics: str
+    step_size: float | None
+    n_chains: int
+    n_temperatures: int
+    n_langevin_steps: int
+    energy: Any = None  # the user's own; None for a network that corrects the reference
+    latent_map: str = "linear"
+
+    def pool(self) -> TemperedPool:
+        """Return the pool that training moves."""
+        return TemperedPool(
+            dynamics=self.dynamics,
+            n_chains=self.n_chains,
+            n_temperatures=self.n_temperatures,
+            n_langevin_steps=self.n_langevin_steps,
+            step_size=self.step_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodConfig(PoolConfig):
+    """What `ParticleLVEBM` reads."""
+
+    posterior: str
+    negatives: str
+    n_particles: int
+    information_weight: float
+
+    def objective(self) -> ParticleLikelihood:
+        """Return what training descends."""
+        return ParticleLikelihood(
+            dynamics=self.dynamics,
+            posterior=self.posterior,
+            negatives=self.negatives,
+            n_particles=self.n_particles,
+            n_chains=self.n_chains,
+            n_temperatures=self.n_temperatures,
+            n_langevin_steps=self.n_langevin_steps,
+            step_size=self.step_size,
+            information_weight=self.information_weight,
+            most_bytes=working_memory(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProximalConfig(PoolConfig):
+    """What `WassersteinFlowEBM` reads."""
+
+    proximal: str
+    proximal_weight: float
+    n_inner_steps: int
+    penalty_half_life: float | None  # epochs
+
+    def objective(self) -> WassersteinFlow:
+        """Return what training descends."""
+        penalised = self.proximal == "gradient-penalty"
+        return WassersteinFlow(
+            self.pool(),
+            proximal=self.proximal,
+            proximal_weight=self.proximal_weight,
+            n_inner_steps=self.n_inner_steps,
+            half_life=self.penalty_half_life if penalised else None,
+        )
+
+
+def likelihood_config(
+    parameters: dict[str, Any], n_samples: int, n_features: int
+) -> LikelihoodConfig:
+    """Return the config of `ParticleLVEBM` for rows of a shape.
+
+    Raises
+    ------
+    ValueError
+        If contrastive negatives are asked for on a ladder, or rows are no images of `image_shape`.
+    """
+    parameters = with_defaults(parameters, n_samples, n_features)
+    return LikelihoodConfig(**fields_of(LikelihoodConfig, parameters))
+
+
+def proximal_config(parameters: dict[str, Any], n_samples: int, n_features: int) -> ProximalConfig:
+    """Return the config of `WassersteinFlowEBM`: that of `ParticleLVEBM` without latents.
+
+    Raises
+    ------
+    ValueError
+        If rows are no images of `image_shape`.
+    """
+    absent = {"n_components": 0, "n_particles": 1, "negatives": "persistent", "energy": None}
+    parameters = with_defaults({**parameters, **absent}, n_samples, n_features)
+    return ProximalConfig(**fields_of(ProximalConfig, parameters))
+
+
+def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:
+    """Return parameters with every "auto" replaced by what suits such rows (docs/tuning.md).
+
+    Few dimensions need a small network, a short ladder and first-layer units that divide the space
+    finely; few rows allow no such freedom.
+
+    Raises
+    ------
+    ValueError
+        As `likelihood_config`.
+    """
+    if parameters["energy"] is None:
+        parameters = {**parameters, **resolve_layers(parameters, n_features)}
+    contrastive = parameters["negatives"] == "contrastive"
+    if contrastive and parameters["n_temperatures"] not in ("auto", 1):
+        raise ValueError(
+            "n_temperatures must be 1 or 'auto' with negatives='contrastive', got "
+            f"{parameters['n_temperatures']!r}."
+        )
+    few_dimensions = n_features + parameters["n_components"] <= _FEW_DIMENSIONS
+    # one particle for each of very many rows says as much about the mean as four for a quarter
+    few_particles = few_dimensions or n_samples >= _VERY_MANY_ROWS
+    free = few_dimensions and n_samples >= _MANY_ROWS
+    chosen = {
+        "hidden_layer_sizes": (64, 64) if few_dimensions else (128, 128),
+        "n_temperatures": 1 if contrastive else 4 if few_dimensions else 8,
+        "n_particles": 1 if few_particles else 4,
+        "alpha": 0.01 if free else 0.5,
+        "learning_rate_init": 0.02 if free else 0.01,
+        # about eight updates an epoch, up to thirty-two where there are many rows
+        "batch_size": max(int(np.clip(n_samples // 8, 32, 256)), n_samples // 32),
+    }
+    parameters = resolved(parameters, chosen)
+    gain = max(1.0, 10.0 * (2.0 / max(2, n_features)) ** 2) if free else 1.0
+    batch_size = min(parameters["batch_size"], n_samples)
+    return {**parameters, "batch_size": batch_size, "input_gain": gain}

@@ -1,0 +1,133 @@
+"""What was measured of a fitted potential flow, and what of it is a problem."""
+
+from typing import NamedTuple
+
+from sklvebm.mixtures.reference_check import impossible_reference
+from sklvebm.smc.log_partition import TRUSTED_WIDTH
+
+# nats, root mean square over rows: by how much doubling the integrator's steps may change scores
+DENSITY_TOLERANCE = 1e-3
+_ROUND_TRIP = 1e-2  # standardised units: beyond it, fit warns
+_AGREEMENT, _AGREEMENT_PER_FEATURE = 0.05, 0.03  # nats, up to three features and for each further
+_NAMED_FEATURES = 3
+_TRACE_TOLERANCE = 0.1  # nats
+
+
+class FlowDiagnostics(NamedTuple):
+    """What was measured on monitored rows after training; plain numbers.
+
+    Attributes
+    ----------
+    n_steps : int
+        Steps of the fourth-order integrator, chosen by doubling.
+    density_error : float
+        Root mean square change of the log-density with twice the steps, nats.
+    position_error : float
+        The same of the latents, median over rows, standardised units.
+    round_trip_error : float
+        Median distance of a row from where it started, after going to the latents and back,
+        standardised units.
+    worst_round_trip_error : float
+        The largest of these distances: where the flow pulls neighbours apart, rounding and
+        integrator errors grow.
+    n_sampling_steps : int
+        Steps of Heun's method, chosen by doubling until half of the draws move by at most 0.01.
+    trace_error : float
+        Standard error of a row's log-density from the estimate of the Laplacian, root mean square
+        over rows, nats; 0 if the trace is exact.
+    mean_trace_error : float
+        The same of the mean over rows, which share the directions.
+    energy_time : float
+        Time of the explicit energy.
+    flow_minus_energy : float
+        Mean log-density of the rows by the flow minus that by the normalised energy, at that time.
+    flow_energy_spread : float
+        Standard deviation of the same difference over rows, nats.
+    bracket_width : float
+        `log_partition_.upper - log_partition_.lower`, nats.
+    walker_sample_size : float
+        Effective number of the `n_walkers` walkers of forward annealing.
+    n_walkers, n_annealing_steps : int
+        Effort of the normaliser; 0 where the model is its reference.
+    n_features : int
+        Width of the rows, which sets what is trusted.
+    excess_density, distinct_draws : float
+        Whether the reference is what its components say; as in `Diagnostics`.
+    """
+
+    n_steps: int
+    density_error: float
+    position_error: float
+    round_trip_error: float
+    worst_round_trip_error: float
+    n_sampling_steps: int
+    trace_error: float
+    mean_trace_error: float
+    energy_time: float
+    flow_minus_energy: float
+    flow_energy_spread: float
+    bracket_width: float
+    walker_sample_size: float
+    n_walkers: int
+    n_annealing_steps: int
+    n_features: int
+    excess_density: float = 0.0
+    distinct_draws: float = 1.0
+
+    def score_problems(self) -> list[str]:
+        """Return what is wrong with `score`, each with the parameter to change; empty if none."""
+        found = impossible_reference(self.excess_density, self.distinct_draws)
+        if self.density_error > DENSITY_TOLERANCE or self.round_trip_error > _ROUND_TRIP:
+            found.append(
+                f"with {self.n_steps} steps the flow's log-density is off by "
+                f"{self.density_error:.2g} nats (tolerance {DENSITY_TOLERANCE:g}), a round trip by "
+                f"{self.round_trip_error:.2g} (tolerance {_ROUND_TRIP:g}): increase n_steps, or "
+                "alpha or consistency for a smoother potential"
+            )
+        if self.mean_trace_error > _TRACE_TOLERANCE:
+            found.append(
+                f"the estimated trace leaves {self.mean_trace_error:.2g} nats open: increase "
+                "n_probes"
+            )
+        return found
+
+    def problems(self) -> list[str]:
+        """Return what is wrong, with the score or with the explicit energy; empty if nothing is."""
+        found = self.score_problems()
+        if self.bracket_width > TRUSTED_WIDTH.at(self.n_features):
+            found.append(
+                f"the bracket of the energy's log Z is {self.bracket_width:.2g} nats wide: "
+                "increase alpha or consistency"
+            )
+        beyond = max(0, self.n_features - _NAMED_FEATURES)
+        allowed = _AGREEMENT + _AGREEMENT_PER_FEATURE * beyond
+        if abs(self.flow_minus_energy) > allowed:
+            found.append(
+                f"the explicit energy's log-density differs from the flow's by "
+                f"{-self.flow_minus_energy:.2g} nats (tolerance {allowed:.2g}): increase "
+                "consistency, or trust the flow alone"
+            )
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """One line: sound, or what is wrong first."""
+        found = self.problems()
+        return f"check: {found[0]}" if found else "sound"
+
+    def report(self) -> str:
+        """Return the measurements as text that a person can read."""
+        lines = [
+            f"verdict             {self.verdict}",
+            f"integrator          {self.n_steps} steps: density off by {self.density_error:.1e} "
+            f"nats, latents by {self.position_error:.1e}, round trip by "
+            f"{self.round_trip_error:.1e}, at worst {self.worst_round_trip_error:.1e}",
+            f"trace               error {self.trace_error:.1e} nats a row, "
+            f"{self.mean_trace_error:.1e} in the mean",
+            f"flow minus energy   {self.flow_minus_energy:.3f} nats, spread "
+            f"{self.flow_energy_spread:.3f}, at time {self.energy_time:g}",
+            f"log Z of energy     bracket {self.bracket_width:.3f} nats wide, "
+            f"{self.walker_sample_size:.0f} of {self.n_walkers} walkers effective, "
+            f"{self.n_annealing_steps} annealing steps",
+        ]
+        return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
