@@ -116,10 +116,10 @@ class Outcome(NamedTuple):
 
 
 def resolve_auto(settings: SimpleNamespace, n_samples: int, n_features: int) -> SimpleNamespace:
-    """Return settings with every "auto" replaced by what suits such rows (docs/tuning.md).
+    """Return settings with every "auto" replaced by what suits such rows.
 
     Few dimensions need a small network, a short ladder and first-layer units that divide the space
-    finely; few rows allow no such freedom.
+    finely; few rows allow no such freedom. See docs/user_guide/tuning.md.
 
     Raises
     ------
