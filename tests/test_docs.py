@@ -20,6 +20,7 @@ NOT_WRAPPED = {DOCS / "development" / "architecture.md"}
 
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)(.*)$")
 _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+)\)")
+_FILE = re.compile(r"\b(?:examples|tests|sklvebm)/[\w/]+\.py\b")
 _CITATION = re.compile(r"docs/[\w/\\-]+\.md")
 
 every_page = pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
@@ -106,6 +107,11 @@ def broken_blocks(text):
     return broken
 
 
+def missing_files(text):
+    """Return the Python files that a page names, for instance in a command, and that are gone."""
+    return sorted(name for name in set(_FILE.findall(text)) if not (ROOT / name).exists())
+
+
 def missing_citations(text):
     """Return the pages that a Python file cites and that do not exist."""
     cited = {name.replace("\\", "") for name in _CITATION.findall(text)}
@@ -127,6 +133,11 @@ def test_lines_are_not_too_long(path):
     if path in NOT_WRAPPED:
         pytest.skip("not wrapped yet")
     assert long_lines(path.read_text(encoding="utf-8")) == []
+
+
+@every_page
+def test_named_files_exist(path):
+    assert missing_files(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("path", GUIDE, ids=lambda path: path.name)
@@ -193,6 +204,11 @@ def test_a_long_line_is_found():
 def test_an_example_that_does_not_compile_is_found():
     text = "```python\nx = 1\n```\n```text\nx =\n```\n```python\nx =\n```\n"
     assert broken_blocks(text) == [8]
+
+
+def test_a_named_file_that_does_not_exist_is_found():
+    text = "    python examples/quickstart.py --x\n`tests/gone.py`, `estimators/gone.py`"
+    assert missing_files(text) == ["tests/gone.py"]
 
 
 def test_a_page_that_is_not_listed_is_found():
