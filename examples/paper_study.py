@@ -11,8 +11,8 @@
 Tables 1 and 4 of S. Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models", PMLR
 337, 2026, on its three simulated sets, 40,000 training and 10,000 test rows of new draws for each
 seed. Every (set, method, seed) is one JSON file that is not computed again; one that exceeds the
-limit is kept as such and tried again under a longer limit. No seed is dropped. docs/paper_study.md
-discusses the results.
+limit is kept as such and tried again under a longer limit. No seed is dropped.
+docs/benchmarks/paper_study.md discusses the results.
 """
 
 import argparse

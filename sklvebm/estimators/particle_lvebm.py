@@ -213,7 +213,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     -----
     `score` uses the upper estimate of log Z and a free energy bounded from the safe side, so its
     expectation is not above the log-likelihood. What latents mean is a gauge of the model: the
-    likelihood alone leaves `p(z | x)` free. See `docs/theory.md`.
+    likelihood alone leaves `p(z | x)` free. See `docs/theory/model.md`.
 
     References
     ----------

@@ -167,7 +167,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     Notes
     -----
     By default the likelihood is exact up to the integrator's error. An estimated trace uses
-    directions that are the same for every row. See `docs/potential_flow.md`.
+    directions that are the same for every row. See `docs/user_guide/potential_flow.md`.
 
     References
     ----------

@@ -195,7 +195,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
     Notes
     -----
     Without latents the energy of a row is exact, and all that `score` leaves open is the bracket of
-    log Z, of which it takes the upper end. See `docs/wasserstein_flow.md`.
+    log Z, of which it takes the upper end. See `docs/user_guide/wasserstein_flow.md`.
 
     References
     ----------

@@ -2,7 +2,7 @@ r"""The explicit energy of a potential at one time: its normaliser and moves tha
 
 .. math:: E_t(x) = -\frac{t \Phi(x, t) - |x|^2 / 2}{1 - t}
               = -\log q_t(x) - t G(x, t) + \mathrm{const}
-          \qquad \text{(docs/potential_flow.md, eq. 2)}
+          \qquad \text{(docs/theory/potential_flow.md, eq. 2)}
 
 Relative to the reference's law at the same time it is a bounded correction, so that annealing
 between the two normalises it.

@@ -3,7 +3,7 @@ r"""A Gaussian mixture on its way from noise: the law of `t x + (1 - t) e` for e
 With x from the mixture and standard normal noise e, the law q_t is a mixture again,
 
 .. math:: q_t = \sum_m w_m N(t \mu_m, S_m), \quad S_m = t^2 C_m + (1 - t)^2 I
-          \qquad \text{(docs/potential_flow.md, eq. 1)}
+          \qquad \text{(docs/theory/potential_flow.md, eq. 1)}
 
 so that its density, its score and the velocity that carries noise into data are closed forms. They
 stay finite on the closed interval of times: each is computed from a form without the factor that

@@ -2,7 +2,7 @@ r"""Scalar potentials whose gradient carries noise into data, anchored on an int
 
 .. math:: \Phi(x, t) = \tfrac12 |x|^2
               + (1 - t) \left( \tfrac1t \log \frac{q_t(x)}{N(x; 0, I)} + G(x, t) \right)
-          \qquad \text{(docs/potential_flow.md, eq. 2)}
+          \qquad \text{(docs/theory/potential_flow.md, eq. 2)}
 
 Without the correction G the gradient of the potential carries N(0, I) exactly along the laws q_t of
 the reference. With it, `log q_t + t G` is the log-density at time t up to a constant, so that the
@@ -254,7 +254,7 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
 
     .. math:: \frac{d}{dt} \log \frac{p_t}{q_t}
                   = -(1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
-              \qquad \text{(docs/potential_flow.md, eq. 5)}
+              \qquad \text{(docs/theory/potential_flow.md, eq. 5)}
 
     which is zero where there is no correction: the error of the integrator touches the correction
     alone.

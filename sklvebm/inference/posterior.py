@@ -150,8 +150,8 @@ def posterior_particles(
     -------
     particles : WeightedParticles
         `log_total_weight` is `log r(x) - F(x)` up to sign: the free energy is
-        `-log r(x) - log_total_weight` (docs/theory.md, eq. 10). Rows with fewer particles than
-        others are filled up with weights of zero.
+        `-log r(x) - log_total_weight` (docs/theory/normalisation.md, eq. 10). Rows with
+        fewer particles than others are filled up with weights of zero.
     """
 
     def from_nodes(x: Tensor, n_nodes: int, stages) -> WeightedParticles:

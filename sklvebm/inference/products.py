@@ -1,7 +1,7 @@
 r"""Products of powers of densities: what is composed, a reference that covers it, and its draws.
 
 .. math:: E(x) = -\sum_i w_i \log p_i(x), \qquad Z = \int \prod_i p_i(x)^{w_i} dx
-          \qquad \text{(docs/composition.md, eq. 1)}
+          \qquad \text{(docs/theory/composition.md, eq. 1)}
 
 An expert with latents and weight 1 brings its latents along: the product over x is the marginal of
 the product on `(x, z_1, z_2, ...)`, exactly. With any other weight a power of an integral is
@@ -318,7 +318,7 @@ def tail_component(parts: list[Components], weights: list[float]) -> Components 
 
     .. math:: \sum_{w_i > 0} w_i \min_m v^T \Lambda_{im} v
               > \sum_{w_i < 0} |w_i| \min_m v^T \Lambda_{im} v
-              \qquad \text{(docs/composition.md, eq. 2)}
+              \qquad \text{(docs/theory/composition.md, eq. 2)}
 
     For this it suffices that, whatever components multiply, some components that divide leave a
     positive definite precision.

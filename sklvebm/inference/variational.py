@@ -3,7 +3,8 @@ r"""Gaussian posteriors and the bounds they give on one and the same energy.
 In the reference's coordinates the posterior of a row is proportional to
 `N(e; 0, I) exp(-f(x, z(e)))`, so any density q(e) bounds the row's evidence from below,
 
-.. math:: \log \int N(e) e^{-f} de \ge -E_q[f] - KL(q \| N(0, I)).        (docs/theory.md, eq. 11)
+.. math:: \log \int N(e) e^{-f} de \ge -E_q[f] - KL(q \| N(0, I)).
+                                                            (docs/theory/normalisation.md, eq. 11)
 
 Families, from wide to narrow: a full covariance per row, a diagonal one per row, a diagonal one
 that a single network computes from the row (amortised, the encoder of a variational autoencoder).

@@ -2,7 +2,7 @@
 
 BLAS has the shorter call, oneDNN the faster kernel: on processors whose vectors BLAS does not use
 to their full width it is two to three times as fast, and it applies a tanh on the way
-(docs/performance.md).
+(docs/benchmarks/performance.md).
 """
 
 import torch

@@ -1,7 +1,7 @@
 r"""Nonlinear coordinates of the latents: which z belongs to which row, up to noise.
 
 .. math:: z = g(x) + S_c^{1/2} e, \qquad e \sim N(0, I) \text{ under the reference}
-                                                                    (docs/theory.md, eq. 12)
+                                                                (docs/theory/latent_maps.md, eq. 12)
 
 The likelihood leaves p(z | x) free, so any smooth g gives the same density of rows. Energies are
 trained with the linear map of the reference; a latent map renames their latents afterwards.

@@ -3,7 +3,8 @@
 Shape letters of the package: `N` rows of X, `B` any list of positions, `K` particles per row,
 `T` temperatures, `C` chains per temperature, `D` features, `L` latents, `P` position width.
 
-Every target is a point of a path from a known density to the wanted one (docs/theory.md, eq. 4),
+Every target is a point of a path from a known density to the wanted one
+(docs/theory/model.md, eq. 4),
 
     E_b(position) = base(position) + b * correction(position),   0 <= b <= 1,
 
@@ -29,7 +30,7 @@ class Frame(NamedTuple):
 
     A base that is a mixture has one frame per component; which one a position uses is drawn from
     the component's probability given the position, a Gibbs move that leaves every target of the
-    path invariant (docs/theory.md, eq. 5).
+    path invariant (docs/theory/model.md, eq. 5).
     """
 
     whiten: Callable[[Tensor], Tensor]  # positions (B, P) -> white coordinates (B, P)

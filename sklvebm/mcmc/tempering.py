@@ -57,7 +57,7 @@ def swap_replicas(
 def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Tensor:
     r"""Place inverse temperatures at equal steps of thermodynamic length.
 
-    .. math:: \Lambda(b) = \int_0^b \sqrt{\mathrm{Var}_{b'}[f]}\, db'      (docs/theory.md, eq. 8)
+    .. math:: \Lambda(b) = \int_0^b \sqrt{\mathrm{Var}_{b'}[f]}\, db'  (docs/theory/model.md, eq. 8)
 
     Parameters
     ----------

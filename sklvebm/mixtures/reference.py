@@ -1,11 +1,11 @@
 r"""The reference: a normalised joint density that can be evaluated and drawn from exactly.
 
-.. math:: \exp(-E_{ref}(x, z)) = r(x)\, N(z; A(x - \mu), S)          (docs/theory.md, eq. 2)
+.. math:: \exp(-E_{ref}(x, z)) = r(x)\, N(z; A(x - \mu), S)          (docs/theory/model.md, eq. 2)
 
 `r` is a Gaussian mixture, `A` and `S` are the posterior map of probabilistic PCA. Particles live in
 the reference's own coordinates `(y, e)`,
 
-.. math:: x = \mu + P y, \qquad z = A P y + S^{1/2} e,                (docs/theory.md, eq. 3)
+.. math:: x = \mu + P y, \qquad z = A P y + S^{1/2} e,                (docs/theory/model.md, eq. 3)
 
 with `P` a square root of the pooled within-component covariance: there the mixture components have
 about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for every row.

@@ -2,7 +2,8 @@
 
 Fits of many components depend on where they start, and which is best on new rows is chance; full
 and diagonal covariances, few components and many each see something that the others miss. The
-mean of their densities is a Gaussian mixture again, and better than any of them (docs/tuning.md).
+mean of their densities is a Gaussian mixture again, and better than any of them
+(docs/benchmarks/defaults.md).
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 `Energy` is the contract, `MLPEnergy` and `LinearGaussianEnergy` are complete energies of their
 own, `AnchoredEnergy` and `BridgedEnergy` join one of them to a reference, which gives the path
-`E_ref + b * correction` that the particles are tempered along (docs/theory.md, eq. 4).
+`E_ref + b * correction` that the particles are tempered along (docs/theory/model.md, eq. 4).
 """
 
 import abc
@@ -151,7 +151,7 @@ class LinearGaussianEnergy(Energy):
 class AnchoredEnergy(Energy):
     r"""The reference plus a softly bounded correction.
 
-    .. math:: E(x, z) = E_{ref}(x, z) + s(x) c \tanh(g(x, z) / c)      (docs/theory.md, eq. 1)
+    .. math:: E(x, z) = E_{ref}(x, z) + s(x) c \tanh(g(x, z) / c)      (docs/theory/model.md, eq. 1)
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 r"""How far a correction reaches: one where rows and draws of the reference are, zero beyond.
 
 .. math:: s(x) = \exp(-\max(0, u - 1)^2), \qquad u = (x - c)^T \Lambda (x - c)
-                                                                    (docs/theory.md, eq. 1a)
+                                                                    (docs/theory/model.md, eq. 1a)
 
 Where neither rows nor negative particles come, nothing holds an energy up or down, and a well there
 is one that no walker of a normaliser starts in. A correction times `s` leaves the reference as it

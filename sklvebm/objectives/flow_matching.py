@@ -5,7 +5,7 @@ mean of `u = x1 - e` given x. The variational loss of [1]_ is
 
 .. math:: \tfrac12 E |\nabla \Phi|^2 - \int \Phi\, \partial_t q_t
           = \tfrac12 E |\nabla \Phi - u|^2 + \mathrm{const}
-          \qquad \text{(docs/potential_flow.md, eq. 3)}
+          \qquad \text{(docs/theory/potential_flow.md, eq. 3)}
 
 References
 ----------
@@ -54,9 +54,9 @@ def draw_points(
     """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
 
     The density of times is proportional to `1 / (1 - t + 0.05)`: the error of a velocity costs
-    likelihood in proportion to `t / (1 - t)` (docs/potential_flow.md, eq. 6), but at the very end
-    the noise of targets would drown what is learned. Opposite noise cancels most of it at late
-    times, where points of a pair are close to each other and their targets far apart.
+    likelihood in proportion to `t / (1 - t)` (docs/theory/potential_flow.md, eq. 6), but at the
+    very end the noise of targets would drown what is learned. Opposite noise cancels most of it at
+    late times, where points of a pair are close to each other and their targets far apart.
     """
     options = {"generator": generator, "device": rows.device, "dtype": torch.float64}
     n_each = math.ceil(len(rows) * n_draws / _N_TIMES)
@@ -88,7 +88,7 @@ def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
 
     .. math:: \Gamma = |e|^2 - e \cdot x_1 - d, \qquad
               E[\Phi \Gamma] / (1 - t) = -E[\nabla\Phi \cdot u]
-              \qquad \text{(docs/potential_flow.md, eq. 4)}
+              \qquad \text{(docs/theory/potential_flow.md, eq. 4)}
 
     Γ has mean zero given the row, so that the potential at the noise-free point can be subtracted.
     """
@@ -140,7 +140,7 @@ def inconsistency(potential: AnchoredPotential, points: Points, directions: Tens
 
     .. math:: R = G + t (\partial_t G + \nabla \Phi \cdot \nabla G)
                   + (1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
-              \qquad \text{(docs/potential_flow.md, eq. 7)}
+              \qquad \text{(docs/theory/potential_flow.md, eq. 7)}
 
     does not depend on x. The minimiser of flow matching does so; a network does to some extent.
 

@@ -1,7 +1,7 @@
 r"""Maximum likelihood by coupled particle flows: data particles against a joint pool.
 
 .. math:: \nabla_\theta L = -\frac1n \sum_i E_{p(z|x_i)}[\nabla_\theta f(x_i, z)]
-                            + E_{p(x,z)}[\nabla_\theta f(x, z)]           (docs/theory.md, eq. 6)
+                            + E_{p(x,z)}[\nabla_\theta f(x, z)]        (docs/theory/model.md, eq. 6)
 
 Both expectations are over persistent particles. With one temperature this is the published
 algorithm; with several, the pool is a ladder of replicas and all of its rungs enter the second

@@ -3,7 +3,7 @@ r"""Maximum likelihood by near-proximal steps along a Wasserstein gradient flow 
 .. math:: \theta_{k+1} = \arg\min_\theta\; E_{data}[f_\theta]
               + \log E_{\rho_k}[e^{f_{\theta_k} - f_\theta}]
               + \tfrac c2 E_{\rho_k} |\nabla f_\theta - v_k|^2
-              \qquad \text{(docs/wasserstein\_flow.md, eq. 3)}
+              \qquad \text{(docs/theory/wasserstein\_flow.md, eq. 3)}
 
 f is the energy above the reference's, ρ_k the particles, frozen while the parameters take a few
 inner steps; the first two terms are the relative entropy of the data to the model, up to a

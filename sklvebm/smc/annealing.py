@@ -26,7 +26,7 @@ def anneal(
 ) -> tuple[Tensor, Chains]:
     r"""Carry particles along a path of targets and accumulate their importance weights.
 
-    .. math:: \log w = \sum_k (b_{k-1} - b_k)\, f(u_{k-1})             (docs/theory.md, eq. 9)
+    .. math:: \log w = \sum_k (b_{k-1} - b_k)\, f(u_{k-1})     (docs/theory/normalisation.md, eq. 9)
 
     with one Metropolis-adjusted step at every new inverse temperature. Components of a mixture base
     are redrawn at every fourth: each step leaves the joint law of positions and components alone.

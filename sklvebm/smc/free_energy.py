@@ -24,7 +24,7 @@ def mbar(
     r"""Estimate log normalisers of all rungs of a ladder from samples of all rungs.
 
     Solves the self-consistent equations of the multistate Bennett acceptance ratio,
-    `Z_s = sum_i exp(-b_s f_i) / sum_t C exp(-b_t f_i) / Z_t`  (docs/theory.md, eq. 7).
+    `Z_s = sum_i exp(-b_s f_i) / sum_t C exp(-b_t f_i) / Z_t`  (docs/theory/model.md, eq. 7).
 
     Parameters
     ----------
