@@ -113,7 +113,9 @@ def proximal_config(parameters: dict[str, Any], n_samples: int, n_features: int)
 
 
 def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:
-    """Return parameters with every "auto" replaced by what suits such rows (docs/user_guide/tuning.md).
+    """Return parameters with every "auto" replaced by what suits such rows.
+
+    The rules are explained in docs/user_guide/tuning.md.
 
     Few dimensions need a small network, a short ladder and first-layer units that divide the space
     finely; few rows allow no such freedom.
