@@ -20,7 +20,7 @@ from sklvebm.mixtures.search import (
     plain_arrays_on_one_thread,
 )
 from sklvebm.mixtures.stacking import (
-    LEAST_WIDE_WEIGHT,
+    LEAST_DEFENSIVE_WEIGHT,
     MOST_ROWS_TO_CHOOSE,
     MixtureChoice,
     MixtureEnsemble,
@@ -96,7 +96,7 @@ def fit_reference(
     random_state: np.random.RandomState,
     *,
     choice: MixtureChoice | None = None,
-    least_defensive_weight: float = LEAST_WIDE_WEIGHT,
+    least_defensive_weight: float = LEAST_DEFENSIVE_WEIGHT,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +17,6 @@ from sklvebm.mixtures.expectation_maximization import Mixture, fit_mixture
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
 
-_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
-_COVARIANCE_TYPES = ("full", "tied", "diag")
-_COARSE = 3  # every third grid point first, then the neighbours of the best
-_N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
-_FEW_ROWS = 500  # fewer are cut into five folds, and start from a larger ridge
-_MANY_ROWS = 1000  # more are split once, a quarter of them held out
-TIE = 0.25  # standard errors of a paired difference
-_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
-_FIRST_RIDGE = 1e-3
 _MOST_LOST = 1e3  # nats, of one held-out row
 _IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
 # the shortest interval with this share of a column's distinct values, over what it is of normal
@@ -33,12 +25,65 @@ _DENSEST, _NORMAL_WIDTH, _FINE = 0.1, 0.25132, 0.1
 _LEAST_UNIT = 1e-7  # standard deviations: finer ones are rounding in double precision
 COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
 DEFENSIVE_WEIGHT = 0.05  # until it is fitted
-_WIDE_SPREAD = 2.0  # standard deviations of the data
+_DEFENSIVE_SPREAD = 2.0  # standard deviations of the data
 # Defensive components have one shape and these scales: together a discrete scale mixture that
 # decays like Student's t with so many degrees of freedom. With three, draws keep a variance.
 TAIL_SCALES = 10.0 ** np.arange(10)
 _TAIL_DEGREES = 3.0
 TAIL_SHARES = TAIL_SCALES**-_TAIL_DEGREES / (TAIL_SCALES**-_TAIL_DEGREES).sum()
+
+
+@dataclass(frozen=True)
+class SearchPolicy:
+    """How single mixtures are searched for; how each number was set: docs/benchmarks/defaults.md.
+
+    Attributes
+    ----------
+    component_grid : tuple of int
+        Numbers of components, ascending; the grid is searched from its start.
+    covariance_types : tuple of str
+        Some of "full", "tied" and "diag".
+    coarse_step : int
+        Places on the grid from one coarse point to the next; the neighbours of the best coarse
+        point are tried as well. Steps of three find what every place finds on fifteen sets.
+    patience : int
+        Coarse points without improvement that end the search of a covariance type. Shells look
+        like one Gaussian until there are many components, so that one is too few.
+    few_rows : int
+        Fewer rows are cut into five folds instead of three, and start from a larger ridge.
+    many_rows : int
+        More rows are split once, a quarter of them held out.
+    tie : float
+        Standard errors of a paired difference of losses, within which fewer parameters win.
+    ridges : tuple of float
+        Added to variances, standardised units squared, ascending.
+    first_ridge : float
+        Where the search begins with few rows; with more, it begins with the covariance floor.
+    """
+
+    # fmt: off
+    component_grid: tuple[int, ...] = (
+        1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200,
+    )
+    # fmt: on
+    covariance_types: tuple[str, ...] = ("full", "tied", "diag")
+    coarse_step: int = 3
+    patience: int = 3
+    few_rows: int = 500
+    many_rows: int = 1000
+    tie: float = 0.25
+    ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
+    first_ridge: float = 1e-3
+
+    def allowed_components(self, X: np.ndarray, kind: str) -> list[int]:
+        """Return the numbers of components that rows (N, D) can support, at least [1]."""
+        # with fewer than five rows a component, k-means meets empty clusters
+        most_components = max(1, len(np.unique(X, axis=0)) // 5)
+        return [
+            k
+            for k in self.component_grid
+            if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
+        ] or [1]
 
 
 class Candidate(NamedTuple):
@@ -127,10 +172,14 @@ class HeldOutLosses:
         Start of the first member; the others count on from it.
     scales : ColumnScales
         Of all rows.
+    policy : SearchPolicy
+        Which candidates there are.
     """
 
-    def __init__(self, folds: list[Fold], seed: int, scales: ColumnScales) -> None:
-        self.folds, self.seed, self.scales = folds, seed, scales
+    def __init__(
+        self, folds: list[Fold], seed: int, scales: ColumnScales, policy: SearchPolicy
+    ) -> None:
+        self.folds, self.seed, self.scales, self.policy = folds, seed, scales, policy
         self.defensive_components = np.concatenate([fold.wide for fold in folds])
         self.wide = logsumexp(self.defensive_components + np.log(TAIL_SHARES), axis=1)
         self._member = functools.cache(self._member_log_density)
@@ -196,16 +245,17 @@ def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dic
     tried : dict of Candidate to float
         Mean losses of all candidates that were looked at.
     """
-    ridge = _FIRST_RIDGE if len(X) < _FEW_ROWS else COVARIANCE_FLOOR
+    policy = losses.policy
+    ridge = policy.first_ridge if len(X) < policy.few_rows else COVARIANCE_FLOOR
     tried = _search_components(X, losses, ridge)
     best = min(tried, key=tried.get)
     near = [
         candidate
         for candidate, loss in tried.items()
-        if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
+        if loss - tried[best] <= policy.tie * losses.standard_error(candidate, best)
     ]
     simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
-    ridges = _ridges(losses.scales.ridge_units)
+    ridges = _ridges(policy.ridges, losses.scales.ridge_units)
     ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
 
@@ -214,7 +264,8 @@ def _search_components(
     X: np.ndarray, losses: HeldOutLosses, ridge: float
 ) -> dict[Candidate, float]:
     """Return the losses of all covariance types, over components until they stop helping."""
-    grids = {kind: allowed_components(X, kind) for kind in _COVARIANCE_TYPES}
+    policy = losses.policy
+    grids = {kind: policy.allowed_components(X, kind) for kind in policy.covariance_types}
     tried: dict[Candidate, float] = {}
 
     def look_at(n_components: int, kind: str) -> float:
@@ -225,23 +276,23 @@ def _search_components(
 
     for kind, grid in grids.items():
         found: dict[int, float] = {}
-        for position in range(0, len(grid), _COARSE):
+        for position in range(0, len(grid), policy.coarse_step):
             found[position] = look_at(grid[position], kind)
             # shells look like one Gaussian until there are many components
-            if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
+            if position - min(found, key=found.get) >= policy.patience * policy.coarse_step:
                 break
     best = min(tried, key=tried.get)
     grid = grids[best.covariance_type]
     centre = grid.index(best.n_components)
-    for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
+    for n_components in grid[max(0, centre - policy.coarse_step + 1) : centre + policy.coarse_step]:
         look_at(n_components, best.covariance_type)
     return tried
 
 
-def _ridges(units: np.ndarray) -> tuple[float, ...]:
+def _ridges(given: tuple[float, ...], units: np.ndarray) -> tuple[float, ...]:
     """Return the ridges to search among, ascending; more where the unit is finer than one."""
-    ridges = list(_RIDGES)
-    while ridges[-1] * units.min() < 0.1 * _RIDGES[-1]:
+    ridges = list(given)
+    while ridges[-1] * units.min() < 0.1 * given[-1]:
         ridges.append(10.0 * ridges[-1])
     return tuple(ridges)
 
@@ -267,24 +318,15 @@ def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> i
     return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
 
 
-def allowed_components(X: np.ndarray, kind: str) -> list[int]:
-    """Return the numbers of components that the rows can support, at least [1]."""
-    # with fewer than five rows a component, k-means meets empty clusters
-    most_components = max(1, len(np.unique(X, axis=0)) // 5)
-    return [
-        k
-        for k in _COMPONENT_GRID
-        if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
-    ] or [1]
-
-
-def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
+def split_folds(X: np.ndarray, policy: SearchPolicy) -> tuple[list[Fold], list[Fold]]:
     """Cut rows, which are in random order, into folds.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
+    policy : SearchPolicy
+        How many folds there are.
 
     Returns
     -------
@@ -293,10 +335,10 @@ def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
     others : list of Fold
         The rest of the rows, where one fold is enough to compare on.
     """
-    n_folds = 5 if len(X) < _FEW_ROWS else 3
+    n_folds = 5 if len(X) < policy.few_rows else 3
     if len(X) < n_folds:
         return [], []
-    if len(X) > _MANY_ROWS:
+    if len(X) > policy.many_rows:
         folds = _folds_of(X, 4)
         return folds[:1], folds[1:]
     return _folds_of(X, n_folds), []
@@ -323,10 +365,10 @@ def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
 
 
 def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
-    return Fold(train, test, log_wide_components(train, test))
+    return Fold(train, test, log_defensive_components(train, test))
 
 
-def log_wide_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def log_defensive_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Return log densities (N, K) of rows under the defensive components for others, nats."""
     root = np.linalg.cholesky(defensive_covariance(train))
     white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
@@ -340,7 +382,7 @@ def defensive_covariance(X: np.ndarray) -> np.ndarray:
     """Return the covariance (D, D) of the defensive component for rows X."""
     n_features, X = X.shape[1], without_outliers(X)
     spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
-    return _WIDE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
+    return _DEFENSIVE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
 
 
 @contextmanager
