@@ -11,6 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklvebm import (
     GaussianMargins,
+    MixtureStack,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -26,7 +27,7 @@ CONFIGURATIONS = [
     {"warm_start": True, "max_iter": 3},
     {"n_temperatures": 1, "dynamics": "ula", "early_stopping": False, "max_iter": 5},
     {"reference": "gaussian", "max_iter": 5},
-    {"n_components": 5, "information_weight": 0.5, "max_iter": 3},
+    {"n_components": 5, "max_iter": 3},
     {"dynamics": "mala", "max_iter": 3},
 ]
 FLOW_CONFIGURATIONS = [
@@ -91,6 +92,7 @@ SUBCLASSES = [
 @parametrize_with_checks(
     [
         *SUBCLASSES,
+        MixtureStack(random_state=0),
         ParticleLVEBM(random_state=0),
         *[ParticleLVEBM(random_state=0, **parameters) for parameters in CONFIGURATIONS],
         PotentialFlowEBM(random_state=0),

@@ -8,7 +8,7 @@ mean of their densities is a Gaussian mixture again, and better than any of them
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from scipy.special import logsumexp
@@ -88,6 +88,14 @@ class StackPolicy(SearchPolicy):
 
 
 DEFAULT_POLICY = StackPolicy()
+
+
+@runtime_checkable
+class HasStackPolicy(Protocol):
+    """An estimator that says which mixtures a reference may be stacked of."""
+
+    def stack_policy(self) -> StackPolicy:
+        """Return what its parameters allow."""
 
 
 class MixturePart(NamedTuple):
@@ -201,7 +209,8 @@ def choose_mixture(
     every, X = X, X[repeats_together(X, order)]
     folds, others = split_folds(X, policy)
     if not folds:
-        one = Candidate(1, "diag", COVARIANCE_FLOOR)
+        kinds = policy.covariance_types
+        one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
         return MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
     scales = column_scales(X)
     losses = HeldOutLosses(folds, seed, scales, policy)

@@ -239,7 +239,6 @@ BAD_VALUES = {
     "n_chains": [1, 0, 2.5, None],
     "n_temperatures": [0, 1.5, None],
     "n_langevin_steps": [0, 1.5, None],
-    "information_weight": [-0.1, NOT_A_NUMBER, "0", None],
     "latent_map": ["pca", 3, None],
     "learning_rate_init": [0.0, -1.0, float("inf"), None],
     "alpha": [-0.1, NOT_A_NUMBER, None, np.array([0.1, 0.2])],
