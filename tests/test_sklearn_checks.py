@@ -26,18 +26,15 @@ CONFIGURATIONS = [
     {"early_stopping": False, "max_iter": 3},
     {"warm_start": True, "max_iter": 3},
     {"n_temperatures": 1, "dynamics": "ula", "early_stopping": False, "max_iter": 5},
-    {"max_iter": 5},
     {"n_components": 5, "information_weight": 0.5, "max_iter": 3},
     {"dynamics": "mala", "max_iter": 3},
 ]
 FLOW_CONFIGURATIONS = [
-    {"max_iter": 5},
     {"dtype": "float64", "max_iter": 3, "hidden_layer_sizes": (8,)},
     {"warm_start": True, "max_iter": 3, "early_stopping": False},
     {"loss": "vapo", "max_iter": 3, "energy_time": 0.9, "n_langevin_steps": 2},
 ]
 WASSERSTEIN_CONFIGURATIONS = [
-    {"max_iter": 5},
     {"dtype": "float64", "max_iter": 3, "proximal": "gradient-penalty"},
     {"warm_start": True, "max_iter": 3, "early_stopping": False, "dynamics": "heun"},
     {"n_temperatures": 1, "dynamics": "mala", "n_inner_steps": 5, "max_iter": 3},
