@@ -102,7 +102,10 @@ SUBCLASSES = [
         PotentialFlowEBM(random_state=0),
         *[PotentialFlowEBM(**GAUSSIAN, **parameters) for parameters in FLOW_CONFIGURATIONS],
         WassersteinFlowEBM(random_state=0),
-        *[WassersteinFlowEBM(**GAUSSIAN, **parameters) for parameters in WASSERSTEIN_CONFIGURATIONS],
+        *[
+            WassersteinFlowEBM(**GAUSSIAN, **parameters)
+            for parameters in WASSERSTEIN_CONFIGURATIONS
+        ],
         TransformedDensity(ParticleLVEBM(1, max_iter=1, **GAUSSIAN)),
         TransformedDensity(PotentialFlowEBM(max_iter=1, **GAUSSIAN)),
         TransformedDensity(WassersteinFlowEBM(max_iter=1, **GAUSSIAN)),
