@@ -359,7 +359,17 @@ def _exhausted(last: Progress) -> str:
 class _Run:
     """A training run between two epochs, and how it gets from one to the next."""
 
-    def __init__(self, optimisation, objective, x, x_monitor, *, state, batch_size, generator):
+    def __init__(
+        self,
+        optimisation: Optimisation,
+        objective: Objective,
+        x: Tensor,
+        x_monitor: Tensor,
+        *,
+        state: Any,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
         self.optimisation, self.state = optimisation, state
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator

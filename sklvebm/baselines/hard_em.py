@@ -1,5 +1,7 @@
 """`HardEM`: alternate between the likeliest latents of the rows and the decoder's parameters."""
 
+from typing import Any
+
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -200,5 +202,5 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return JointLikelihood(self.n_latent_steps)

@@ -1,6 +1,6 @@
 """`NonAmortizedVI`: one Gaussian per row, optimised directly, instead of an encoder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -267,5 +267,5 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return FreeBound(self.n_latent_steps, self.latent_learning_rate)

@@ -1,6 +1,6 @@
 """`ParticleGradientDescent`: Langevin particles for the posteriors, a decoder that climbs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -256,5 +256,5 @@ class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return ParticleObjective(self.n_particles, self.n_langevin_steps)

@@ -1,5 +1,7 @@
 """`ParticleLVEBM`: the latent-variable energy-based model as a scikit-learn estimator."""
 
+from typing import Any, Self
+
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.fit import fit_in_epochs
@@ -300,7 +302,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     # Fitting -----------------------------------------------------------------------------------
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters
@@ -334,7 +336,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         return self
 
     @without_numpy_errors
-    def partial_fit(self, X, y=None):
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Pass over the rows X once, starting a model at the first call.
 
         Units and reference come from the first call's rows, so make them representative. Rows that

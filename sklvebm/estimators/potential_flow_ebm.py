@@ -1,5 +1,7 @@
 """`PotentialFlowEBM`: a scalar potential whose gradient carries noise to data, as an estimator."""
 
+from typing import Any, Self
+
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.fit import fit_in_epochs
@@ -241,7 +243,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     # Fitting -----------------------------------------------------------------------------------
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters

@@ -62,6 +62,12 @@ class KernelLatentMap(LatentMap):
         Variance of the latents around g under the reference, positive.
     """
 
+    landmarks: Tensor
+    width: Tensor
+    offset: Tensor
+    linear: Tensor
+    coefficients: Tensor
+
     def __init__(
         self,
         landmarks: Tensor,
@@ -119,6 +125,14 @@ class PerceptronLatentMap(LatentMap):
     variance : Tensor of shape (n_latents,)
         Variance of the latents around g under the reference, positive.
     """
+
+    offset: Tensor
+    linear: Tensor
+    first_weight: Tensor
+    first_bias: Tensor
+    second_weight: Tensor
+    second_bias: Tensor
+    last_weight: Tensor
 
     def __init__(
         self,

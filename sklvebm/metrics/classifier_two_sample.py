@@ -1,7 +1,7 @@
 """Two-sample test by the accuracy of a classifier."""
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binom
@@ -38,7 +38,9 @@ class ClassifierTest(NamedTuple):
         "random_state": ["random_state"],
     }
 )
-def classifier_two_sample_test(X, Y, *, estimator=None, cv=5, random_state=None):
+def classifier_two_sample_test(
+    X: Any, Y: Any, *, estimator: Any = None, cv: int = 5, random_state: Any = None
+) -> ClassifierTest:
     """Test whether two samples have one law, by the accuracy of a classifier on held-out rows.
 
     Parameters

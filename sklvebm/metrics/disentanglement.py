@@ -1,7 +1,8 @@
 """Does each latent hold one factor? Mutual information gap, DCI and separated predictability."""
 
+from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
@@ -37,7 +38,7 @@ class DCI(NamedTuple):
 
 
 @validate_params({**_DATA, "n_bins": [Interval(Integral, 2, None, closed="left")]})
-def mutual_information_gap(latents, factors, *, n_bins=20):
+def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> float:
     r"""Return the mutual information gap of latents and factors.
 
     .. math:: \frac{1}{K} \sum_{k=1}^K \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
@@ -94,7 +95,7 @@ def mutual_information_gap(latents, factors, *, n_bins=20):
 
 
 @validate_params({**_DATA, "circular": [tuple, list]})
-def sap_score(latents, factors, *, circular=()):
+def sap_score(latents: Any, factors: Any, *, circular: Sequence[int] = ()) -> float:
     """Return the separated attribute predictability of latents and factors.
 
     For each factor the R² of linear regression on each latent alone is found; the score is the mean
@@ -156,7 +157,15 @@ def sap_score(latents, factors, *, circular=()):
         "random_state": ["random_state"],
     }
 )
-def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=None):
+def dci(
+    latents: Any,
+    factors: Any,
+    *,
+    circular: Sequence[int] = (),
+    estimator: Any = None,
+    cv: int = 5,
+    random_state: Any = None,
+) -> DCI:
     r"""Return disentanglement, completeness and informativeness of latents.
 
     A regressor predicts each factor from all latents; `P` is the share of each latent in each
@@ -235,12 +244,12 @@ def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=Non
     return DCI(float(disentanglement), float(completeness), float(np.mean(shares)), importance)
 
 
-def _need_two(columns, name):
+def _need_two(columns: np.ndarray, name: str) -> None:
     if columns.shape[1] < 2:
         raise ValueError(f"{name} must have at least two columns, got {columns.shape[1]}.")
 
 
-def _bins(values, n_bins):
+def _bins(values: np.ndarray, n_bins: int) -> np.ndarray:
     """Return the index of a bin for each value, shape (n,): of nearly equal counts if many."""
     different, index = np.unique(values, return_inverse=True)
     # quantiles would merge rare values of a discrete column
@@ -250,14 +259,14 @@ def _bins(values, n_bins):
     return np.searchsorted(edges, values, side="right")
 
 
-def _importance(model):
+def _importance(model: Any) -> np.ndarray:
     """Return the importance of each latent to a fitted regressor, shape (n_latents,)."""
     if hasattr(model, "feature_importances_"):
         return np.asarray(model.feature_importances_)
     return np.abs(np.atleast_2d(model.coef_)).sum(0)
 
 
-def _relative_entropy(shares):
+def _relative_entropy(shares: np.ndarray) -> np.ndarray:
     """Return the entropy of each row over the logarithm of its length, shape (n_rows,)."""
     logarithm = np.log(np.where(shares > 0.0, shares, 1.0))
     return -(shares * logarithm).sum(1) / np.log(shares.shape[1])

@@ -1,7 +1,8 @@
 """How well the true factors of rows can be predicted from their latents."""
 
+from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LinearRegression
@@ -39,7 +40,15 @@ class FactorRecovery(NamedTuple):
         "random_state": ["random_state"],
     }
 )
-def factor_recovery(latents, factors, *, circular=(), n_neighbors=10, cv=5, random_state=None):
+def factor_recovery(
+    latents: Any,
+    factors: Any,
+    *,
+    circular: Sequence[int] = (),
+    n_neighbors: int = 10,
+    cv: int = 5,
+    random_state: Any = None,
+) -> FactorRecovery:
     r"""Return how well each factor is predicted from the latents, by two regressors.
 
     .. math:: R^2 = 1 - \sum_i |v_i - \hat v_i|^2 / \sum_i |v_i - \bar v|^2

@@ -1,13 +1,14 @@
 """Maximum mean discrepancy of two samples, and its permutation test."""
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.utils import check_array
 
 from sklvebm.metrics._pairwise import (
+    OfDistances,
     blocks,
     check_two_samples,
     mean_between,
@@ -39,7 +40,7 @@ class PermutationTest(NamedTuple):
 
 
 @validate_params(_CONSTRAINTS)
-def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
+def maximum_mean_discrepancy(X: Any, Y: Any, *, bandwidths: Any = None) -> float:
     r"""Estimate the squared maximum mean discrepancy of two samples, without bias.
 
     .. math:: \mathrm{MMD}^2 = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \qquad
@@ -107,7 +108,9 @@ def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
         "random_state": ["random_state"],
     }
 )
-def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_state=None):
+def mmd_permutation_test(
+    X: Any, Y: Any, *, bandwidths: Any = None, n_permutations: int = 200, random_state: Any = None
+) -> PermutationTest:
     """Test whether two samples have one law, by permutations of the maximum mean discrepancy.
 
     Parameters
@@ -170,7 +173,7 @@ def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_st
     return PermutationTest(statistic, float(p_value), null)
 
 
-def _kernel(X, Y, bandwidths):
+def _kernel(X: np.ndarray, Y: np.ndarray, bandwidths: Any) -> OfDistances:
     """Return the kernel as a function of squared distances."""
     if bandwidths is None:
         bandwidths = median_distance(X, Y) * np.array(_SCALES)
@@ -180,7 +183,7 @@ def _kernel(X, Y, bandwidths):
             f"bandwidths must be a sequence of positive numbers, got {bandwidths.tolist()}."
         )
 
-    def kernel(squared_distances):
+    def kernel(squared_distances: np.ndarray) -> np.ndarray:
         total = np.zeros_like(squared_distances)
         for h in bandwidths:
             total += np.exp(squared_distances * (-0.5 / h**2))

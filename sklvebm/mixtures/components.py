@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklvebm.mcmc.state import Frame, Noise
 
@@ -18,6 +18,23 @@ _GATHERED_PER_COMPONENT = 10_000
 _MOST_GATHERED = 20_000_000
 _DIAGONAL = 1e-8  # largest correlation that is rounding
 _BLOCK = 2**20  # numbers in the covariances that are handled at once
+
+
+class MixtureParts(nn.Module):
+    """The tensors that a `MixtureReference` is stored as, with M components and C covariances."""
+
+    log_weights: Tensor  # (M,), nats
+    means: Tensor  # (M, D), whitened features
+    covariance_of: Tensor  # (M,), which factor each component has
+    scales: Tensor  # (M,), on the standard deviations
+    factors: Tensor  # (C, D) or (C, D, D): what whitens a component
+    roots: Tensor  # of the factors' shape: what colours it
+    root: Tensor  # (D, D), whitened features -> features
+    inverse_root: Tensor  # (D, D)
+    location: Tensor  # (D,), units of the features
+    latent_map: Tensor  # (L, D)
+    latent_scale: Tensor  # (L,)
+    far: Tensor  # (F,), components whose expanded quadratic forms cancel
 
 
 class LinearGauge(NamedTuple):

@@ -24,6 +24,7 @@ from sklvebm.mixtures.components import (
     LOG_2PI,
     FeatureConditional,
     LinearGauge,
+    MixtureParts,
     are_diagonal,
     check_covariance_of,
     condition_on_latents,
@@ -39,7 +40,7 @@ _TAILS = ("weight", "covariance", "scales")
 RENAMED_PARAMETERS = {f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _TAILS}
 
 
-class MixtureReference(nn.Module):
+class MixtureReference(MixtureParts):
     r"""Gaussian mixture over the features with a linear-Gaussian posterior over the latents.
 
     Parameters

@@ -174,6 +174,8 @@ class ConvLayerEnergy(Energy):
     values, whose second derivatives cost nothing (`potentials.network_jet`).
     """
 
+    places: Tensor
+
     def __init__(
         self,
         n_features: int,
