@@ -55,8 +55,9 @@ class Progress(NamedTuple):
 class Optimisation(NamedTuple):
     """Everything besides particles that training carries on with."""
 
-    energy: nn.Module  # last iterate
-    average: nn.Module  # its running average: the model that is evaluated and kept
+    # modules, of the kind that the objective takes
+    energy: Any  # last iterate
+    average: Any  # its running average: the model that is evaluated and kept
     optimizer: torch.optim.Optimizer
     n_updates: int
 
@@ -66,7 +67,7 @@ class TrainingResult(NamedTuple):
 
     optimisation: Optimisation
     state: Any
-    best: nn.Module
+    best: Any  # module
     best_lower_bound: float  # nats per row
     history: list[Progress]
     converged: bool

@@ -5,12 +5,11 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state as _check_random_state
-
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,10 +31,11 @@ class Interval(NamedTuple):
         """Return whether a value lies inside."""
         if isinstance(value, bool | np.bool_) or not isinstance(value, self.type):
             return False
+        number = cast(float, value)
         left = -math.inf if self.left is None else self.left
         right = math.inf if self.right is None else self.right
-        above = value >= left if self.closed in ("left", "both") else value > left
-        below = value <= right if self.closed in ("right", "both") else value < right
+        above = number >= left if self.closed in ("left", "both") else number > left
+        below = number <= right if self.closed in ("right", "both") else number < right
         return bool(above and below)
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from sklvebm.estimators._common.answers import (
 )
 from sklvebm.estimators._common.config import checked_parameters, fields_of
 from sklvebm.estimators._common.fit import Family, fit_in_epochs
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.runtime import without_numpy_errors
@@ -49,7 +49,7 @@ class PowerOfTwo(NamedTuple):
             raise ValueError(f"{name} must be a power of two >= {self.low}, got {value!r}.")
 
 
-RULES = {
+RULES: dict[str, Rule] = {
     "n_components": Number(True, 1),
     "hidden_layer_sizes": LayerSizes(),
     "activation": OneOf(tuple(ACTIVATIONS)),
@@ -229,7 +229,9 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
     def _features(self, Z: np.ndarray, device: torch.device) -> np.ndarray:
         return answers.features(self._model, Z, device)
 
-    def _draws(self, n_samples: int, seed: int, device: torch.device) -> np.ndarray:
+    def _draws(
+        self, n_samples: int, seed: int, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray]:
         return answers.draws(self._model, n_samples, seed)
 
     @property

@@ -8,8 +8,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklvebm.baselines._contract import RULES, DecoderDensityMixin, LayerSizes
-from sklvebm.baselines._decoder import LatentModel
-from sklvebm.baselines._decoder import Architecture
+from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._inference import langevin, prior_target
 from sklvebm.baselines._prior import (
     STEP_SIZE,
@@ -18,7 +17,7 @@ from sklvebm.baselines._prior import (
     quick_log_partition,
 )
 from sklvebm.baselines.particle_gradient_descent import ParticleObjective, PosteriorParticles
-from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.langevin import reference_step, start
 from sklvebm.mcmc.state import Batch, IndependentNoise
 from sklvebm.runtime import seeded_generator
@@ -193,7 +192,7 @@ class LatentEBM(DecoderDensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _rules = {
+    _rules: dict[str, Rule] = {
         **RULES,
         "prior_layer_sizes": LayerSizes(),
         "n_particles": Number(True, 1),

@@ -11,7 +11,7 @@ from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._fitting import BoundObjective, principal_latents
 from sklvebm.baselines._inference import gauss_newton, most_likely_latents
-from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -216,7 +216,7 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _rules = {
+    _rules: dict[str, Rule] = {
         **RULES,
         "n_latent_steps": Number(True, 1),
         "latent_learning_rate": Number(False, 0.0, open_low=True),

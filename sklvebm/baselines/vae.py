@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sklvebm.baselines._bounds import GaussianMixtures, diagonal_gaussians
 from sklvebm.baselines._contract import DecoderDensityMixin
-from sklvebm.baselines._decoder import LatentModel
-from sklvebm.baselines._decoder import Architecture, BoundObjective
+from sklvebm.baselines._decoder import Architecture, LatentModel
+from sklvebm.baselines._fitting import BoundObjective
 from sklvebm.mcmc.state import Batch
 
 _LOG_SCALE_RANGE = (-8.0, 3.0)

@@ -102,7 +102,7 @@ def make_concentric_rings(
     return (X, np.stack([radius, angle], 1)) if return_factors else X
 
 
-_DENSITY_CONSTRAINTS = {
+_DENSITY_CONSTRAINTS: dict[str, list[Any]] = {
     "radii": ["array-like"],
     "radial_noise": [Interval(Real, 0, None, closed="left")],
     "noise": [Interval(Real, 0, None, closed="neither")],

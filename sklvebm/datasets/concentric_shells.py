@@ -98,7 +98,7 @@ def make_concentric_shells(
     return (X, np.stack([radius, np.arccos(cosine), azimuth], 1)) if return_factors else X
 
 
-_DENSITY_CONSTRAINTS = {
+_DENSITY_CONSTRAINTS: dict[str, list[Any]] = {
     "radii": ["array-like"],
     "radial_noise": [Interval(Real, 0, None, closed="left")],
     "noise": [Interval(Real, 0, None, closed="neither")],

@@ -59,7 +59,7 @@ class _HarmonicCurves:
         )
 
 
-_SHAPE_CONSTRAINTS = {
+_SHAPE_CONSTRAINTS: dict[str, list[Any]] = {
     "radii": ["array-like"],
     "cosines": ["array-like", None],
     "sines": ["array-like", None],
@@ -151,7 +151,10 @@ def make_harmonic_rings(
     return (X, np.stack([curves.radii[ring], radius, angle], 1)) if return_factors else X
 
 
-_DENSITY_CONSTRAINTS = {**_SHAPE_CONSTRAINTS, "noise": [Interval(Real, 0, None, closed="neither")]}
+_DENSITY_CONSTRAINTS: dict[str, list[Any]] = {
+    **_SHAPE_CONSTRAINTS,
+    "noise": [Interval(Real, 0, None, closed="neither")],
+}
 
 
 @validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})

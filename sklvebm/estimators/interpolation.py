@@ -72,11 +72,11 @@ def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str
     check_is_fitted(model)
     Number(True, 2).check("n_steps", n_steps)
     OneOf(_PATHS).check("path", path)
-    rows = [_row("start", start), _row("end", end)]
-    if rows[0].shape != rows[1].shape:
-        widths = [row.shape[1] for row in rows]
+    ends = [_row("start", start), _row("end", end)]
+    if ends[0].shape != ends[1].shape:
+        widths = [row.shape[1] for row in ends]
         raise ValueError(f"start and end must have the same number of features, got {widths}.")
-    rows = np.concatenate(rows)
+    rows = np.concatenate(ends)
     # without names, which two rows have not: a model fitted to a data frame knows its own
     names = getattr(model, "feature_names_in_", None)
     latents = np.asarray(model.transform(_named(rows, names)))

@@ -178,7 +178,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         """
         check_is_fitted(self)
         Number(True, 1).check("n_samples", n_samples)
-        options = {}
+        options: dict[str, Any] = {}
         if "random_state" in inspect.signature(self.estimator_.sample).parameters:
             options["random_state"] = random_state
         elif random_state is not None:
@@ -274,8 +274,8 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             If `input_features` are others.
         """
         check_is_fitted(self)
-        own = getattr(self, "feature_names_in_", None)
-        given = own if input_features is None else np.asarray(input_features, dtype=object)
+        own: Any = getattr(self, "feature_names_in_", None)
+        given: Any = own if input_features is None else np.asarray(input_features, dtype=object)
         if own is not None and not np.array_equal(own, given):
             raise ValueError("input_features is not equal to feature_names_in_")
         return self.estimator_.get_feature_names_out(given)

@@ -5,7 +5,7 @@ from typing import Any, Self
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.fit import fit_in_epochs
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
 from sklvebm.estimators._ebm.config import proximal_config
@@ -15,7 +15,7 @@ from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.proximal import PROXIMAL
 from sklvebm.runtime import without_numpy_errors
 
-_RULES = {
+_RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),

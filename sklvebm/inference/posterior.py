@@ -101,7 +101,7 @@ def weighted_particles(
         rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
         if len(rows) == 0:
             break
-        options = {"dtype": base_draws.dtype, "device": base_draws.device}
+        options: dict[str, Any] = {"dtype": base_draws.dtype, "device": base_draws.device}
         betas = torch.linspace(0.0, 1.0, n_steps + 1, **options)
         step_sizes = 2.0 * (step_size / 2.0) ** betas
         target = make_target(rows)

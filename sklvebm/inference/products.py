@@ -11,7 +11,7 @@ wanted, not an integral of a power, so that its latents are integrated out over 
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -240,12 +240,12 @@ def covering_reference(
     overlap; products of mixtures are mixtures. Factors with negative powers widen the tails.
     """
     tail = tail_component(parts, weights)
-    product = None
+    product: Components | None = None
     for part, weight in zip(parts, weights, strict=True):
         if weight > 0.0:
             powered = power(part, weight)
             product = powered if product is None else multiply(product, powered)
-    product = keep_heaviest(product, _MOST_COMPONENTS)
+    product = keep_heaviest(cast(Components, product), _MOST_COMPONENTS)
     log_weights = torch.log_softmax(product.log_weights, 0)
     if tail is not None:
         log_weights = torch.cat(

@@ -244,7 +244,8 @@ def fit_amortised(
         )
         with torch.enable_grad():
             rows = x[index]
-            loss = negative_evidence_bound(energy, rows, *encoder(rows), noise)
+            mean, scale = encoder(rows)
+            loss = negative_evidence_bound(energy, rows, mean, scale, noise)
             gradients = torch.autograd.grad(loss, list(encoder.parameters()))
         for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
             parameter.grad = gradient

@@ -225,18 +225,18 @@ def dci(
         seed = random_state.randint(2**31 - 1)
         estimator = RandomForestRegressor(min_samples_leaf=5, random_state=seed)
     folds = KFold(cv, shuffle=True, random_state=random_state.randint(2**31 - 1))
-    importance, shares = [], []
+    columns, shares = [], []
     for target in as_targets(factors, circular):
-        predicted, weight = np.empty_like(target), 0.0
+        predicted, weight = np.empty_like(target), np.zeros(latents.shape[1])
         for train, test in folds.split(latents):
             model = clone(estimator).fit(latents[train], target[train].squeeze())
             predicted[test] = model.predict(latents[test]).reshape(len(test), -1)
             weight = weight + _importance(model)
         # a factor that no latent helps to predict is spread evenly
         total = weight.sum()
-        importance.append(weight / total if total > 0.0 else np.full(len(weight), 1 / len(weight)))
+        columns.append(weight / total if total > 0.0 else np.full(len(weight), 1 / len(weight)))
         shares.append(explained_share(target, predicted))
-    importance = np.stack(importance, 1)
+    importance = np.stack(columns, 1)
     per_latent = importance.sum(1, keepdims=True)
     rows = importance / np.where(per_latent > 0.0, per_latent, 1.0)
     disentanglement = (per_latent[:, 0] / per_latent.sum()) @ (1.0 - _relative_entropy(rows))

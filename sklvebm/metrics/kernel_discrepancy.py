@@ -18,7 +18,11 @@ from sklvebm.metrics._pairwise import (
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
-_CONSTRAINTS = {"X": ["array-like"], "Y": ["array-like"], "bandwidths": ["array-like", None]}
+_CONSTRAINTS: dict[str, list[Any]] = {
+    "X": ["array-like"],
+    "Y": ["array-like"],
+    "bandwidths": ["array-like", None],
+}
 
 
 class PermutationTest(NamedTuple):
@@ -157,7 +161,8 @@ def mmd_permutation_test(
     member[:n, 0] = 1.0
     for column in range(1, n_permutations + 1):
         member[random_state.permutation(n + m)[:n], column] = 1.0
-    everything, first, within_first = 0.0, 0.0, 0.0
+    everything = 0.0
+    first, within_first = (np.zeros(n_permutations + 1) for _ in range(2))
     for rows in blocks(n + m, n + m):
         values = kernel(cdist(pooled[rows], pooled, "sqeuclidean"))
         values[np.arange(len(values)), np.arange(rows.start, rows.stop)] = 0.0

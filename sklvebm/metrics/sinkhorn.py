@@ -93,7 +93,7 @@ def sinkhorn_divergence(
     X, Y = check_two_samples(X, Y, least=1)
     if epsilon is None:
         epsilon = _RELATIVE_EPSILON * median_distance(X, Y) ** 2
-    control = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol}
+    control: dict[str, Any] = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol}
     return (
         _cost_between(cdist(X, Y, "sqeuclidean"), **control)
         - 0.5 * _cost_within(cdist(X, X, "sqeuclidean"), **control)

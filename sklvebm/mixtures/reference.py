@@ -13,7 +13,7 @@ about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ class MixtureReference(MixtureParts):
         scales, self.n_defensive = torch.ones_like(weights), 0
         if is_defended:
             self.n_defensive = len(shares)
-            shape = inverse_root @ defensive_covariance.double() @ inverse_root.T
+            shape = inverse_root @ cast(Tensor, defensive_covariance).double() @ inverse_root.T
             covariances[n_given] = torch.diag(shape.diagonal()) if self.is_diagonal else shape
             weights = torch.cat([weights * (1.0 - shares.sum()), shares])
             means = torch.cat([means, means.new_zeros(self.n_defensive, len(location))])

@@ -178,7 +178,9 @@ class HeldOutLosses:
         return float(difference.std() / np.sqrt(len(difference)))
 
 
-def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dict]:
+def search_singles(
+    X: np.ndarray, losses: HeldOutLosses
+) -> tuple[Candidate, dict[Candidate, float]]:
     """Find the best single mixture.
 
     Parameters
@@ -198,13 +200,13 @@ def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dic
     """
     ridge = _FIRST_RIDGE if len(X) < _FEW_ROWS else COVARIANCE_FLOOR
     tried = _search_components(X, losses, ridge)
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     near = [
         candidate
         for candidate, loss in tried.items()
         if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
     ]
-    simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
+    simplest = min(near, key=lambda c: _n_parameters(c.n_components, c.covariance_type, X.shape[1]))
     ridges = _ridges(losses.scales.ridge_units)
     ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
@@ -228,9 +230,9 @@ def _search_components(
         for position in range(0, len(grid), _COARSE):
             found[position] = look_at(grid[position], kind)
             # shells look like one Gaussian until there are many components
-            if position - min(found, key=found.get) >= _N_WORSE * _COARSE:
+            if position - min(found, key=found.__getitem__) >= _N_WORSE * _COARSE:
                 break
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     grid = grids[best.covariance_type]
     centre = grid.index(best.n_components)
     for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
@@ -255,7 +257,7 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
             losses[ridge] = loss(ridge)
             if losses[ridge] > min(losses.values()):
                 break
-    return min(losses, key=losses.get)
+    return min(losses, key=losses.__getitem__)
 
 
 def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:

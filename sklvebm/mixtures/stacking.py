@@ -244,7 +244,7 @@ def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) ->
         means[finer] = losses.mean(finer, _N_TRIED)
         if len(means) > 2 and means[finer] > min(means.values()):
             break
-    best = min(means, key=means.get)
+    best = min(means, key=means.__getitem__)
     if means[single] - means[best] <= TIE * losses.standard_error(single, best, _N_TRIED):
         best = single
     # the single mixture that was looked at is no measure: it was chosen for its luck
@@ -272,10 +272,10 @@ def _rivals(
 ) -> set[Candidate]:
     """Return the kinds that may share the density: those around the best of each type."""
     rivals = {alone}
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     for kind in {candidate.covariance_type for candidate in tried}:
         own = {c: loss for c, loss in tried.items() if c.covariance_type == kind}
-        first = min(own, key=own.get)
+        first = min(own, key=own.__getitem__)
         behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
         if len(losses.wide) > _MANY_HELD_OUT and behind > _BEHIND:
             continue

@@ -42,7 +42,8 @@ def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[in
             f"image_shape must multiply to the number of features: {shape} has "
             f"{math.prod(shape)} pixels, but X has {n_features} features."
         )
-    return (*shape, 1) if len(shape) == 2 else shape
+    height, width, n_channels = (*shape, 1) if len(shape) == 2 else shape
+    return height, width, n_channels
 
 
 def _filled(shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
@@ -135,7 +136,7 @@ class ConvEnergy(Energy):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""
         hidden = self.feature_maps(x).flatten(1)
-        offset = z @ self.latent_weight.T
+        offset: Tensor | float = z @ self.latent_weight.T  # of the first layer alone
         for weight, bias in zip(self.weights, self.biases, strict=True):
             hidden = ACTIVATIONS[self.activation](offset + torch.addmm(bias, hidden, weight.T))
             offset = 0.0

@@ -7,7 +7,8 @@ own, `AnchoredEnergy` and `BridgedEnergy` join one of them to a reference, which
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,11 @@ from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.reach import Reach
 
-ACTIVATIONS = {"silu": nn.functional.silu, "softplus": nn.functional.softplus, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": nn.functional.silu,
+    "softplus": nn.functional.softplus,
+    "tanh": torch.tanh,
+}
 
 
 class Energy(nn.Module, abc.ABC):
@@ -291,6 +296,25 @@ class FeatureEnergy(nn.Module):
 
 
 PathEnergy = AnchoredEnergy | BridgedEnergy
+
+
+class Corrected(Protocol):
+    """A normalised reference and what is added to its energy: all that a path needs to know."""
+
+    @property
+    def n_features(self) -> int:
+        """Width D of x."""
+
+    @property
+    def n_latents(self) -> int:
+        """Width L of z."""
+
+    @property
+    def reference(self) -> MixtureReference:
+        """The density at the path's beginning."""
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the energy above the reference's, (B,), in nats."""
 
 
 def multiply_adds(energy: nn.Module) -> int:

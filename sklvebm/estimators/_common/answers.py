@@ -118,7 +118,7 @@ class LatentSamplingMixin:
 
     @without_numpy_errors
     def sample(
-        self, n_samples: int = 1, random_state: Any = None, return_latents: bool = False
+        self: Any, n_samples: int = 1, random_state: Any = None, return_latents: bool = False
     ) -> Any:
         """Draw rows from the model.
 

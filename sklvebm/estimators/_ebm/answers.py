@@ -72,7 +72,9 @@ class AnnealedDensityMixin(FittedDensityMixin):
         check_is_fitted(self)
         return expert_of(self._model)
 
-    def _draws(self, n_samples: int, seed: int, device: torch.device) -> np.ndarray:
+    def _draws(
+        self, n_samples: int, seed: int, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray]:
         return samples(self._model, n_samples, seed, device)
 
 
