@@ -190,6 +190,11 @@ def concentric_rings_entropy(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_concentric_rings : Rows of this law.
+    concentric_rings_log_density : Of which this is minus the mean.
+
     Notes
     -----
     Gauss-Hermite quadrature of the exact log density over both noises. The error is below 1e-5

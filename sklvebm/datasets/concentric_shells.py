@@ -183,6 +183,11 @@ def concentric_shells_entropy(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_concentric_shells : Rows of this law.
+    concentric_shells_log_density : Of which this is minus the mean.
+
     Notes
     -----
     Gauss-Legendre quadrature over the distance from the origin, in panels as wide as the noise

@@ -80,6 +80,11 @@ def make_coupled_oscillators(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_pendulum : One oscillator, driven and damped.
+    make_kepler_orbits : Another conserved energy.
+
     Notes
     -----
     Exact: modes are found by diagonalising the chain, nothing is integrated.

@@ -154,6 +154,11 @@ def double_well_log_density(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_double_well : Rows of this law.
+    double_well_entropy : Minus the mean of this.
+
     Notes
     -----
     Closed form without noise. With noise the trapezoidal rule over the position, accurate to
@@ -204,6 +209,11 @@ def double_well_entropy(
     ------
     ValueError
         If a parameter is not legal.
+
+    See Also
+    --------
+    make_double_well : Rows of this law.
+    double_well_log_density : Of which this is minus the mean.
 
     Notes
     -----

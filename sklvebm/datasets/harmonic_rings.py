@@ -197,6 +197,11 @@ def harmonic_rings_log_density(
         If a parameter is not legal, numbers of rings differ, or a row lies farther than 3·10⁵
         times `noise` from the origin.
 
+    See Also
+    --------
+    make_harmonic_rings : Rows of this law.
+    harmonic_rings_entropy : Minus the mean of this.
+
     Notes
     -----
     The trapezoidal rule over the angle, with a step that resolves the noise, is accurate to
@@ -247,6 +252,11 @@ def harmonic_rings_entropy(
     ------
     ValueError
         If a parameter is not legal or numbers of rings differ.
+
+    See Also
+    --------
+    make_harmonic_rings : Rows of this law.
+    harmonic_rings_log_density : Of which this is minus the mean.
 
     Notes
     -----

@@ -67,6 +67,11 @@ def make_kepler_orbits(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_coupled_oscillators : Another conserved energy.
+    make_double_well : A particle with two places to be.
+
     Notes
     -----
     Exact: Kepler's equation `M = η - e sin η` is solved to rounding instead of integrating.

@@ -80,6 +80,10 @@ def make_lorenz(
     ArithmeticError
         If the trajectories could not be integrated.
 
+    See Also
+    --------
+    make_pendulum : A driven system in the plane.
+
     Notes
     -----
     Integrated by an eighth-order Runge-Kutta method with a relative tolerance of 1e-8. Chaos

@@ -85,6 +85,11 @@ def make_pendulum(
     ArithmeticError
         If the trajectories could not be integrated.
 
+    See Also
+    --------
+    make_double_well : Noise instead of a drive.
+    make_lorenz : An autonomous system in space.
+
     Notes
     -----
     Integrated by an eighth-order Runge-Kutta method with a relative tolerance of 1e-8. Chaos

@@ -54,6 +54,17 @@ class ComposedEnergy:
     See Also
     --------
     compose : Checks its arguments and makes one.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import PotentialFlowEBM, compose
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> params = {"reference": "gaussian", "max_iter": 0, "random_state": 0}
+    >>> model = PotentialFlowEBM(**params).fit(X)
+    >>> composed = compose([(model, 2.0)])
+    >>> composed.energy(X).shape
+    (200,)
     """
 
     def __init__(self, models, weights, n_nodes=64):
@@ -232,6 +243,11 @@ def compose(terms: Any, *, n_nodes: int = 64) -> "ComposedEnergy":
         If models have different features, a weight is not allowed, or the product cannot be shown
         to be integrable: in every direction, models with positive weights must decay faster,
         together, than models with negative weights.
+
+    See Also
+    --------
+    ComposedEnergy : What is returned.
+    interpolate : Goes from one row to another through one model's latents.
 
     References
     ----------

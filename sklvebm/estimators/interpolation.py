@@ -51,6 +51,11 @@ def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str
     TypeError, ValueError
         If the model has no latents, a row has another width, or a parameter is not legal.
 
+    See Also
+    --------
+    PotentialFlowEBM : A flow, whose latents are as many as the features.
+    ParticleLVEBM : Fewer latents than features.
+
     References
     ----------
     .. [1] K. Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985.

@@ -23,6 +23,16 @@ class ClassifierTest(NamedTuple):
         have one law.
     p_value : float
         Probability of at least this accuracy by guessing.
+
+    See Also
+    --------
+    classifier_two_sample_test : Computes it.
+
+    Examples
+    --------
+    >>> from sklvebm.metrics import ClassifierTest
+    >>> ClassifierTest(accuracy=0.55, p_value=0.02).accuracy
+    0.55
     """
 
     accuracy: float
@@ -66,6 +76,11 @@ def classifier_two_sample_test(
     ValueError
         If numbers of features differ, a sample has fewer rows than there are folds, or a parameter
         is not legal.
+
+    See Also
+    --------
+    mmd_permutation_test : A test without a classifier.
+    energy_distance : A distance without a test.
 
     Notes
     -----

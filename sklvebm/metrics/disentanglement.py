@@ -29,6 +29,17 @@ class DCI(NamedTuple):
         Mean out-of-fold R² of the factors; at most one.
     importance : ndarray of shape (n_latents, n_factors)
         Share of each latent in the prediction of each factor; columns sum to one.
+
+    See Also
+    --------
+    dci : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import DCI
+    >>> DCI(1.0, 1.0, 0.9, importance=np.eye(2)).importance.shape
+    (2, 2)
     """
 
     disentanglement: float
@@ -63,6 +74,11 @@ def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> f
     ------
     ValueError
         If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    See Also
+    --------
+    sap_score : The gap of predictions instead of information.
+    dci : Shares of all latents in the predictions of all factors.
 
     Notes
     -----
@@ -120,6 +136,11 @@ def sap_score(latents: Any, factors: Any, *, circular: Sequence[int] = ()) -> fl
     ------
     ValueError
         If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    See Also
+    --------
+    mutual_information_gap : The gap of information instead of predictions.
+    dci : Shares of all latents in the predictions of all factors.
 
     References
     ----------
@@ -203,6 +224,12 @@ def dci(
     ------
     ValueError
         If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    See Also
+    --------
+    mutual_information_gap : Compares the two most informative latents of a factor.
+    sap_score : The same by predictions from single latents.
+    factor_recovery : Whether factors are in the latents, however they are mixed.
 
     References
     ----------

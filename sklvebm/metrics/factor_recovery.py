@@ -24,6 +24,18 @@ class FactorRecovery(NamedTuple):
         By linear regression: whether the factor is a direction in latent space.
     nearest_neighbours : ndarray of shape (n_factors,)
         By nearest neighbours: whether the factor is in the latents at all.
+
+    See Also
+    --------
+    factor_recovery : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import FactorRecovery
+    >>> recovery = FactorRecovery(linear=np.array([0.2]), nearest_neighbours=np.array([0.9]))
+    >>> bool(recovery.nearest_neighbours[0] > recovery.linear[0])  # known, but not as a direction
+    True
     """
 
     linear: np.ndarray

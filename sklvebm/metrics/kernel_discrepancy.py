@@ -36,6 +36,17 @@ class PermutationTest(NamedTuple):
         Share of values at least as large among the permutations and the value itself.
     null : ndarray of shape (n_permutations,)
         Values of the pooled rows divided at random.
+
+    See Also
+    --------
+    mmd_permutation_test : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import PermutationTest
+    >>> PermutationTest(statistic=0.2, p_value=0.25, null=np.array([0.0, 0.1, -0.1])).p_value
+    0.25
     """
 
     statistic: float
@@ -139,6 +150,11 @@ def mmd_permutation_test(
     ------
     ValueError
         If numbers of features differ, a sample has less than two rows, or a parameter is not legal.
+
+    See Also
+    --------
+    maximum_mean_discrepancy : The statistic alone.
+    classifier_two_sample_test : Tests by what a classifier can tell apart.
 
     Notes
     -----

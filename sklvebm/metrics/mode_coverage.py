@@ -25,6 +25,17 @@ class ModeCoverage(NamedTuple):
         are from each other: about `1 - quantile` for a perfect sample.
     shares : ndarray of shape (n_modes,)
         Share of the rows in each mode, in the order of the sorted labels.
+
+    See Also
+    --------
+    mode_coverage : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import ModeCoverage
+    >>> ModeCoverage(0.5, 0.5, 0.05, shares=np.array([1.0, 0.0])).covered
+    0.5
     """
 
     covered: float

@@ -21,6 +21,18 @@ class NoiseFloor(NamedTuple):
         Quantiles over the splits.
     values : ndarray of shape (n_splits,)
         One value for each split.
+
+    See Also
+    --------
+    noise_floor : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import NoiseFloor
+    >>> floor = NoiseFloor(0.02, lower=0.01, upper=0.04, values=np.array([0.01, 0.02, 0.04]))
+    >>> 0.3 > floor.upper  # a distance that chance does not explain
+    True
     """
 
     median: float

@@ -34,6 +34,10 @@ def reconstruction_rmse(X: Any, X_reconstructed: Any, *, relative: bool = False)
     ValueError
         If shapes differ, or X is constant and `relative` is asked for.
 
+    See Also
+    --------
+    factor_recovery : What latents know of factors, not of rows.
+
     Examples
     --------
     >>> from sklvebm.metrics import reconstruction_rmse

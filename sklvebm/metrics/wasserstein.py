@@ -120,6 +120,11 @@ def sliced_wasserstein_distance(
     ValueError
         If numbers of features differ.
 
+    See Also
+    --------
+    wasserstein_distance_2 : The exact distance, for fewer rows.
+    sinkhorn_divergence : A distance smoothed by entropy.
+
     Notes
     -----
     Each projection is exact, in `n log n`.

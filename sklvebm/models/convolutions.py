@@ -85,6 +85,19 @@ class ConvEnergy(Energy):
     ------
     ValueError
         If the shape is not one of an image, or not of rows of this width.
+
+    See Also
+    --------
+    ConvLayerEnergy : A single layer, whose second derivatives cost nothing.
+    MLPEnergy : For rows whose columns have no order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import ConvEnergy
+    >>> energy = ConvEnergy(64, 2, (8, 8), generator=torch.Generator().manual_seed(0))
+    >>> energy(torch.zeros(5, 64), torch.zeros(5, 2)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -169,10 +182,23 @@ class ConvLayerEnergy(Energy):
     ValueError
         If the shape is not one of an image, or not of rows of this width.
 
+    See Also
+    --------
+    ConvEnergy : A deep network, with as many latents as wanted.
+    PotentialFlowEBM : Trains one where rows are images.
+
     Notes
     -----
     `weights` and `biases` are those of a multilayer perceptron with one hidden layer and the same
     values, whose second derivatives cost nothing (`potentials.network_jet`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import ConvLayerEnergy
+    >>> energy = ConvLayerEnergy(64, 1, (8, 8), generator=torch.Generator().manual_seed(0))
+    >>> energy(torch.zeros(5, 64), torch.zeros(5, 1)).shape
+    torch.Size([5])
     """
 
     places: Tensor

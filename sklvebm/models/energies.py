@@ -27,12 +27,34 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Energy(nn.Module, abc.ABC):
     """E(x, z) of `p(x, z) ∝ exp(-E(x, z))`.
 
+    Parameters
+    ----------
+    *args, **kwargs : object
+        For `torch.nn.Module`, which takes none.
+
     Attributes
     ----------
     n_features : int
         Width D of x.
     n_latents : int
         Width L of z.
+
+    See Also
+    --------
+    MLPEnergy : A perceptron on rows and latents.
+    LinearGaussianEnergy : A quadratic energy, of which everything is known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import Energy
+    >>> class Bowl(Energy):
+    ...     n_features, n_latents = 2, 1
+    ...
+    ...     def forward(self, x, z):
+    ...         return x.square().sum(1) + (z - x[:, :1]).square().sum(1)
+    >>> Bowl()(torch.ones(3, 2), torch.ones(3, 1))
+    tensor([2., 2., 2.])
     """
 
     n_features: int
@@ -59,6 +81,19 @@ class MLPEnergy(Energy):
     input_gain : float, default=1.0
         Factor on the first layer's initial weights and biases: how finely the units of this layer
         divide the space of rows at the start.
+
+    See Also
+    --------
+    ConvEnergy : For rows that are images.
+    AnchoredEnergy : Bounds the network and adds it to a reference.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import MLPEnergy
+    >>> energy = MLPEnergy(3, 1, (8,), generator=torch.Generator().manual_seed(0))
+    >>> energy(torch.ones(5, 3), torch.ones(5, 1)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -110,6 +145,20 @@ class LinearGaussianEnergy(Energy):
         Widths of x and z.
     ridge : float, default=0.05
         The number ε, which keeps the precision positive definite. Nats per squared unit.
+
+    See Also
+    --------
+    MLPEnergy : An energy of any shape, without closed forms.
+    MixtureReference : A normalised density of rows and latents.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import LinearGaussianEnergy
+    >>> energy = LinearGaussianEnergy(2, 1)
+    >>> mean, covariance = energy.posterior(torch.zeros(3, 2))
+    >>> mean.shape, covariance.shape
+    (torch.Size([3, 1]), torch.Size([1, 1]))
     """
 
     def __init__(self, n_features: int, n_latents: int, ridge: float = 0.05) -> None:
@@ -170,6 +219,22 @@ class AnchoredEnergy(Energy):
     reach : Reach or None, default=None
         The function s, which leaves the reference as it is where neither rows nor its draws are;
         None is one everywhere.
+
+    See Also
+    --------
+    BridgedEnergy : The same for an energy that is complete without the reference.
+    MixtureReference : What it is anchored on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import AnchoredEnergy, MLPEnergy, MixtureReference
+    >>> one, two = torch.eye(1), torch.eye(2)
+    >>> maps = {"latent_map": torch.ones(1, 2), "latent_variance": one[0], "location": two[0]}
+    >>> reference = MixtureReference(torch.ones(1), torch.zeros(1, 2), two[None], **maps)
+    >>> energy = AnchoredEnergy(reference, MLPEnergy(2, 1, (8,)))
+    >>> energy.is_zero  # a new network is zero: the model is the reference
+    True
     """
 
     def __init__(
@@ -212,6 +277,22 @@ class BridgedEnergy(Energy):
         The end of the path that is known and can be drawn from.
     network : torch.nn.Module
         The other end: `network(x, z) -> (B,)`, in nats, integrable.
+
+    See Also
+    --------
+    AnchoredEnergy : A reference that a network corrects.
+    ParticleLVEBM : Makes one of its parameter `energy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import BridgedEnergy, LinearGaussianEnergy, MixtureReference
+    >>> one, two = torch.eye(1), torch.eye(2)
+    >>> maps = {"latent_map": torch.ones(1, 2), "latent_variance": one[0], "location": two[0]}
+    >>> reference = MixtureReference(torch.ones(1), torch.zeros(1, 2), two[None], **maps)
+    >>> energy = BridgedEnergy(reference, LinearGaussianEnergy(2, 1))
+    >>> energy(torch.zeros(5, 2), torch.zeros(5, 1)).shape
+    torch.Size([5])
     """
 
     def __init__(self, reference: MixtureReference, network: nn.Module) -> None:
@@ -242,6 +323,22 @@ class MappedEnergy(Energy):
         The energy as it was trained.
     latent_map : LatentMap
         The coordinates of the latents z.
+
+    See Also
+    --------
+    KernelLatentMap : Coordinates that bend along the rows.
+    PerceptronLatentMap : Coordinates from a bottleneck.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import ParticleLVEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> params = {"n_components": 1, "max_iter": 0, "latent_map": "manifold", "random_state": 0}
+    >>> energy = ParticleLVEBM(reference="gaussian", **params).fit(X).energy_
+    >>> energy(torch.zeros(5, 2).double(), torch.zeros(5, 1).double()).shape
+    torch.Size([5])
     """
 
     def __init__(self, anchored: AnchoredEnergy, latent_map: LatentMap) -> None:
@@ -275,6 +372,21 @@ class FeatureEnergy(nn.Module):
     ----------
     anchored : AnchoredEnergy
         With `n_latents = 0`.
+
+    See Also
+    --------
+    AnchoredEnergy : The same as a function of rows and latents.
+    WassersteinFlowEBM : Fits one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import WassersteinFlowEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> model = WassersteinFlowEBM(reference="gaussian", max_iter=0, random_state=0).fit(X)
+    >>> model.energy_(torch.zeros(5, 2).double()).shape
+    torch.Size([5])
     """
 
     def __init__(self, anchored: AnchoredEnergy) -> None:

@@ -33,6 +33,10 @@ def resolution(X: Any) -> np.ndarray:
         Smallest distance of two values, in the units of the column, where more than 5 % of the
         values repeat others; 0 where values hardly repeat, or are all the same.
 
+    See Also
+    --------
+    dequantize : Adds noise as wide as these steps.
+
     Notes
     -----
     Two numbers are one value if they differ by a few roundings of themselves, as 0.1 + 0.2 and 0.3
