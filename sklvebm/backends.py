@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ _TOLERANCE = 1e-4
 _PROBE_ROWS = 45  # several programs of a kernel, the last of them not full
 
 # what GPU kernels turned out to be on each device, for networks of each shape
-_verdicts: dict[tuple, bool] = {}
+_verdicts: dict[tuple[Any, ...], bool] = {}
 _judging = threading.Lock()
 
 
@@ -141,11 +142,11 @@ def _largest_error(
     """
     from sklvebm.kernels.mlp import mlp_correction_and_grad
 
-    device, bound = energy.network.output.device, energy.bound
+    device, bound = cast(MLPEnergy, energy.network).output.device, energy.bound
     generator = torch.Generator().manual_seed(0)
 
     def probe(dtype: torch.dtype, device: torch.device) -> AnchoredEnergy:
-        shape = energy.network
+        shape = cast(MLPEnergy, energy.network)
         network = MLPEnergy(
             shape.n_features,
             shape.n_latents,

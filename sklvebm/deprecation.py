@@ -3,7 +3,10 @@
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Renamed(NamedTuple):
@@ -84,7 +87,9 @@ class RenamedAttribute:
         return getattr(instance, self.renamed.new)
 
 
-def renamed_parameters(owner: str, names: dict[str, Renamed]) -> Callable[[Callable], Callable]:
+def renamed_parameters(
+    owner: str, names: dict[str, Renamed]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator for a function whose keyword arguments had other names.
 
     Parameters
@@ -106,9 +111,9 @@ def renamed_parameters(owner: str, names: dict[str, Renamed]) -> Callable[[Calla
     6
     """
 
-    def decorated(function: Callable) -> Callable:
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def with_new_names(*args: Any, **kwargs: Any) -> Any:
+        def with_new_names(*args: P.args, **kwargs: P.kwargs) -> R:
             for old, renamed in names.items():
                 if old not in kwargs:
                     continue

@@ -6,4 +6,18 @@ class ParticleDivergenceError(ArithmeticError):
 
     The estimator is left as it was before the call: a first `fit` leaves it unfitted.
     The message names the quantity that diverged and the parameter to change.
+
+    See Also
+    --------
+    ParticleLVEBM.fit : Raises it.
+    sklearn.exceptions.ConvergenceWarning : What is doubtful, but finite.
+
+    Examples
+    --------
+    >>> from sklvebm import ParticleDivergenceError
+    >>> try:
+    ...     raise ParticleDivergenceError("particles are not finite")
+    ... except ArithmeticError as error:
+    ...     print(error)
+    particles are not finite
     """

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -13,18 +13,21 @@ from threadpoolctl import threadpool_limits
 from sklvebm.threads import is_forked, limited_threads
 from sklvebm.validation import check_random_state
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # particles handled at once: 8 MB per activation of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 
 
-def without_numpy_errors(function: Callable) -> Callable:
+def without_numpy_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function in which `np.seterr` of the caller raises and warns of nothing.
 
     What is too small for a number is zero, and what is too large infinite, wherever that matters.
     """
 
     @functools.wraps(function)
-    def quiet(*args: Any, **kwargs: Any) -> Any:
+    def quiet(*args: P.args, **kwargs: P.kwargs) -> R:
         # not `errstate` as a decorator: one of NumPy 1 is shared by all threads
         with np.errstate(all="ignore"):
             return function(*args, **kwargs)
@@ -84,7 +87,7 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _default_device_cpu() -> AbstractContextManager:
+def _default_device_cpu() -> AbstractContextManager[Any]:
     """Return a context in which new tensors lie on the CPU."""
     # entered only where it changes something: it takes a part in every call of torch
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

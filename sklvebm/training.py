@@ -55,8 +55,9 @@ class Progress(NamedTuple):
 class Optimisation(NamedTuple):
     """Everything besides particles that training carries on with."""
 
-    energy: nn.Module  # last iterate
-    average: nn.Module  # its running average: the model that is evaluated and kept
+    # modules, of the kind that the objective takes
+    energy: Any  # last iterate
+    average: Any  # its running average: the model that is evaluated and kept
     optimizer: torch.optim.Optimizer
     n_updates: int
 
@@ -66,7 +67,7 @@ class TrainingResult(NamedTuple):
 
     optimisation: Optimisation
     state: Any
-    best: nn.Module
+    best: Any  # module
     best_lower_bound: float  # nats per row
     history: list[Progress]
     converged: bool
@@ -359,7 +360,17 @@ def _exhausted(last: Progress) -> str:
 class _Run:
     """A training run between two epochs, and how it gets from one to the next."""
 
-    def __init__(self, optimisation, objective, x, x_monitor, *, state, batch_size, generator):
+    def __init__(
+        self,
+        optimisation: Optimisation,
+        objective: Objective,
+        x: Tensor,
+        x_monitor: Tensor,
+        *,
+        state: Any,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
         self.optimisation, self.state = optimisation, state
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator

@@ -3,13 +3,16 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state as _check_random_state
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class InvalidParameterError(ValueError, TypeError):
@@ -28,10 +31,11 @@ class Interval(NamedTuple):
         """Return whether a value lies inside."""
         if isinstance(value, bool | np.bool_) or not isinstance(value, self.type):
             return False
+        number = cast(float, value)
         left = -math.inf if self.left is None else self.left
         right = math.inf if self.right is None else self.right
-        above = value >= left if self.closed in ("left", "both") else value > left
-        below = value <= right if self.closed in ("right", "both") else value < right
+        above = number >= left if self.closed in ("left", "both") else number > left
+        below = number <= right if self.closed in ("right", "both") else number < right
         return bool(above and below)
 
     def __str__(self) -> str:
@@ -117,7 +121,9 @@ def _in_words(rule: Any) -> str:
     return f"an instance of {rule.__name__!r}" if isinstance(rule, type) else str(rule)
 
 
-def validate_params(constraints: dict[str, Iterable[Any]]) -> Callable[[Callable], Callable]:
+def validate_params(
+    constraints: Mapping[str, Iterable[Any]],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that checks the arguments of a function when it is called.
 
     Parameters
@@ -132,11 +138,11 @@ def validate_params(constraints: dict[str, Iterable[Any]]) -> Callable[[Callable
         By the decorated function; names the parameter, the rules and the value.
     """
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def checked(*args: Any, **kwargs: Any) -> Any:
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             # wrong names of arguments are for Python to report
             try:
                 given = signature.bind(*args, **kwargs).arguments
@@ -156,7 +162,7 @@ def validate_params(constraints: dict[str, Iterable[Any]]) -> Callable[[Callable
             with np.errstate(all="ignore"):
                 return function(*args, **kwargs)
 
-        checked._parameter_constraints = constraints
+        vars(checked)["_parameter_constraints"] = constraints
         return checked
 
     return decorate

@@ -12,6 +12,10 @@ _LIBRARIES = ("sklvebm", "scikit-learn", "torch", "numpy", "scipy", "joblib", "t
 def show_versions() -> None:
     """Print versions of Python and libraries, the machine, threads and CUDA devices.
 
+    See Also
+    --------
+    sklearn.show_versions : The same for scikit-learn and what it builds on.
+
     Examples
     --------
     >>> import sklvebm

@@ -120,7 +120,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
 def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Undo `to_plain`."""
     parts = state.pop("_plain")
-    architecture = {
+    architecture: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in parts["architecture"].items()
     }

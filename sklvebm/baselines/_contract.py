@@ -1,7 +1,10 @@
 """The scikit-learn face of the baselines: parameters, `fit`, and the questions a fit answers."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
 
 from sklvebm.baselines import _answers as answers
 from sklvebm.baselines._decoder import Architecture
@@ -18,7 +21,7 @@ from sklvebm.estimators._common.answers import (
 )
 from sklvebm.estimators._common.config import checked_parameters, fields_of
 from sklvebm.estimators._common.fit import Family, fit_in_epochs
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.runtime import without_numpy_errors
@@ -46,7 +49,7 @@ class PowerOfTwo(NamedTuple):
             raise ValueError(f"{name} must be a power of two >= {self.low}, got {value!r}.")
 
 
-RULES = {
+RULES: dict[str, Rule] = {
     "n_components": Number(True, 1),
     "hidden_layer_sizes": LayerSizes(),
     "activation": OneOf(tuple(ACTIVATIONS)),
@@ -78,7 +81,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
     _to_plain, _from_plain = staticmethod(answers.to_plain), staticmethod(answers.from_plain)
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters
@@ -109,7 +112,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
         return self
 
     @without_numpy_errors
-    def score_samples(self, X):
+    def score_samples(self, X: Any) -> np.ndarray:
         """Return a lower bound on the log-density of each row.
 
         Parameters
@@ -135,7 +138,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
         return values.astype(X.dtype)
 
     @without_numpy_errors
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Return the latents that the method assigns to rows.
 
         Parameters
@@ -151,7 +154,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
         return self._transformed(X)
 
     @without_numpy_errors
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: Any) -> Any:
         """Return the mean of the features given latents, which the decoder computes.
 
         Parameters
@@ -173,7 +176,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
 
     # Hooks and housekeeping --------------------------------------------------------------------
 
-    def _family(self):
+    def _family(self) -> Family:
         """Return what the fit of this baseline has that another's has not."""
         return Family(
             rules=self._rules,
@@ -188,7 +191,9 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
             resolved=("batch_size",),
         )
 
-    def _configured(self, parameters, n_samples, n_features):
+    def _configured(
+        self, parameters: dict[str, Any], n_samples: int, n_features: int
+    ) -> DecoderConfig:
         """Return the config for rows of a shape; parameters are checked one by one before."""
         if not self.initial_variance > self.variance_floor:
             raise ValueError(
@@ -202,7 +207,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
         }
         return DecoderConfig(**own)
 
-    def _architecture(self, n_features):
+    def _architecture(self, n_features: int) -> Architecture:
         """Return the model to build; estimators may add an encoder or an energy prior."""
         return Architecture(
             n_features=n_features,
@@ -213,20 +218,22 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
             variance_floor=float(self.variance_floor),
         )
 
-    def _means_of_inference(self):
+    def _means_of_inference(self) -> tuple[Any, int, torch.device]:
         checked_parameters(self, self._rules)
         return self._objective(), self.n_importance_samples, self._run_device()
 
-    def _latents(self, X, device):
+    def _latents(self, X: np.ndarray, device: torch.device) -> np.ndarray:
         objective, n_samples, _ = self._means_of_inference()
         return answers.latents(self._model, X, objective, n_samples, device)
 
-    def _features(self, Z, device):
+    def _features(self, Z: np.ndarray, device: torch.device) -> np.ndarray:
         return answers.features(self._model, Z, device)
 
-    def _draws(self, n_samples, seed, device):
+    def _draws(
+        self, n_samples: int, seed: int, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray]:
         return answers.draws(self._model, n_samples, seed)
 
     @property
-    def _n_features_out(self):
+    def _n_features_out(self) -> int:
         return self._model.network.n_latents

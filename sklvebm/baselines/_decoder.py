@@ -8,7 +8,7 @@ standardised; all densities are in nats, in standardised units.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -141,10 +141,10 @@ class LatentModel(nn.Module):
             a.variance_floor,
             generator,
         )
-        self.prior = None
+        self.prior: Any = None  # else an `EnergyPrior`
         if a.prior_layer_sizes is not None:
             self.prior = EnergyPrior(a.n_latents, a.prior_layer_sizes, a.activation, generator)
-        self.encoder = None
+        self.encoder: Any = None  # else a `Perceptron`
         if a.has_encoder:
             self.encoder = Perceptron(
                 a.n_features, 2 * a.n_latents, a.hidden_layer_sizes, a.activation, generator

@@ -41,7 +41,7 @@ class Inference(Protocol):
         """Return approximate posteriors of rows x (N, D); less exact ones unless `thorough`."""
 
 
-class BoundObjective:
+class BoundObjective(Inference):
     """The half of `training.Objective` that methods share: rows held out are monitored by bounds.
 
     A method adds `init` (what it carries from one update to the next), `step` and `posterior`.

@@ -1,7 +1,7 @@
 """Perceptrons whose Jacobian is a closed form, for decoders, encoders and energies of priors."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ def _silu_slope(h: Tensor) -> Tensor:
     return gate * (1.0 + h * (1.0 - gate))
 
 
-_SLOPES = {
+_SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": _silu_slope,
     "softplus": torch.sigmoid,
     "tanh": lambda h: 1.0 - torch.tanh(h).square(),

@@ -1,5 +1,7 @@
 """`HardEM`: alternate between the likeliest latents of the rows and the decoder's parameters."""
 
+from typing import Any
+
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -9,7 +11,7 @@ from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._fitting import BoundObjective, principal_latents
 from sklvebm.baselines._inference import laplace, maximise_posterior, most_likely_latents
-from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
 
 
@@ -155,7 +157,7 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _rules = {**RULES, "n_latent_steps": Number(True, 1)}
+    _rules: dict[str, Rule] = {**RULES, "n_latent_steps": Number(True, 1)}
 
     def __init__(
         self,
@@ -200,5 +202,5 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return JointLikelihood(self.n_latent_steps)

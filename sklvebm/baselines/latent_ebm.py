@@ -1,6 +1,6 @@
 """`LatentEBM`: a decoder on top of an energy-based prior, both trained by particles."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -8,7 +8,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from sklvebm.baselines._contract import RULES, DecoderDensityMixin, LayerSizes
-from sklvebm.baselines._decoder import LatentModel
+from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._inference import langevin, prior_target
 from sklvebm.baselines._prior import (
     STEP_SIZE,
@@ -17,7 +17,7 @@ from sklvebm.baselines._prior import (
     quick_log_partition,
 )
 from sklvebm.baselines.particle_gradient_descent import ParticleObjective, PosteriorParticles
-from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.langevin import reference_step, start
 from sklvebm.mcmc.state import Batch, IndependentNoise
 from sklvebm.runtime import seeded_generator
@@ -192,7 +192,7 @@ class LatentEBM(DecoderDensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _rules = {
+    _rules: dict[str, Rule] = {
         **RULES,
         "prior_layer_sizes": LayerSizes(),
         "n_particles": Number(True, 1),
@@ -250,14 +250,14 @@ class LatentEBM(DecoderDensityMixin, BaseEstimator):
         self.random_state = random_state
 
     @property
-    def log_partition_(self):
+    def log_partition_(self) -> Any:
         """Bracket of log Z of the prior, nats."""
         check_is_fitted(self)
         return self._model.log_partition
 
-    def _architecture(self, n_features):
+    def _architecture(self, n_features: int) -> Architecture:
         sizes = tuple(int(width) for width in self.prior_layer_sizes)
         return super()._architecture(n_features)._replace(prior_layer_sizes=sizes)
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return EnergyPriorObjective(self.n_particles, self.n_chains, self.n_langevin_steps)

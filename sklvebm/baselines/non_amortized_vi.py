@@ -1,6 +1,6 @@
 """`NonAmortizedVI`: one Gaussian per row, optimised directly, instead of an encoder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -11,7 +11,7 @@ from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._fitting import BoundObjective, principal_latents
 from sklvebm.baselines._inference import gauss_newton, most_likely_latents
-from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -216,7 +216,7 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _rules = {
+    _rules: dict[str, Rule] = {
         **RULES,
         "n_latent_steps": Number(True, 1),
         "latent_learning_rate": Number(False, 0.0, open_low=True),
@@ -267,5 +267,5 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return FreeBound(self.n_latent_steps, self.latent_learning_rate)

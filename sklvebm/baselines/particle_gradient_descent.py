@@ -1,6 +1,6 @@
 """`ParticleGradientDescent`: Langevin particles for the posteriors, a decoder that climbs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -17,7 +17,7 @@ from sklvebm.baselines._inference import (
     posterior_target,
     whitened_target,
 )
-from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import KERNELS, start
 from sklvebm.mcmc.state import Batch, IndependentNoise, SharedNoise, stack_rows
@@ -47,7 +47,7 @@ class ParticleObjective(BoundObjective):
     def __init__(self, n_particles: int, n_langevin_steps: int) -> None:
         self.n_particles, self.n_langevin_steps = n_particles, n_langevin_steps
 
-    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> PosteriorParticles:
+    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> Any:
         """Return particles around the principal components."""
         centre = principal_latents(x, model.n_latents, generator)
         shape = (len(x), self.n_particles, model.n_latents)
@@ -60,9 +60,9 @@ class ParticleObjective(BoundObjective):
         self,
         model: LatentModel,
         batch: Batch,
-        state: PosteriorParticles,
+        state: Any,
         generator: torch.Generator,
-    ) -> tuple[Tensor, PosteriorParticles, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Move the particles of the rows, return minus their mean joint log-density."""
         z = state.latents[batch.index]
         with torch.no_grad():
@@ -209,7 +209,11 @@ class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
     (5, 2)
     """
 
-    _rules = {**RULES, "n_particles": Number(True, 1), "n_langevin_steps": Number(True, 1)}
+    _rules: dict[str, Rule] = {
+        **RULES,
+        "n_particles": Number(True, 1),
+        "n_langevin_steps": Number(True, 1),
+    }
 
     def __init__(
         self,
@@ -256,5 +260,5 @@ class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return ParticleObjective(self.n_particles, self.n_langevin_steps)

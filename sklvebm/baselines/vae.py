@@ -1,12 +1,14 @@
 """`VAE`: the variational autoencoder as a scikit-learn estimator."""
 
+from typing import Any
+
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from sklvebm.baselines._bounds import GaussianMixtures, diagonal_gaussians
 from sklvebm.baselines._contract import DecoderDensityMixin
-from sklvebm.baselines._decoder import LatentModel
+from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._fitting import BoundObjective
 from sklvebm.mcmc.state import Batch
 
@@ -182,8 +184,8 @@ class VAE(DecoderDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
 
-    def _architecture(self, n_features):
+    def _architecture(self, n_features: int) -> Architecture:
         return super()._architecture(n_features)._replace(has_encoder=True)
 
-    def _objective(self):
+    def _objective(self) -> Any:
         return AmortizedBound()

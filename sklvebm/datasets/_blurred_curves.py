@@ -7,6 +7,7 @@ trapezoidal rule converges exponentially once its step resolves the blur.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_array
@@ -19,7 +20,7 @@ _N_ACROSS, _N_ALONG = 8, 20  # Gauss-Hermite nodes of an entropy: six digits for
 Curves = Callable[[np.ndarray], np.ndarray]  # angles (n,) -> radii (n_curves, n)
 
 
-def positive_vector(values, name: str) -> np.ndarray:
+def positive_vector(values: Any, name: str) -> np.ndarray:
     """Return positive numbers as an array of shape (n,), float64."""
     values = check_array(values, ensure_2d=False, dtype=np.float64, input_name=name)
     if values.ndim != 1 or values.min() <= 0.0:
@@ -27,7 +28,7 @@ def positive_vector(values, name: str) -> np.ndarray:
     return values
 
 
-def check_rows(X, n_features: int) -> np.ndarray:
+def check_rows(X: Any, n_features: int) -> np.ndarray:
     """Return rows as an array of shape (n_samples, n_features), float64."""
     X = check_array(X, dtype=np.float64, input_name="X")
     if X.shape[1] != n_features:
@@ -40,7 +41,13 @@ def directions(angle: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
-def draw(curves: Curves, n_samples, radial_noise, noise, random_state):
+def draw(
+    curves: Curves,
+    n_samples: int,
+    radial_noise: float,
+    noise: float,
+    random_state: np.random.RandomState,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Draw rows (n, 2) with their curve's index, radius before the blur in the plane, and angle."""
     angle = random_state.uniform(0.0, 2.0 * np.pi, n_samples)
     radii = curves(angle)
@@ -50,7 +57,9 @@ def draw(curves: Curves, n_samples, radial_noise, noise, random_state):
     return X, index, radius, angle
 
 
-def log_density(X, curves: Curves, steepness, radial_noise, noise) -> np.ndarray:
+def log_density(
+    X: Any, curves: Curves, steepness: float, radial_noise: float, noise: float
+) -> np.ndarray:
     """Return log densities of rows, shape (n_samples,), in nats.
 
     `steepness` bounds the derivatives of the radii by the angle.
@@ -77,7 +86,9 @@ def log_density(X, curves: Curves, steepness, radial_noise, noise) -> np.ndarray
     return result - np.log(2.0 * np.pi * noise * along)
 
 
-def _log_mean(X, angle, radii, along, noise):
+def _log_mean(
+    X: np.ndarray, angle: np.ndarray, radii: np.ndarray, along: float, noise: float
+) -> np.ndarray:
     """Return the logarithm of the mean, over angles and curves, of exp(-misfit); shape (n,)."""
     u = directions(angle)
     across = X @ (u[:, ::-1] * [-1.0, 1.0]).T / noise  # (n, n_nodes)
@@ -88,7 +99,9 @@ def _log_mean(X, angle, radii, along, noise):
     return largest + np.log(total)
 
 
-def entropy(curves: Curves, steepness, radial_noise, noise, *, n_angles) -> float:
+def entropy(
+    curves: Curves, steepness: float, radial_noise: float, noise: float, *, n_angles: int
+) -> float:
     """Return minus the mean log density, in nats, by quadrature over all that is drawn at random.
 
     `n_angles` equidistant angles are used: one is exact for circles.

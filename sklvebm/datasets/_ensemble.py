@@ -1,19 +1,23 @@
 """Independent trajectories of one ordinary differential equation, integrated side by side."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.integrate import solve_ivp
 
 # of the whole ensemble in root mean square: single trajectories are a little worse
 TOLERANCE = 1e-8
 
+Derivative = Callable[[float, np.ndarray], np.ndarray]  # time, states -> rates of change
 
-def flow(derivative, start, duration):
+
+def flow(derivative: Derivative, start: np.ndarray, duration: float) -> np.ndarray:
     """Carry states along an equation and return them at the end, shape (n_states, n_samples).
 
     `derivative` maps a time and states of shape (n_states, n_samples) to rates of change.
     """
 
-    def flat(time, state):
+    def flat(time: float, state: np.ndarray) -> np.ndarray:
         return derivative(time, state.reshape(start.shape)).ravel()
 
     solution = solve_ivp(

@@ -2,10 +2,13 @@
 
 from functools import partial
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
 from sklvebm.datasets import _blurred_curves
+from sklvebm.datasets._blurred_curves import Curves
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 RADII = (0.5, 1.0, 1.5)
@@ -18,7 +21,7 @@ def _circles(angle: np.ndarray, *, radii: np.ndarray) -> np.ndarray:
     return np.repeat(radii[:, None], len(angle), axis=1)
 
 
-def _curves(radii):
+def _curves(radii: Any) -> Curves:
     return partial(_circles, radii=_blurred_curves.positive_vector(radii, "radii"))
 
 
@@ -33,14 +36,14 @@ def _curves(radii):
     }
 )
 def make_concentric_rings(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    radii=RADII,
-    radial_noise=RADIAL_NOISE,
-    noise=NOISE,
-    return_factors=False,
-    random_state=None,
-):
+    radii: Any = RADII,
+    radial_noise: float = RADIAL_NOISE,
+    noise: float = NOISE,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw concentric rings in the plane.
 
     .. math:: x = r\,(\cos\varphi, \sin\varphi) + \sigma_x \xi, \qquad r = R + \sigma_r \epsilon
@@ -99,7 +102,7 @@ def make_concentric_rings(
     return (X, np.stack([radius, angle], 1)) if return_factors else X
 
 
-_DENSITY_CONSTRAINTS = {
+_DENSITY_CONSTRAINTS: dict[str, list[Any]] = {
     "radii": ["array-like"],
     "radial_noise": [Interval(Real, 0, None, closed="left")],
     "noise": [Interval(Real, 0, None, closed="neither")],
@@ -107,7 +110,9 @@ _DENSITY_CONSTRAINTS = {
 
 
 @validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})
-def concentric_rings_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
+def concentric_rings_log_density(
+    X: Any, *, radii: Any = RADII, radial_noise: float = RADIAL_NOISE, noise: float = NOISE
+) -> np.ndarray:
     r"""Return the exact log density of concentric rings.
 
     Given the angle a row is Gaussian, with variance `σ_r² + σ_x²` along the radius and `σ_x²`
@@ -159,7 +164,9 @@ def concentric_rings_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, n
 
 
 @validate_params(_DENSITY_CONSTRAINTS)
-def concentric_rings_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
+def concentric_rings_entropy(
+    *, radii: Any = RADII, radial_noise: float = RADIAL_NOISE, noise: float = NOISE
+) -> float:
     """Return the differential entropy of concentric rings.
 
     Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
@@ -182,6 +189,11 @@ def concentric_rings_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=NO
     ------
     ValueError
         If a parameter is not legal.
+
+    See Also
+    --------
+    make_concentric_rings : Rows of this law.
+    concentric_rings_log_density : Of which this is minus the mean.
 
     Notes
     -----

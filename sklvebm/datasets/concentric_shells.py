@@ -1,11 +1,13 @@
 """Concentric shells in space (LCS-3D): rows, density in closed form, entropy."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from scipy.special import dawsn, logsumexp
 
 from sklvebm.datasets._blurred_curves import check_rows, positive_vector
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 RADII = (0.5, 1.0, 1.5)
@@ -26,14 +28,14 @@ _REACH = 12.0  # standard deviations beyond which a shell has no mass
     }
 )
 def make_concentric_shells(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    radii=RADII,
-    radial_noise=RADIAL_NOISE,
-    noise=NOISE,
-    return_factors=False,
-    random_state=None,
-):
+    radii: Any = RADII,
+    radial_noise: float = RADIAL_NOISE,
+    noise: float = NOISE,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw concentric spherical shells in space.
 
     .. math:: x = r\, u + \sigma_x \xi, \qquad r = R + \sigma_r \epsilon
@@ -96,7 +98,7 @@ def make_concentric_shells(
     return (X, np.stack([radius, np.arccos(cosine), azimuth], 1)) if return_factors else X
 
 
-_DENSITY_CONSTRAINTS = {
+_DENSITY_CONSTRAINTS: dict[str, list[Any]] = {
     "radii": ["array-like"],
     "radial_noise": [Interval(Real, 0, None, closed="left")],
     "noise": [Interval(Real, 0, None, closed="neither")],
@@ -104,7 +106,9 @@ _DENSITY_CONSTRAINTS = {
 
 
 @validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})
-def concentric_shells_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
+def concentric_shells_log_density(
+    X: Any, *, radii: Any = RADII, radial_noise: float = RADIAL_NOISE, noise: float = NOISE
+) -> np.ndarray:
     r"""Return the exact log density of concentric shells, in closed form.
 
     Given its direction a row is Gaussian, with variance `s² = σ_r² + σ_x²` along the radius and
@@ -153,7 +157,9 @@ def concentric_shells_log_density(X, *, radii=RADII, radial_noise=RADIAL_NOISE, 
 
 
 @validate_params(_DENSITY_CONSTRAINTS)
-def concentric_shells_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=NOISE):
+def concentric_shells_entropy(
+    *, radii: Any = RADII, radial_noise: float = RADIAL_NOISE, noise: float = NOISE
+) -> float:
     """Return the differential entropy of concentric shells.
 
     Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
@@ -176,6 +182,11 @@ def concentric_shells_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=N
     ------
     ValueError
         If a parameter is not legal.
+
+    See Also
+    --------
+    make_concentric_shells : Rows of this law.
+    concentric_shells_log_density : Of which this is minus the mean.
 
     Notes
     -----
@@ -200,7 +211,9 @@ def concentric_shells_entropy(*, radii=RADII, radial_noise=RADIAL_NOISE, noise=N
     return -float((half * weight).ravel() @ (area * np.exp(value) * value))
 
 
-def _log_density(distance, radii, radial_noise, noise):
+def _log_density(
+    distance: np.ndarray, radii: np.ndarray, radial_noise: float, noise: float
+) -> np.ndarray:
     """Return log densities at distances (n,) from the origin, in nats."""
     variance = radial_noise**2 + noise**2
     rho = distance[:, None]
@@ -211,7 +224,7 @@ def _log_density(distance, radii, radial_noise, noise):
     return logsumexp(along + across, axis=1) - np.log(len(radii))
 
 
-def _cosine_integral(a, b):
+def _cosine_integral(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the integral of exp(a (t² - 1) + b (t - 1)) over [-1, 1], elementwise; a, b >= 0."""
     # smooth where both are small, and there the closed forms below divide zero by zero
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)

@@ -1,9 +1,11 @@
 """A chain of coupled oscillators, seen through a fixed nonlinear map into many features."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _MAP_SEED = 0  # the map is part of the data set, not of a draw
@@ -22,16 +24,16 @@ _MAP_SEED = 0  # the map is part of the data set, not of a draw
     }
 )
 def make_coupled_oscillators(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    n_features=10,
-    n_oscillators=2,
-    coupling=0.5,
-    amplitude_range=(0.5, 1.5),
-    noise=0.05,
-    return_factors=False,
-    random_state=None,
-):
+    n_features: int = 10,
+    n_oscillators: int = 2,
+    coupling: float = 0.5,
+    amplitude_range: tuple[float, float] = (0.5, 1.5),
+    noise: float = 0.05,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw observations of a chain of coupled oscillators in many features.
 
     .. math:: \ddot q_i = -q_i - \kappa (2 q_i - q_{i-1} - q_{i+1}), \qquad q_0 = q_{n+1} = 0
@@ -78,6 +80,11 @@ def make_coupled_oscillators(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_pendulum : One oscillator, driven and damped.
+    make_kepler_orbits : Another conserved energy.
+
     Notes
     -----
     Exact: modes are found by diagonalising the chain, nothing is integrated.
@@ -113,7 +120,7 @@ def make_coupled_oscillators(
     return (X, np.concatenate([amplitude, phase], 1)) if return_factors else X
 
 
-def _normal_modes(n_oscillators, coupling):
+def _normal_modes(n_oscillators: int, coupling: float) -> tuple[np.ndarray, np.ndarray]:
     """Return angular frequencies, ascending, shape (n,), and modes as columns, shape (n, n)."""
     neighbours = np.eye(n_oscillators, k=1) + np.eye(n_oscillators, k=-1)
     stiffness = (1.0 + 2.0 * coupling) * np.eye(n_oscillators) - coupling * neighbours
@@ -122,7 +129,7 @@ def _normal_modes(n_oscillators, coupling):
     return np.sqrt(square), modes * np.where(modes[0] < 0.0, -1.0, 1.0)
 
 
-def _chain_state(amplitude, phase, coupling):
+def _chain_state(amplitude: np.ndarray, phase: np.ndarray, coupling: float) -> np.ndarray:
     """Return positions and momenta of the masses, shape (n_samples, 2 * n_oscillators)."""
     frequency, modes = _normal_modes(amplitude.shape[1], coupling)
     position = amplitude * np.cos(phase)
@@ -130,7 +137,7 @@ def _chain_state(amplitude, phase, coupling):
     return np.concatenate([position @ modes.T, momentum @ modes.T], 1)
 
 
-def _observe(state, n_features):
+def _observe(state: np.ndarray, n_features: int) -> np.ndarray:
     """Map states (n_samples, n_states) to features; one-to-one."""
     generator = np.random.RandomState(_MAP_SEED)
     n_states = state.shape[1]

@@ -1,11 +1,13 @@
 """Langevin particle in a double well: stationary rows, stationary density, entropy."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from scipy.special import ive, logsumexp
 
 from sklvebm.datasets._blurred_curves import check_rows
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _POSITIVE = [Interval(Real, 0, None, closed="neither")]
@@ -26,15 +28,15 @@ _TAIL = 45.0  # nats above the bottom where the stationary law is cut off
     }
 )
 def make_double_well(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    barrier=3.0,
-    half_distance=1.0,
-    temperature=1.0,
-    noise=0.0,
-    return_factors=False,
-    random_state=None,
-):
+    barrier: float = 3.0,
+    half_distance: float = 1.0,
+    temperature: float = 1.0,
+    noise: float = 0.0,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw position and momentum of a Langevin particle in a double well, in equilibrium.
 
     .. math:: dq = p\,dt, \qquad dp = -(V'(q) + \gamma p)\,dt + \sqrt{2\gamma T}\,dW, \qquad
@@ -113,7 +115,14 @@ def make_double_well(
 
 
 @validate_params({"X": ["array-like"], **_SYSTEM, "noise": _NOISE})
-def double_well_log_density(X, *, barrier=3.0, half_distance=1.0, temperature=1.0, noise=0.0):
+def double_well_log_density(
+    X: Any,
+    *,
+    barrier: float = 3.0,
+    half_distance: float = 1.0,
+    temperature: float = 1.0,
+    noise: float = 0.0,
+) -> np.ndarray:
     r"""Return the exact stationary log density of position and momentum in a double well.
 
     .. math:: \log p(q, p) = -\frac{V(q)}{T} - \log Z_q - \frac{p^2}{2T} - \frac12 \log 2\pi T,
@@ -145,6 +154,11 @@ def double_well_log_density(X, *, barrier=3.0, half_distance=1.0, temperature=1.
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_double_well : Rows of this law.
+    double_well_entropy : Minus the mean of this.
+
     Notes
     -----
     Closed form without noise. With noise the trapezoidal rule over the position, accurate to
@@ -164,7 +178,13 @@ def double_well_log_density(X, *, barrier=3.0, half_distance=1.0, temperature=1.
 
 
 @validate_params({**_SYSTEM, "noise": _NOISE})
-def double_well_entropy(*, barrier=3.0, half_distance=1.0, temperature=1.0, noise=0.0):
+def double_well_entropy(
+    *,
+    barrier: float = 3.0,
+    half_distance: float = 1.0,
+    temperature: float = 1.0,
+    noise: float = 0.0,
+) -> float:
     """Return the differential entropy of position and momentum in a double well.
 
     Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
@@ -190,6 +210,11 @@ def double_well_entropy(*, barrier=3.0, half_distance=1.0, temperature=1.0, nois
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_double_well : Rows of this law.
+    double_well_log_density : Of which this is minus the mean.
+
     Notes
     -----
     The momentum's entropy is that of a normal law, the position's is found by the trapezoidal
@@ -210,19 +235,25 @@ def double_well_entropy(*, barrier=3.0, half_distance=1.0, temperature=1.0, nois
     return float(0.5 * np.log(2.0 * np.pi * np.e * variance) - spacing * (density @ value))
 
 
-def _reduced_potential(position, barrier, half_distance, temperature):
+def _reduced_potential(
+    position: np.ndarray, barrier: float, half_distance: float, temperature: float
+) -> np.ndarray:
     """Return the potential energy over the temperature, in nats."""
     return barrier / temperature * ((position / half_distance) ** 2 - 1.0) ** 2
 
 
-def _grid(barrier, half_distance, temperature, noise=0.0):
+def _grid(
+    barrier: float, half_distance: float, temperature: float, noise: float = 0.0
+) -> np.ndarray:
     """Return equidistant positions that cover all but a share of exp(-45) of the law."""
     reach = half_distance * np.sqrt(1.0 + np.sqrt(_TAIL * temperature / barrier))
     reach += noise * np.sqrt(2.0 * _TAIL)
     return np.linspace(-reach, reach, _N_NODES)
 
 
-def _log_position_density(position, barrier, half_distance, temperature, noise):
+def _log_position_density(
+    position: np.ndarray, barrier: float, half_distance: float, temperature: float, noise: float
+) -> np.ndarray:
     """Return log densities of positions (n,), in nats."""
     half_beta = 0.5 * barrier / temperature
     log_z = np.log(0.5 * np.pi * half_distance * (ive(-0.25, half_beta) + ive(0.25, half_beta)))

@@ -1,11 +1,13 @@
 """Wavy concentric rings in the plane (HMR-2D): rows, exact density, entropy."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_array
 
 from sklvebm.datasets import _blurred_curves
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 RADII = (0.6, 1.5, 2.4)
@@ -21,12 +23,12 @@ NOISE = 0.02
 class _HarmonicCurves:
     """Radii as trigonometric polynomials of the angle."""
 
-    def __init__(self, radii, cosines, sines):
+    def __init__(self, radii: Any, cosines: Any, sines: Any) -> None:
         self.radii = _blurred_curves.positive_vector(radii, "radii")
         self.cosines = self._coefficients(cosines, "cosines")
         self.sines = self._coefficients(sines, "sines")
 
-    def _coefficients(self, values, name):
+    def _coefficients(self, values: Any, name: str) -> np.ndarray:
         if values is None:
             return np.zeros((len(self.radii), 1))
         values = check_array(values, dtype=np.float64, input_name=name)
@@ -37,7 +39,7 @@ class _HarmonicCurves:
             )
         return values
 
-    def __call__(self, angle):
+    def __call__(self, angle: np.ndarray) -> np.ndarray:
         waves = [
             coefficients @ wave(np.arange(1, coefficients.shape[1] + 1)[:, None] * angle)
             for coefficients, wave in ((self.cosines, np.cos), (self.sines, np.sin))
@@ -45,11 +47,11 @@ class _HarmonicCurves:
         return self.radii[:, None] + sum(waves)
 
     @property
-    def n_harmonics(self):
+    def n_harmonics(self) -> int:
         return max(self.cosines.shape[1], self.sines.shape[1])
 
     @property
-    def steepness(self):
+    def steepness(self) -> float:
         """A bound on the derivatives of the radii by the angle."""
         return max(
             sum(np.abs(row) @ np.arange(1, len(row) + 1) for row in pair)
@@ -57,7 +59,7 @@ class _HarmonicCurves:
         )
 
 
-_SHAPE_CONSTRAINTS = {
+_SHAPE_CONSTRAINTS: dict[str, list[Any]] = {
     "radii": ["array-like"],
     "cosines": ["array-like", None],
     "sines": ["array-like", None],
@@ -75,16 +77,16 @@ _SHAPE_CONSTRAINTS = {
     }
 )
 def make_harmonic_rings(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    radii=RADII,
-    cosines=COSINES,
-    sines=None,
-    radial_noise=RADIAL_NOISE,
-    noise=NOISE,
-    return_factors=False,
-    random_state=None,
-):
+    radii: Any = RADII,
+    cosines: Any = COSINES,
+    sines: Any = None,
+    radial_noise: float = RADIAL_NOISE,
+    noise: float = NOISE,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw concentric rings whose radius varies with the angle.
 
     .. math:: x = r\,(\cos\varphi, \sin\varphi) + \sigma_x \xi, \qquad
@@ -149,13 +151,22 @@ def make_harmonic_rings(
     return (X, np.stack([curves.radii[ring], radius, angle], 1)) if return_factors else X
 
 
-_DENSITY_CONSTRAINTS = {**_SHAPE_CONSTRAINTS, "noise": [Interval(Real, 0, None, closed="neither")]}
+_DENSITY_CONSTRAINTS: dict[str, list[Any]] = {
+    **_SHAPE_CONSTRAINTS,
+    "noise": [Interval(Real, 0, None, closed="neither")],
+}
 
 
 @validate_params({"X": ["array-like"], **_DENSITY_CONSTRAINTS})
 def harmonic_rings_log_density(
-    X, *, radii=RADII, cosines=COSINES, sines=None, radial_noise=RADIAL_NOISE, noise=NOISE
-):
+    X: Any,
+    *,
+    radii: Any = RADII,
+    cosines: Any = COSINES,
+    sines: Any = None,
+    radial_noise: float = RADIAL_NOISE,
+    noise: float = NOISE,
+) -> np.ndarray:
     r"""Return the exact log density of harmonic rings.
 
     The integral over the angle of `concentric_rings_log_density`, with a radius that depends on it.
@@ -186,6 +197,11 @@ def harmonic_rings_log_density(
         If a parameter is not legal, numbers of rings differ, or a row lies farther than 3·10⁵
         times `noise` from the origin.
 
+    See Also
+    --------
+    make_harmonic_rings : Rows of this law.
+    harmonic_rings_entropy : Minus the mean of this.
+
     Notes
     -----
     The trapezoidal rule over the angle, with a step that resolves the noise, is accurate to
@@ -203,8 +219,13 @@ def harmonic_rings_log_density(
 
 @validate_params(_DENSITY_CONSTRAINTS)
 def harmonic_rings_entropy(
-    *, radii=RADII, cosines=COSINES, sines=None, radial_noise=RADIAL_NOISE, noise=NOISE
-):
+    *,
+    radii: Any = RADII,
+    cosines: Any = COSINES,
+    sines: Any = None,
+    radial_noise: float = RADIAL_NOISE,
+    noise: float = NOISE,
+) -> float:
     """Return the differential entropy of harmonic rings.
 
     Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
@@ -231,6 +252,11 @@ def harmonic_rings_entropy(
     ------
     ValueError
         If a parameter is not legal or numbers of rings differ.
+
+    See Also
+    --------
+    make_harmonic_rings : Rows of this law.
+    harmonic_rings_log_density : Of which this is minus the mean.
 
     Notes
     -----

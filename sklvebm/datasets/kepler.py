@@ -1,9 +1,11 @@
 """Positions and velocities on Kepler orbits."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 
@@ -18,14 +20,14 @@ from sklvebm.validation import Interval, check_random_state, validate_params
     }
 )
 def make_kepler_orbits(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    energy_range=(-0.75, -0.25),
-    eccentricity_range=(0.1, 0.6),
-    noise=0.02,
-    return_factors=False,
-    random_state=None,
-):
+    energy_range: tuple[float, float] = (-0.75, -0.25),
+    eccentricity_range: tuple[float, float] = (0.1, 0.6),
+    noise: float = 0.02,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw positions and velocities of bodies on elliptic orbits around the origin.
 
     .. math:: \ddot q = -q / |q|^3, \qquad
@@ -65,6 +67,11 @@ def make_kepler_orbits(
     ValueError
         If a parameter is not legal.
 
+    See Also
+    --------
+    make_coupled_oscillators : Another conserved energy.
+    make_double_well : A particle with two places to be.
+
     Notes
     -----
     Exact: Kepler's equation `M = η - e sin η` is solved to rounding instead of integrating.
@@ -95,7 +102,9 @@ def make_kepler_orbits(
     return X, np.stack([energy, angular_momentum, phase], 1)
 
 
-def _check_range(bounds, name, *, below, at_least=-np.inf):
+def _check_range(
+    bounds: tuple[float, float], name: str, *, below: float, at_least: float = -np.inf
+) -> None:
     legal = len(bounds) == 2 and at_least <= bounds[0] <= bounds[1] < below
     if not legal:
         rule = f"be (low, high) with low <= high < {below:g}"
@@ -104,7 +113,7 @@ def _check_range(bounds, name, *, below, at_least=-np.inf):
         raise ValueError(f"{name} must {rule}, got {bounds}.")
 
 
-def _kepler_state(energy, eccentricity, phase):
+def _kepler_state(energy: np.ndarray, eccentricity: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """Return position and velocity, shape (n_samples, 4)."""
     axis = -0.5 / energy
     anomaly = _eccentric_anomaly(eccentricity, phase)
@@ -122,7 +131,7 @@ def _kepler_state(energy, eccentricity, phase):
     )
 
 
-def _eccentric_anomaly(eccentricity, phase):
+def _eccentric_anomaly(eccentricity: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """Solve M = η - e sin η for η, for M in [0, 2π)."""
     # Newton's method descends or climbs monotonically from π: the left side bends only there
     anomaly = np.full_like(phase, np.pi)

@@ -1,10 +1,12 @@
 """The attractor of Lorenz's equations."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
 from sklvebm.datasets._ensemble import flow
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _POSITIVE = [Interval(Real, 0, None, closed="neither")]
@@ -23,16 +25,16 @@ _POSITIVE = [Interval(Real, 0, None, closed="neither")]
     }
 )
 def make_lorenz(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    sigma=10.0,
-    rho=28.0,
-    beta=8.0 / 3.0,
-    duration=20.0,
-    noise=0.5,
-    return_factors=False,
-    random_state=None,
-):
+    sigma: float = 10.0,
+    rho: float = 28.0,
+    beta: float = 8.0 / 3.0,
+    duration: float = 20.0,
+    noise: float = 0.5,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw states of the Lorenz system.
 
     .. math:: \dot x = \sigma (y - x), \qquad \dot y = x (\rho - z) - y, \qquad
@@ -78,6 +80,10 @@ def make_lorenz(
     ArithmeticError
         If the trajectories could not be integrated.
 
+    See Also
+    --------
+    make_pendulum : A driven system in the plane.
+
     Notes
     -----
     Integrated by an eighth-order Runge-Kutta method with a relative tolerance of 1e-8. Chaos
@@ -100,7 +106,7 @@ def make_lorenz(
     start[2] += rho - 1.0
     pace = random_state.uniform(1.0, 2.0, n_samples)
 
-    def derivative(_, state):
+    def derivative(_: float, state: np.ndarray) -> np.ndarray:
         x, y, z = state
         return pace * np.stack([sigma * (y - x), x * (rho - z) - y, x * y - beta * z])
 

@@ -1,10 +1,12 @@
 """Phase portrait of a damped pendulum under a periodic drive."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
 from sklvebm.datasets._ensemble import flow
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _NONNEGATIVE = [Interval(Real, 0, None, closed="left")]
@@ -24,17 +26,17 @@ _NONNEGATIVE = [Interval(Real, 0, None, closed="left")]
     }
 )
 def make_pendulum(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    damping=0.5,
-    drive=1.2,
-    drive_frequency=2.0 / 3.0,
-    duration=60.0,
-    start_velocity=1.0,
-    noise=0.02,
-    return_factors=False,
-    random_state=None,
-):
+    damping: float = 0.5,
+    drive: float = 1.2,
+    drive_frequency: float = 2.0 / 3.0,
+    duration: float = 60.0,
+    start_velocity: float = 1.0,
+    noise: float = 0.02,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw angle and velocity of a damped and driven pendulum.
 
     .. math:: \ddot\theta + c\,\dot\theta + \sin\theta = a \cos(\Omega t + \psi)
@@ -83,6 +85,11 @@ def make_pendulum(
     ArithmeticError
         If the trajectories could not be integrated.
 
+    See Also
+    --------
+    make_double_well : Noise instead of a drive.
+    make_lorenz : An autonomous system in space.
+
     Notes
     -----
     Integrated by an eighth-order Runge-Kutta method with a relative tolerance of 1e-8. Chaos
@@ -110,7 +117,7 @@ def make_pendulum(
     )
     phase = random_state.uniform(0.0, 2.0 * np.pi, n_samples)
 
-    def derivative(time, state):
+    def derivative(time: float, state: np.ndarray) -> np.ndarray:
         angle, velocity = state
         torque = drive * np.cos(drive_frequency * time + phase)
         return np.stack([velocity, torque - damping * velocity - np.sin(angle)])

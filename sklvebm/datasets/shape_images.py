@@ -1,9 +1,11 @@
 """Images of a single bar or ellipse whose position, size and angle are known."""
 
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
+from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, StrOptions, check_random_state, validate_params
 
 HALF_LENGTHS = (0.15, 0.3)  # of the longer axis, in sides of the image
@@ -24,14 +26,14 @@ NOISE = 0.05
     }
 )
 def make_shape_images(
-    n_samples=100,
+    n_samples: int = 100,
     *,
-    size=16,
-    shape="both",
-    noise=NOISE,
-    return_factors=False,
-    random_state=None,
-):
+    size: int = 16,
+    shape: str = "both",
+    noise: float = NOISE,
+    return_factors: bool = False,
+    random_state: Any = None,
+) -> Sample:
     r"""Draw flattened images of one bright bar or ellipse on a dark ground.
 
     .. math:: x_{ij} = \sigma(-d_{ij} / s) + \sigma_x \xi_{ij}
@@ -100,7 +102,7 @@ def make_shape_images(
     return (X, factors) if return_factors else X
 
 
-def rendered(factors, size):
+def rendered(factors: np.ndarray, size: int) -> np.ndarray:
     """Return images without noise, (n_samples, size * size), of factors (n_samples, 5)."""
     left, top, half_length, angle, round_ = factors.T[:, :, None]
     middle = (np.arange(size) + 0.5) / size

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,17 @@ class ComposedEnergy:
     See Also
     --------
     compose : Checks its arguments and makes one.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import PotentialFlowEBM, compose
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> params = {"reference": "gaussian", "max_iter": 0, "random_state": 0}
+    >>> model = PotentialFlowEBM(**params).fit(X)
+    >>> composed = compose([(model, 2.0)])
+    >>> composed.energy(X).shape
+    (200,)
     """
 
     def __init__(self, models, weights, n_nodes=64):
@@ -60,13 +72,13 @@ class ComposedEnergy:
         self.n_features_in_ = models[0].n_features_in_
         self._composition()  # fails here, not later, where nothing can be normalised
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         pairs = zip(self.models, self.weights, strict=True)
         terms = " + ".join(f"{weight:g} * {type(model).__name__}" for model, weight in pairs)
         return f"ComposedEnergy({terms})"
 
     @without_numpy_errors
-    def energy(self, X):
+    def energy(self, X: Any) -> np.ndarray:
         """Return the energy of each row, un-normalised.
 
         Parameters
@@ -92,7 +104,7 @@ class ComposedEnergy:
         return values.astype(X.dtype)
 
     @without_numpy_errors
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draw rows by annealing from a mixture that covers the composition.
 
         Parameters
@@ -124,7 +136,9 @@ class ComposedEnergy:
         return in_container(set_[0] if set_ else "default", X, names)
 
     @without_numpy_errors
-    def log_partition(self, *, n_walkers=512, tolerance=0.05, random_state=None):
+    def log_partition(
+        self, *, n_walkers: int = 512, tolerance: float = 0.05, random_state: Any = None
+    ) -> LogPartition:
         """Bracket `log Z` of the composition by annealing from both ends, and keep it.
 
         Parameters
@@ -161,7 +175,7 @@ class ComposedEnergy:
         return self.log_partition_
 
     @without_numpy_errors
-    def score_samples(self, X):
+    def score_samples(self, X: Any) -> np.ndarray:
         """Return the normalised log-density of each row.
 
         Parameters
@@ -195,7 +209,7 @@ class ComposedEnergy:
 
 
 @without_numpy_errors
-def compose(terms, *, n_nodes=64):
+def compose(terms: Any, *, n_nodes: int = 64) -> "ComposedEnergy":
     r"""Compose fitted models into a product of powers of their densities.
 
     .. math:: p(x) \propto \prod_i p_i(x)^{w_i}
@@ -229,6 +243,11 @@ def compose(terms, *, n_nodes=64):
         If models have different features, a weight is not allowed, or the product cannot be shown
         to be integrable: in every direction, models with positive weights must decay faster,
         together, than models with negative weights.
+
+    See Also
+    --------
+    ComposedEnergy : What is returned.
+    interpolate : Goes from one row to another through one model's latents.
 
     References
     ----------
@@ -265,7 +284,7 @@ def compose(terms, *, n_nodes=64):
     return ComposedEnergy([copy.deepcopy(model) for model in models], weights, int(n_nodes))
 
 
-def _as_list(terms):
+def _as_list(terms: Any) -> Any:
     if not isinstance(terms, Iterable) or isinstance(terms, str | dict):
         raise TypeError(f"terms must be pairs (model, weight), got {terms!r}.")
     terms = list(terms)
@@ -274,7 +293,7 @@ def _as_list(terms):
     return terms
 
 
-def _checked_term(term):
+def _checked_term(term: Any) -> tuple[Any, float]:
     """Return model and weight of a term, or raise."""
     if not isinstance(term, tuple | list) or len(term) != 2:
         raise TypeError(f"Every term must be a pair (model, weight), got {term!r}.")

@@ -1,5 +1,7 @@
 """`interpolate`: rows on the way from one row to another, through the latents of a model."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array
@@ -14,7 +16,7 @@ _PATHS = ("auto", "linear", "spherical")
 
 
 @without_numpy_errors
-def interpolate(model, start, end, n_steps=8, *, path="auto"):
+def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str = "auto") -> Any:
     r"""Return rows on the way from one row to another, through a model's latents.
 
     Both rows are carried to latents by `model.transform`, joined there, and carried back by
@@ -49,6 +51,11 @@ def interpolate(model, start, end, n_steps=8, *, path="auto"):
     TypeError, ValueError
         If the model has no latents, a row has another width, or a parameter is not legal.
 
+    See Also
+    --------
+    PotentialFlowEBM : A flow, whose latents are as many as the features.
+    ParticleLVEBM : Fewer latents than features.
+
     References
     ----------
     .. [1] K. Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985.
@@ -70,11 +77,11 @@ def interpolate(model, start, end, n_steps=8, *, path="auto"):
     check_is_fitted(model)
     Number(True, 2).check("n_steps", n_steps)
     OneOf(_PATHS).check("path", path)
-    rows = [_row("start", start), _row("end", end)]
-    if rows[0].shape != rows[1].shape:
-        widths = [row.shape[1] for row in rows]
+    ends = [_row("start", start), _row("end", end)]
+    if ends[0].shape != ends[1].shape:
+        widths = [row.shape[1] for row in ends]
         raise ValueError(f"start and end must have the same number of features, got {widths}.")
-    rows = np.concatenate(rows)
+    rows = np.concatenate(ends)
     # without names, which two rows have not: a model fitted to a data frame knows its own
     names = getattr(model, "feature_names_in_", None)
     latents = np.asarray(model.transform(_named(rows, names)))
@@ -88,7 +95,7 @@ def interpolate(model, start, end, n_steps=8, *, path="auto"):
     return X if kind == "default" else in_container(kind, X, features_of(model))
 
 
-def _row(name, row):
+def _row(name: str, row: Any) -> np.ndarray:
     """Return a row as an array (1, n_features)."""
     row = check_array(as_plain_array(row), ensure_2d=False, dtype=[np.float64, np.float32])
     if row.ndim != 1:
@@ -96,7 +103,7 @@ def _row(name, row):
     return row[None]
 
 
-def _named(rows, names):
+def _named(rows: Any, names: Any) -> Any:
     if names is None:
         return rows
     if rows.shape[1] != len(names):
@@ -109,12 +116,12 @@ def _named(rows, names):
     return rows
 
 
-def _straight(first, last, share):
+def _straight(first: np.ndarray, last: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Return points (n, L) on the line between two (L,) at shares (n,) of the way."""
     return first + share[:, None] * (last - first)
 
 
-def slerp(first, last, share):
+def slerp(first: np.ndarray, last: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Return points at a constant angular velocity, with a length that changes evenly.
 
     Parameters

@@ -1,6 +1,7 @@
 """Columns with edges, such as rounded values with noise, made normal by their distribution."""
 
 import warnings
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
@@ -80,7 +81,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self.max_bins = max_bins
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Estimate the density of every column.
 
         Parameters
@@ -106,7 +107,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self
 
     @without_numpy_errors
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Return rows with normal columns.
 
         Parameters
@@ -122,7 +123,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self._normal_and_slopes(X)[0]
 
     @without_numpy_errors
-    def log_abs_det_jacobian(self, X):
+    def log_abs_det_jacobian(self, X: Any) -> np.ndarray:
         """Return by how much the log-density of rows exceeds that of their transforms.
 
         Parameters
@@ -138,7 +139,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         return self._normal_and_slopes(X)[1].sum(1)
 
     @without_numpy_errors
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: Any) -> Any:
         """Return rows in the units of the data.
 
         Parameters
@@ -160,7 +161,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 Z[:, j] = bins.from_normal(Z[:, j])
         return framed(self, Z, like=X)
 
-    def _normal_and_slopes(self, X):
+    def _normal_and_slopes(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         with naming_columns(X):
             X = validate_data(self, as_plain_array(X), reset=False, dtype=np.float64)

@@ -1,9 +1,11 @@
 """`ParticleLVEBM`: the latent-variable energy-based model as a scikit-learn estimator."""
 
+from typing import Any, Self
+
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.fit import fit_in_epochs
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import LatentDensityMixin
 from sklvebm.estimators._ebm.config import likelihood_config
@@ -14,7 +16,7 @@ from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
 from sklvebm.runtime import without_numpy_errors
 
-_RULES = {
+_RULES: dict[str, Rule] = {
     "n_components": Number(True, 1),
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
@@ -294,7 +296,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
     # Fitting -----------------------------------------------------------------------------------
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters
@@ -328,7 +330,7 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         return self
 
     @without_numpy_errors
-    def partial_fit(self, X, y=None):
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Pass over the rows X once, starting a model at the first call.
 
         Units and reference come from the first call's rows, so make them representative. Rows that

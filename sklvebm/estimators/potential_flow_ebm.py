@@ -1,9 +1,11 @@
 """`PotentialFlowEBM`: a scalar potential whose gradient carries noise to data, as an estimator."""
 
+from typing import Any, Self
+
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.fit import fit_in_epochs
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._flow.answers import FlowDensityMixin
 from sklvebm.estimators._flow.fit import flow_family
@@ -11,7 +13,7 @@ from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.flow_matching import LOSSES
 from sklvebm.runtime import without_numpy_errors
 
-_RULES = {
+_RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
@@ -241,7 +243,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     # Fitting -----------------------------------------------------------------------------------
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters

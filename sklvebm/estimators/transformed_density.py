@@ -1,11 +1,14 @@
 """The density of rows, from one of their transforms."""
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 import numpy as np
 from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import TransformerTags
+from sklearn.utils import Tags, TransformerTags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -20,15 +23,15 @@ from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
 
 
-def _estimator_has(name):
-    def check(self):
+def _estimator_has(name: str) -> Callable[[Any], bool]:
+    def check(self) -> bool:
         getattr(getattr(self, "estimator_", self.estimator or ParticleLVEBM()), name)
         return True
 
     return check
 
 
-def _arrays():
+def _arrays() -> AbstractContextManager[None]:
     """Return a context in which steps hand each other NumPy arrays, whatever is set outside."""
     return config_context(transform_output="default", array_api_dispatch=False)
 
@@ -93,7 +96,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         self.transformer = transformer
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the transformer to rows, and the density to what it makes of them.
 
         Parameters
@@ -132,7 +135,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         return self
 
     @without_numpy_errors
-    def score_samples(self, X):
+    def score_samples(self, X: Any) -> np.ndarray:
         """Return the log-density of each row.
 
         Parameters
@@ -153,7 +156,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
 
     @available_if(_estimator_has("sample"))
     @without_numpy_errors
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draw rows.
 
         Parameters
@@ -175,7 +178,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         """
         check_is_fitted(self)
         Number(True, 1).check("n_samples", n_samples)
-        options = {}
+        options: dict[str, Any] = {}
         if "random_state" in inspect.signature(self.estimator_.sample).parameters:
             options["random_state"] = random_state
         elif random_state is not None:
@@ -192,7 +195,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
 
     @available_if(_estimator_has("transform"))
     @without_numpy_errors
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Return the estimator's latents of transformed rows.
 
         Parameters
@@ -213,7 +216,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
 
     @available_if(_estimator_has("transform"))
     @without_numpy_errors
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
         """Fit to rows, and return their latents.
 
         Parameters
@@ -232,7 +235,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
 
     @available_if(_estimator_has("inverse_transform"))
     @without_numpy_errors
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: Any) -> Any:
         """Return what the estimator makes of latents, in the units of the data.
 
         Parameters
@@ -252,7 +255,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         return framed(self, rows, like=X)
 
     @available_if(_estimator_has("transform"))
-    def get_feature_names_out(self, input_features=None):
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the latents.
 
         Parameters
@@ -271,14 +274,14 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             If `input_features` are others.
         """
         check_is_fitted(self)
-        own = getattr(self, "feature_names_in_", None)
-        given = own if input_features is None else np.asarray(input_features, dtype=object)
+        own: Any = getattr(self, "feature_names_in_", None)
+        given: Any = own if input_features is None else np.asarray(input_features, dtype=object)
         if own is not None and not np.array_equal(own, given):
             raise ValueError("input_features is not equal to feature_names_in_")
         return self.estimator_.get_feature_names_out(given)
 
     @available_if(_estimator_has("transform"))
-    def set_output(self, *, transform=None):
+    def set_output(self, *, transform: Any = None) -> Self:
         """Choose the container of latents, draws and rows.
 
         Parameters
@@ -301,17 +304,17 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             self._sklearn_output_config = {"transform": transform}
         return self
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         if hasattr(self, "transform"):
             tags.transformer_tags = TransformerTags()
         return tags
 
-    def _inner(self, X):
+    def _inner(self, X: Any) -> np.ndarray:
         """Return transformed rows, which the estimator was fitted to."""
         return np.asarray(self.transformer_.transform(X))
 
-    def _transformer(self):
+    def _transformer(self) -> Any:
         if self.transformer is None:
             return GaussianMargins()
         if isinstance(self.transformer, str):
@@ -319,6 +322,6 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             return GaussianMargins(max_bins=0)
         return clone(self.transformer)
 
-    def _rows(self, X, reset):
+    def _rows(self, X: Any, reset: bool) -> np.ndarray:
         with naming_columns(X):
             return validate_data(self, as_plain_array(X), reset=reset, dtype=np.float64)

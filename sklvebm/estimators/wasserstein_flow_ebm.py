@@ -1,9 +1,11 @@
 """`WassersteinFlowEBM`: an energy of the features alone, trained by near-proximal steps."""
 
+from typing import Any, Self
+
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.fit import fit_in_epochs
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
 from sklvebm.estimators._ebm.config import proximal_config
@@ -13,7 +15,7 @@ from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.proximal import PROXIMAL
 from sklvebm.runtime import without_numpy_errors
 
-_RULES = {
+_RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
@@ -272,7 +274,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         self.random_state = random_state
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters
@@ -306,7 +308,7 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         return self
 
     @without_numpy_errors
-    def partial_fit(self, X, y=None):
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Pass over the rows X once, starting a model at the first call.
 
         Units and reference come from the first call's rows, so make them representative. Rows that

@@ -64,7 +64,8 @@ class InterpolantMarginals(NamedTuple):
 
     def to(self, device: torch.device) -> "InterpolantMarginals":
         """Return a copy on a device."""
-        return InterpolantMarginals(*(None if part is None else part.to(device) for part in self))
+        parts = {name: part.to(device) for name, part in self._asdict().items() if part is not None}
+        return self._replace(**parts)
 
     def moments(self, t: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return weights (M,), means (M, D) and distinct covariances (K, D, D) of q_t."""
@@ -133,7 +134,7 @@ class InterpolantMarginals(NamedTuple):
         log_components = forms.constant.unsqueeze(1) + linear + squares[..., self.covariance_of]
 
         def slope_at(shares: Tensor) -> Tensor:
-            by_covariance = shares.new_zeros(*shares.shape[:2], len(self.axes))
+            by_covariance = shares.new_zeros(*shares.shape[:2], len(self.variances))
             by_covariance.index_add_(2, self.covariance_of, shares)
             scaled = turned * slope.transpose(2, 3) * by_covariance.permute(2, 0, 1).unsqueeze(-1)
             return torch.einsum("kgbe,kde->gbd", scaled, self.axes)

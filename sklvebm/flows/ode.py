@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -112,13 +113,14 @@ def integrate(state: Carried, field: Field, times: list[float], step: Step) -> C
 
 def _moved(state: Carried, rates: Rates, step: float) -> Carried:
     position = torch.add(state.position, rates.velocity, alpha=step)
-    if state.integral is None:
+    if state.integral is None or rates.integrand is None:
         return Carried(position, None)
     return Carried(position, torch.add(state.integral, rates.integrand, alpha=step))
 
 
 def _mean(weighted: list[tuple[Rates, float]]) -> Rates:
-    velocity = sum(rates.velocity * weight for rates, weight in weighted)
-    if weighted[0][0].integrand is None:
-        return Rates(velocity, None)
-    return Rates(velocity, sum(rates.integrand * weight for rates, weight in weighted))
+    velocity = reduce(torch.add, [rates.velocity * weight for rates, weight in weighted])
+    integrands = [
+        rates.integrand * weight for rates, weight in weighted if rates.integrand is not None
+    ]
+    return Rates(velocity, reduce(torch.add, integrands) if integrands else None)

@@ -10,7 +10,7 @@ limit t = 1 exists. G is a network with a soft bound, in nats, and starts at zer
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class AnchoredPotential(nn.Module):
         bent = torch.tanh(inner.value / self.bound)
         slope = 1.0 - bent.square()
         second = inner.second
-        if directions is not None:
+        if directions is not None and second is not None:
             along = torch.einsum("bd,skd->bsk", inner.grad, directions).square().sum(-1)
             second = slope[:, None] * (second - (2.0 / self.bound) * bent[:, None] * along)
         return Jet(self.bound * bent, slope[:, None] * inner.grad, slope * inner.rate, second)
@@ -233,7 +233,10 @@ def trace_directions(
         Orthogonal within a set, of squared length D / K: their estimate has a variance smaller
         than that of independent probes, and none for K = D.
     """
-    options = {"dtype": torch.float64, "device": None if like is None else like.device}
+    options: dict[str, Any] = {
+        "dtype": torch.float64,
+        "device": None if like is None else like.device,
+    }
     if n_probes >= n_features:
         return torch.eye(n_features, **options).expand(n_sets, -1, -1)
     normal = torch.randn((n_sets, n_features, n_probes), generator=generator, **options)
@@ -283,7 +286,7 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
         jet = potential.jet(x, torch.full_like(x[:, 0], t), directions)
         grad = jet.grad.double()
         velocity = torch.add(velocity, grad, alpha=1.0 - t)
-        if directions is None:
+        if jet.second is None:
             return Rates(velocity, None)
         stein = jet.second.double() + (grad * score).sum(1, keepdim=True)
         return Rates(velocity, (t - 1.0) * stein)
@@ -341,5 +344,5 @@ def flow_density(
     times = graded_times(n_steps, finest_scale(potential.mixture), stop)[::-1]
     start = Carried(x, x.new_zeros(len(x), len(directions)))
     end = integrate(start, flow_field(potential, directions), times, step)
-    gains = -end.integral  # integrated backwards in time
+    gains = -cast(Tensor, end.integral)  # integrated backwards in time
     return FlowDensity(potential.log_reference(x, stop) + gains.mean(1), gains, end.position)

@@ -1,6 +1,6 @@
 """Chains that follow a density and were started nowhere but in its reference."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from sklvebm.inference.missed_components import (
 )
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import KERNELS, crank_nicolson_step, start
-from sklvebm.mcmc.state import Chains, IndependentNoise, take_chains
-from sklvebm.models.energies import PathEnergy
+from sklvebm.mcmc.state import Chains, IndependentNoise, Target, take_chains
+from sklvebm.models.energies import Corrected
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
 
@@ -27,16 +27,23 @@ _MOST_TILTS = 3  # of the reference; the first is as good as an estimate that mi
 _FEW_MISSED = 0.5  # walkers that would start elsewhere after another tilt
 
 
+class Annealed(Corrected, Protocol):
+    """A density that knows the path from its reference to itself."""
+
+    def target(self) -> Target:
+        """Return the path."""
+
+
 class Equilibrated(NamedTuple):
     """Chains of a density, and what they were annealed from."""
 
-    energy: PathEnergy  # the one given, or `Rebased` where missed components were up-weighted
+    energy: Annealed  # the one given, or `Rebased` where missed components were up-weighted
     chains: Chains  # in the coordinates of both
     step_size: Tensor  # 0-d, of their last moves
 
 
 def equilibrated(
-    energy: PathEnergy, n: int, missed: MissedComponents, generator: torch.Generator
+    energy: Annealed, n: int, missed: MissedComponents, generator: torch.Generator
 ) -> Equilibrated:
     """Return n chains that follow an energy.
 
@@ -48,7 +55,7 @@ def equilibrated(
     Parameters
     ----------
     energy : Composition or PotentialSlice
-        Anything with `reference`, a differentiable `correction` and `target()`.
+        Its correction must be differentiable.
     n : int
         Number of chains; at least 256 walkers are annealed.
     missed : MissedComponents
@@ -56,13 +63,14 @@ def equilibrated(
     generator : torch.Generator
         Source of all noise.
     """
-    path, n_walkers = energy, max(n, LEAST_WALKERS)
+    path: Annealed = energy
+    n_walkers = max(n, LEAST_WALKERS)
     n_steps, n_tilts = _FIRST_STEPS, 0
     while True:
         log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
         tilted = tilted_reference(path.reference, missed, log_mean_exp(log_weights))
-        missed = n_walkers * missed_share(path.reference, tilted)
-        if missed >= _FEW_MISSED and n_tilts < _MOST_TILTS:
+        elsewhere = n_walkers * missed_share(path.reference, tilted)
+        if elsewhere >= _FEW_MISSED and n_tilts < _MOST_TILTS:
             path, n_tilts = Rebased(energy, tilted), n_tilts + 1
             continue
         share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers
@@ -76,7 +84,7 @@ def equilibrated(
 
 
 def _annealed(
-    path: PathEnergy, n_walkers: int, n_steps: int, generator: torch.Generator
+    path: Annealed, n_walkers: int, n_steps: int, generator: torch.Generator
 ) -> tuple[Tensor, Chains]:
     """Return log weights (n_walkers,), nats, and chains after annealing with resampling."""
     target = path.target()
@@ -88,7 +96,7 @@ def _annealed(
 
 
 def moved(
-    path: PathEnergy, chains: Chains, n_moves: int, generator: torch.Generator
+    path: Annealed, chains: Chains, n_moves: int, generator: torch.Generator
 ) -> tuple[Chains, Tensor]:
     """Return chains after moves that leave the density alone, and their step size, 0-d.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sklvebm.mcmc.state import Target
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.models.energies import PathEnergy
+from sklvebm.models.energies import Corrected
 from sklvebm.models.targets import autograd_correction_and_grad, joint_target
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.smc.resampling import effective_sample_size
@@ -35,7 +35,8 @@ _SIDE_BY_SIDE = 4  # chunks of draws that are held at a time
 class MissedComponents(NamedTuple):
     """The missed components whose mass is known."""
 
-    index: Tensor  # (R,), their places among the reference's
+    # (R,), their places among the reference's; hides `tuple.index`
+    index: Tensor  # type: ignore[assignment]
     log_weights: Tensor  # (R,), nats, of the reference
     log_means: Tensor  # (R,), nats: log of the mean of exp(-correction) over each
 
@@ -61,7 +62,7 @@ def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPar
 
 @torch.no_grad()
 def missed_components(
-    energy: PathEnergy, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
+    energy: Corrected, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
 ) -> MissedComponents:
     """Return the components that fewer than half a walker starts from, where a few draws suffice.
 
@@ -223,13 +224,13 @@ class Rebased:
 
     Parameters
     ----------
-    energy : PathEnergy, Composition or PotentialSlice
+    energy : AnchoredEnergy, BridgedEnergy, Composition or PotentialSlice
         Its correction must be differentiable in x and z.
     reference : MixtureReference
         The energy's own, `reweighted`.
     """
 
-    def __init__(self, energy: PathEnergy, reference: MixtureReference) -> None:
+    def __init__(self, energy: Corrected, reference: MixtureReference) -> None:
         self.energy, self.reference = energy, reference
         self.n_features, self.n_latents = energy.n_features, energy.n_latents
 

@@ -7,7 +7,7 @@ with more steps if needed.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.langevin import crank_nicolson_step, start
 from sklvebm.mcmc.state import (
+    Chains,
     Noise,
     SharedNoise,
     Target,
@@ -100,7 +101,7 @@ def weighted_particles(
         rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
         if len(rows) == 0:
             break
-        options = {"dtype": base_draws.dtype, "device": base_draws.device}
+        options: dict[str, Any] = {"dtype": base_draws.dtype, "device": base_draws.device}
         betas = torch.linspace(0.0, 1.0, n_steps + 1, **options)
         step_sizes = 2.0 * (step_size / 2.0) ** betas
         target = make_target(rows)
@@ -154,7 +155,7 @@ def posterior_particles(
         fewer particles than others are filled up with weights of zero.
     """
 
-    def from_nodes(x: Tensor, n_nodes: int, stages) -> WeightedParticles:
+    def from_nodes(x: Tensor, n_nodes: int, stages: Any) -> WeightedParticles:
         nodes = latent_nodes(n_nodes, energy.n_latents, seed).to(x)
         return weighted_particles(
             lambda rows: latent_target(energy, stack_rows(x[rows], n_nodes), correction_and_grad),
@@ -298,7 +299,7 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
     return math.log(ROW_PARTICLES) - torch.logsumexp(log_weights, 1)
 
 
-def polish(chains, target: Target, step_size: Tensor, noise: Noise):
+def polish(chains: Chains, target: Target, step_size: Tensor, noise: Noise) -> Chains:
     """Move chains at the model's temperature, which separates copies made by resampling."""
     n = len(chains.position)
     beta = torch.ones_like(chains.value.correction)

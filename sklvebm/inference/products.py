@@ -11,7 +11,7 @@ wanted, not an integral of a power, so that its latents are integrated out over 
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class Composition:
         self.reference = covering_reference(self._components(), self.weights, n_latents)
         self.n_features, self.n_latents = self.reference.n_features, n_latents
 
-    def _pairs(self):
+    def _pairs(self) -> Any:
         return zip(self.experts, self.weights, strict=True)
 
     def _components(self) -> list["Components"]:
@@ -240,12 +240,12 @@ def covering_reference(
     overlap; products of mixtures are mixtures. Factors with negative powers widen the tails.
     """
     tail = tail_component(parts, weights)
-    product = None
+    product: Components | None = None
     for part, weight in zip(parts, weights, strict=True):
         if weight > 0.0:
             powered = power(part, weight)
             product = powered if product is None else multiply(product, powered)
-    product = keep_heaviest(product, _MOST_COMPONENTS)
+    product = keep_heaviest(cast(Components, product), _MOST_COMPONENTS)
     log_weights = torch.log_softmax(product.log_weights, 0)
     if tail is not None:
         log_weights = torch.cat(
@@ -363,7 +363,7 @@ def _scaled(part: Components, weight: float) -> list[tuple[Tensor, Tensor]]:
     return [(weight * p, weight * (p @ m)) for m, p in zip(*part[1:], strict=True)]
 
 
-def _positive_tail(multiplied, below) -> tuple[Tensor, Tensor] | None:
+def _positive_tail(multiplied: Any, below: Any) -> tuple[Tensor, Tensor] | None:
     """Return precision and pull after the first division that leaves all directions positive."""
     total, pull = (sum(terms) for terms in zip(*multiplied, strict=True))
     root = torch.linalg.cholesky(total)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.state import stack_rows
 from sklvebm.models.energies import PathEnergy
+from sklvebm.models.targets import CorrectionAndGrad
 from sklvebm.smc.quasi_random import latent_nodes
 
 _FIT_NODES = 32
@@ -64,7 +65,9 @@ def evidence_bound(energy: PathEnergy, x: Tensor, q: Gaussians, *, seed: int) ->
     return Bound(stacked.mean(0), stacked.std(0) / _REPLICATES**0.5)
 
 
-def _correction(energy: PathEnergy, x: Tensor, e: Tensor, correction_and_grad):
+def _correction(
+    energy: PathEnergy, x: Tensor, e: Tensor, correction_and_grad: CorrectionAndGrad
+) -> tuple[Tensor, Tensor]:
     """Return corrections (N, K) and gradients in e (N, K, L) at e (N, K, L)."""
     reference = energy.reference
     rows = stack_rows(x, e.shape[1])
@@ -241,7 +244,8 @@ def fit_amortised(
         )
         with torch.enable_grad():
             rows = x[index]
-            loss = negative_evidence_bound(energy, rows, *encoder(rows), noise)
+            mean, scale = encoder(rows)
+            loss = negative_evidence_bound(energy, rows, mean, scale, noise)
             gradients = torch.autograd.grad(loss, list(encoder.parameters()))
         for parameter, gradient in zip(encoder.parameters(), gradients, strict=True):
             parameter.grad = gradient

@@ -6,13 +6,13 @@ the processor's cache.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from sklvebm.kernels.products import affine, affine_tanh, product
-from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 
 # activations of one layer that are alive at a time: 1 MB in float32, of which a core keeps a few
@@ -94,7 +94,7 @@ def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
         Same values as the autograd version up to rounding.
     """
     _keep_freed_blocks()
-    mlp = energy.network
+    mlp = cast(MLPEnergy, energy.network)
     network = _Network(
         mlp.activation, list(mlp.weights), list(mlp.biases), mlp.output, energy.bound
     )

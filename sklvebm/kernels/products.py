@@ -5,6 +5,8 @@ to their full width it is two to three times as fast, and it applies a tanh on t
 (docs/benchmarks/performance.md).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from torch import Tensor
 _LARGE, _LARGE_NARROW, _NARROW = 5e5, 2e6, 16
 
 
-def _find_onednn():
+def _find_onednn() -> Any:
     """Return torch's fused linear layer of oneDNN, or None where this build has none."""
     if not torch.backends.mkldnn.is_available():
         return None

@@ -8,6 +8,8 @@ Loops over layers and tiles are unrolled when the kernel is compiled, once per c
 `backends` compares the kernel with the plain function before its first use on a device.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -260,7 +262,7 @@ def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     n_features, n_latents, bound = mlp.n_features, mlp.n_latents, energy.bound
     widths = (n_features + n_latents, *mlp.hidden_layer_sizes)
     tiling = choose_tiling(widths)
-    options = {
+    options: dict[str, Any] = {
         "D": n_features,
         "L": n_latents,
         "WIDTHS": widths,

@@ -5,6 +5,7 @@ scored and drawn from knows neither.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class _BentMap(nn.Module):
         n_outputs, n_inputs = linear.shape
 
         # single precision, whatever torch's default is
-        single = {"generator": generator, "dtype": torch.float32}
+        single: dict[str, Any] = {"generator": generator, "dtype": torch.float32}
 
         def weight(n_in: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(n_units, n_in, **single) / n_in**0.5)

@@ -60,7 +60,27 @@ class KernelLatentMap(LatentMap):
         The vectors c_j.
     variance : Tensor of shape (n_latents,)
         Variance of the latents around g under the reference, positive.
+
+    See Also
+    --------
+    PerceptronLatentMap : The other nonlinear coordinates.
+    MappedEnergy : An energy with a latent map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import KernelLatentMap
+    >>> bumps = {"landmarks": torch.zeros(1, 2), "coefficients": torch.ones(1, 1), "width": 1.0}
+    >>> line = {"offset": torch.zeros(1), "linear": torch.ones(1, 2), "variance": torch.ones(1)}
+    >>> KernelLatentMap(**bumps, **line).mean(torch.zeros(1, 2).double())
+    tensor([[1.]], dtype=torch.float64)
     """
+
+    landmarks: Tensor
+    width: Tensor
+    offset: Tensor
+    linear: Tensor
+    coefficients: Tensor
 
     def __init__(
         self,
@@ -118,7 +138,31 @@ class PerceptronLatentMap(LatentMap):
         The matrix W_3.
     variance : Tensor of shape (n_latents,)
         Variance of the latents around g under the reference, positive.
+
+    See Also
+    --------
+    KernelLatentMap : The other nonlinear coordinates.
+    MappedEnergy : An energy with a latent map.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import PerceptronLatentMap
+    >>> line = {"offset": torch.zeros(1), "linear": torch.ones(1, 2), "variance": torch.ones(1)}
+    >>> first = {"first_weight": torch.ones(3, 2), "first_bias": torch.zeros(3)}
+    >>> second = {"second_weight": torch.ones(3, 3), "second_bias": torch.zeros(3)}
+    >>> latent_map = PerceptronLatentMap(**line, **first, **second, last_weight=torch.ones(1, 3))
+    >>> latent_map.jacobian(torch.zeros(5, 2).double()).shape
+    torch.Size([5, 1, 2])
     """
+
+    offset: Tensor
+    linear: Tensor
+    first_weight: Tensor
+    first_bias: Tensor
+    second_weight: Tensor
+    second_bias: Tensor
+    last_weight: Tensor
 
     def __init__(
         self,

@@ -88,7 +88,7 @@ def fit_latent_map(
     compare = _Comparison(fitted, held_out)
     ways = (_along_rows, _along_moved_rows)
     errors = {way: compare.error(way(fitted, reference, seed).mean) for way in ways}
-    best = min(errors, key=errors.get)
+    best = min(errors, key=errors.__getitem__)
     bent, unbent = errors[best], compare.error(reference.latent_mean)
     # one latent that may go anywhere fills the plane with loops
     if n_latents > 1 and len(X) >= _FEWEST_ROWS:

@@ -64,7 +64,8 @@ class Batch(NamedTuple):
     """Rows of one update."""
 
     x: Tensor  # (B, D)
-    index: Tensor  # (B,), addresses the particles that belong to the rows
+    # (B,), addresses the particles that belong to the rows; hides `tuple.index`
+    index: Tensor  # type: ignore[assignment]
 
 
 class StepInfo(NamedTuple):

@@ -1,10 +1,15 @@
 """Latents and factors side by side: checks, and angles as points on the circle."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from sklearn.utils import check_array
 
 
-def check_latents_and_factors(latents, factors, *, least=1):
+def check_latents_and_factors(
+    latents: Any, factors: Any, *, least: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Return both as float64 arrays with equally many rows and at least so many columns."""
     latents, factors = (
         check_array(
@@ -27,7 +32,7 @@ def check_latents_and_factors(latents, factors, *, least=1):
     return latents, factors
 
 
-def as_targets(factors, circular):
+def as_targets(factors: np.ndarray, circular: Sequence[int]) -> list[np.ndarray]:
     """Return one array for each factor: (n, 1), or (n, 2) with cosine and sine of an angle."""
     n_factors = factors.shape[1]
     illegal = [column for column in circular if column not in range(n_factors)]
@@ -41,6 +46,6 @@ def as_targets(factors, circular):
     ]
 
 
-def explained_share(target, predicted) -> float:
+def explained_share(target: np.ndarray, predicted: np.ndarray) -> float:
     """Return the R² of predictions (n, n_columns), pooled over columns."""
     return float(1.0 - np.sum((target - predicted) ** 2) / np.sum((target - target.mean(0)) ** 2))

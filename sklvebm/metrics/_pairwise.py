@@ -1,14 +1,19 @@
 """Sums over pairs of rows, in blocks: what two-sample statistics are made of."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 from sklearn.utils import check_array
+
+OfDistances = Callable[[np.ndarray], np.ndarray]  # elementwise, of squared distances
 
 _BLOCK = 2**22  # pairs held at a time: 32 MiB
 _N_MEDIAN = 1000  # rows of each sample that the median distance comes from
 
 
-def check_two_samples(X, Y, *, least=2):
+def check_two_samples(X: Any, Y: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Return both samples as float64 arrays of equally many features."""
     X, Y = (
         check_array(rows, dtype=np.float64, ensure_min_samples=least, input_name=name)
@@ -21,14 +26,14 @@ def check_two_samples(X, Y, *, least=2):
     return X, Y
 
 
-def blocks(n_rows, n_columns):
+def blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
     """Yield slices of rows whose product with all columns stays within memory."""
     size = max(1, _BLOCK // n_columns)
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
 
 
-def mean_between(X, Y, function) -> float:
+def mean_between(X: np.ndarray, Y: np.ndarray, function: OfDistances) -> float:
     """Return the mean of a function of squared distances over all pairs (x, y)."""
     total = sum(
         float(function(cdist(X[rows], Y, "sqeuclidean")).sum()) for rows in blocks(len(X), len(Y))
@@ -36,7 +41,7 @@ def mean_between(X, Y, function) -> float:
     return total / (len(X) * len(Y))
 
 
-def mean_within(X, function) -> float:
+def mean_within(X: np.ndarray, function: OfDistances) -> float:
     """Return the mean of a function of squared distances over pairs of different rows."""
     n, total = len(X), 0.0
     for rows in blocks(n, n):
@@ -47,7 +52,7 @@ def mean_within(X, function) -> float:
     return total / (n * (n - 1))
 
 
-def median_distance(X, Y) -> float:
+def median_distance(X: np.ndarray, Y: np.ndarray) -> float:
     """Return the median distance of pairs of pooled rows; one if all rows are equal."""
     pooled = np.concatenate([each[:: -(-len(each) // _N_MEDIAN)] for each in (X, Y)])
     distances = pdist(pooled)

@@ -1,7 +1,7 @@
 """Two-sample test by the accuracy of a classifier."""
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import binom
@@ -23,6 +23,16 @@ class ClassifierTest(NamedTuple):
         have one law.
     p_value : float
         Probability of at least this accuracy by guessing.
+
+    See Also
+    --------
+    classifier_two_sample_test : Computes it.
+
+    Examples
+    --------
+    >>> from sklvebm.metrics import ClassifierTest
+    >>> ClassifierTest(accuracy=0.55, p_value=0.02).accuracy
+    0.55
     """
 
     accuracy: float
@@ -38,7 +48,9 @@ class ClassifierTest(NamedTuple):
         "random_state": ["random_state"],
     }
 )
-def classifier_two_sample_test(X, Y, *, estimator=None, cv=5, random_state=None):
+def classifier_two_sample_test(
+    X: Any, Y: Any, *, estimator: Any = None, cv: int = 5, random_state: Any = None
+) -> ClassifierTest:
     """Test whether two samples have one law, by the accuracy of a classifier on held-out rows.
 
     Parameters
@@ -64,6 +76,11 @@ def classifier_two_sample_test(X, Y, *, estimator=None, cv=5, random_state=None)
     ValueError
         If numbers of features differ, a sample has fewer rows than there are folds, or a parameter
         is not legal.
+
+    See Also
+    --------
+    mmd_permutation_test : A test without a classifier.
+    energy_distance : A distance without a test.
 
     Notes
     -----

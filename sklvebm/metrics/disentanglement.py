@@ -1,7 +1,8 @@
 """Does each latent hold one factor? Mutual information gap, DCI and separated predictability."""
 
+from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
@@ -28,6 +29,17 @@ class DCI(NamedTuple):
         Mean out-of-fold R² of the factors; at most one.
     importance : ndarray of shape (n_latents, n_factors)
         Share of each latent in the prediction of each factor; columns sum to one.
+
+    See Also
+    --------
+    dci : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import DCI
+    >>> DCI(1.0, 1.0, 0.9, importance=np.eye(2)).importance.shape
+    (2, 2)
     """
 
     disentanglement: float
@@ -37,7 +49,7 @@ class DCI(NamedTuple):
 
 
 @validate_params({**_DATA, "n_bins": [Interval(Integral, 2, None, closed="left")]})
-def mutual_information_gap(latents, factors, *, n_bins=20):
+def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> float:
     r"""Return the mutual information gap of latents and factors.
 
     .. math:: \frac{1}{K} \sum_{k=1}^K \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
@@ -62,6 +74,11 @@ def mutual_information_gap(latents, factors, *, n_bins=20):
     ------
     ValueError
         If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    See Also
+    --------
+    sap_score : The gap of predictions instead of information.
+    dci : Shares of all latents in the predictions of all factors.
 
     Notes
     -----
@@ -94,7 +111,7 @@ def mutual_information_gap(latents, factors, *, n_bins=20):
 
 
 @validate_params({**_DATA, "circular": [tuple, list]})
-def sap_score(latents, factors, *, circular=()):
+def sap_score(latents: Any, factors: Any, *, circular: Sequence[int] = ()) -> float:
     """Return the separated attribute predictability of latents and factors.
 
     For each factor the R² of linear regression on each latent alone is found; the score is the mean
@@ -119,6 +136,11 @@ def sap_score(latents, factors, *, circular=()):
     ------
     ValueError
         If shapes do not match, a factor is constant, or a parameter is not legal.
+
+    See Also
+    --------
+    mutual_information_gap : The gap of information instead of predictions.
+    dci : Shares of all latents in the predictions of all factors.
 
     References
     ----------
@@ -156,7 +178,15 @@ def sap_score(latents, factors, *, circular=()):
         "random_state": ["random_state"],
     }
 )
-def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=None):
+def dci(
+    latents: Any,
+    factors: Any,
+    *,
+    circular: Sequence[int] = (),
+    estimator: Any = None,
+    cv: int = 5,
+    random_state: Any = None,
+) -> DCI:
     r"""Return disentanglement, completeness and informativeness of latents.
 
     A regressor predicts each factor from all latents; `P` is the share of each latent in each
@@ -195,6 +225,12 @@ def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=Non
     ValueError
         If shapes do not match, a factor is constant, or a parameter is not legal.
 
+    See Also
+    --------
+    mutual_information_gap : Compares the two most informative latents of a factor.
+    sap_score : The same by predictions from single latents.
+    factor_recovery : Whether factors are in the latents, however they are mixed.
+
     References
     ----------
     .. [1] C. Eastwood and C. K. I. Williams, "A framework for the quantitative evaluation of
@@ -216,18 +252,18 @@ def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=Non
         seed = random_state.randint(2**31 - 1)
         estimator = RandomForestRegressor(min_samples_leaf=5, random_state=seed)
     folds = KFold(cv, shuffle=True, random_state=random_state.randint(2**31 - 1))
-    importance, shares = [], []
+    columns, shares = [], []
     for target in as_targets(factors, circular):
-        predicted, weight = np.empty_like(target), 0.0
+        predicted, weight = np.empty_like(target), np.zeros(latents.shape[1])
         for train, test in folds.split(latents):
             model = clone(estimator).fit(latents[train], target[train].squeeze())
             predicted[test] = model.predict(latents[test]).reshape(len(test), -1)
             weight = weight + _importance(model)
         # a factor that no latent helps to predict is spread evenly
         total = weight.sum()
-        importance.append(weight / total if total > 0.0 else np.full(len(weight), 1 / len(weight)))
+        columns.append(weight / total if total > 0.0 else np.full(len(weight), 1 / len(weight)))
         shares.append(explained_share(target, predicted))
-    importance = np.stack(importance, 1)
+    importance = np.stack(columns, 1)
     per_latent = importance.sum(1, keepdims=True)
     rows = importance / np.where(per_latent > 0.0, per_latent, 1.0)
     disentanglement = (per_latent[:, 0] / per_latent.sum()) @ (1.0 - _relative_entropy(rows))
@@ -235,12 +271,12 @@ def dci(latents, factors, *, circular=(), estimator=None, cv=5, random_state=Non
     return DCI(float(disentanglement), float(completeness), float(np.mean(shares)), importance)
 
 
-def _need_two(columns, name):
+def _need_two(columns: np.ndarray, name: str) -> None:
     if columns.shape[1] < 2:
         raise ValueError(f"{name} must have at least two columns, got {columns.shape[1]}.")
 
 
-def _bins(values, n_bins):
+def _bins(values: np.ndarray, n_bins: int) -> np.ndarray:
     """Return the index of a bin for each value, shape (n,): of nearly equal counts if many."""
     different, index = np.unique(values, return_inverse=True)
     # quantiles would merge rare values of a discrete column
@@ -250,14 +286,14 @@ def _bins(values, n_bins):
     return np.searchsorted(edges, values, side="right")
 
 
-def _importance(model):
+def _importance(model: Any) -> np.ndarray:
     """Return the importance of each latent to a fitted regressor, shape (n_latents,)."""
     if hasattr(model, "feature_importances_"):
         return np.asarray(model.feature_importances_)
     return np.abs(np.atleast_2d(model.coef_)).sum(0)
 
 
-def _relative_entropy(shares):
+def _relative_entropy(shares: np.ndarray) -> np.ndarray:
     """Return the entropy of each row over the logarithm of its length, shape (n_rows,)."""
     logarithm = np.log(np.where(shares > 0.0, shares, 1.0))
     return -(shares * logarithm).sum(1) / np.log(shares.shape[1])

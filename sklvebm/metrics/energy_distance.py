@@ -1,5 +1,7 @@
 """Energy distance of two samples in any number of dimensions."""
 
+from typing import Any
+
 import numpy as np
 
 from sklvebm.metrics._pairwise import check_two_samples, mean_between, mean_within
@@ -7,7 +9,7 @@ from sklvebm.validation import validate_params
 
 
 @validate_params({"X": ["array-like"], "Y": ["array-like"]})
-def energy_distance(X, Y):
+def energy_distance(X: Any, Y: Any) -> float:
     r"""Estimate the energy distance of two samples, without bias.
 
     .. math:: D = 2 E|x - y| - E|x - x'| - E|y - y'|

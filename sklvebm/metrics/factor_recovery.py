@@ -1,7 +1,8 @@
 """How well the true factors of rows can be predicted from their latents."""
 
+from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LinearRegression
@@ -23,6 +24,18 @@ class FactorRecovery(NamedTuple):
         By linear regression: whether the factor is a direction in latent space.
     nearest_neighbours : ndarray of shape (n_factors,)
         By nearest neighbours: whether the factor is in the latents at all.
+
+    See Also
+    --------
+    factor_recovery : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import FactorRecovery
+    >>> recovery = FactorRecovery(linear=np.array([0.2]), nearest_neighbours=np.array([0.9]))
+    >>> bool(recovery.nearest_neighbours[0] > recovery.linear[0])  # known, but not as a direction
+    True
     """
 
     linear: np.ndarray
@@ -39,7 +52,15 @@ class FactorRecovery(NamedTuple):
         "random_state": ["random_state"],
     }
 )
-def factor_recovery(latents, factors, *, circular=(), n_neighbors=10, cv=5, random_state=None):
+def factor_recovery(
+    latents: Any,
+    factors: Any,
+    *,
+    circular: Sequence[int] = (),
+    n_neighbors: int = 10,
+    cv: int = 5,
+    random_state: Any = None,
+) -> FactorRecovery:
     r"""Return how well each factor is predicted from the latents, by two regressors.
 
     .. math:: R^2 = 1 - \sum_i |v_i - \hat v_i|^2 / \sum_i |v_i - \bar v|^2

@@ -1,13 +1,14 @@
 """Maximum mean discrepancy of two samples, and its permutation test."""
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.spatial.distance import cdist
 from sklearn.utils import check_array
 
 from sklvebm.metrics._pairwise import (
+    OfDistances,
     blocks,
     check_two_samples,
     mean_between,
@@ -17,7 +18,11 @@ from sklvebm.metrics._pairwise import (
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
-_CONSTRAINTS = {"X": ["array-like"], "Y": ["array-like"], "bandwidths": ["array-like", None]}
+_CONSTRAINTS: dict[str, list[Any]] = {
+    "X": ["array-like"],
+    "Y": ["array-like"],
+    "bandwidths": ["array-like", None],
+}
 
 
 class PermutationTest(NamedTuple):
@@ -31,6 +36,17 @@ class PermutationTest(NamedTuple):
         Share of values at least as large among the permutations and the value itself.
     null : ndarray of shape (n_permutations,)
         Values of the pooled rows divided at random.
+
+    See Also
+    --------
+    mmd_permutation_test : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import PermutationTest
+    >>> PermutationTest(statistic=0.2, p_value=0.25, null=np.array([0.0, 0.1, -0.1])).p_value
+    0.25
     """
 
     statistic: float
@@ -39,7 +55,7 @@ class PermutationTest(NamedTuple):
 
 
 @validate_params(_CONSTRAINTS)
-def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
+def maximum_mean_discrepancy(X: Any, Y: Any, *, bandwidths: Any = None) -> float:
     r"""Estimate the squared maximum mean discrepancy of two samples, without bias.
 
     .. math:: \mathrm{MMD}^2 = E\,k(x, x') + E\,k(y, y') - 2 E\,k(x, y), \qquad
@@ -107,7 +123,9 @@ def maximum_mean_discrepancy(X, Y, *, bandwidths=None):
         "random_state": ["random_state"],
     }
 )
-def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_state=None):
+def mmd_permutation_test(
+    X: Any, Y: Any, *, bandwidths: Any = None, n_permutations: int = 200, random_state: Any = None
+) -> PermutationTest:
     """Test whether two samples have one law, by permutations of the maximum mean discrepancy.
 
     Parameters
@@ -133,6 +151,11 @@ def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_st
     ValueError
         If numbers of features differ, a sample has less than two rows, or a parameter is not legal.
 
+    See Also
+    --------
+    maximum_mean_discrepancy : The statistic alone.
+    classifier_two_sample_test : Tests by what a classifier can tell apart.
+
     Notes
     -----
     Kernel values of pairs are computed once, in blocks, and serve all permutations.
@@ -154,7 +177,8 @@ def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_st
     member[:n, 0] = 1.0
     for column in range(1, n_permutations + 1):
         member[random_state.permutation(n + m)[:n], column] = 1.0
-    everything, first, within_first = 0.0, 0.0, 0.0
+    everything = 0.0
+    first, within_first = (np.zeros(n_permutations + 1) for _ in range(2))
     for rows in blocks(n + m, n + m):
         values = kernel(cdist(pooled[rows], pooled, "sqeuclidean"))
         values[np.arange(len(values)), np.arange(rows.start, rows.stop)] = 0.0
@@ -170,7 +194,7 @@ def mmd_permutation_test(X, Y, *, bandwidths=None, n_permutations=200, random_st
     return PermutationTest(statistic, float(p_value), null)
 
 
-def _kernel(X, Y, bandwidths):
+def _kernel(X: np.ndarray, Y: np.ndarray, bandwidths: Any) -> OfDistances:
     """Return the kernel as a function of squared distances."""
     if bandwidths is None:
         bandwidths = median_distance(X, Y) * np.array(_SCALES)
@@ -180,7 +204,7 @@ def _kernel(X, Y, bandwidths):
             f"bandwidths must be a sequence of positive numbers, got {bandwidths.tolist()}."
         )
 
-    def kernel(squared_distances):
+    def kernel(squared_distances: np.ndarray) -> np.ndarray:
         total = np.zeros_like(squared_distances)
         for h in bandwidths:
             total += np.exp(squared_distances * (-0.5 / h**2))

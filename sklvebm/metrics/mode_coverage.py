@@ -1,7 +1,7 @@
 """Which modes of a sample another sample covers, and how much of it lies elsewhere."""
 
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
@@ -25,6 +25,17 @@ class ModeCoverage(NamedTuple):
         are from each other: about `1 - quantile` for a perfect sample.
     shares : ndarray of shape (n_modes,)
         Share of the rows in each mode, in the order of the sorted labels.
+
+    See Also
+    --------
+    mode_coverage : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import ModeCoverage
+    >>> ModeCoverage(0.5, 0.5, 0.05, shares=np.array([1.0, 0.0])).covered
+    0.5
     """
 
     covered: float
@@ -42,7 +53,9 @@ class ModeCoverage(NamedTuple):
         "quantile": [Interval(Real, 0, 1, closed="neither")],
     }
 )
-def mode_coverage(X, labels, Y, *, threshold=0.2, quantile=0.99):
+def mode_coverage(
+    X: Any, labels: Any, Y: Any, *, threshold: float = 0.2, quantile: float = 0.99
+) -> ModeCoverage:
     """Count the modes of a labelled sample that another sample covers.
 
     A row of Y belongs to the mode of its nearest neighbour in X, whatever the shape of the modes.

@@ -1,7 +1,8 @@
 """What a two-sample metric reads between two samples of one law."""
 
+from collections.abc import Callable
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils import check_array
@@ -20,6 +21,18 @@ class NoiseFloor(NamedTuple):
         Quantiles over the splits.
     values : ndarray of shape (n_splits,)
         One value for each split.
+
+    See Also
+    --------
+    noise_floor : Computes it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm.metrics import NoiseFloor
+    >>> floor = NoiseFloor(0.02, lower=0.01, upper=0.04, values=np.array([0.01, 0.02, 0.04]))
+    >>> 0.3 > floor.upper  # a distance that chance does not explain
+    True
     """
 
     median: float
@@ -38,7 +51,15 @@ class NoiseFloor(NamedTuple):
         "random_state": ["random_state"],
     }
 )
-def noise_floor(metric, X, *, n_splits=20, n_rows=None, quantiles=(0.05, 0.95), random_state=None):
+def noise_floor(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    X: Any,
+    *,
+    n_splits: int = 20,
+    n_rows: int | None = None,
+    quantiles: tuple[float, float] = (0.05, 0.95),
+    random_state: Any = None,
+) -> NoiseFloor:
     """Return the values of a two-sample metric between random halves of one sample.
 
     A model whose samples are as far from held-out rows as such halves are from each other cannot be

@@ -1,5 +1,7 @@
 """How far rows are from their reconstructions."""
 
+from typing import Any
+
 import numpy as np
 
 from sklvebm.metrics._pairwise import check_two_samples
@@ -7,7 +9,7 @@ from sklvebm.validation import validate_params
 
 
 @validate_params({"X": ["array-like"], "X_reconstructed": ["array-like"], "relative": ["boolean"]})
-def reconstruction_rmse(X, X_reconstructed, *, relative=False):
+def reconstruction_rmse(X: Any, X_reconstructed: Any, *, relative: bool = False) -> float:
     r"""Return the root mean squared error of reconstructions, per coordinate.
 
     .. math:: \Bigl( \frac{1}{n d} \sum_{i=1}^n |x_i - \hat x_i|^2 \Bigr)^{1/2}
@@ -31,6 +33,10 @@ def reconstruction_rmse(X, X_reconstructed, *, relative=False):
     ------
     ValueError
         If shapes differ, or X is constant and `relative` is asked for.
+
+    See Also
+    --------
+    factor_recovery : What latents know of factors, not of rows.
 
     Examples
     --------

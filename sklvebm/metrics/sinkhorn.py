@@ -2,6 +2,7 @@
 
 import warnings
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -23,7 +24,9 @@ _COOLING = 0.25  # from one blur to the next: half in length
         "tol": [Interval(Real, 0, None, closed="neither")],
     }
 )
-def sinkhorn_divergence(X, Y, *, epsilon=None, max_iter=1000, tol=1e-3):
+def sinkhorn_divergence(
+    X: Any, Y: Any, *, epsilon: float | None = None, max_iter: int = 1000, tol: float = 1e-3
+) -> float:
     r"""Return the Sinkhorn divergence of two samples.
 
     .. math:: S_\epsilon(X, Y) = \mathrm{OT}_\epsilon(X, Y) - \tfrac12 \mathrm{OT}_\epsilon(X, X)
@@ -90,7 +93,7 @@ def sinkhorn_divergence(X, Y, *, epsilon=None, max_iter=1000, tol=1e-3):
     X, Y = check_two_samples(X, Y, least=1)
     if epsilon is None:
         epsilon = _RELATIVE_EPSILON * median_distance(X, Y) ** 2
-    control = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol}
+    control: dict[str, Any] = {"epsilon": epsilon, "max_iter": max_iter, "tol": tol}
     return (
         _cost_between(cdist(X, Y, "sqeuclidean"), **control)
         - 0.5 * _cost_within(cdist(X, X, "sqeuclidean"), **control)
@@ -98,7 +101,7 @@ def sinkhorn_divergence(X, Y, *, epsilon=None, max_iter=1000, tol=1e-3):
     )
 
 
-def _cost_between(cost, *, epsilon, max_iter, tol):
+def _cost_between(cost: np.ndarray, *, epsilon: float, max_iter: int, tol: float) -> float:
     """Return the entropic cost between two samples from their cost matrix."""
     f, g = np.zeros(len(cost)), np.zeros(cost.shape[1])
     for blur in _blurs(cost, epsilon):
@@ -114,7 +117,7 @@ def _cost_between(cost, *, epsilon, max_iter, tol):
     return float(f.mean() + g.mean())
 
 
-def _cost_within(cost, *, epsilon, max_iter, tol):
+def _cost_within(cost: np.ndarray, *, epsilon: float, max_iter: int, tol: float) -> float:
     """Return the entropic cost of a sample to itself, which has one potential."""
     f = np.zeros(len(cost))
     for blur in _blurs(cost, epsilon):
@@ -130,13 +133,13 @@ def _cost_within(cost, *, epsilon, max_iter, tol):
     return float(2.0 * f.mean())
 
 
-def _blurs(cost, epsilon):
+def _blurs(cost: np.ndarray, epsilon: float) -> np.ndarray:
     """Return values of ε from the largest cost down to the one that is asked for."""
     n_steps = int(max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_COOLING))))
     return epsilon * _COOLING ** -np.arange(n_steps, 0, -1.0)
 
 
-def _soft_minimum(cost, potential, epsilon):
+def _soft_minimum(cost: np.ndarray, potential: np.ndarray, epsilon: float) -> np.ndarray:
     """Return -ε log mean_j exp((potential_j - cost_ij) / ε), shape (n_rows,)."""
     result = np.empty(len(cost))
     for rows in blocks(*cost.shape):
@@ -147,7 +150,7 @@ def _soft_minimum(cost, potential, epsilon):
     return -epsilon * result
 
 
-def _warn(max_iter, tol):
+def _warn(max_iter: int, tol: float) -> None:
     warnings.warn(
         f"Sinkhorn's iteration did not reach tol={tol:g} in {max_iter} iterations; increase "
         "max_iter or epsilon.",

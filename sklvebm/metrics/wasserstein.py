@@ -1,6 +1,7 @@
 """Exact and sliced Wasserstein distances of two samples."""
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment, linprog
@@ -15,7 +16,7 @@ _BLOCK = 2**22  # projections held at a time
 
 
 @validate_params({"X": ["array-like"], "Y": ["array-like"]})
-def wasserstein_distance_2(X, Y):
+def wasserstein_distance_2(X: Any, Y: Any) -> float:
     r"""Return the exact Wasserstein distance of order 2 between two samples.
 
     .. math:: W_2 = \Bigl( \min_\pi \sum_{ij} \pi_{ij} |x_i - y_j|^2 \Bigr)^{1/2}
@@ -89,7 +90,9 @@ def wasserstein_distance_2(X, Y):
         "random_state": ["random_state"],
     }
 )
-def sliced_wasserstein_distance(X, Y, *, n_projections=200, random_state=None):
+def sliced_wasserstein_distance(
+    X: Any, Y: Any, *, n_projections: int = 200, random_state: Any = None
+) -> float:
     r"""Estimate the sliced Wasserstein distance of order 2 between two samples.
 
     .. math:: SW_2 = \Bigl( E_\theta\, W_2^2(\theta \cdot X, \theta \cdot Y) \Bigr)^{1/2}
@@ -117,6 +120,11 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=200, random_state=None):
     ValueError
         If numbers of features differ.
 
+    See Also
+    --------
+    wasserstein_distance_2 : The exact distance, for fewer rows.
+    sinkhorn_divergence : A distance smoothed by entropy.
+
     Notes
     -----
     Each projection is exact, in `n log n`.
@@ -143,7 +151,7 @@ def sliced_wasserstein_distance(X, Y, *, n_projections=200, random_state=None):
     return float(np.sqrt(np.concatenate(squared).mean()))
 
 
-def _squared_on_lines(X, Y):
+def _squared_on_lines(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
     """Return squared distances of the columns of two samples, shape (n_columns,)."""
     X, Y = np.sort(X, axis=0), np.sort(Y, axis=0)
     n, m = len(X), len(Y)
@@ -153,7 +161,7 @@ def _squared_on_lines(X, Y):
     return np.diff(levels) @ (X[at // m] - Y[at // n]) ** 2 / (n * m)
 
 
-def _transport_cost(cost):
+def _transport_cost(cost: np.ndarray) -> float:
     """Return the least cost of moving equal masses of rows to equal masses of columns."""
     n, m = cost.shape
     # one constraint follows from the others

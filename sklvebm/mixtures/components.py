@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sklvebm.mcmc.state import Frame, Noise
 
@@ -18,6 +18,59 @@ _GATHERED_PER_COMPONENT = 10_000
 _MOST_GATHERED = 20_000_000
 _DIAGONAL = 1e-8  # largest correlation that is rounding
 _BLOCK = 2**20  # numbers in the covariances that are handled at once
+
+
+class MixtureParts(nn.Module):
+    """The tensors of a `MixtureReference`, M components and C covariances, and its coordinates."""
+
+    log_weights: Tensor  # (M,), nats
+    means: Tensor  # (M, D), whitened features
+    covariance_of: Tensor  # (M,), which factor each component has
+    scales: Tensor  # (M,), on the standard deviations
+    factors: Tensor  # (C, D) or (C, D, D): what whitens a component
+    roots: Tensor  # of the factors' shape: what colours it
+    root: Tensor  # (D, D), whitened features -> features
+    inverse_root: Tensor  # (D, D)
+    location: Tensor  # (D,), units of the features
+    latent_map: Tensor  # (L, D)
+    latent_scale: Tensor  # (L,)
+    far: Tensor  # (F,), components whose expanded quadratic forms cancel
+
+    @property
+    def n_features(self) -> int:
+        """Width of x."""
+        return self.location.shape[0]
+
+    @property
+    def n_latents(self) -> int:
+        """Width of z."""
+        return self.latent_scale.shape[0]
+
+    def split(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Map particles (B, D + L) in the reference's coordinates to `(x, z)`."""
+        y, e = position[:, : self.n_features], position[:, self.n_features :]
+        x = self.to_features(y)
+        return x, self.to_latents(x, e)
+
+    def to_features(self, y: Tensor) -> Tensor:
+        """Map y (B, D) to x (B, D)."""
+        return torch.addmm(self.location, y, self.root.T)
+
+    def from_features(self, x: Tensor) -> Tensor:
+        """Map x (B, D) to y (B, D)."""
+        return (x - self.location) @ self.inverse_root.T
+
+    def latent_mean(self, x: Tensor) -> Tensor:
+        """Return the reference posterior mean of z given x, (B, L)."""
+        return (x - self.location) @ self.latent_map.T
+
+    def to_latents(self, x: Tensor, e: Tensor) -> Tensor:
+        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
+        return torch.addcmul(self.latent_mean(x), e, self.latent_scale)
+
+    def from_latents(self, x: Tensor, z: Tensor) -> Tensor:
+        """Map z (B, L) at rows x (B, D) to whitened latents e (B, L)."""
+        return (z - self.latent_mean(x)) / self.latent_scale
 
 
 class LinearGauge(NamedTuple):

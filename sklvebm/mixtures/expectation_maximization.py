@@ -6,7 +6,7 @@ scikit-learn's in the tests. Other than there, a component's covariance is avera
 components, which counts as half a row: components do not collapse on single rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -79,7 +79,9 @@ class Statistics:
     """
 
     def __init__(self, X: np.ndarray, covariance_type: str, least_variance: float = 1e-6) -> None:
-        self.X, self.products, self.pairs = X, None, None
+        self.X = X
+        self.products: Any = None  # an array where products pay
+        self.pairs: Any = None  # which features they are products of
         # divided first: squares may overflow
         farthest = np.abs(X).max(initial=0.0) / np.sqrt(max(least_variance, 1e-300))
         self.is_large = bool(farthest > np.sqrt(_MOST_CANCELLED))

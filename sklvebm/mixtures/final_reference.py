@@ -17,8 +17,13 @@ _MOST_COMPARED = 2000  # of the rows that a reference was fitted to
 class Anchored(Protocol):
     """A training, as far as it concerns the reference that it stands on."""
 
-    reference: MixtureReference
-    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+    @property
+    def reference(self) -> MixtureReference:
+        """The reference."""
+
+    @property
+    def choice(self) -> MixtureChoice | None:
+        """What the reference is, if cross-validation chose it."""
 
 
 def final_reference(

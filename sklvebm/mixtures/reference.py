@@ -13,7 +13,7 @@ about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from sklvebm.mixtures.components import (
     LOG_2PI,
     FeatureConditional,
     LinearGauge,
+    MixtureParts,
     are_diagonal,
     check_covariance_of,
     condition_on_latents,
@@ -39,7 +40,7 @@ _TAILS = ("weight", "covariance", "scales")
 RENAMED_PARAMETERS = {f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _TAILS}
 
 
-class MixtureReference(nn.Module):
+class MixtureReference(MixtureParts):
     r"""Gaussian mixture over the features with a linear-Gaussian posterior over the latents.
 
     Parameters
@@ -78,11 +79,26 @@ class MixtureReference(nn.Module):
     ValueError
         If `covariance_of` does not name one of the covariances for every component.
 
+    See Also
+    --------
+    AnchoredEnergy : An energy that corrects a reference.
+    sklearn.mixture.GaussianMixture : What a reference of the features can be fitted by.
+
     Notes
     -----
     The log normaliser is zero. Components whose covariances are all diagonal after the change of
     coordinates (diagonal, tied and single components) are stored as variances and evaluated by two
     matrix products; others as triangular factors, one for all components that share a covariance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import MixtureReference
+    >>> one, two = torch.eye(1), torch.eye(2)
+    >>> maps = {"latent_map": torch.ones(1, 2), "latent_variance": one[0], "location": two[0]}
+    >>> reference = MixtureReference(torch.ones(1), torch.zeros(1, 2), two[None], **maps)
+    >>> reference.log_marginal(torch.zeros(1, 2))
+    tensor([-1.8379])
     """
 
     n_wide = RenamedAttribute("n_wide", "n_defensive", "0.3")
@@ -122,7 +138,7 @@ class MixtureReference(nn.Module):
         scales, self.n_defensive = torch.ones_like(weights), 0
         if is_defended:
             self.n_defensive = len(shares)
-            shape = inverse_root @ defensive_covariance.double() @ inverse_root.T
+            shape = inverse_root @ cast(Tensor, defensive_covariance).double() @ inverse_root.T
             covariances[n_given] = torch.diag(shape.diagonal()) if self.is_diagonal else shape
             weights = torch.cat([weights * (1.0 - shares.sum()), shares])
             means = torch.cat([means, means.new_zeros(self.n_defensive, len(location))])
@@ -225,16 +241,6 @@ class MixtureReference(nn.Module):
         return float(torch.exp(self.log_weights[len(self.log_weights) - self.n_defensive :]).sum())
 
     @property
-    def n_features(self) -> int:
-        """Width of x."""
-        return self.location.shape[0]
-
-    @property
-    def n_latents(self) -> int:
-        """Width of z."""
-        return self.latent_scale.shape[0]
-
-    @property
     def multiply_adds(self) -> int:
         """What `log_components` takes per row."""
         n_components, d = self.means.shape
@@ -248,34 +254,6 @@ class MixtureReference(nn.Module):
     def _has_few_covariances(self) -> bool:
         """Whether products of features are more numbers than rows whitened by every factor."""
         return self.n_features + 1 > 2 * len(self.factors)
-
-    # Coordinates -------------------------------------------------------------------------------
-
-    def split(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Map particles (B, D + L) in the reference's coordinates to `(x, z)`."""
-        y, e = position[:, : self.n_features], position[:, self.n_features :]
-        x = self.to_features(y)
-        return x, self.to_latents(x, e)
-
-    def to_features(self, y: Tensor) -> Tensor:
-        """Map y (B, D) to x (B, D)."""
-        return torch.addmm(self.location, y, self.root.T)
-
-    def from_features(self, x: Tensor) -> Tensor:
-        """Map x (B, D) to y (B, D)."""
-        return (x - self.location) @ self.inverse_root.T
-
-    def latent_mean(self, x: Tensor) -> Tensor:
-        """Return the reference posterior mean of z given x, (B, L)."""
-        return (x - self.location) @ self.latent_map.T
-
-    def to_latents(self, x: Tensor, e: Tensor) -> Tensor:
-        """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
-        return torch.addcmul(self.latent_mean(x), e, self.latent_scale)
-
-    def from_latents(self, x: Tensor, z: Tensor) -> Tensor:
-        """Map z (B, L) at rows x (B, D) to whitened latents e (B, L)."""
-        return (z - self.latent_mean(x)) / self.latent_scale
 
     # Densities ---------------------------------------------------------------------------------
 

@@ -183,8 +183,8 @@ def fit_reference(
     """
     width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
     if n_components == 0 and width > 0:
-        options = {"choice": choice, "least_defensive_weight": least_defensive_weight}
-        return fit_reference(X, width, kind, random_state, **options).without_latents()
+        least = {"least_defensive_weight": least_defensive_weight}
+        return fit_reference(X, width, kind, random_state, choice=choice, **least).without_latents()
     if isinstance(kind, MixtureReference):
         if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
             raise ValueError(

@@ -227,7 +227,9 @@ class HeldOutLosses:
         return float(difference.std() / np.sqrt(len(difference)))
 
 
-def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dict]:
+def search_singles(
+    X: np.ndarray, losses: HeldOutLosses
+) -> tuple[Candidate, dict[Candidate, float]]:
     """Find the best single mixture.
 
     Parameters
@@ -248,13 +250,13 @@ def search_singles(X: np.ndarray, losses: HeldOutLosses) -> tuple[Candidate, dic
     policy = losses.policy
     ridge = policy.first_ridge if len(X) < policy.few_rows else COVARIANCE_FLOOR
     tried = _search_components(X, losses, ridge)
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     near = [
         candidate
         for candidate, loss in tried.items()
         if loss - tried[best] <= policy.tie * losses.standard_error(candidate, best)
     ]
-    simplest = min(near, key=lambda candidate: _n_parameters(*candidate[:2], X.shape[1]))
+    simplest = min(near, key=lambda c: _n_parameters(c.n_components, c.covariance_type, X.shape[1]))
     ridges = _ridges(policy.ridges, losses.scales.ridge_units)
     ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
@@ -279,9 +281,9 @@ def _search_components(
         for position in range(0, len(grid), policy.coarse_step):
             found[position] = look_at(grid[position], kind)
             # shells look like one Gaussian until there are many components
-            if position - min(found, key=found.get) >= policy.patience * policy.coarse_step:
+            if position - min(found, key=found.__getitem__) >= policy.patience * policy.coarse_step:
                 break
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     grid = grids[best.covariance_type]
     centre = grid.index(best.n_components)
     for n_components in grid[max(0, centre - policy.coarse_step + 1) : centre + policy.coarse_step]:
@@ -306,7 +308,7 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
             losses[ridge] = loss(ridge)
             if losses[ridge] > min(losses.values()):
                 break
-    return min(losses, key=losses.get)
+    return min(losses, key=losses.__getitem__)
 
 
 def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:

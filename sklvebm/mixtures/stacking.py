@@ -297,7 +297,7 @@ def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) ->
         means[finer] = losses.mean(finer, n_tried)
         if len(means) > 2 and means[finer] > min(means.values()):
             break
-    best = min(means, key=means.get)
+    best = min(means, key=means.__getitem__)
     if means[single] - means[best] <= policy.tie * losses.standard_error(single, best, n_tried):
         best = single
     # not compared with the single mixture's loss, which its selection biases downwards
@@ -326,10 +326,10 @@ def _rivals(
 ) -> set[Candidate]:
     """Return the kinds that may share the density: those around the best of each type."""
     policy, rivals = losses.policy, {alone}
-    best = min(tried, key=tried.get)
+    best = min(tried, key=tried.__getitem__)
     for kind in {candidate.covariance_type for candidate in tried}:
         own = {c: loss for c, loss in tried.items() if c.covariance_type == kind}
-        first = min(own, key=own.get)
+        first = min(own, key=own.__getitem__)
         behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
         if len(losses.wide) > policy.many_held_out and behind > policy.behind:
             continue

@@ -42,7 +42,8 @@ def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[in
             f"image_shape must multiply to the number of features: {shape} has "
             f"{math.prod(shape)} pixels, but X has {n_features} features."
         )
-    return (*shape, 1) if len(shape) == 2 else shape
+    height, width, n_channels = (*shape, 1) if len(shape) == 2 else shape
+    return height, width, n_channels
 
 
 def _filled(shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
@@ -84,6 +85,19 @@ class ConvEnergy(Energy):
     ------
     ValueError
         If the shape is not one of an image, or not of rows of this width.
+
+    See Also
+    --------
+    ConvLayerEnergy : A single layer, whose second derivatives cost nothing.
+    MLPEnergy : For rows whose columns have no order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import ConvEnergy
+    >>> energy = ConvEnergy(64, 2, (8, 8), generator=torch.Generator().manual_seed(0))
+    >>> energy(torch.zeros(5, 64), torch.zeros(5, 2)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -135,7 +149,7 @@ class ConvEnergy(Energy):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,)."""
         hidden = self.feature_maps(x).flatten(1)
-        offset = z @ self.latent_weight.T
+        offset: Tensor | float = z @ self.latent_weight.T  # of the first layer alone
         for weight, bias in zip(self.weights, self.biases, strict=True):
             hidden = ACTIVATIONS[self.activation](offset + torch.addmm(bias, hidden, weight.T))
             offset = 0.0
@@ -168,11 +182,26 @@ class ConvLayerEnergy(Energy):
     ValueError
         If the shape is not one of an image, or not of rows of this width.
 
+    See Also
+    --------
+    ConvEnergy : A deep network, with as many latents as wanted.
+    PotentialFlowEBM : Trains one where rows are images.
+
     Notes
     -----
     `weights` and `biases` are those of a multilayer perceptron with one hidden layer and the same
     values, whose second derivatives cost nothing (`potentials.network_jet`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import ConvLayerEnergy
+    >>> energy = ConvLayerEnergy(64, 1, (8, 8), generator=torch.Generator().manual_seed(0))
+    >>> energy(torch.zeros(5, 64), torch.zeros(5, 1)).shape
+    torch.Size([5])
     """
+
+    places: Tensor
 
     def __init__(
         self,

@@ -7,7 +7,8 @@ own, `AnchoredEnergy` and `BridgedEnergy` join one of them to a reference, which
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,20 @@ from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.reach import Reach
 
-ACTIVATIONS = {"silu": nn.functional.silu, "softplus": nn.functional.softplus, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": nn.functional.silu,
+    "softplus": nn.functional.softplus,
+    "tanh": torch.tanh,
+}
 
 
 class Energy(nn.Module, abc.ABC):
     """E(x, z) of `p(x, z) ∝ exp(-E(x, z))`.
+
+    Parameters
+    ----------
+    *args, **kwargs : object
+        For `torch.nn.Module`, which takes none.
 
     Attributes
     ----------
@@ -28,6 +38,23 @@ class Energy(nn.Module, abc.ABC):
         Width D of x.
     n_latents : int
         Width L of z.
+
+    See Also
+    --------
+    MLPEnergy : A perceptron on rows and latents.
+    LinearGaussianEnergy : A quadratic energy, of which everything is known.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import Energy
+    >>> class Bowl(Energy):
+    ...     n_features, n_latents = 2, 1
+    ...
+    ...     def forward(self, x, z):
+    ...         return x.square().sum(1) + (z - x[:, :1]).square().sum(1)
+    >>> Bowl()(torch.ones(3, 2), torch.ones(3, 1))
+    tensor([2., 2., 2.])
     """
 
     n_features: int
@@ -54,6 +81,19 @@ class MLPEnergy(Energy):
     input_gain : float, default=1.0
         Factor on the first layer's initial weights and biases: how finely the units of this layer
         divide the space of rows at the start.
+
+    See Also
+    --------
+    ConvEnergy : For rows that are images.
+    AnchoredEnergy : Bounds the network and adds it to a reference.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import MLPEnergy
+    >>> energy = MLPEnergy(3, 1, (8,), generator=torch.Generator().manual_seed(0))
+    >>> energy(torch.ones(5, 3), torch.ones(5, 1)).shape
+    torch.Size([5])
     """
 
     def __init__(
@@ -105,6 +145,20 @@ class LinearGaussianEnergy(Energy):
         Widths of x and z.
     ridge : float, default=0.05
         The number ε, which keeps the precision positive definite. Nats per squared unit.
+
+    See Also
+    --------
+    MLPEnergy : An energy of any shape, without closed forms.
+    MixtureReference : A normalised density of rows and latents.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import LinearGaussianEnergy
+    >>> energy = LinearGaussianEnergy(2, 1)
+    >>> mean, covariance = energy.posterior(torch.zeros(3, 2))
+    >>> mean.shape, covariance.shape
+    (torch.Size([3, 1]), torch.Size([1, 1]))
     """
 
     def __init__(self, n_features: int, n_latents: int, ridge: float = 0.05) -> None:
@@ -165,6 +219,22 @@ class AnchoredEnergy(Energy):
     reach : Reach or None, default=None
         The function s, which leaves the reference as it is where neither rows nor its draws are;
         None is one everywhere.
+
+    See Also
+    --------
+    BridgedEnergy : The same for an energy that is complete without the reference.
+    MixtureReference : What it is anchored on.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import AnchoredEnergy, MLPEnergy, MixtureReference
+    >>> one, two = torch.eye(1), torch.eye(2)
+    >>> maps = {"latent_map": torch.ones(1, 2), "latent_variance": one[0], "location": two[0]}
+    >>> reference = MixtureReference(torch.ones(1), torch.zeros(1, 2), two[None], **maps)
+    >>> energy = AnchoredEnergy(reference, MLPEnergy(2, 1, (8,)))
+    >>> energy.is_zero  # a new network is zero: the model is the reference
+    True
     """
 
     def __init__(
@@ -207,6 +277,22 @@ class BridgedEnergy(Energy):
         The end of the path that is known and can be drawn from.
     network : torch.nn.Module
         The other end: `network(x, z) -> (B,)`, in nats, integrable.
+
+    See Also
+    --------
+    AnchoredEnergy : A reference that a network corrects.
+    ParticleLVEBM : Makes one of its parameter `energy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklvebm import BridgedEnergy, LinearGaussianEnergy, MixtureReference
+    >>> one, two = torch.eye(1), torch.eye(2)
+    >>> maps = {"latent_map": torch.ones(1, 2), "latent_variance": one[0], "location": two[0]}
+    >>> reference = MixtureReference(torch.ones(1), torch.zeros(1, 2), two[None], **maps)
+    >>> energy = BridgedEnergy(reference, LinearGaussianEnergy(2, 1))
+    >>> energy(torch.zeros(5, 2), torch.zeros(5, 1)).shape
+    torch.Size([5])
     """
 
     def __init__(self, reference: MixtureReference, network: nn.Module) -> None:
@@ -237,6 +323,22 @@ class MappedEnergy(Energy):
         The energy as it was trained.
     latent_map : LatentMap
         The coordinates of the latents z.
+
+    See Also
+    --------
+    KernelLatentMap : Coordinates that bend along the rows.
+    PerceptronLatentMap : Coordinates from a bottleneck.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import ParticleLVEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> params = {"n_components": 1, "max_iter": 0, "latent_map": "manifold", "random_state": 0}
+    >>> energy = ParticleLVEBM(reference="gaussian", **params).fit(X).energy_
+    >>> energy(torch.zeros(5, 2).double(), torch.zeros(5, 1).double()).shape
+    torch.Size([5])
     """
 
     def __init__(self, anchored: AnchoredEnergy, latent_map: LatentMap) -> None:
@@ -270,6 +372,21 @@ class FeatureEnergy(nn.Module):
     ----------
     anchored : AnchoredEnergy
         With `n_latents = 0`.
+
+    See Also
+    --------
+    AnchoredEnergy : The same as a function of rows and latents.
+    WassersteinFlowEBM : Fits one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import make_moons
+    >>> from sklvebm import WassersteinFlowEBM
+    >>> X, _ = make_moons(200, noise=0.1, random_state=0)
+    >>> model = WassersteinFlowEBM(reference="gaussian", max_iter=0, random_state=0).fit(X)
+    >>> model.energy_(torch.zeros(5, 2).double()).shape
+    torch.Size([5])
     """
 
     def __init__(self, anchored: AnchoredEnergy) -> None:
@@ -291,6 +408,25 @@ class FeatureEnergy(nn.Module):
 
 
 PathEnergy = AnchoredEnergy | BridgedEnergy
+
+
+class Corrected(Protocol):
+    """A normalised reference and what is added to its energy: all that a path needs to know."""
+
+    @property
+    def n_features(self) -> int:
+        """Width D of x."""
+
+    @property
+    def n_latents(self) -> int:
+        """Width L of z."""
+
+    @property
+    def reference(self) -> MixtureReference:
+        """The density at the path's beginning."""
+
+    def correction(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the energy above the reference's, (B,), in nats."""
 
 
 def multiply_adds(energy: nn.Module) -> int:

@@ -110,12 +110,12 @@ def network_from_plain(plain: dict[str, Any], n_features: int, n_latents: int) -
     widths, activation = plain["hidden_layer_sizes"], plain["activation"]
     kind = plain["kind"]
     if kind == "mlp":
-        network = MLPEnergy(n_features, n_latents, widths, activation)
+        network: Network = MLPEnergy(n_features, n_latents, widths, activation)
     elif kind == "conv":
         network = ConvEnergy(n_features, n_latents, plain["image_shape"], widths, activation)
     else:
-        shape = plain["image_shape"]
-        network = ConvLayerEnergy(n_features, n_latents, shape, *widths, activation)
+        shape, (n_channels,) = plain["image_shape"], widths
+        network = ConvLayerEnergy(n_features, n_latents, shape, n_channels, activation)
     load_arrays(network, plain["arrays"])
     return network
 

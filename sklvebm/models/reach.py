@@ -32,6 +32,9 @@ class Reach(nn.Module):
         A matrix W with `u = |W (x - c)|^2`, per standardised unit: u is one at the edge.
     """
 
+    centre: Tensor
+    whitening: Tensor
+
     def __init__(self, centre: Tensor, whitening: Tensor) -> None:
         super().__init__()
         self.register_buffer("centre", centre.double())

@@ -14,13 +14,13 @@ from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import STANDARD_FRAME, Frame, Noise, Target, Value, stack_rows
 from sklvebm.mixtures.components import FeatureConditional, LinearGauge, draw_categorical
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.models.energies import PathEnergy
+from sklvebm.models.energies import Corrected, PathEnergy
 
 # (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
 CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def autograd_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
+def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:
     """Differentiate any energy's correction by reverse-mode automatic differentiation.
 
     Parameters
@@ -46,7 +46,7 @@ def autograd_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
     return correction_and_grad
 
 
-def joint_target(energy: PathEnergy, correction_and_grad: CorrectionAndGrad) -> Target:
+def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> Target:
     """Return the path of joint targets: positions are `(y, e)`, (B, D + L)."""
     reference = energy.reference
     n_features = reference.n_features

@@ -14,7 +14,7 @@ References
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +58,11 @@ def draw_points(
     very end the noise of targets would drown what is learned. Opposite noise cancels most of it at
     late times, where points of a pair are close to each other and their targets far apart.
     """
-    options = {"generator": generator, "device": rows.device, "dtype": torch.float64}
+    options: dict[str, Any] = {
+        "generator": generator,
+        "device": rows.device,
+        "dtype": torch.float64,
+    }
     n_each = math.ceil(len(rows) * n_draws / _N_TIMES)
     order = torch.randperm(len(rows), generator=generator, device=rows.device)
     picked = torch.arange(_N_TIMES * n_each, device=rows.device) % len(rows)
@@ -168,7 +172,7 @@ def inconsistency(potential: AnchoredPotential, points: Points, directions: Tens
     along = ((velocity + left[:, None] * jet.grad) * jet.grad).sum(1)
     moved = jet.value + t * (jet.rate + along)
     residual = moved[:, None] + left[:, None] * (
-        jet.second + (jet.grad * score).sum(1, keepdim=True)
+        cast(Tensor, jet.second) + (jet.grad * score).sum(1, keepdim=True)
     )
     residual = residual.reshape(*points.x.shape[:2], -1)
     residual = residual - residual.mean(1, keepdim=True)

@@ -64,7 +64,11 @@ def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor)
     if size >= n_rows:
         return function(*rows)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    return _InParts.apply(function, size, len(rows), *rows, *parameters)
+    # torch has no annotations for `apply`
+    values: Tensor = _InParts.apply(  # type: ignore[no-untyped-call]
+        function, size, len(rows), *rows, *parameters
+    )
+    return values
 
 
 class _InParts(torch.autograd.Function):

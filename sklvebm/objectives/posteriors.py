@@ -139,7 +139,7 @@ class RowGaussians(NamedTuple):
     parameters: Tensor  # (N, 2 L): mean and logarithm of the standard deviation
     first: Tensor  # (N, 2 L)
     second: Tensor  # (N, 2 L)
-    count: Tensor  # (N,), steps taken
+    count: Tensor  # type: ignore[assignment]  # (N,), steps taken; hides `tuple.count`
 
 
 class GaussianPosterior:
@@ -212,7 +212,7 @@ class Encoder(NamedTuple):
     network: AmortisedGaussian
     optimizer: torch.optim.Optimizer
 
-    def __deepcopy__(self, memo: dict) -> "Encoder":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
         network = copy.deepcopy(self.network, memo)
         optimizer = torch.optim.Adam(network.parameters(), lr=_ENCODER_LEARNING_RATE)
         optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict(), memo))
@@ -257,7 +257,8 @@ class AmortisedPosterior:
         for _ in range(self.n_steps):
             xi = noise.normal(batch.x.new_empty(shape))
             with torch.enable_grad():
-                loss = negative_evidence_bound(energy, batch.x, *network(batch.x), xi)
+                mean, scale = network(batch.x)
+                loss = negative_evidence_bound(energy, batch.x, mean, scale, xi)
                 gradients = torch.autograd.grad(loss, parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient

@@ -19,7 +19,7 @@ References
    models", arXiv:1910.14216, 2019.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -125,10 +125,11 @@ class WassersteinFlow:
         metrics : dict of str to 0-d Tensor
             Swap rates, acceptance, and `movement`, the mean of `|grad f - v|^2`.
         """
-        if state.centre is None or state.centre.n_inner >= self.n_inner_steps:
+        centre = state.centre
+        if centre is None or centre.n_inner >= self.n_inner_steps:
             with torch.no_grad():
                 state = self._moved(energy, state.particles, IndependentNoise(generator))
-        centre = state.centre
+            centre = cast(Centre, state.centre)
         weight = self._weight(state.particles)
         positive = in_parts(energy, energy.correction, batch.x, batch.x[:, :0]).mean()
         if weight == 0.0:

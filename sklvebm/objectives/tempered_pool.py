@@ -87,7 +87,7 @@ class TemperedPool:
         pool = like.new_empty(t * c, energy.n_features + energy.n_latents)
         for part in pool.split(_DRAWN_AT_A_TIME):
             part.copy_(reference.sample(len(part), generator))
-        options = {"dtype": like.dtype, "device": like.device}
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         betas = torch.linspace(0.0, 1.0, t, **options) if t > 1 else torch.ones(1, **options)
         zeros = torch.zeros(t, dtype=torch.float64, device=like.device)
         return ParticleState(

@@ -1,6 +1,7 @@
 """Rounded and repeated values, on which a density can grow without bound: found, and softened."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_array
@@ -18,7 +19,7 @@ _REPEATED = 0.1  # share of rows that repeat others, which is worth a word
 
 
 @without_numpy_errors
-def resolution(X):
+def resolution(X: Any) -> np.ndarray:
     """Return the step between neighbouring values of each quantised column, 0 for others.
 
     Parameters
@@ -31,6 +32,10 @@ def resolution(X):
     step : ndarray of shape (n_features,)
         Smallest distance of two values, in the units of the column, where more than 5 % of the
         values repeat others; 0 where values hardly repeat, or are all the same.
+
+    See Also
+    --------
+    dequantize : Adds noise as wide as these steps.
 
     Notes
     -----
@@ -52,7 +57,7 @@ def resolution(X):
 
 
 @without_numpy_errors
-def dequantize(X, *, step="auto", random_state=None):
+def dequantize(X: Any, *, step: Any = "auto", random_state: Any = None) -> np.ndarray:
     """Add uniform noise of one step to quantised columns, which makes them continuous.
 
     The expected log density of the noisy rows is a lower bound on the log probability of the
@@ -111,7 +116,13 @@ def dequantize(X, *, step="auto", random_state=None):
     return X + width * check_random_state(random_state).uniform(-0.5, 0.5, size=X.shape)
 
 
-def warn_of_unbounded_density(X, weights, covariances, covariance_of, floor):
+def warn_of_unbounded_density(
+    X: np.ndarray,
+    weights: np.ndarray,
+    covariances: np.ndarray,
+    covariance_of: np.ndarray,
+    floor: float,
+) -> None:
     """Warn where a mixture fitted to rows X has put narrow components on repeated values.
 
     Parameters
@@ -161,7 +172,7 @@ def warn_of_unbounded_density(X, weights, covariances, covariance_of, floor):
         )
 
 
-def warn_of_repeated_rows(X):
+def warn_of_repeated_rows(X: np.ndarray) -> None:
     """Warn if many rows repeat others: held-out rows are then no test."""
     share = 1.0 - len(np.unique(X, axis=0)) / len(X)
     if share > _REPEATED:

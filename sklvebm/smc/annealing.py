@@ -1,7 +1,7 @@
 """Annealed importance sampling along a path of targets."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
         From the base (b = 0) to the model (b = 1).
     """
     if len(ladder.betas) == 1:
-        options = {"dtype": ladder.betas.dtype, "device": ladder.betas.device}
+        options: dict[str, Any] = {"dtype": ladder.betas.dtype, "device": ladder.betas.device}
         uniform = torch.linspace(0.0, 1.0, n_steps + 1, **options)
         return uniform, ladder.step_size.expand(n_steps + 1)
     betas = respaced_ladder(ladder.betas, ladder.spread, n_steps + 1)

@@ -94,16 +94,16 @@ def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
     standard_error : float
         Asymptotic standard error for independent weights, in nats.
     """
-    forward, reverse = forward.double().cpu().numpy(), reverse.double().cpu().numpy()
-    shift = math.log(len(forward) / len(reverse))
+    f, r = (part.double().cpu().numpy() for part in (forward, reverse))
+    shift = math.log(len(f) / len(r))
 
     def imbalance(log_z: float) -> float:
-        return float(expit(-shift + forward - log_z).sum() - expit(shift + reverse + log_z).sum())
+        return float(expit(-shift + f - log_z).sum() - expit(shift + r + log_z).sum())
 
-    low = min(forward.min(), (-reverse).min()) - 50.0
-    high = max(forward.max(), (-reverse).max()) + 50.0
+    low = min(f.min(), (-r).min()) - 50.0
+    high = max(f.max(), (-r).max()) + 50.0
     value = brentq(imbalance, low, high, xtol=1e-10)
-    ahead, back = expit(-shift + forward - value), expit(shift + reverse + value)
+    ahead, back = expit(-shift + f - value), expit(shift + r + value)
     variance = (ahead.var() / ahead.mean() ** 2) / len(ahead) + (
         back.var() / back.mean() ** 2
     ) / len(back)

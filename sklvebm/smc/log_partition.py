@@ -39,6 +39,18 @@ class LogPartition(NamedTuple):
         Effective number of walkers from the reference to the model. (Towards the reference a
         single walker in a region that the model hardly visits can carry all weight; that region
         does not matter, and `value` is not sensitive to it.)
+
+    See Also
+    --------
+    ComposedEnergy.log_partition : Brackets the normaliser of a composition.
+    ParticleLVEBM : Has one as `log_partition_`.
+
+    Examples
+    --------
+    >>> from sklvebm import LogPartition
+    >>> bracket = LogPartition(0.1, 0.0, 0.3, 0.05, 200.0)
+    >>> round(bracket.upper - bracket.lower, 3)
+    0.3
     """
 
     value: float

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, TransformerMixin
-from sklearn.utils import check_array
+from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators._common.frames import framed
@@ -27,7 +27,7 @@ class MeanScoreMixin(DensityMixin):
     _doc_link_module, _doc_link_template = "sklvebm", ""
 
     @without_numpy_errors
-    def score(self, X, y=None):
+    def score(self, X: Any, y: Any = None) -> float:
         """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
 
         Parameters
@@ -53,10 +53,10 @@ class FittedDensityMixin(MeanScoreMixin):
     arrays and plain types, and back.
     """
 
-    def __sklearn_is_fitted__(self):
+    def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")
 
-    def _checked_rows(self, X):
+    def _checked_rows(self, X: Any) -> np.ndarray:
         """Return rows that the model can be asked about."""
         check_is_fitted(self)
         return checked_rows(self, X, reset=False)
@@ -67,15 +67,15 @@ class FittedDensityMixin(MeanScoreMixin):
         Number(True, 1).check(name, value)
         return int(value)
 
-    def _run_device(self):
+    def _run_device(self) -> torch.device:
         """Return the device that answers are computed on: the parameter's, resolved now."""
         return resolve_device(self.device)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         state = parameters_on_host(super().__getstate__())
         return with_checksum(self._to_plain(state)) if "_model" in state else state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         # tensors made in inference mode could not be trained on
         with torch.inference_mode(False):
             plain = without_checksum(state)
@@ -91,12 +91,12 @@ class TransformingDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     _n_latents_name = "n_components"
 
-    def _transformed(self, X):
+    def _transformed(self, X: Any) -> Any:
         """Return the latents of rows X in their dtype."""
         X = self._checked_rows(X)
         return self._latents(X, self._run_device()).astype(X.dtype)
 
-    def _inverse_transformed(self, X):
+    def _inverse_transformed(self, X: Any) -> Any:
         """Return the rows of latents X in their dtype, in the container that is set."""
         check_is_fitted(self)
         Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
@@ -107,7 +107,7 @@ class TransformingDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin
             )
         return framed(self, self._features(Z, self._run_device()).astype(Z.dtype), like=X)
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
@@ -117,7 +117,9 @@ class LatentSamplingMixin:
     """Draws with their latents; a family provides `_draws`."""
 
     @without_numpy_errors
-    def sample(self, n_samples=1, random_state=None, return_latents=False):
+    def sample(
+        self: Any, n_samples: int = 1, random_state: Any = None, return_latents: bool = False
+    ) -> Any:
         """Draw rows from the model.
 
         Parameters

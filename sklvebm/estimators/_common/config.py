@@ -1,6 +1,6 @@
 """Constructor parameters as training reads them: typed, checked, every "auto" resolved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -96,4 +96,4 @@ def resolved(parameters: dict[str, Any], chosen: dict[str, Any]) -> dict[str, An
 
 def fields_of(config: type, parameters: dict[str, Any]) -> dict[str, Any]:
     """Return those of the parameters that are fields of a config."""
-    return {name: parameters[name] for name in config.__dataclass_fields__ if name in parameters}
+    return {f.name: parameters[f.name] for f in fields(config) if f.name in parameters}

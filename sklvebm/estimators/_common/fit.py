@@ -30,9 +30,11 @@ class Family(NamedTuple):
     rules: dict[str, Rule]
     configure: Callable[[dict[str, Any], int, int], TrainingConfig]  # parameters, rows, features
     start: Callable[[FitSession], Any]  # makes the untrained model
-    resume: Callable[[BaseEstimator, FitSession], Any]  # takes up the model of the fit before
+    # takes up the model of the fit before; None if no fit continues another
+    resume: Callable[[BaseEstimator, FitSession], Any] | None
     train: Callable[[FitSession, Any], Outcome]
-    shape: Callable[[Any], dict[str, Any]]  # parameters that a continued fit cannot change
+    # parameters that a continued fit cannot change; None likewise
+    shape: Callable[[Any], dict[str, Any]] | None
     attributes: Callable[[Outcome], dict[str, Any]]  # fitted ones that other families lack
     monitored: str  # what is computed on the monitored rows, in words
     value: str  # the same as the name of an attribute and of a key of the history
@@ -76,7 +78,7 @@ def fit_in_epochs(
             prepared = _continued if continues else _begun
             session = prepared(estimator, X, config, report)
             session = session._replace(keep_best=not one_epoch)
-            if continues:
+            if continues and family.resume is not None and family.shape is not None:
                 check_unchanged(estimator, config, family.shape(estimator._training))
                 training = family.resume(estimator, session)
             else:

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -31,8 +31,9 @@ class Number(NamedTuple):
         kind = Integral if self.integer else Real
         if isinstance(value, bool) or not isinstance(value, kind):
             raise TypeError(f"{name} must be {self}, got {value!r} of type {type(value).__name__}.")
-        above = value > self.low if self.open_low else value >= self.low
-        if not (above and value <= self.high and math.isfinite(value)):
+        number = cast(float, value)
+        above = number > self.low if self.open_low else number >= self.low
+        if not (above and number <= self.high and math.isfinite(number)):
             raise ValueError(f"{name} must be {self}, got {value!r}.")
 
     def __str__(self) -> str:
@@ -117,11 +118,15 @@ class Seed(NamedTuple):
             return
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{rule} of type {type(value).__name__}.")
-        if not 0 <= value < 2**32:
+        if not 0 <= cast(int, value) < 2**32:
             raise ValueError(f"{rule}.")
 
 
-Rule = Number | OneOf | Flag | Widths | Seed
+class Rule(Protocol):
+    """What a parameter may be; in words, as a string."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise TypeError or ValueError if `value` is not legal, with the parameter's name."""
 
 
 def parameters_of(estimator: Any) -> dict[str, Any]:

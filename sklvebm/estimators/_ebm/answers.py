@@ -1,5 +1,9 @@
 """The questions a fitted, annealed density answers, shared by its estimators."""
 
+from typing import Any
+
+import numpy as np
+import torch
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators._common.answers import (
@@ -32,7 +36,7 @@ class AnnealedDensityMixin(FittedDensityMixin):
     _from_plain = staticmethod(serialization.from_plain)
 
     @without_numpy_errors
-    def score_samples(self, X, bound="lower"):
+    def score_samples(self, X: Any, bound: str = "lower") -> np.ndarray:
         """Return a bound on the log-density of each row, from below or from above.
 
         Parameters
@@ -63,12 +67,14 @@ class AnnealedDensityMixin(FittedDensityMixin):
         values = log_density(self._model, X, self._run_device(), from_above=above)
         return values.astype(X.dtype)
 
-    def _expert(self):
+    def _expert(self) -> Any:
         """Return the density as `sklvebm.compose` sees it."""
         check_is_fitted(self)
         return expert_of(self._model)
 
-    def _draws(self, n_samples, seed, device):
+    def _draws(
+        self, n_samples: int, seed: int, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray]:
         return samples(self._model, n_samples, seed, device)
 
 
@@ -76,7 +82,7 @@ class FeatureDensityMixin(AnnealedDensityMixin):
     """Score and sample an energy of the features alone; no state, no constructor."""
 
     @without_numpy_errors
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draw rows from the model, by annealing exact draws of its reference.
 
         Parameters
@@ -100,7 +106,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
     """Score, transform and sample, with latents; no state, no constructor."""
 
     @without_numpy_errors
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Return posterior means of the latents.
 
         Parameters
@@ -116,7 +122,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         return self._transformed(X)
 
     @without_numpy_errors
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: Any) -> Any:
         """Return the mean of the features given latents.
 
         Parameters
@@ -137,7 +143,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         return self._inverse_transformed(X)
 
     @without_numpy_errors
-    def sample_posterior(self, X, n_draws=1, random_state=None):
+    def sample_posterior(self, X: Any, n_draws: int = 1, random_state: Any = None) -> np.ndarray:
         """Draw latents from the posterior of each row.
 
         Parameters
@@ -159,12 +165,12 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         draws = latent_draws(self._model, X, n_draws, seed, self._run_device())
         return draws.astype(X.dtype)
 
-    def _latents(self, X, device):
+    def _latents(self, X: np.ndarray, device: torch.device) -> np.ndarray:
         return latent_means(self._model, X, device)
 
-    def _features(self, Z, device):
+    def _features(self, Z: np.ndarray, device: torch.device) -> np.ndarray:
         return features(self._model, Z, device)
 
     @property
-    def _n_features_out(self):
+    def _n_features_out(self) -> int:
         return self._model.energy.n_latents

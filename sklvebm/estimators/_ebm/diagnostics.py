@@ -1,7 +1,7 @@
 """Can the numbers of a fitted model be trusted? Measurements, a verdict and a readable report."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -103,7 +103,8 @@ class Diagnostics(NamedTuple):
     n_posterior_particles: int
     is_anchored: bool = True
 
-    rare_mass = RenamedAttribute("rare_mass", "missed_mass", "0.3")
+    # no field: a descriptor
+    rare_mass = RenamedAttribute("rare_mass", "missed_mass", "0.3")  # type: ignore[misc]
 
     def problems(self) -> list[str]:
         """Return what is wrong, each with the parameter to change; empty if nothing is."""
@@ -187,7 +188,7 @@ def disagreement(diagnostic_chains: list[DiagnosticChains]) -> float:
 def diagnose(
     normalisation: Normalisation,
     diagnostic_chains: list[DiagnosticChains],
-    **measured: float,
+    **measured: Any,
 ) -> Diagnostics:
     """Summarise a normalisation and diagnostic chains.
 
@@ -224,7 +225,7 @@ def diagnose(
     )
 
 
-def diagnose_reference(n_temperatures: int, **measured: float) -> Diagnostics:
+def diagnose_reference(n_temperatures: int, **measured: Any) -> Diagnostics:
     """Return the diagnostics of a model that is its reference: exact, with nothing to move.
 
     Parameters

@@ -66,5 +66,5 @@ def _extended(
         weights.append(weight * member.weights)
         means.append(member.means)
         covariances.append(matrices[of])
-    parts = (torch.from_numpy(np.concatenate(part)) for part in (weights, means, covariances))
-    return reference.with_components(*parts, share)
+    w, m, c = (torch.from_numpy(np.concatenate(part)) for part in (weights, means, covariances))
+    return reference.with_components(w, m, c, share)

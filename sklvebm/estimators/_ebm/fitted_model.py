@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def log_density(
     """
 
     def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
-        options = {"step_size": model.latent_step_size, "seed": model.seed}
+        options: dict[str, Any] = {"step_size": model.latent_step_size, "seed": model.seed}
         if from_above:
             evidence = evidence_from_above(energy, x, **options)
         else:

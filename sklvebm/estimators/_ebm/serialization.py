@@ -5,7 +5,7 @@ CPU. Posterior particles of the training rows are left out: they are as large as
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from sklvebm.models.energies import (
     MappedEnergy,
     PathEnergy,
 )
-from sklvebm.models.networks import network_from_plain, plain_network, tensor_of
+from sklvebm.models.networks import Network, network_from_plain, plain_network, tensor_of
 from sklvebm.models.reach import Reach
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.annealing import Ladder
@@ -58,7 +58,7 @@ def plain_energy(energy: PathEnergy) -> dict[str, Any]:
     if isinstance(energy, BridgedEnergy):
         return {"kind": "user", "network": copy.deepcopy(network).cpu()}
     reach = energy.reach and arrays_of(energy.reach)
-    return {"bound": energy.bound, "reach": reach, **plain_network(network)}
+    return {"bound": energy.bound, "reach": reach, **plain_network(cast(Network, network))}
 
 
 def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> PathEnergy:
@@ -87,7 +87,7 @@ def plain_particles(state: ParticleState) -> dict[str, Any]:
 
 def particles_from_plain(plain: dict[str, Any]) -> ParticleState:
     """Rebuild what `plain_particles` described; the posteriors start anew."""
-    fields = {
+    fields: dict[str, Any] = {
         name: tensor_of(value) if isinstance(value, np.ndarray) else value
         for name, value in plain.items()
     }
@@ -149,7 +149,7 @@ def from_plain(state: dict[str, Any]) -> dict[str, Any]:
 
 def derived_attributes(model: Model) -> dict[str, Any]:
     """Return the public attributes of an estimator that are parts of its model."""
-    energy = model.energy
+    energy: Any = model.energy
     if energy.n_latents == 0:
         energy = FeatureEnergy(energy)
     elif model.latent_map is not None:

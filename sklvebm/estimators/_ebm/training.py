@@ -123,7 +123,7 @@ def on_device(training: Training, device: torch.device) -> Training:
         optimisation.average.to(device)
         move_moments(optimisation.optimizer, device)
         # posteriors start anew, as after unpickling
-        moved = {
+        moved: dict[str, Any] = {
             k: v.to(device) if isinstance(v, Tensor) else v for k, v in state._asdict().items()
         }
         state = ParticleState(**{**moved, "latents": None})
@@ -208,7 +208,7 @@ def _descended(
 ) -> tuple[TrainingResult, ParticleState]:
     """Run the training loop on standardised rows; return its result and the last particles."""
     config: PoolConfig = session.config
-    objective: PoolObjective = config.objective()
+    objective: PoolObjective = session.config.objective()
     energy = training.optimisation.energy
     state = objective.ready(energy, training.state, len(fitted), generator)
     result = train(

@@ -1,5 +1,9 @@
 """The questions a fitted potential flow answers."""
 
+from typing import Any
+
+import numpy as np
+import torch
 from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators._common.answers import FittedDensityMixin, TransformingDensityMixin
@@ -29,7 +33,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
     _from_plain = staticmethod(serialization.from_plain)
 
     @without_numpy_errors
-    def score_samples(self, X, method="flow"):
+    def score_samples(self, X: Any, method: str = "flow") -> np.ndarray:
         """Return the log-density of each row.
 
         Parameters
@@ -62,7 +66,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         return log_density(self._model, X, self._run_device()).astype(X.dtype)
 
     @without_numpy_errors
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Carry rows back along the flow to noise.
 
         Parameters
@@ -78,7 +82,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         return self._transformed(X)
 
     @without_numpy_errors
-    def inverse_transform(self, X):
+    def inverse_transform(self, X: Any) -> Any:
         """Carry latents along the flow to data; undoes `transform`.
 
         Parameters
@@ -94,7 +98,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         return self._inverse_transformed(X)
 
     @without_numpy_errors
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draw rows from the model.
 
         Noise is carried to data by Heun's method, with the number of steps that `fit` found to
@@ -119,17 +123,17 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         X = flow_samples(self._model, n_samples, n_moves, seed, self._run_device())
         return framed(self, X)
 
-    def _expert(self):
+    def _expert(self) -> Any:
         """Return the explicit energy as `sklvebm.compose` sees it."""
         check_is_fitted(self)
         return expert_of(self._model)
 
-    def _latents(self, X, device):
+    def _latents(self, X: np.ndarray, device: torch.device) -> np.ndarray:
         return to_noise(self._model, X, device)
 
-    def _features(self, Z, device):
+    def _features(self, Z: np.ndarray, device: torch.device) -> np.ndarray:
         return from_noise(self._model, Z, device)
 
     @property
-    def _n_features_out(self):
+    def _n_features_out(self) -> int:
         return self._model.potential.n_features

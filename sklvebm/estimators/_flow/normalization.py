@@ -1,6 +1,7 @@
 """After the training of a potential flow: integrator steps, normaliser of the energy, agreement."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,8 @@ def check_model(
         energy_time=session.config.energy_time,
         log_partition=EXACT,
     )
-    measured = {"flow_minus_energy": 0.0, "flow_energy_spread": 0.0, "bracket_width": 0.0}
+    measured: dict[str, Any] = {**errors, **check_reference(reference, rows, seed)}
+    measured.update(flow_minus_energy=0.0, flow_energy_spread=0.0, bracket_width=0.0)
     measured.update(trace_error=0.0, mean_trace_error=0.0)
     measured.update(walker_sample_size=math.inf, n_walkers=0, n_annealing_steps=0)
     if potential.network is not None:
@@ -75,11 +77,9 @@ def check_model(
         measured.update(_agreement(model, rows, generator), **_trace_errors(model, rows, generator))
     return model, FlowDiagnostics(
         n_steps=n_steps,
-        **errors,
         n_sampling_steps=model.n_sampling_steps,
         energy_time=model.energy_time,
         n_features=potential.n_features,
-        **check_reference(reference, rows, seed),
         **measured,
     )
 

@@ -1,6 +1,6 @@
 """Fitted state of `PotentialFlowEBM` as NumPy arrays and plain types."""
 
-from typing import Any
+from typing import Any, cast
 
 from sklvebm.estimators._common.serialization import (
     choice_from_plain,
@@ -14,7 +14,7 @@ from sklvebm.estimators._flow.fitted_model import FlowModel
 from sklvebm.estimators._flow.training import FlowTraining
 from sklvebm.flows.diagnostics import FlowDiagnostics
 from sklvebm.flows.interpolant import InterpolantMarginals, interpolant_marginals
-from sklvebm.flows.potentials import AnchoredPotential
+from sklvebm.flows.potentials import AnchoredPotential, PotentialNetwork
 from sklvebm.models.networks import network_from_plain, plain_network, tensor_of
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.log_partition import LogPartition
@@ -42,7 +42,7 @@ def potential_from_plain(plain: dict[str, Any], mixture: InterpolantMarginals) -
     if parts is None:
         return AnchoredPotential(mixture, None, plain["bound"])
     network = network_from_plain(parts, mixture.n_features, 1)
-    return AnchoredPotential(mixture, network, plain["bound"])
+    return AnchoredPotential(mixture, cast(PotentialNetwork, network), plain["bound"])
 
 
 def to_plain(state: dict[str, Any]) -> dict[str, Any]:

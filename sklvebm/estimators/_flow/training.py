@@ -125,7 +125,8 @@ def _descended(
     return train(
         _moved(training.optimisation, config.torch_device),
         config.objective(),
-        *rows,
+        rows[0],
+        rows[1],
         None,
         learning_rate=config.learning_rate_init,
         batch_size=batch_size,
