@@ -40,7 +40,7 @@ LEVELS = {
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
     "smc": [["resampling", "free_energy", "quasi_random"], ["annealing"], ["log_partition"]],
     "mixtures": [
-        ["components"],
+        ["components", "policy"],
         ["reference", "expectation_maximization"],
         ["reference_check", "margins"],
         ["search"],

@@ -1,6 +1,5 @@
 """`MixtureStack`: the cross-validated average of Gaussian mixtures, as an estimator of its own."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,16 +12,24 @@ from torch import Tensor
 from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.answers import FittedDensityMixin
 from sklvebm.estimators._common.frames import framed
-from sklvebm.estimators._common.parameters import Number, Seed, check_parameters, parameters_of
+from sklvebm.estimators._common.parameters import (
+    Number,
+    Rule,
+    Seed,
+    SomeOf,
+    check_parameters,
+    parameters_of,
+)
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
 from sklvebm.estimators._common.validation import checked_rows
 from sklvebm.inference.products import Expert
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_anchor, probabilistic_pca, reference_of
-from sklvebm.mixtures.stacking import DEFAULT_POLICY, StackPolicy, choose_mixture
+from sklvebm.mixtures.stacking import choose_mixture
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.scaling import (
     Standardisation,
@@ -38,24 +45,8 @@ from sklvebm.runtime import (
     without_numpy_errors,
 )
 
-
-class CovarianceTypes(NamedTuple):
-    """A non-empty sequence of kinds of covariances, each at most once."""
-
-    options: tuple[str, ...]
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise if `value` is not a sequence of the options; see `check_parameters`."""
-        rule = f"{name} must be a sequence of {', '.join(map(repr, self.options))}, got {value!r}"
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise TypeError(f"{rule} of type {type(value).__name__}.")
-        kinds = list(value)
-        if not kinds or len(set(kinds)) < len(kinds) or not set(kinds) <= set(self.options):
-            raise ValueError(f"{rule}.")
-
-
-_RULES = {
-    "covariance_types": CovarianceTypes(DEFAULT_POLICY.covariance_types),
+_RULES: dict[str, Rule] = {
+    "covariance_types": SomeOf(DEFAULT_POLICY.covariance_types),
     "max_components": Number(True, 1),
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),

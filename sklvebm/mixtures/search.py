@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.expectation_maximization import Mixture, fit_mixture
+from sklvebm.mixtures.policy import StackPolicy, n_parameters
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
 
@@ -31,59 +31,6 @@ _DEFENSIVE_SPREAD = 2.0  # standard deviations of the data
 TAIL_SCALES = 10.0 ** np.arange(10)
 _TAIL_DEGREES = 3.0
 TAIL_SHARES = TAIL_SCALES**-_TAIL_DEGREES / (TAIL_SCALES**-_TAIL_DEGREES).sum()
-
-
-@dataclass(frozen=True)
-class SearchPolicy:
-    """How single mixtures are searched for; how each number was set: docs/benchmarks/defaults.md.
-
-    Attributes
-    ----------
-    component_grid : tuple of int
-        Numbers of components, ascending; the grid is searched from its start.
-    covariance_types : tuple of str
-        Some of "full", "tied" and "diag".
-    coarse_step : int
-        Places on the grid from one coarse point to the next; the neighbours of the best coarse
-        point are tried as well. Steps of three find what every place finds on fifteen sets.
-    patience : int
-        Coarse points without improvement that end the search of a covariance type. Shells look
-        like one Gaussian until there are many components, so that one is too few.
-    few_rows : int
-        Fewer rows are cut into five folds instead of three, and start from a larger ridge.
-    many_rows : int
-        More rows are split once, a quarter of them held out.
-    tie : float
-        Standard errors of a paired difference of losses, within which fewer parameters win.
-    ridges : tuple of float
-        Added to variances, standardised units squared, ascending.
-    first_ridge : float
-        Where the search begins with few rows; with more, it begins with the covariance floor.
-    """
-
-    # fmt: off
-    component_grid: tuple[int, ...] = (
-        1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200,
-    )
-    # fmt: on
-    covariance_types: tuple[str, ...] = ("full", "tied", "diag")
-    coarse_step: int = 3
-    patience: int = 3
-    few_rows: int = 500
-    many_rows: int = 1000
-    tie: float = 0.25
-    ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
-    first_ridge: float = 1e-3
-
-    def allowed_components(self, X: np.ndarray, kind: str) -> list[int]:
-        """Return the numbers of components that rows (N, D) can support, at least [1]."""
-        # with fewer than five rows a component, k-means meets empty clusters
-        most_components = max(1, len(np.unique(X, axis=0)) // 5)
-        return [
-            k
-            for k in self.component_grid
-            if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
-        ] or [1]
 
 
 class Candidate(NamedTuple):
@@ -172,12 +119,12 @@ class HeldOutLosses:
         Start of the first member; the others count on from it.
     scales : ColumnScales
         Of all rows.
-    policy : SearchPolicy
+    policy : StackPolicy
         Which candidates there are.
     """
 
     def __init__(
-        self, folds: list[Fold], seed: int, scales: ColumnScales, policy: SearchPolicy
+        self, folds: list[Fold], seed: int, scales: ColumnScales, policy: StackPolicy
     ) -> None:
         self.folds, self.seed, self.scales, self.policy = folds, seed, scales, policy
         self.defensive_components = np.concatenate([fold.wide for fold in folds])
@@ -256,7 +203,7 @@ def search_singles(
         for candidate, loss in tried.items()
         if loss - tried[best] <= policy.tie * losses.standard_error(candidate, best)
     ]
-    simplest = min(near, key=lambda c: _n_parameters(c.n_components, c.covariance_type, X.shape[1]))
+    simplest = min(near, key=lambda c: n_parameters(c.n_components, c.covariance_type, X.shape[1]))
     ridges = _ridges(policy.ridges, losses.scales.ridge_units)
     ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
@@ -311,23 +258,14 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
     return min(losses, key=losses.__getitem__)
 
 
-def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
-    of_covariance = {
-        "full": n_components * n_features * (n_features + 1) // 2,
-        "tied": n_features * (n_features + 1) // 2,
-        "diag": n_components * n_features,
-    }
-    return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
-
-
-def split_folds(X: np.ndarray, policy: SearchPolicy) -> tuple[list[Fold], list[Fold]]:
+def split_folds(X: np.ndarray, policy: StackPolicy) -> tuple[list[Fold], list[Fold]]:
     """Cut rows, which are in random order, into folds.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
-    policy : SearchPolicy
+    policy : StackPolicy
         How many folds there are.
 
     Returns

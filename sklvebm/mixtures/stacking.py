@@ -7,20 +7,19 @@ mean of their densities is a Gaussian mixture again, and better than any of them
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
 
 from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
 from sklvebm.mixtures.search import (
     COVARIANCE_FLOOR,
     DEFENSIVE_WEIGHT,
     TAIL_SHARES,
     Candidate,
     HeldOutLosses,
-    SearchPolicy,
     column_scales,
     fit_candidate,
     one_fold,
@@ -34,68 +33,6 @@ MOST_ROWS_TO_CHOOSE = 6000
 MOST_FITTED_ROWS = 20_000
 LEAST_DEFENSIVE_WEIGHT = 0.01  # of an energy's reference: walkers must meet wells in its tails
 _N_WEIGHT_ITERATIONS = 200
-
-
-@dataclass(frozen=True)
-class StackPolicy(SearchPolicy):
-    """How mixtures are stacked; how each number was set: docs/benchmarks/defaults.md.
-
-    Attributes
-    ----------
-    component_grid, ..., first_ridge
-        As in `SearchPolicy`.
-    least_gain : float
-        Nats per row, for which an ensemble is worth its cost.
-    n_tried : int
-        Members of an ensemble while candidates are compared.
-    n_grown, growth : int
-        The same where components are counted again on many rows, and places on the grid at a time.
-    grown_from : int
-        Rows from which components are counted again, on as many rows as members have.
-    most_judging : int
-        Held-out rows that judge it, at most.
-    many_held_out, behind : int and float
-        With more held-out rows, a covariance type is left out whose best single mixture is that
-        many standard errors behind.
-    neighbours : tuple of int
-        Places on the grid of components around the best single mixture's that share the density.
-    least_share : float
-        Share of the density below which a kind is left out.
-    most_members, most_components, most_numbers : int
-        Of all kinds together; numbers are those of means and covariances.
-    lightest, heaviest_tail : float
-        Held-out rows that the defensive components are worth at least, and their weight at most.
-    tail_rows : float
-        Rows that a Student-like tail counts as where held-out rows shape the tail.
-    """
-
-    least_gain: float = 1e-3
-    n_tried: int = 4
-    n_grown: int = 2
-    growth: int = 2
-    grown_from: int = 2 * MOST_ROWS_TO_CHOOSE
-    most_judging: int = 10_000
-    many_held_out: int = 1000
-    behind: float = 4.0
-    neighbours: tuple[int, ...] = (-1, 0, 2, 4)
-    least_share: float = 0.05
-    most_members: int = 32
-    most_components: int = 1000
-    most_numbers: int = 120_000
-    lightest: float = 0.25
-    heaviest_tail: float = 0.3
-    tail_rows: float = 1.0
-
-
-DEFAULT_POLICY = StackPolicy()
-
-
-@runtime_checkable
-class HasStackPolicy(Protocol):
-    """An estimator that says which mixtures a reference may be stacked of."""
-
-    def stack_policy(self) -> StackPolicy:
-        """Return what its parameters allow."""
 
 
 class MixturePart(NamedTuple):

@@ -13,8 +13,8 @@ from sklvebm.estimators._common.parameters import (
     check_parameters,
     parameters_of,
 )
+from sklvebm.mixtures.policy import DEFAULT_POLICY, HasStackPolicy, StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.mixtures.stacking import DEFAULT_POLICY, HasStackPolicy, StackPolicy
 from sklvebm.models.networks import NetworkConfig
 from sklvebm.runtime import resolve_device
 

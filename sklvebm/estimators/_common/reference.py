@@ -31,7 +31,7 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     rows = session.data.fitted
     policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
-    choice = policy and choose_mixture(rows, session.random_state, policy)
+    choice = choose_mixture(rows, session.random_state, policy) if policy else None
     kind = "mixture" if policy else config.reference
     reference = fit_reference(rows, config.n_components, kind, session.random_state, choice=choice)
     session.report.stage(f"reference: {len(reference.log_weights)} components")
