@@ -1,7 +1,7 @@
 """The scikit-learn face of the baselines: parameters, `fit`, and the questions a fit answers."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,8 @@ from sklvebm.estimators._common.answers import (
     TransformingDensityMixin,
 )
 from sklvebm.estimators._common.config import checked_parameters, fields_of
-from sklvebm.estimators._common.fit import Family, fit_in_epochs
+from sklvebm.estimators._common.fit import EpochFitMixin, Family
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
-from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.runtime import without_numpy_errors
 
@@ -70,7 +69,9 @@ RULES: dict[str, Rule] = {
 }
 
 
-class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedDensityMixin):
+class DecoderDensityMixin(
+    EpochFitMixin, LatentSamplingMixin, TransformingDensityMixin, FittedDensityMixin
+):
     """Fit, score, transform and sample a latent-variable model with a decoder.
 
     An estimator provides a constructor, `_rules`, and `_objective()`, whose result trains the model
@@ -79,37 +80,6 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
 
     _rules = RULES
     _to_plain, _from_plain = staticmethod(answers.to_plain), staticmethod(answers.from_plain)
-
-    @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the model to rows X.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two; not modified.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        self : estimator
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X or a parameter is not usable; names it, the rule and the value.
-        ParticleDivergenceError
-            If training stopped being finite and roll-backs at lower learning rates did not help.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If `max_iter` ends before a plateau.
-        """
-        warn_of_problems(self, "bound", fit_in_epochs(self, X, self._family()))
-        return self
 
     @without_numpy_errors
     def score_samples(self, X: Any) -> np.ndarray:
@@ -176,6 +146,7 @@ class DecoderDensityMixin(LatentSamplingMixin, TransformingDensityMixin, FittedD
 
     # Hooks and housekeeping --------------------------------------------------------------------
 
+    @property
     def _family(self) -> Family:
         """Return what the fit of this baseline has that another's has not."""
         return Family(

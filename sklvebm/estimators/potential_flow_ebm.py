@@ -1,17 +1,13 @@
 """`PotentialFlowEBM`: a scalar potential whose gradient carries noise to data, as an estimator."""
 
-from typing import Any, Self
-
 from sklearn.base import BaseEstimator
 
-from sklvebm.estimators._common.fit import fit_in_epochs
+from sklvebm.estimators._common.fit import EpochFitMixin
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
-from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._flow.answers import FlowDensityMixin
 from sklvebm.estimators._flow.fit import flow_family
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.flow_matching import LOSSES
-from sklvebm.runtime import without_numpy_errors
 
 _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
@@ -40,7 +36,7 @@ _RESOLVED = ("hidden_layer_sizes", "learning_rate_init", "batch_size", "n_probes
 _FAMILY = flow_family(_RULES, _RESOLVED)
 
 
-class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
+class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
     r"""Energy-based model whose potential carries noise to data (variational potential flow).
 
     .. math:: \dot x = \nabla \Phi(x, t), \quad x_0 \sim N(0, I), \qquad
@@ -189,6 +185,8 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
     (5, 2)
     """
 
+    _family = _FAMILY
+
     def __init__(
         self,
         hidden_layer_sizes="auto",
@@ -239,39 +237,3 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         self.dtype = dtype
         self.verbose = verbose
         self.random_state = random_state
-
-    # Fitting -----------------------------------------------------------------------------------
-
-    @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the model to rows X.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two; not modified.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        self : PotentialFlowEBM
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X or a parameter is not usable; names it, the rule and the value.
-        ParticleDivergenceError
-            If training went wrong and five roll-backs to the last sound epoch, each with a lower
-            learning rate, did not help. The estimator is unfitted then, unless it went on from an
-            earlier fit.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
-        """
-        outcome = fit_in_epochs(self, X, _FAMILY)
-        warn_of_problems(self, _FAMILY.monitored, outcome, "Some numbers")
-        return self

@@ -1,19 +1,15 @@
 """`WassersteinFlowEBM`: an energy of the features alone, trained by near-proximal steps."""
 
-from typing import Any, Self
-
 from sklearn.base import BaseEstimator
 
-from sklvebm.estimators._common.fit import fit_in_epochs
+from sklvebm.estimators._common.fit import ContinuedFitMixin
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
-from sklvebm.estimators._common.transactional_fit import warn_of_problems
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
 from sklvebm.estimators._ebm.config import proximal_config
 from sklvebm.estimators._ebm.fit import pool_family
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.proximal import PROXIMAL
-from sklvebm.runtime import without_numpy_errors
 
 _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
@@ -59,7 +55,7 @@ _FAMILY = pool_family(
 )
 
 
-class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
+class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     r"""Energy-based model of the features alone, trained by near-proximal gradient-flow steps.
 
     .. math:: p(x) = \exp(-E(x)) / Z, \qquad E = E_{ref} + c \tanh(g_\theta / c)
@@ -216,6 +212,8 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
     True
     """
 
+    _family = _FAMILY
+
     def __init__(
         self,
         hidden_layer_sizes="auto",
@@ -272,72 +270,3 @@ class WassersteinFlowEBM(FeatureDensityMixin, BaseEstimator):
         self.dtype = dtype
         self.verbose = verbose
         self.random_state = random_state
-
-    @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the model to rows X.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two; not modified.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        self : WassersteinFlowEBM
-            The fitted estimator.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If X or a parameter is not usable; names it, the rule and the value.
-        ParticleDivergenceError
-            If training went wrong and five roll-backs to the last sound epoch, each with a lower
-            learning rate, did not help. The estimator is unfitted then, unless it went on from an
-            earlier fit.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If `max_iter` ends before a plateau, or `diagnostics_` found a problem.
-        """
-        outcome = fit_in_epochs(self, X, _FAMILY)
-        warn_of_problems(self, _FAMILY.monitored, outcome, "Scores")
-        return self
-
-    @without_numpy_errors
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
-        """Pass over the rows X once, starting a model at the first call.
-
-        Units and reference come from the first call's rows, so make them representative. Rows that
-        later lie outside of the reference are named, and it gets components for them.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of this chunk; at least two at the first call.
-        y : Ignored
-            Present for the interface of scikit-learn.
-
-        Returns
-        -------
-        self : WassersteinFlowEBM
-            The estimator after one more epoch, with the running average of its parameters.
-
-        Raises
-        ------
-        ValueError, TypeError, ParticleDivergenceError
-            As `fit`.
-
-        Warns
-        -----
-        UserWarning
-            If rows lie outside of the reference.
-        ConvergenceWarning
-            If `diagnostics_` found a problem.
-        """
-        outcome = fit_in_epochs(self, X, _FAMILY, one_epoch=True)
-        warn_of_problems(self, _FAMILY.monitored, outcome, "Scores")
-        return self

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from sklvebm.estimators._common.transactional_fit import (
     check_unchanged,
     memory_advice,
     unchanged_on_failure,
+    warn_of_problems,
 )
 from sklvebm.estimators._common.validation import checked_rows
 from sklvebm.messages import naming_memory
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.prepared import prepare
-from sklvebm.runtime import generator_of, numerical_session
+from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
 
 
 class Family(NamedTuple):
@@ -39,6 +40,7 @@ class Family(NamedTuple):
     monitored: str  # what is computed on the monitored rows, in words
     value: str  # the same as the name of an attribute and of a key of the history
     resolved: tuple[str, ...]  # parameters that may be "auto"
+    doubtful: str = "Scores"  # what problems of the diagnostics throw doubt on, in words
 
 
 def fit_in_epochs(
@@ -149,3 +151,84 @@ def _adopt(
             "device_": str(outcome.device),
         },
     )
+
+
+class EpochFitMixin:
+    """`fit` of an estimator that trains in epochs."""
+
+    @property
+    def _family(self) -> Family:
+        """What the estimator's fit has that another's has not."""
+        raise NotImplementedError
+
+    @without_numpy_errors
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit the model to rows X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, at least two; not modified.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : estimator
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X or a parameter is not usable; names it, the rule and the value.
+        ParticleDivergenceError
+            If training went wrong and five roll-backs to the last sound epoch, each with a lower
+            learning rate, did not help. The estimator is unfitted then, unless it went on from an
+            earlier fit.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` ends before a plateau, or the diagnostics found a problem.
+        """
+        warn_of_problems(self, self._family, fit_in_epochs(self, X, self._family))
+        return self
+
+
+class ContinuedFitMixin(EpochFitMixin):
+    """`fit` and `partial_fit`."""
+
+    @without_numpy_errors
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Pass over the rows X once, starting a model at the first call.
+
+        Units and reference come from the first call's rows, so make them representative. Rows that
+        later lie outside of the reference are named, and it gets components for them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of this chunk; at least two at the first call.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : estimator
+            The estimator after one more epoch, with the running average of its parameters.
+
+        Raises
+        ------
+        ValueError, TypeError, ParticleDivergenceError
+            As `fit`.
+
+        Warns
+        -----
+        UserWarning
+            If rows lie outside of the reference.
+        ConvergenceWarning
+            If `diagnostics_` found a problem.
+        """
+        outcome = fit_in_epochs(self, X, self._family, one_epoch=True)
+        warn_of_problems(self, self._family, outcome)
+        return self

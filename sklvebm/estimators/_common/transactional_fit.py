@@ -93,35 +93,31 @@ class Reporter:
         )
 
 
-def warn_of_problems(
-    estimator: BaseEstimator, monitored: str, outcome: Any, doubtful: str = ""
-) -> None:
+def warn_of_problems(estimator: BaseEstimator, family: Any, outcome: Any) -> None:
     """Warn if training was cut short by `max_iter` or the diagnostics found problems.
 
     Parameters
     ----------
     estimator : BaseEstimator
         After its fit.
-    monitored : str
-        What the monitored value is, in words.
+    family : Family
+        Has the words for what is monitored and for what problems throw doubt on.
     outcome : Outcome
         Of the fit.
-    doubtful : str, default=""
-        What problems throw doubt on, in words.
     """
     # one epoch of `partial_fit` is no attempt to reach a plateau
     stopped = not (outcome.converged or outcome.is_reference or outcome.one_epoch)
     if stopped and estimator.max_iter > 0 and estimator.tol is not None:
         warnings.warn(
-            f"Training stopped at max_iter={estimator.max_iter} epochs before the {monitored} "
-            "reached a plateau; increase max_iter or tol.",
+            f"Training stopped at max_iter={estimator.max_iter} epochs before the "
+            f"{family.monitored} reached a plateau; increase max_iter or tol.",
             ConvergenceWarning,
             stacklevel=4,
         )
     problems = outcome.diagnostics.problems() if outcome.diagnostics is not None else []
     if problems:
         warnings.warn(
-            f"{doubtful} may not be trusted: "
+            f"{family.doubtful} may not be trusted: "
             + "; ".join(problems)
             + ". See diagnostics_.report().",
             ConvergenceWarning,

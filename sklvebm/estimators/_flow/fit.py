@@ -27,6 +27,7 @@ def flow_family(rules: dict[str, Rule], resolved: tuple[str, ...]) -> Family:
         monitored="log-likelihood",
         value="log_likelihood",
         resolved=resolved,
+        doubtful="Some numbers",
     )
 
 
