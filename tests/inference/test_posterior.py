@@ -207,10 +207,11 @@ def test_evidence_from_above_meets_the_one_from_below(n_latents):
     energy = tilted_energy(n_latents, precision=3.0, shift=1.0)
     x = rows_of(energy, 3)
     _, _, exact = tilted_posterior(n_latents, precision=3.0, shift=1.0)
+    n_seeds = 16 if n_latents == 5 else N_SEEDS  # five latents take five times as long
     above = torch.stack(
-        [evidence_from_above(energy, x, step_size=0.5, seed=200 * s) for s in range(N_SEEDS)]
+        [evidence_from_above(energy, x, step_size=0.5, seed=200 * s) for s in range(n_seeds)]
     )
-    error = above.std(0) / math.sqrt(N_SEEDS)
+    error = above.std(0) / math.sqrt(n_seeds)
     assert float(error.max()) < 0.05
     # a bound in expectation, and close: 64 annealing steps leave little
     assert torch.all(above.mean(0) > exact - SIGMAS * error)
