@@ -1,4 +1,4 @@
-"""Docstrings of the public names, judged by numpydoc's own rules."""
+"""Docstrings of the public names, judged by numpydoc's own rules, and their annotations."""
 
 import inspect
 import pydoc
@@ -93,6 +93,19 @@ def test_a_public_method_is_documented_by_the_rules(cls, method):
     of_module = issubclass(cls, torch.nn.Module)
     not_wanted = NOT_WANTED_OF_MODULES if of_module else NOT_WANTED_OF_METHODS
     assert not complaints(cls, not_wanted, method)
+
+
+FUNCTIONS = {
+    **{name: public for name, public in PUBLIC.items() if inspect.isfunction(public)},
+    **{name: function for name, (*_, function) in METHODS.items()},
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_a_public_function_is_annotated(function):
+    signature = inspect.signature(function)
+    annotations = [p.annotation for p in signature.parameters.values() if p.name != "self"]
+    assert inspect.Signature.empty not in [*annotations, signature.return_annotation]
 
 
 @pytest.mark.parametrize("function", OF_MODULES.values(), ids=OF_MODULES)

@@ -223,7 +223,7 @@ class PotentialFlowEBM(FlowDensityMixin, BaseEstimator):
         dtype="float32",
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.image_shape = image_shape
