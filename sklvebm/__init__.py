@@ -5,6 +5,7 @@ from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
 from sklvebm.estimators.interpolation import interpolate
 from sklvebm.estimators.margins import GaussianMargins
+from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.estimators.potential_flow_ebm import PotentialFlowEBM
 from sklvebm.estimators.transformed_density import TransformedDensity
@@ -43,6 +44,7 @@ __all__ = [
     "MLPEnergy",
     "MappedEnergy",
     "MixtureReference",
+    "MixtureStack",
     "ParticleDivergenceError",
     "ParticleLVEBM",
     "PerceptronLatentMap",

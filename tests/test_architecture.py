@@ -13,9 +13,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 # own only. "." are the files of a folder that its other lines do not name.
 LEVELS = {
     "": [
-        ["deprecation", "exceptions", "messages", "threads", "validation", "versions", "mcmc"],
+        [
+            "acceptance",
+            "deprecation",
+            "exceptions",
+            "messages",
+            "threads",
+            "validation",
+            "versions",
+            "mcmc",
+        ],
         ["runtime", "training", "smc", "datasets", "metrics"],
-        ["preprocessing"],
+        ["by_rows", "preprocessing"],
         ["mixtures"],
         ["latent_maps"],
         ["models"],
@@ -31,7 +40,7 @@ LEVELS = {
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
     "smc": [["resampling", "free_energy", "quasi_random"], ["annealing"], ["log_partition"]],
     "mixtures": [
-        ["components"],
+        ["components", "policy"],
         ["reference", "expectation_maximization"],
         ["reference_check", "margins"],
         ["search"],
@@ -42,8 +51,8 @@ LEVELS = {
     "preprocessing": [["scaling", "splitting", "value_steps"], ["prepared", "dequantization"]],
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
-        ["acceptance", "by_rows", "frames", "parameters", "serialization", "validation"],
-        ["config", "drift", "transactional_fit"],
+        ["frames", "parameters", "serialization", "validation"],
+        ["config", "transactional_fit"],
         ["session"],
         ["answers", "fit", "reference"],
     ],
@@ -56,7 +65,7 @@ LEVELS = {
         ["answers", "fit"],
     ],
     "estimators/_flow": [
-        ["config", "diagnostics", "fitted_model"],
+        ["config", "fitted_model"],
         ["normalization"],
         ["training"],
         ["serialization"],

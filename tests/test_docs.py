@@ -9,14 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-MARKDOWN = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+MARKDOWN = [*sorted(ROOT.glob("*.md")), *PAGES]
 GUIDE = [ROOT / "README.md", *sorted((DOCS / "user_guide").glob("*.md"))]
 PYTHON = sorted(
     path for folder in ("sklvebm", "tests", "examples") for path in (ROOT / folder).rglob("*.py")
 )
 WIDTH = 100
 # pages that are not wrapped yet
-NOT_WRAPPED = {DOCS / "development" / "architecture.md"}
+NOT_WRAPPED: set[Path] = set()
 
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)(.*)$")
 _LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+)\)")

@@ -58,7 +58,6 @@ def our_update(shape, activation, **changes):
         "n_temperatures": 1,
         "n_langevin_steps": N_LANGEVIN,
         "step_size": STEP_SIZE,
-        "information_weight": 0.0,
     }
     objective = ParticleLikelihood(**settings | changes)
     generator = torch.Generator().manual_seed(0)

@@ -1,13 +1,13 @@
 """What latents carry: digits recognised from them, factors of curved data recovered from them.
 
     python examples/benchmarks/latents.py               # everything: half an hour
-    python examples/benchmarks/latents.py --quick       # two widths, one weight
+    python examples/benchmarks/latents.py --quick       # two widths
     python examples/benchmarks/latents.py --output DIR  # where finished rows go
 
 Digits: accuracy of logistic regression on standardised latents of held-out rows, beside PCA and
 factor analysis of standardised pixels with as many components, and PCA of raw pixels. Factors: R^2
 of a k-nearest-neighbour regressor that predicts the angle (its sine and cosine, for rings also the
-radius) of held-out rows from the latents. `information_weight` is varied, and `latent_map`; the
+radius) of held-out rows from the latents. `latent_map` is varied; the
 score of the same model stands beside it. One seed; finished rows are kept as JSON.
 """
 
@@ -29,10 +29,9 @@ from sklearn.preprocessing import StandardScaler
 from sklvebm import ParticleLVEBM
 
 WIDTHS = (2, 8, 16, 32)
-WEIGHTS = (0.0, 0.1, 1.0)
 
 
-def transformers(n_components, weights):
+def transformers(n_components):
     """Return the methods that are compared, unfitted."""
     linear = {
         "PCA, standardised": make_pipeline(StandardScaler(), PCA(n_components)),
@@ -40,25 +39,20 @@ def transformers(n_components, weights):
         "factor analysis": make_pipeline(StandardScaler(), FactorAnalysis(n_components)),
     }
     ours = {
-        f"ParticleLVEBM, weight {weight:g}": ParticleLVEBM(
-            n_components, information_weight=weight, random_state=0
-        )
-        for weight in weights
+        f"ParticleLVEBM, {kind}": ParticleLVEBM(n_components, latent_map=kind, random_state=0)
+        for kind in ("auto", "manifold")
     }
-    ours["ParticleLVEBM, manifold"] = ParticleLVEBM(
-        n_components, latent_map="manifold", random_state=0
-    )
     return linear | ours
 
 
-def digits_row(name, n_components, weights):
+def digits_row(name, n_components):
     """Return accuracy and score of one method on held-out digits."""
     X, y = load_digits(return_X_y=True)
     X = X + np.random.default_rng(0).uniform(size=X.shape)
     train, test, y_train, y_test = train_test_split(
         X, y, test_size=1 / 3, random_state=0, stratify=y
     )
-    model = transformers(n_components, weights)[name].fit(train)
+    model = transformers(n_components)[name].fit(train)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     classifier.fit(model.transform(train), y_train)
     accuracy = classifier.score(model.transform(test), y_test)
@@ -81,11 +75,11 @@ def curved(name, n, seed):
     return X + 0.1 * rng.standard_normal(X.shape), angle[:, None]
 
 
-def factor_row(name, data, n_components, weights):
+def factor_row(name, data, n_components):
     """Return the R^2 of factors regressed on latents, and the score."""
     train, factors = curved(data, 2000, 0)
     test, truth = curved(data, 2000, 1)
-    model = transformers(n_components, weights)[name].fit(train)
+    model = transformers(n_components)[name].fit(train)
     regressor = make_pipeline(StandardScaler(), KNeighborsRegressor(10))
     regressor.fit(model.transform(train), factors)
     return {
@@ -94,16 +88,15 @@ def factor_row(name, data, n_components, weights):
     }
 
 
-def run(widths, weights, folder):
+def run(widths, folder):
     """Print both tables."""
     store = Store(folder)
     print_header(store)
-    names = list(transformers(1, weights))
+    names = list(transformers(1))
     lines = []
     for name in names:
         rows = [
-            store.row(f"latents digits {name} {k}", partial(digits_row, name, k, weights))
-            for k in widths
+            store.row(f"latents digits {name} {k}", partial(digits_row, name, k)) for k in widths
         ]
         lines.append([name, *(f"{r['accuracy']:.3f} ({r['score']:.1f})" for r in rows)])
     print_table(
@@ -117,7 +110,7 @@ def run(widths, weights, folder):
     lines = []
     for name in names:
         rows = [
-            store.row(f"latents {data} {name} {k}", partial(factor_row, name, data, k, weights))
+            store.row(f"latents {data} {name} {k}", partial(factor_row, name, data, k))
             for data, k in cases
         ]
         lines.append([name, *(f"{r['r2']:.3f} ({r['score']:.2f})" for r in rows)])
@@ -133,12 +126,12 @@ def run(widths, weights, folder):
 def main(arguments=None):
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two widths, one weight")
+    parser.add_argument("--quick", action="store_true", help="two widths")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of finished rows")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    widths, weights = ((2, 8), (0.0,)) if options.quick else (WIDTHS, WEIGHTS)
-    run(widths, weights, options.output / "quick" if options.quick else options.output)
+    widths = (2, 8) if options.quick else WIDTHS
+    run(widths, options.output / "quick" if options.quick else options.output)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ SETTINGS = {
     | {"step_size": 0.001, "n_langevin_steps": 10},
     "contrastive negatives": {"negatives": "contrastive"},
     "contrastive negatives, 10 steps": {"negatives": "contrastive", "n_langevin_steps": 10},
-    "information weight 1": {"information_weight": 1.0},
     "anchored on the default ensemble": {"reference": "mixture"},
 }
 PUBLISHED_CHANGES = {

@@ -54,7 +54,6 @@ def transformers(n_latents, seed, max_iter):
         "factor analysis": make_pipeline(StandardScaler(), FactorAnalysis(n_latents)),
         **{name: make(n_latents, random_state=seed, **limit) for name, make in BASELINES.items()},
         "ParticleLVEBM": ours(),
-        "ParticleLVEBM, information 1": ours(information_weight=1.0),
     }
 
 

@@ -11,7 +11,7 @@ from sklvebm.baselines._bounds import weighted_latents
 from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._fitting import DecoderModel, Inference
 from sklvebm.baselines._prior import prior_draws
-from sklvebm.estimators._common.by_rows import answer_rows
+from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.serialization import arrays_of
 from sklvebm.messages import naming_memory
 from sklvebm.models.networks import load_arrays

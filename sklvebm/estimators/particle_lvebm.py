@@ -29,7 +29,6 @@ _RULES: dict[str, Rule] = {
     "n_chains": Number(True, 2),
     "n_temperatures": Number(True, 1, word="auto"),
     "n_langevin_steps": Number(True, 1),
-    "information_weight": Number(False, 0.0),
     "latent_map": OneOf(LATENT_MAPS),
     "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
     "alpha": Number(False, 0.0, word="auto"),
@@ -118,9 +117,6 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         4 for up to seven features and latents together, else 8; 1 for contrastive negatives.
     n_langevin_steps : int, default=2
         Steps of the pool per update; latents take half as many, at least one.
-    information_weight : float, default=0.0
-        Weight of a contrastive (InfoNCE) term that makes the latents tell rows apart. The score
-        stays a bound on the likelihood.
     latent_map : {"auto", "linear", "manifold"}, default="auto"
         How latents depend on rows before training: as in probabilistic PCA, or along the rows, by
         Isomap or, with two latents or more, a bottleneck that rows can be rebuilt from. "auto"
@@ -261,7 +257,6 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         n_chains=128,
         n_temperatures="auto",
         n_langevin_steps=2,
-        information_weight=0.0,
         latent_map="auto",
         learning_rate_init="auto",
         alpha="auto",
@@ -291,7 +286,6 @@ class ParticleLVEBM(LatentDensityMixin, BaseEstimator):
         self.n_chains = n_chains
         self.n_temperatures = n_temperatures
         self.n_langevin_steps = n_langevin_steps
-        self.information_weight = information_weight
         self.latent_map = latent_map
         self.learning_rate_init = learning_rate_init
         self.alpha = alpha

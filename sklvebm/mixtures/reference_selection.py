@@ -20,7 +20,7 @@ from sklvebm.mixtures.search import (
     plain_arrays_on_one_thread,
 )
 from sklvebm.mixtures.stacking import (
-    LEAST_WIDE_WEIGHT,
+    LEAST_DEFENSIVE_WEIGHT,
     MOST_ROWS_TO_CHOOSE,
     MixtureChoice,
     MixtureEnsemble,
@@ -89,6 +89,65 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
     return LatentMap(matrix, variance, mean, covariance)
 
 
+class Anchor(NamedTuple):
+    """A fitted ensemble with what else its reference needs."""
+
+    ensemble: MixtureEnsemble
+    floor: float  # standardised units squared: variances of this size resolve single values
+    defensive_weights: np.ndarray  # (n_defensive,)
+
+
+def fit_anchor(
+    X: np.ndarray,
+    choice: MixtureChoice,
+    random_state: np.random.RandomState,
+    *,
+    least_defensive_weight: float = LEAST_DEFENSIVE_WEIGHT,
+) -> Anchor:
+    """Fit the ensemble that cross-validation chose to standardised rows (N, D)."""
+    ensemble = fit_ensemble(X, choice, random_state)
+    # a large ridge was chosen by held-out rows, which prefer it to narrower covariances
+    scales = column_scales(X[:MOST_ROWS_TO_CHOOSE])
+    ridge = max(part.candidate.ridge for part in choice.parts) * scales.ridge_units.min()
+    share = max(least_defensive_weight, choice.defensive_weight)
+    return Anchor(ensemble, min(_LARGEST_FLOOR, ridge), share * np.array(choice.defensive_shares))
+
+
+def reference_of(X: np.ndarray, anchor: Anchor, latent: LatentMap) -> MixtureReference:
+    """Return an ensemble fitted to standardised rows (N, D) as a reference with given latents."""
+    members = anchor.ensemble.members
+    weights = np.concatenate(
+        [share * m.weights for share, m in zip(anchor.ensemble.weights, members, strict=True)]
+    )
+    matrices, matrix_of = zip(*(member.covariance_matrices() for member in members), strict=True)
+    covariances = np.concatenate(matrices)
+    first = np.cumsum([0, *map(len, matrices)])[:-1]
+    covariance_of = np.concatenate([f + of for f, of in zip(first, matrix_of, strict=True)])
+    means = np.concatenate([member.means for member in members])
+    floor, defensive_weights = anchor.floor, torch.from_numpy(anchor.defensive_weights)
+    del anchor, members, matrices  # of many columns, covariances are most of the memory there is
+    warn_of_unbounded_density(X, weights, covariances, covariance_of, floor)
+    return MixtureReference(
+        torch.from_numpy(weights),
+        torch.from_numpy(means),
+        torch.from_numpy(covariances),
+        covariance_of=torch.from_numpy(covariance_of),
+        defensive_weight=defensive_weights,
+        **_maps(X, latent),
+    )
+
+
+def _maps(X: np.ndarray, latent: LatentMap) -> dict[str, torch.Tensor]:
+    """Return the arguments of a reference besides its mixture."""
+    return {
+        "latent_map": torch.from_numpy(latent.matrix),
+        "latent_variance": torch.from_numpy(latent.variance),
+        "location": torch.from_numpy(latent.mean),
+        "defensive_covariance": torch.from_numpy(defensive_covariance(X)),
+        "defensive_scales": torch.from_numpy(TAIL_SCALES),
+    }
+
+
 def fit_reference(
     X: np.ndarray,
     n_components: int,
@@ -96,7 +155,7 @@ def fit_reference(
     random_state: np.random.RandomState,
     *,
     choice: MixtureChoice | None = None,
-    least_defensive_weight: float = LEAST_WIDE_WEIGHT,
+    least_defensive_weight: float = LEAST_DEFENSIVE_WEIGHT,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 
@@ -134,54 +193,27 @@ def fit_reference(
             )
         return copy.deepcopy(kind).cpu().double()
     latent = probabilistic_pca(X, n_components)
-    maps = {
-        "latent_map": torch.from_numpy(latent.matrix),
-        "latent_variance": torch.from_numpy(latent.variance),
-        "location": torch.from_numpy(latent.mean),
-    }
-    maps["defensive_covariance"] = torch.from_numpy(defensive_covariance(X))
-    maps["defensive_scales"] = torch.from_numpy(TAIL_SCALES)
     if isinstance(kind, str) and kind == "gaussian":
         return MixtureReference(
             torch.ones(1),
             torch.from_numpy(latent.mean)[None],
             torch.from_numpy(latent.covariance)[None],
             defensive_weight=torch.from_numpy(_TAIL_OF_GAUSSIAN * TAIL_SHARES),
-            **maps,
+            **_maps(X, latent),
         )
     if isinstance(kind, GaussianMixture):
-        with plain_arrays_on_one_thread():
-            fitted = clone(kind).fit(X)
-        ensemble = MixtureEnsemble([from_scikit_learn(fitted)], np.ones(1))
-        ridge, defensive_weight = kind.reg_covar, DEFENSIVE_WEIGHT * TAIL_SHARES
-    else:
-        choice = choice or choose_mixture(X, random_state)
-        ensemble = fit_ensemble(X, choice, random_state)
-        # a large one was chosen by held-out rows, which prefer it to narrower covariances
-        scales = column_scales(X[:MOST_ROWS_TO_CHOOSE])
-        ridge = max(part.candidate.ridge for part in choice.parts)
-        ridge = min(_LARGEST_FLOOR, ridge * scales.ridge_units.min())
-        share = max(least_defensive_weight, choice.defensive_weight)
-        defensive_weight = share * np.array(choice.defensive_shares)
-    members = ensemble.members
-    weights = np.concatenate(
-        [share * m.weights for share, m in zip(ensemble.weights, members, strict=True)]
-    )
-    matrices, matrix_of = zip(*(member.covariance_matrices() for member in members), strict=True)
-    covariances = np.concatenate(matrices)
-    first = np.cumsum([0, *map(len, matrices)])[:-1]
-    covariance_of = np.concatenate([f + of for f, of in zip(first, matrix_of, strict=True)])
-    means = np.concatenate([member.means for member in members])
-    del ensemble, members, matrices  # of many columns, covariances are most of the memory there is
-    warn_of_unbounded_density(X, weights, covariances, covariance_of, ridge)
-    return MixtureReference(
-        torch.from_numpy(weights),
-        torch.from_numpy(means),
-        torch.from_numpy(covariances),
-        **maps,
-        covariance_of=torch.from_numpy(covariance_of),
-        defensive_weight=torch.from_numpy(defensive_weight),
-    )
+        return reference_of(X, _anchor_of(kind, X), latent)
+    choice = choice or choose_mixture(X, random_state)
+    weight = {"least_defensive_weight": least_defensive_weight}
+    return reference_of(X, fit_anchor(X, choice, random_state, **weight), latent)
+
+
+def _anchor_of(template: GaussianMixture, X: np.ndarray) -> Anchor:
+    """Fit a clone of a mixture of scikit-learn to standardised rows (N, D)."""
+    with plain_arrays_on_one_thread():
+        fitted = clone(template).fit(X)
+    ensemble = MixtureEnsemble([from_scikit_learn(fitted)], np.ones(1))
+    return Anchor(ensemble, template.reg_covar, DEFENSIVE_WEIGHT * TAIL_SHARES)
 
 
 def with_defensive_weight(reference: MixtureReference, weight: float) -> MixtureReference:

@@ -13,18 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.expectation_maximization import Mixture, fit_mixture
+from sklvebm.mixtures.policy import StackPolicy, n_parameters
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
 
-_COMPONENT_GRID = (1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200)
-_COVARIANCE_TYPES = ("full", "tied", "diag")
-_COARSE = 3  # every third grid point first, then the neighbours of the best
-_N_WORSE = 3  # coarse points without improvement that end the search of a covariance type
-_FEW_ROWS = 500  # fewer are cut into five folds, and start from a larger ridge
-_MANY_ROWS = 1000  # more are split once, a quarter of them held out
-TIE = 0.25  # standard errors of a paired difference
-_RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)  # standardised units squared
-_FIRST_RIDGE = 1e-3
 _MOST_LOST = 1e3  # nats, of one held-out row
 _IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
 # the shortest interval with this share of a column's distinct values, over what it is of normal
@@ -33,7 +25,7 @@ _DENSEST, _NORMAL_WIDTH, _FINE = 0.1, 0.25132, 0.1
 _LEAST_UNIT = 1e-7  # standard deviations: finer ones are rounding in double precision
 COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
 DEFENSIVE_WEIGHT = 0.05  # until it is fitted
-_WIDE_SPREAD = 2.0  # standard deviations of the data
+_DEFENSIVE_SPREAD = 2.0  # standard deviations of the data
 # Defensive components have one shape and these scales: together a discrete scale mixture that
 # decays like Student's t with so many degrees of freedom. With three, draws keep a variance.
 TAIL_SCALES = 10.0 ** np.arange(10)
@@ -127,10 +119,14 @@ class HeldOutLosses:
         Start of the first member; the others count on from it.
     scales : ColumnScales
         Of all rows.
+    policy : StackPolicy
+        Which candidates there are.
     """
 
-    def __init__(self, folds: list[Fold], seed: int, scales: ColumnScales) -> None:
-        self.folds, self.seed, self.scales = folds, seed, scales
+    def __init__(
+        self, folds: list[Fold], seed: int, scales: ColumnScales, policy: StackPolicy
+    ) -> None:
+        self.folds, self.seed, self.scales, self.policy = folds, seed, scales, policy
         self.defensive_components = np.concatenate([fold.wide for fold in folds])
         self.wide = logsumexp(self.defensive_components + np.log(TAIL_SHARES), axis=1)
         self._member = functools.cache(self._member_log_density)
@@ -198,16 +194,17 @@ def search_singles(
     tried : dict of Candidate to float
         Mean losses of all candidates that were looked at.
     """
-    ridge = _FIRST_RIDGE if len(X) < _FEW_ROWS else COVARIANCE_FLOOR
+    policy = losses.policy
+    ridge = policy.first_ridge if len(X) < policy.few_rows else COVARIANCE_FLOOR
     tried = _search_components(X, losses, ridge)
     best = min(tried, key=tried.__getitem__)
     near = [
         candidate
         for candidate, loss in tried.items()
-        if loss - tried[best] <= TIE * losses.standard_error(candidate, best)
+        if loss - tried[best] <= policy.tie * losses.standard_error(candidate, best)
     ]
-    simplest = min(near, key=lambda c: _n_parameters(c.n_components, c.covariance_type, X.shape[1]))
-    ridges = _ridges(losses.scales.ridge_units)
+    simplest = min(near, key=lambda c: n_parameters(c.n_components, c.covariance_type, X.shape[1]))
+    ridges = _ridges(policy.ridges, losses.scales.ridge_units)
     ridge = _search_ridge(lambda r: losses.mean(simplest._replace(ridge=r)), ridge, ridges)
     return simplest._replace(ridge=ridge), tried
 
@@ -216,7 +213,8 @@ def _search_components(
     X: np.ndarray, losses: HeldOutLosses, ridge: float
 ) -> dict[Candidate, float]:
     """Return the losses of all covariance types, over components until they stop helping."""
-    grids = {kind: allowed_components(X, kind) for kind in _COVARIANCE_TYPES}
+    policy = losses.policy
+    grids = {kind: policy.allowed_components(X, kind) for kind in policy.covariance_types}
     tried: dict[Candidate, float] = {}
 
     def look_at(n_components: int, kind: str) -> float:
@@ -227,23 +225,23 @@ def _search_components(
 
     for kind, grid in grids.items():
         found: dict[int, float] = {}
-        for position in range(0, len(grid), _COARSE):
+        for position in range(0, len(grid), policy.coarse_step):
             found[position] = look_at(grid[position], kind)
             # shells look like one Gaussian until there are many components
-            if position - min(found, key=found.__getitem__) >= _N_WORSE * _COARSE:
+            if position - min(found, key=found.__getitem__) >= policy.patience * policy.coarse_step:
                 break
     best = min(tried, key=tried.__getitem__)
     grid = grids[best.covariance_type]
     centre = grid.index(best.n_components)
-    for n_components in grid[max(0, centre - _COARSE + 1) : centre + _COARSE]:
+    for n_components in grid[max(0, centre - policy.coarse_step + 1) : centre + policy.coarse_step]:
         look_at(n_components, best.covariance_type)
     return tried
 
 
-def _ridges(units: np.ndarray) -> tuple[float, ...]:
+def _ridges(given: tuple[float, ...], units: np.ndarray) -> tuple[float, ...]:
     """Return the ridges to search among, ascending; more where the unit is finer than one."""
-    ridges = list(_RIDGES)
-    while ridges[-1] * units.min() < 0.1 * _RIDGES[-1]:
+    ridges = list(given)
+    while ridges[-1] * units.min() < 0.1 * given[-1]:
         ridges.append(10.0 * ridges[-1])
     return tuple(ridges)
 
@@ -260,33 +258,15 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
     return min(losses, key=losses.__getitem__)
 
 
-def _n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
-    of_covariance = {
-        "full": n_components * n_features * (n_features + 1) // 2,
-        "tied": n_features * (n_features + 1) // 2,
-        "diag": n_components * n_features,
-    }
-    return n_components * (n_features + 1) - 1 + of_covariance[covariance_type]
-
-
-def allowed_components(X: np.ndarray, kind: str) -> list[int]:
-    """Return the numbers of components that the rows can support, at least [1]."""
-    # with fewer than five rows a component, k-means meets empty clusters
-    most_components = max(1, len(np.unique(X, axis=0)) // 5)
-    return [
-        k
-        for k in _COMPONENT_GRID
-        if k <= most_components and _n_parameters(k, kind, X.shape[1]) <= 0.5 * X.size
-    ] or [1]
-
-
-def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
+def split_folds(X: np.ndarray, policy: StackPolicy) -> tuple[list[Fold], list[Fold]]:
     """Cut rows, which are in random order, into folds.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
+    policy : StackPolicy
+        How many folds there are.
 
     Returns
     -------
@@ -295,10 +275,10 @@ def split_folds(X: np.ndarray) -> tuple[list[Fold], list[Fold]]:
     others : list of Fold
         The rest of the rows, where one fold is enough to compare on.
     """
-    n_folds = 5 if len(X) < _FEW_ROWS else 3
+    n_folds = 5 if len(X) < policy.few_rows else 3
     if len(X) < n_folds:
         return [], []
-    if len(X) > _MANY_ROWS:
+    if len(X) > policy.many_rows:
         folds = _folds_of(X, 4)
         return folds[:1], folds[1:]
     return _folds_of(X, n_folds), []
@@ -325,10 +305,10 @@ def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
 
 
 def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
-    return Fold(train, test, log_wide_components(train, test))
+    return Fold(train, test, log_defensive_components(train, test))
 
 
-def log_wide_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def log_defensive_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Return log densities (N, K) of rows under the defensive components for others, nats."""
     root = np.linalg.cholesky(defensive_covariance(train))
     white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
@@ -342,7 +322,7 @@ def defensive_covariance(X: np.ndarray) -> np.ndarray:
     """Return the covariance (D, D) of the defensive component for rows X."""
     n_features, X = X.shape[1], without_outliers(X)
     spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
-    return _WIDE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
+    return _DEFENSIVE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
 
 
 @contextmanager

@@ -13,14 +13,13 @@ import numpy as np
 from scipy.special import logsumexp
 
 from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
 from sklvebm.mixtures.search import (
     COVARIANCE_FLOOR,
     DEFENSIVE_WEIGHT,
     TAIL_SHARES,
-    TIE,
     Candidate,
     HeldOutLosses,
-    allowed_components,
     column_scales,
     fit_candidate,
     one_fold,
@@ -30,28 +29,10 @@ from sklvebm.mixtures.search import (
 )
 from sklvebm.preprocessing.splitting import repeats_together
 
-# enough for wells to be seen where no data are; the rest of the rows must stay the mixture's
-LEAST_WIDE_WEIGHT = 0.01
-_LIGHTEST = 0.25  # held-out rows
-_MOST_WIDE_WEIGHT = 0.3
-_TAIL_ROWS = 1.0  # that a Student-like tail counts as where held-out rows shape the tail
-_N_WEIGHT_ITERATIONS = 200
 MOST_ROWS_TO_CHOOSE = 6000
 MOST_FITTED_ROWS = 20_000
-# for which components are counted again, on as many rows as members have
-_ROWS_TO_GROW = 2 * MOST_ROWS_TO_CHOOSE
-_MOST_ROWS_TO_JUDGE = 10_000
-_LEAST_GAIN = 1e-3  # nats, for which an ensemble is worth its cost
-_N_TRIED = 4  # members of an ensemble while candidates are compared
-_N_GROWN, _GROWTH = 2, 2  # where they have many rows, and places on the grid at a time
-# more held-out rows than that know which covariance types are not worth their fits: those that are
-# behind by as many standard errors
-_MANY_HELD_OUT, _BEHIND = 1000, 4.0
-_NEIGHBOURS = (-1, 0, 2, 4)  # places on the grid of components, around the best single mixture's
-_LEAST_SHARE = 0.05  # of the density; lighter parts are left out
-_MOST_MEMBERS = 32
-# all members together; in numbers, means and covariances are counted
-_MOST_COMPONENTS, _MOST_NUMBERS = 1000, 120_000
+LEAST_DEFENSIVE_WEIGHT = 0.01  # of an energy's reference: walkers must meet wells in its tails
+_N_WEIGHT_ITERATIONS = 200
 
 
 class MixturePart(NamedTuple):
@@ -134,7 +115,9 @@ def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
 
 
 @plain_arrays_on_one_thread()
-def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> MixtureChoice:
+def choose_mixture(
+    X: np.ndarray, random_state: np.random.RandomState, policy: StackPolicy | None = None
+) -> MixtureChoice:
     """Choose mixtures and their weights by held-out likelihood.
 
     First the covariance type and the components of single mixtures, then a ridge on the
@@ -149,40 +132,44 @@ def choose_mixture(X: np.ndarray, random_state: np.random.RandomState) -> Mixtur
         Standardised rows; at most 6,000 random ones choose, 30,000 how many components.
     random_state : numpy.random.RandomState
         Source of folds and starts.
+    policy : StackPolicy or None, default=None
+        What is tried; None is the default.
 
     Returns
     -------
     choice : MixtureChoice
         One component without cross-validation, if there are fewer rows than folds.
     """
+    policy = policy or DEFAULT_POLICY
     seed = random_state.randint(2**30)
     order = random_state.permutation(len(X))[:MOST_ROWS_TO_CHOOSE]
     every, X = X, X[repeats_together(X, order)]
-    folds, others = split_folds(X)
+    folds, others = split_folds(X, policy)
     if not folds:
-        one = Candidate(1, "diag", COVARIANCE_FLOOR)
+        kinds = policy.covariance_types
+        one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
         return MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
     scales = column_scales(X)
-    losses = HeldOutLosses(folds, seed, scales)
+    losses = HeldOutLosses(folds, seed, scales, policy)
     shares = _chosen_shares(X, losses)
-    if len(every) >= _ROWS_TO_GROW:
+    if len(every) >= policy.grown_from:
         order = np.random.RandomState(seed).permutation(len(every))
         every = every[repeats_together(every, order)]
-        fold = one_fold(every, MOST_FITTED_ROWS, _MOST_ROWS_TO_JUDGE)
-        losses = HeldOutLosses([fold], seed, scales)
+        fold = one_fold(every, MOST_FITTED_ROWS, policy.most_judging)
+        losses = HeldOutLosses([fold], seed, scales, policy)
         shares = _grown(losses, shares)
-        n_tried = _N_GROWN
+        n_tried = policy.n_grown
         main, wide = _log_density(losses, shares, n_tried), losses.defensive_components
     else:
-        n_tried = _N_TRIED
+        n_tried = policy.n_tried
         main, wide = _log_density(losses, shares), losses.defensive_components
         if others:  # rows in the tails are few: all are asked, of one member each
-            losses_of_others = HeldOutLosses(others, seed, scales)
+            losses_of_others = HeldOutLosses(others, seed, scales, policy)
             main = np.append(main, _log_density(losses_of_others, shares, 1))
             wide = np.concatenate([wide, losses_of_others.defensive_components])
     parts = _parts(losses, shares, X.shape[1], n_tried)
-    weight = fitted_wide_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1))
-    return MixtureChoice(parts, weight, fitted_wide_shares(main, wide, weight))
+    weight = fitted_defensive_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1), policy)
+    return MixtureChoice(parts, weight, fitted_defensive_shares(main, wide, weight, policy))
 
 
 def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
@@ -191,20 +178,21 @@ def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, floa
     shares = {_search_ensemble(X, losses, single): 1.0}
     stacked = _stack(X, losses, tried, shares)
     # every weight gains about one nat of all rows together where there is nothing to gain
-    least_gain = _LEAST_GAIN + (len(stacked) - 1) / len(losses.wide)
+    least_gain = losses.policy.least_gain + (len(stacked) - 1) / len(losses.wide)
     return stacked if _loss(losses, stacked) < _loss(losses, shares) - least_gain else shares
 
 
 def _log_density(
-    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> np.ndarray:
     """Return the log density of held-out rows under small ensembles of weighted kinds."""
+    n_members = n_members or losses.policy.n_tried
     parts = [np.log(w) + losses.log_density(c, n_members) for c, w in shares.items()]
     return logsumexp(parts, axis=0)
 
 
 def _loss(
-    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int = _N_TRIED
+    losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> float:
     return float(losses.losses_of(_log_density(losses, shares, n_members)).mean())
 
@@ -213,20 +201,21 @@ def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candid
     """Return the same kinds with as many components as help where there are more rows to fit."""
     (fold,) = losses.folds
     n_features = fold.train.shape[1]
-    grids = {kind: allowed_components(fold.train, kind) for kind in {c[1] for c in shares}}
-    best, least = shares, _loss(losses, shares, _N_GROWN)
+    policy = losses.policy
+    grids = {k: policy.allowed_components(fold.train, k) for k in {c[1] for c in shares}}
+    best, least = shares, _loss(losses, shares, policy.n_grown)
     while True:
         finer: dict[Candidate, float] = {}
         for candidate, share in best.items():
             # other rows may have fewer distinct ones among them, and so a shorter grid
             larger = [k for k in grids[candidate.covariance_type] if k > candidate.n_components]
-            counts = [candidate.n_components, *larger[:_GROWTH]]
+            counts = [candidate.n_components, *larger[: policy.growth]]
             grown = candidate._replace(n_components=counts[-1])
             finer[grown] = finer.get(grown, 0.0) + share  # kinds may meet at the grid's end
-        if finer == best or not _is_affordable(finer, n_features, _N_GROWN):
+        if finer == best or not _is_affordable(policy, finer, n_features, policy.n_grown):
             return best
-        loss = _loss(losses, finer, _N_GROWN)
-        if loss > least - _LEAST_GAIN:
+        loss = _loss(losses, finer, policy.n_grown)
+        if loss > least - policy.least_gain:
             return best
         best, least = finer, loss
 
@@ -237,18 +226,19 @@ def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) ->
     Members may have more components than a single mixture: averaging takes away what these add in
     variance.
     """
-    grid = allowed_components(X, single.covariance_type)
+    policy, n_tried = losses.policy, losses.policy.n_tried
+    grid = policy.allowed_components(X, single.covariance_type)
     means: dict[Candidate, float] = {}
     for n_components in grid[grid.index(single.n_components) :]:
         finer = single._replace(n_components=n_components)
-        means[finer] = losses.mean(finer, _N_TRIED)
+        means[finer] = losses.mean(finer, n_tried)
         if len(means) > 2 and means[finer] > min(means.values()):
             break
     best = min(means, key=means.__getitem__)
-    if means[single] - means[best] <= TIE * losses.standard_error(single, best, _N_TRIED):
+    if means[single] - means[best] <= policy.tie * losses.standard_error(single, best, n_tried):
         best = single
-    # the single mixture that was looked at is no measure: it was chosen for its luck
-    return best if losses.diversity(best, _N_TRIED) >= _LEAST_GAIN else single
+    # not compared with the single mixture's loss, which its selection biases downwards
+    return best if losses.diversity(best, n_tried) >= policy.least_gain else single
 
 
 def _stack(
@@ -261,38 +251,40 @@ def _stack(
     (alone,) = shares
     rivals = sorted(_rivals(X, losses, tried, alone))
     stacked = _shares(losses, rivals)
-    if not _is_affordable(stacked, X.shape[1]):
+    policy, n_features = losses.policy, X.shape[1]
+    if not _is_affordable(policy, stacked, n_features):
         kind = alone.covariance_type
         stacked = _shares(losses, [c for c in rivals if c.covariance_type == kind])
-    return stacked if _is_affordable(stacked, X.shape[1]) else shares
+    return stacked if _is_affordable(policy, stacked, n_features) else shares
 
 
 def _rivals(
     X: np.ndarray, losses: HeldOutLosses, tried: dict[Candidate, float], alone: Candidate
 ) -> set[Candidate]:
     """Return the kinds that may share the density: those around the best of each type."""
-    rivals = {alone}
+    policy, rivals = losses.policy, {alone}
     best = min(tried, key=tried.__getitem__)
     for kind in {candidate.covariance_type for candidate in tried}:
         own = {c: loss for c, loss in tried.items() if c.covariance_type == kind}
         first = min(own, key=own.__getitem__)
         behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
-        if len(losses.wide) > _MANY_HELD_OUT and behind > _BEHIND:
+        if len(losses.wide) > policy.many_held_out and behind > policy.behind:
             continue
-        if not _is_affordable((alone, first), X.shape[1]):
+        if not _is_affordable(policy, (alone, first), X.shape[1]):
             continue
-        grid = allowed_components(X, kind)
-        places = np.add(grid.index(first.n_components), _NEIGHBOURS).clip(0, len(grid) - 1)
+        grid = policy.allowed_components(X, kind)
+        places = np.add(grid.index(first.n_components), policy.neighbours).clip(0, len(grid) - 1)
         rivals |= {Candidate(grid[place], kind, alone.ridge) for place in places}
     return rivals
 
 
 def _shares(losses: HeldOutLosses, candidates: list[Candidate]) -> dict[Candidate, float]:
     # the defensive component takes part, else rows in the tails decide alone
-    columns = [losses.log_density(candidate, _N_TRIED) for candidate in candidates]
+    n_tried = losses.policy.n_tried
+    columns = [losses.log_density(candidate, n_tried) for candidate in candidates]
     weights = likeliest_weights(np.stack([*columns, losses.wide], 1))[:-1]
     weights = weights / weights.sum()
-    kept = weights >= min(_LEAST_SHARE, weights.max())
+    kept = weights >= min(losses.policy.least_share, weights.max())
     total = weights[kept].sum()
     return {c: float(w / total) for c, w, k in zip(candidates, weights, kept, strict=True) if k}
 
@@ -317,38 +309,47 @@ def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _most_components(kinds: Iterable[Candidate], n_features: int) -> int:
+def _most_components(policy: StackPolicy, kinds: Iterable[Candidate], n_features: int) -> int:
     """Return how many components all members together may have."""
     # counted as if each had a covariance of its own, which tied components do not
     is_diagonal = all(candidate.covariance_type == "diag" for candidate in kinds)
     numbers = n_features * (2 if is_diagonal else 1 + n_features)
-    return min(_MOST_COMPONENTS, _MOST_NUMBERS // numbers)
+    return min(policy.most_components, policy.most_numbers // numbers)
 
 
-def _is_affordable(kinds: Iterable[Candidate], n_features: int, n_members: int = _N_TRIED) -> bool:
+def _is_affordable(
+    policy: StackPolicy,
+    kinds: Iterable[Candidate],
+    n_features: int,
+    n_members: int | None = None,
+) -> bool:
+    n_members = n_members or policy.n_tried
     n_components = n_members * sum(candidate.n_components for candidate in kinds)
-    return n_components <= _most_components(kinds, n_features)
+    return n_components <= _most_components(policy, kinds, n_features)
 
 
 def _parts(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int, n_tried: int
 ) -> tuple[MixturePart, ...]:
     """Deal members out to kinds by their shares; one where all starts lead to the same fit."""
+    policy = losses.policy
     wanted = {
-        candidate: max(2, round(_MOST_MEMBERS * share))
-        if losses.diversity(candidate, n_tried) >= _LEAST_GAIN
+        candidate: max(2, round(policy.most_members * share))
+        if losses.diversity(candidate, n_tried) >= policy.least_gain
         else 1
         for candidate, share in shares.items()
     }
     n_components = sum(candidate.n_components * n for candidate, n in wanted.items())
-    scale = min(1.0, _most_components(shares, n_features) / n_components)
+    scale = min(1.0, _most_components(policy, shares, n_features) / n_components)
     return tuple(
         MixturePart(candidate, max(min(2, n), int(scale * n)), shares[candidate])
         for candidate, n in wanted.items()
     )
 
 
-def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
+def fitted_defensive_weight(
+    main: np.ndarray, wide: np.ndarray, policy: StackPolicy = DEFAULT_POLICY
+) -> float:
     """Return the likeliest weight of the second of two densities, 0.3 at most.
 
     Parameters
@@ -363,11 +364,14 @@ def fitted_wide_weight(main: np.ndarray, wide: np.ndarray) -> float:
         is none.
     """
     weight = likeliest_weights(np.stack([main, wide], 1))[1]
-    return float(np.clip(weight, _LIGHTEST / len(main), _MOST_WIDE_WEIGHT))
+    return float(np.clip(weight, policy.lightest / len(main), policy.heaviest_tail))
 
 
-def fitted_wide_shares(
-    main: np.ndarray, wide: np.ndarray, defensive_weight: float
+def fitted_defensive_shares(
+    main: np.ndarray,
+    wide: np.ndarray,
+    defensive_weight: float,
+    policy: StackPolicy = DEFAULT_POLICY,
 ) -> tuple[float, ...]:
     """Return the shares of the defensive components that rows make likeliest, by EM.
 
@@ -391,6 +395,6 @@ def fitted_wide_shares(
     for _ in range(_N_WEIGHT_ITERATIONS):
         joint = np.log(defensive_weight) + np.log(shares) + wide
         total = np.logaddexp(np.log1p(-defensive_weight) + main, logsumexp(joint, axis=1))
-        counts = np.exp(joint - total[:, None]).sum(0) + _TAIL_ROWS * TAIL_SHARES
+        counts = np.exp(joint - total[:, None]).sum(0) + policy.tail_rows * TAIL_SHARES
         shares = counts / counts.sum()
     return tuple(float(share) for share in shares)

@@ -200,24 +200,20 @@ class PotentialFlow:
     ----------
     loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
         What is descended.
-    n_draws : int, default=1
-        Pairs of opposite noise for each row of a batch.
     consistency : float, default=0.1
         Weight of `inconsistency`; 0 leaves it out.
     """
 
     loss_name = "loss"
 
-    def __init__(
-        self, loss: str = "flow-matching", *, n_draws: int = 1, consistency: float = 0.1
-    ) -> None:
-        self.loss, self.n_draws, self.consistency = _LOSSES[loss], n_draws, consistency
+    def __init__(self, loss: str = "flow-matching", *, consistency: float = 0.1) -> None:
+        self.loss, self.consistency = _LOSSES[loss], consistency
 
     def step(
         self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Return the loss, the state, which there is none of, and the inconsistency."""
-        points = draw_points(potential.mixture, batch.x, self.n_draws, generator)
+        points = draw_points(potential.mixture, batch.x, 1, generator)
         loss = self.loss(potential, points)
         if self.consistency == 0.0:
             return loss, state, {}

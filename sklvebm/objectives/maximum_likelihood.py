@@ -29,7 +29,6 @@ from sklvebm.smc.quasi_random import latent_nodes
 
 POSTERIORS = ("particles", "gaussian", "amortized")
 NEGATIVES = ("persistent", "contrastive")
-_CONTRAST_ROWS = 64  # rows of a batch that enter the contrastive term: 64 x 64 energies
 _MONITOR_NODES = 16  # latents per monitored row
 
 
@@ -55,8 +54,6 @@ class ParticleLikelihood:
         Steps of the pool per update; latents take half as many, at least one.
     step_size : float or None
         Langevin step, squared whitened units per nat; where it starts, if the kernel adapts it.
-    information_weight : float
-        Weight of the contrastive term on the latents; 0 is plain maximum likelihood.
     most_bytes : float, default=math.inf
         Bytes of posterior particles up to which they stay in memory; more are mapped from a file.
     """
@@ -74,7 +71,6 @@ class ParticleLikelihood:
         n_temperatures: int,
         n_langevin_steps: int,
         step_size: float | None,
-        information_weight: float,
         most_bytes: float = math.inf,
     ) -> None:
         self.tempered = TemperedPool(
@@ -85,7 +81,6 @@ class ParticleLikelihood:
             step_size=step_size,
         )
         self.negatives, self.n_particles, self.n_chains = negatives, n_particles, n_chains
-        self.information_weight = information_weight
         n_latent_steps = max(1, n_langevin_steps // 2)
         self.posterior: Posterior
         if posterior == "particles":
@@ -147,8 +142,6 @@ class ParticleLikelihood:
         weighing = self.tempered.weigh(correction, state)
         negative = weighing.weights @ correction.reshape(-1)
         loss = positive - negative
-        if self.information_weight > 0.0:
-            loss = loss + self.information_weight * self._contrastive_term(energy, batch, moved.z)
 
         state = self.tempered.advance(state, sweep, weighing)
         state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
@@ -165,17 +158,6 @@ class ParticleLikelihood:
         x, z = moved.x[index], moved.z[index]
         reference = energy.reference
         return torch.cat([reference.from_features(x), reference.from_latents(x, z)], 1)[None]
-
-    def _contrastive_term(self, energy: PathEnergy, batch: Batch, z: Tensor) -> Tensor:
-        """Return InfoNCE with the energy as critic: can row i be told from the latent? Nats."""
-        n = min(_CONTRAST_ROWS, len(batch.x))
-        rows = batch.x[:n].repeat_interleave(n, 0)
-        columns = z.reshape(len(batch.x), self.n_particles, -1)[:n, 0].repeat(n, 1)
-        energies = energy.correction(rows, columns) - energy.reference.log_conditional(
-            rows, columns
-        )
-        logits = -energies.reshape(n, n)
-        return torch.nn.functional.cross_entropy(logits, torch.arange(n, device=logits.device))
 
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator

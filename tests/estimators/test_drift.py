@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
-from sklvebm.estimators._common import drift
 from sklvebm.estimators._ebm.diagnostics import Diagnostics
+from sklvebm.inference import drift
 
 
 def first_rows(n=400, seed=0):

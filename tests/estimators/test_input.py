@@ -16,6 +16,7 @@ from sklvebm import LinearGaussianEnergy, ParticleLVEBM, PotentialFlowEBM, Wasse
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 METHODS_OF_ROWS = ["score_samples", "score", "transform", "sample_posterior"]
+FEW = 4
 
 
 def answers(model, X):
@@ -24,7 +25,8 @@ def answers(model, X):
     return {
         "score_samples": model.score_samples(X),
         "transform": Z,
-        "inverse_transform": model.inverse_transform(Z),
+        # of two hundred latents it takes seconds
+        "inverse_transform": model.inverse_transform(Z[:FEW]),
         "sample_posterior": model.sample_posterior(X, n_draws=2, random_state=0),
         "sample": model.sample(3, random_state=0),
     }
@@ -87,7 +89,7 @@ def test_a_tensor_keeps_its_gradient_flag_and_values(small, moons):
 
 
 def test_inverse_transform_accepts_tensors_and_frames(fitted, moons):
-    Z = fitted.transform(moons)
+    Z = fitted.transform(moons[:FEW])
     expected = fitted.inverse_transform(Z)
     for kind in (torch.tensor(Z, requires_grad=True), pd.DataFrame(Z), Z.tolist()):
         np.testing.assert_array_equal(fitted.inverse_transform(kind), expected)
@@ -98,8 +100,8 @@ def test_read_only_latents_cause_no_warning(fitted, moons, recwarn):
     # else torch warns of arrays that cannot be written once in a process only
     torch.set_warn_always(True)
     try:
-        fitted.inverse_transform(moons[:, :1])
-        fitted.inverse_transform(read_only(moons[:, :1].copy()))
+        fitted.inverse_transform(moons[:FEW, :1])
+        fitted.inverse_transform(read_only(moons[:FEW, :1].copy()))
         fitted.transform(moons)
         fitted.score_samples(moons)
         fitted.sample_posterior(moons)
@@ -239,7 +241,6 @@ BAD_VALUES = {
     "n_chains": [1, 0, 2.5, None],
     "n_temperatures": [0, 1.5, None],
     "n_langevin_steps": [0, 1.5, None],
-    "information_weight": [-0.1, NOT_A_NUMBER, "0", None],
     "latent_map": ["pca", 3, None],
     "learning_rate_init": [0.0, -1.0, float("inf"), None],
     "alpha": [-0.1, NOT_A_NUMBER, None, np.array([0.1, 0.2])],
@@ -353,16 +354,21 @@ def test_rows_whose_squares_overflow_have_no_density_and_leave_others_alone(esti
 
 @pytest.fixture
 def assert_usable(small):
-    """A function that fits models of both precisions to X and asserts finite answers."""
+    """A function that fits models of both precisions to X and asserts finite answers.
+
+    A mixture is chosen for one of them, and the other has a Gaussian. Without early stopping, the
+    first is in single precision; with it, in double: every two of the options come together.
+    """
 
     def check(X, **parameters):
-        for dtype in ("float32", "float64"):
-            model = small(dtype=dtype, **parameters).fit(X)
+        dtypes = ["float32", "float64"][:: -1 if parameters.get("early_stopping") else 1]
+        for dtype, reference in zip(dtypes, ("mixture", "gaussian"), strict=True):
+            model = small(**{"reference": reference, "dtype": dtype, **parameters}).fit(X)
             assert np.isfinite(model.score_samples(X)).all()
             assert np.isfinite(model.transform(X)).all()
             draws, Z = model.sample(50, random_state=0, return_latents=True)
             assert np.isfinite(draws).all()
-            assert np.isfinite(model.inverse_transform(Z)).all()
+            assert np.isfinite(model.inverse_transform(Z[:FEW])).all()
             assert np.isfinite(model.sample_posterior(X, random_state=0)).all()
 
     return check

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 
 from sklvebm import ParticleLVEBM, TransformedDensity, WassersteinFlowEBM
@@ -120,9 +121,8 @@ def test_rows_beyond_all_numbers_are_named(make, code):
         make(max_iter=1, random_state=0).fit(X)
 
 
-def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, moons):
-    kept = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
-    assert kept.improved_
+def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, fitted, moons):
+    assert fitted.improved_
 
     def doubted(*arguments, **options):
         model, diagnostics = normalise(*arguments, **options)
@@ -132,15 +132,14 @@ def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, moons):
 
     normalise = ebm_training.normalise
     monkeypatch.setattr(ebm_training, "normalise", doubted)
-    given_up = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
+    given_up = clone(fitted).fit(moons)
     assert not given_up.improved_
     assert given_up.diagnostics_.verdict == "sound"
     assert given_up.log_partition_.value == 0.0
 
 
-def test_a_gain_allows_for_a_bracket_of_a_tenth_of_it(moons):
-    model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
-    wide = model.diagnostics_._replace(bracket_width=0.08, tolerance=0.05)
+def test_a_gain_allows_for_a_bracket_of_a_tenth_of_it(fitted):
+    wide = fitted.diagnostics_._replace(bracket_width=0.08, tolerance=0.05)
     assert ebm_training.accepted_gain(1.0, wide)[0] == 1.0
     assert ebm_training.accepted_gain(1.0, wide)[1].verdict == "sound"
     assert ebm_training.accepted_gain(0.5, wide)[0] == 0.0

@@ -206,7 +206,6 @@ def likelihood(n_temperatures, step_size):
         n_temperatures=n_temperatures,
         n_langevin_steps=5,
         step_size=step_size,
-        information_weight=0.0,
     )
 
 

@@ -1,5 +1,7 @@
 """The mixture that cross-validation chooses, and ensembles of mixtures."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -13,7 +15,7 @@ from sklvebm.mixtures.search import (
     Candidate,
     HeldOutLosses,
     column_scales,
-    log_wide_components,
+    log_defensive_components,
     one_fold,
     plain_arrays_on_one_thread,
 )
@@ -23,8 +25,8 @@ from sklvebm.mixtures.stacking import (
     MixturePart,
     choose_mixture,
     fit_ensemble,
-    fitted_wide_shares,
-    fitted_wide_weight,
+    fitted_defensive_shares,
+    fitted_defensive_weight,
     likeliest_weights,
 )
 from sklvebm.preprocessing.scaling import without_outliers
@@ -208,7 +210,7 @@ def test_the_weight_of_the_wide_component_is_the_likeliest():
     random = random_state()
     x = random.standard_normal(5000) * np.where(random.uniform(size=5000) < 0.2, 4.0, 1.0)
     main, wide = norm(scale=1.0).logpdf(x), norm(scale=4.0).logpdf(x)
-    weight = fitted_wide_weight(main, wide)
+    weight = fitted_defensive_weight(main, wide)
 
     def loss(w):
         return -np.logaddexp(np.log1p(-w) + main, np.log(w) + wide).mean()
@@ -216,8 +218,8 @@ def test_the_weight_of_the_wide_component_is_the_likeliest():
     best = minimize_scalar(loss, bounds=(0.01, 0.3), method="bounded", options={"xatol": 1e-6}).x
     assert weight == pytest.approx(best, abs=1e-4)
     # far tails keep a quarter of a row, and heavy ones a ceiling
-    assert fitted_wide_weight(main, main - 50.0) == pytest.approx(0.25 / 5000)
-    assert fitted_wide_weight(main, main + 50.0) == pytest.approx(0.3)
+    assert fitted_defensive_weight(main, main - 50.0) == pytest.approx(0.25 / 5000)
+    assert fitted_defensive_weight(main, main + 50.0) == pytest.approx(0.3)
 
 
 def test_heavy_tails_raise_the_weight_of_the_wide_component():
@@ -239,7 +241,8 @@ def shrink_limits(monkeypatch, *, fitted, choosing, growing):
     """Make a few thousand rows many."""
     monkeypatch.setattr(stacking, "MOST_FITTED_ROWS", fitted)
     monkeypatch.setattr(stacking, "MOST_ROWS_TO_CHOOSE", choosing)
-    monkeypatch.setattr(stacking, "_ROWS_TO_GROW", growing)
+    policy = dataclasses.replace(stacking.DEFAULT_POLICY, grown_from=growing)
+    monkeypatch.setattr(stacking, "DEFAULT_POLICY", policy)
 
 
 def test_members_of_many_rows_see_all_of_them(monkeypatch):
@@ -283,9 +286,8 @@ def test_components_grow_no_further_than_rows_want(monkeypatch):
 
 def test_components_that_other_rows_cannot_support_stay():
     X = np.repeat(random_state().standard_normal((12, 2)), 100, axis=0)
-    losses = HeldOutLosses(
-        [one_fold(random_state().permutation(X), 1000, 1000)], 0, column_scales(X)
-    )
+    fold = one_fold(random_state().permutation(X), 1000, 1000)
+    losses = HeldOutLosses([fold], 0, column_scales(X), stacking.DEFAULT_POLICY)
     shares = {Candidate(4, "full", 1e-3): 1.0}  # twelve distinct rows support two
     assert stacking._grown(losses, shares) == shares
 
@@ -344,9 +346,9 @@ def test_small_rows_beside_large_ones_lose_nothing_to_a_plain_mixture(share, rat
 def test_shares_of_the_tails_follow_rows_where_there_are_some_and_the_profile_beyond():
     random = np.random.RandomState(0)
     X = random.standard_t(1.5, size=(3000, 2))
-    wide = log_wide_components(X[:1000], X[1000:])
+    wide = log_defensive_components(X[:1000], X[1000:])
     main = norm.logpdf(X[1000:], 0.0, 1.0).sum(1)
-    shares = np.array(fitted_wide_shares(main, wide, 0.2))
+    shares = np.array(fitted_defensive_shares(main, wide, 0.2))
     assert shares.sum() == pytest.approx(1.0)
     # heavier than the profile as far as there are rows, and as steep as it beyond
     assert shares[1] > 3.0 * TAIL_SHARES[1]

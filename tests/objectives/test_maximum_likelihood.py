@@ -30,7 +30,6 @@ def objective(dynamics="mala", **options):
         "n_temperatures": 1,
         "n_langevin_steps": 4,
         "step_size": None,
-        "information_weight": 0.0,
     }
     return ParticleLikelihood(**{**settings, **options})
 
@@ -524,22 +523,6 @@ def test_the_ladder_keeps_its_ends_and_the_reference_rung_is_redrawn():
     assert bool((after.betas.diff() > 0.0).all())
     assert not torch.equal(after.betas, state.betas)
     assert float((after.pool[0] - state.pool[0]).abs().mean()) > 0.1
-
-
-def test_contrastive_term_is_the_cross_entropy_of_the_energies():
-    x = data(40)
-    energy = BridgedEnergy(gaussian_reference(x), linear_gaussian())
-    state = objective("ula").init(energy, 40, generator=generator())
-    plain, after, _ = step_of_copy(objective("ula"), energy, x, state)
-    weighted, same, _ = step_of_copy(objective("ula", information_weight=0.7), energy, x, state)
-    assert changes(after, same) == []
-    z = energy.reference.to_latents(x, after.latents.values[:, 0])
-    # the reference marginal is the same for all latents of a row, the network is what is left
-    logits = torch.stack([-energy.network(x[i].expand(40, -1), z) for i in range(40)])
-    log_marginal = energy.reference.log_marginal(x)[:, None]
-    logits = logits - log_marginal
-    information = (torch.logsumexp(logits, 1) - torch.diagonal(logits)).mean()
-    torch.testing.assert_close(weighted - plain, 0.7 * information, rtol=1e-10, atol=1e-10)
 
 
 def gaussian_divergence(mean, covariance, other_mean, other_covariance):

@@ -57,7 +57,6 @@ def pool_of(energy, n_temperatures=4):
         n_temperatures=n_temperatures,
         n_langevin_steps=1,
         step_size=None,
-        information_weight=0.0,
     )
     return objective.init(energy, 0, generator=generator())
 

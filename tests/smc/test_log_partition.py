@@ -376,7 +376,6 @@ def estimated(energy, seed, tolerance=0.02, max_steps=256):
         n_temperatures=6,
         n_langevin_steps=5,
         step_size=None,
-        information_weight=0.0,
     )
     g = generator(seed)
     state = objective.init(energy, 0, generator=g)

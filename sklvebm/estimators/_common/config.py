@@ -13,6 +13,7 @@ from sklvebm.estimators._common.parameters import (
     check_parameters,
     parameters_of,
 )
+from sklvebm.mixtures.policy import DEFAULT_POLICY, HasStackPolicy, StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import NetworkConfig
 from sklvebm.runtime import resolve_device
@@ -53,8 +54,16 @@ class TrainingConfig:
 class AnchoredConfig(NetworkConfig, TrainingConfig):
     """What every fit reads that corrects a reference."""
 
-    reference: str | GaussianMixture | MixtureReference
+    reference: str | GaussianMixture | MixtureReference | HasStackPolicy
     n_components: int  # latents of the reference
+
+    @property
+    def stack_policy(self) -> StackPolicy | None:
+        """Which mixtures cross-validation chooses from; None where none are stacked."""
+        if isinstance(self.reference, HasStackPolicy):
+            return self.reference.stack_policy()
+        is_default = isinstance(self.reference, str) and self.reference == "mixture"
+        return DEFAULT_POLICY if is_default else None
 
 
 def checked_parameters(estimator: BaseEstimator, rules: dict[str, Rule]) -> dict[str, Any]:
@@ -68,8 +77,8 @@ def checked_parameters(estimator: BaseEstimator, rules: dict[str, Rule]) -> dict
     parameters = parameters_of(estimator)
     check_parameters(parameters, rules)
     reference = parameters.get("reference", "mixture")
-    if not isinstance(reference, GaussianMixture | MixtureReference):
-        others = "a GaussianMixture or a MixtureReference"
+    if not isinstance(reference, GaussianMixture | MixtureReference | HasStackPolicy):
+        others = "a GaussianMixture, a MixtureStack or a MixtureReference"
         OneOf(("mixture", "gaussian"), others).check("reference", reference)
     if parameters["validation_fraction"] == 1.0:
         raise ValueError("validation_fraction must be a number > 0 and < 1, got 1.0.")

@@ -64,6 +64,21 @@ class OneOf(NamedTuple):
         return f"{rule}, {self.others}" if self.others else rule
 
 
+class SomeOf(NamedTuple):
+    """A non-empty sequence of strings, each at most once."""
+
+    options: tuple[str, ...]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is not a sequence of the options; see `check_parameters`."""
+        rule = f"{name} must be a sequence of {', '.join(map(repr, self.options))}, got {value!r}"
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(f"{rule} of type {type(value).__name__}.")
+        given = list(value)
+        if not given or len(set(given)) < len(given) or not set(given) <= set(self.options):
+            raise ValueError(f"{rule}.")
+
+
 class Flag(NamedTuple):
     """True or False."""
 

@@ -29,12 +29,11 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     """
     config: AnchoredConfig = session.config
     rows = session.data.fitted
-    by_validation = isinstance(config.reference, str) and config.reference == "mixture"
+    policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
-    choice = choose_mixture(rows, session.random_state) if by_validation else None
-    reference = fit_reference(
-        rows, config.n_components, config.reference, session.random_state, choice=choice
-    )
+    choice = choose_mixture(rows, session.random_state, policy) if policy else None
+    kind = "mixture" if policy else config.reference
+    reference = fit_reference(rows, config.n_components, kind, session.random_state, choice=choice)
     session.report.stage(f"reference: {len(reference.log_weights)} components")
     return FittedReference(reference, choice)
 

@@ -46,7 +46,6 @@ class LikelihoodConfig(PoolConfig):
     posterior: str
     negatives: str
     n_particles: int
-    information_weight: float
 
     def objective(self) -> ParticleLikelihood:
         """Return what training descends."""
@@ -59,7 +58,6 @@ class LikelihoodConfig(PoolConfig):
             n_temperatures=self.n_temperatures,
             n_langevin_steps=self.n_langevin_steps,
             step_size=self.step_size,
-            information_weight=self.information_weight,
             most_bytes=working_memory(),
         )
 

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import torch
 
-from sklvebm.estimators._common.drift import warn_of_drift
 from sklvebm.estimators._ebm.training import Training
+from sklvebm.inference.drift import warn_of_drift
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import choose_mixture, fit_ensemble
 from sklvebm.models.energies import AnchoredEnergy

@@ -7,7 +7,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.config import TrainingConfig
-from sklvebm.estimators._common.drift import warn_of_drift
 from sklvebm.estimators._common.fit import Family
 from sklvebm.estimators._common.parameters import Rule
 from sklvebm.estimators._common.session import FitSession, Outcome
@@ -20,6 +19,7 @@ from sklvebm.estimators._ebm.training import (
     start,
     train_particles,
 )
+from sklvebm.inference.drift import warn_of_drift
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.networks import shape_of
 

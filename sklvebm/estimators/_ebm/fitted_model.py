@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.by_rows import answer_rows
+from sklvebm.by_rows import answer_rows
 from sklvebm.inference.conditional import conditional_features
 from sklvebm.inference.posterior import ROW_PARTICLES, evidence_from_above, posterior_particles
 from sklvebm.inference.products import Expert

@@ -4,13 +4,13 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
-from sklvebm.estimators._common.drift import warn_of_drift
 from sklvebm.estimators._common.fit import Family
 from sklvebm.estimators._common.parameters import Rule
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._flow.config import flow_config
 from sklvebm.estimators._flow.serialization import derived_attributes
 from sklvebm.estimators._flow.training import FlowTraining, anchored_on, start, train_flow
+from sklvebm.inference.drift import warn_of_drift
 from sklvebm.models.networks import shape_of
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.by_rows import answer_rows
+from sklvebm.by_rows import answer_rows
 from sklvebm.flows.explicit_energy import PotentialSlice, polish
 from sklvebm.flows.ode import graded_times, heun_step, times_for_tails
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_density, transport

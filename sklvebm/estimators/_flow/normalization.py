@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sklvebm.estimators._common.session import FitSession
-from sklvebm.estimators._flow.diagnostics import DENSITY_TOLERANCE, FlowDiagnostics
 from sklvebm.estimators._flow.fitted_model import FlowModel
+from sklvebm.flows.diagnostics import DENSITY_TOLERANCE, FlowDiagnostics
 from sklvebm.flows.explicit_energy import EXACT, PotentialSlice, normalise_slice
 from sklvebm.flows.ode import graded_times, heun_step
 from sklvebm.flows.potentials import (

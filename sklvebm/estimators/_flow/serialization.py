@@ -10,9 +10,9 @@ from sklvebm.estimators._common.serialization import (
     plain_reference,
     reference_from_plain,
 )
-from sklvebm.estimators._flow.diagnostics import FlowDiagnostics
 from sklvebm.estimators._flow.fitted_model import FlowModel
 from sklvebm.estimators._flow.training import FlowTraining
+from sklvebm.flows.diagnostics import FlowDiagnostics
 from sklvebm.flows.interpolant import InterpolantMarginals, interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, PotentialNetwork
 from sklvebm.models.networks import network_from_plain, plain_network, tensor_of

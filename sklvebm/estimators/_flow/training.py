@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.estimators._common.acceptance import lower_confidence_limit
+from sklvebm.acceptance import lower_confidence_limit
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -16,9 +16,9 @@ from sklvebm.estimators._common.reference import (
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.estimators._flow.config import FlowConfig
-from sklvebm.estimators._flow.diagnostics import FlowDiagnostics
 from sklvebm.estimators._flow.fitted_model import FlowModel, numbers_per_row
 from sklvebm.estimators._flow.normalization import check_model
+from sklvebm.flows.diagnostics import FlowDiagnostics
 from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.mixtures.reference import MixtureReference

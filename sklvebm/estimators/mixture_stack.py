@@ -1,0 +1,339 @@
+"""`MixtureStack`: the cross-validated average of Gaussian mixtures, as an estimator of its own."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from sklvebm.by_rows import answer_rows
+from sklvebm.estimators._common.answers import FittedDensityMixin
+from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.parameters import (
+    Number,
+    Rule,
+    Seed,
+    SomeOf,
+    check_parameters,
+    parameters_of,
+)
+from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
+from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
+from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.inference.products import Expert
+from sklvebm.messages import naming_memory
+from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.mixtures.reference_selection import fit_anchor, probabilistic_pca, reference_of
+from sklvebm.mixtures.stacking import choose_mixture
+from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
+from sklvebm.preprocessing.scaling import (
+    Standardisation,
+    check_reach,
+    fit_standardisation,
+    zero_where_squares_overflow,
+)
+from sklvebm.runtime import (
+    chunks,
+    draw_seed,
+    generator_of,
+    numerical_session,
+    without_numpy_errors,
+)
+
+_RULES: dict[str, Rule] = {
+    "covariance_types": SomeOf(DEFAULT_POLICY.covariance_types),
+    "max_components": Number(True, 1),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
+}
+
+
+class StackModel(NamedTuple):
+    """Everything that scoring and sampling need."""
+
+    reference: MixtureReference  # float64, on the CPU, without latents
+    standardisation: Standardisation
+
+
+def _in_units(member: Mixture, units: Standardisation) -> Mixture:
+    """Return a mixture of standardised rows as one of rows."""
+    means = member.means * units.scale + units.mean
+    factors = units.scale
+    if member.covariance_type == "diag":
+        covariances = member.covariances * factors**2
+    else:
+        covariances = member.covariances * factors[:, None] * factors
+    return member._replace(means=means, covariances=covariances)
+
+
+def _to_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Replace the reference in an estimator's attributes by arrays."""
+    plain = dict(state)
+    model: StackModel = plain.pop("_model")
+    del plain["reference_"]
+    plain["members_"] = [list(member) for member in plain["members_"]]
+    plain["_plain"] = {
+        "reference": plain_reference(model.reference),
+        "standardisation": model.standardisation._asdict(),
+    }
+    return plain
+
+
+def _from_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Undo `_to_plain`."""
+    parts = state.pop("_plain")
+    reference = reference_from_plain(parts["reference"])
+    units = Standardisation(**parts["standardisation"])
+    members = [Mixture(*member) for member in state["members_"]]
+    model = StackModel(reference, units)
+    return {**state, "members_": members, "reference_": reference, "_model": model}
+
+
+class MixtureStack(FittedDensityMixin, BaseEstimator):
+    """Average of Gaussian mixtures whose kinds and weights cross-validation chooses.
+
+    Single mixtures depend on where their fit starts. The mean of several densities is smoother and
+    has a higher likelihood on new rows than its members. Covariance types, numbers of components,
+    ridges and weights are chosen by the likelihood of held-out rows; then all rows are fitted.
+    Defensive components with the tails of Student's t keep the log-density of a far row finite: it
+    falls with the logarithm of the distance. The density is exact, without sampling error.
+
+    The energies of this package start from such a stack, and are kept only where held-out rows
+    prefer them to it.
+
+    Parameters
+    ----------
+    covariance_types : sequence of {"full", "tied", "diag"}, default=("full", "tied", "diag")
+        Covariances to try: one for each component, one for all, or variances for each.
+    max_components : int, default=200
+        Components of one member, at most.
+    verbose : int, default=0
+        Whether to print what `fit` does.
+    random_state : int, RandomState, Generator or None, default=None
+        Source of folds and starts; an integer repeats a fit on the same machine.
+
+    Attributes
+    ----------
+    members_ : list of Mixture
+        Members as named tuples `(weights, means, covariances, covariance_type)`, in the units of
+        X.
+    weights_ : ndarray of shape (n_members,)
+        Weights of the members, summing to one minus `tail_weight_`.
+    tail_weight_ : float
+        Weight of all defensive components.
+    n_components_ : int
+        Components of all members together.
+    reference_ : MixtureReference
+        The same density in standardised units.
+    mean_, scale_ : ndarray of shape (n_features,)
+        Units of the standardisation.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Names of the columns, where X had some.
+
+    See Also
+    --------
+    ParticleLVEBM : Corrects such a stack by an energy with latents.
+    sklearn.mixture.GaussianMixture : One mixture, with a given number of components.
+
+    Notes
+    -----
+    As `reference=` of an energy, the parameters say which mixtures may be stacked. A clone is
+    fitted to the energy's own rows, with the energy's random numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklvebm import MixtureStack
+    >>> random = np.random.RandomState(0)
+    >>> X = np.concatenate([random.normal(0, 1, (100, 2)), random.normal(5, 0.5, (50, 2))])
+    >>> stack = MixtureStack(covariance_types=["diag"], random_state=0).fit(X)
+    >>> stack.score_samples([[0.0, 0.0]]) > stack.score_samples([[2.5, 2.5]])
+    array([ True])
+    >>> stack.sample(3, random_state=0).shape
+    (3, 2)
+    """
+
+    _to_plain, _from_plain = staticmethod(_to_plain), staticmethod(_from_plain)
+
+    def __init__(
+        self,
+        *,
+        covariance_types=("full", "tied", "diag"),
+        max_components=200,
+        verbose=0,
+        random_state=None,
+    ):
+        self.covariance_types = covariance_types
+        self.max_components = max_components
+        self.verbose = verbose
+        self.random_state = random_state
+
+    @without_numpy_errors
+    def fit(self, X, y=None):
+        """Choose the mixtures and fit them to rows X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows, at least two; not modified.
+        y : Ignored
+            Present for the interface of scikit-learn.
+
+        Returns
+        -------
+        self : MixtureStack
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If X or a parameter is not usable; names it, the rule and the value.
+        """
+        with unchanged_on_failure(self), naming_memory("fit fewer rows or columns"):
+            check_parameters(parameters_of(self), _RULES)
+            X = checked_rows(self, X, reset=True, least=2)
+            warn_of_repeated_rows(X)
+            units = fit_standardisation(X)
+            rows = units.apply(X)
+            check_reach(rows, X)
+            with numerical_session(torch.get_num_threads()):
+                self._fit_standardised(rows, units)
+        return self
+
+    def _fit_standardised(self, rows, units):
+        """Fit standardised rows and set the fitted attributes."""
+        random_state, report = generator_of(self.random_state), Reporter(self, "log-likelihood")
+        report.stage(f"choosing mixtures of {len(rows)} rows")
+        choice = choose_mixture(rows, random_state, self.stack_policy())
+        anchor = fit_anchor(rows, choice, random_state, least_defensive_weight=0.0)
+        reference = reference_of(rows, anchor, probabilistic_pca(rows, 1)).without_latents()
+        members = [_in_units(member, units) for member in anchor.ensemble.members]
+        tail_weight = float(anchor.defensive_weights.sum())
+        self.__dict__.update(
+            _model=StackModel(reference, units),
+            members_=members,
+            weights_=(1.0 - tail_weight) * anchor.ensemble.weights,
+            tail_weight_=tail_weight,
+            n_components_=sum(len(member.weights) for member in members),
+            reference_=reference,
+            mean_=units.mean,
+            scale_=units.scale,
+        )
+        report.stage(f"{len(members)} members, {self.n_components_} components")
+
+    def stack_policy(self) -> StackPolicy:
+        """Return what the parameters allow the search to try.
+
+        Returns
+        -------
+        policy : StackPolicy
+            The default one, with other covariance types and grid of components.
+        """
+        check_parameters(parameters_of(self), _RULES)
+        grid = tuple(k for k in DEFAULT_POLICY.component_grid if k <= self.max_components)
+        kinds = tuple(self.covariance_types)
+        return replace(DEFAULT_POLICY, covariance_types=kinds, component_grid=grid)
+
+    @without_numpy_errors
+    def score_samples(self, X):
+        """Return the log-density of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        log_density : ndarray of shape (n_samples,)
+            Exact, nats, in the units of X.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        ValueError, TypeError
+            If X does not fit the training data.
+        """
+        X = self._checked_rows(X)
+        units = self._model.standardisation
+        rows = units.apply(X)
+        values = self._answered(rows, lambda reference, x, _: reference.log_marginal(x))
+        values = zero_where_squares_overflow(values, rows) + units.log_jacobian
+        return values.astype(X.dtype)
+
+    @without_numpy_errors
+    def predict_proba(self, X):
+        """Return the posterior probabilities of the components given each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_samples, n_components_ + 1)
+            Columns follow the components of `members_` in turn; the last one is that of all
+            defensive components together. Rows sum to one.
+        """
+        X = self._checked_rows(X)
+
+        def answer(reference: MixtureReference, x: Tensor, _: int) -> Tensor:
+            shares = torch.softmax(reference.log_components(reference.from_features(x)), 1)
+            tails = shares[:, self.n_components_ :].sum(1, keepdim=True)
+            return torch.cat([shares[:, : self.n_components_], tails], 1)
+
+        return self._answered(self._model.standardisation.apply(X), answer).astype(X.dtype)
+
+    @without_numpy_errors
+    def sample(self, n_samples=1, random_state=None):
+        """Draw rows from the density.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        random_state : int, RandomState, Generator or None, default=None
+            None draws afresh at each call, an integer repeats.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Independent, exact draws in the units of the training data.
+        """
+        n_samples = self._checked_number("n_samples", n_samples)
+        generator = torch.Generator().manual_seed(draw_seed(random_state))
+        reference, units = self._model
+        with numerical_session(1):
+            x, _ = reference.split(reference.sample(n_samples, generator))
+        return framed(self, units.invert(x.numpy()))
+
+    def _answered(self, rows, answer):
+        """Apply `answer(reference, x, number)` to standardised rows in chunks."""
+        reference = self._model.reference
+        parts = chunks(len(rows), 1, 4 * len(reference.log_weights))
+        return answer_rows(reference, rows, self._run_device(), answer, parts)
+
+    def _run_device(self):
+        return torch.device("cpu")
+
+    def _expert(self):
+        """Return the density as `sklvebm.compose` sees it."""
+        check_is_fitted(self)
+        reference, units = self._model
+        return Expert(
+            reference=reference,
+            correction=lambda x, z: x.new_zeros(len(x)),
+            mean=torch.from_numpy(np.array(units.mean)),
+            scale=torch.from_numpy(np.array(units.scale)),
+            log_partition=0.0,
+            bounded=True,
+        )
