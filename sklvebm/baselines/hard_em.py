@@ -181,7 +181,7 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
         dtype="float32",
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation

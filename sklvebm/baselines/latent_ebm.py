@@ -225,7 +225,7 @@ class LatentEBM(DecoderDensityMixin, BaseEstimator):
         dtype="float32",
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation

@@ -67,7 +67,7 @@ class ComposedEnergy:
     (200,)
     """
 
-    def __init__(self, models, weights, n_nodes=64):
+    def __init__(self, models, weights, n_nodes=64) -> None:
         self.models, self.weights, self.n_nodes = models, weights, n_nodes
         self.n_features_in_ = models[0].n_features_in_
         self._composition()  # fails here, not later, where nothing can be normalised

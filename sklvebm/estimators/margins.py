@@ -77,7 +77,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     # an HTML representation has no link rather than one to scikit-learn's pages
     _doc_link_module, _doc_link_template = "sklvebm", ""
 
-    def __init__(self, *, max_bins=64):
+    def __init__(self, *, max_bins=64) -> None:
         self.max_bins = max_bins
 
     @without_numpy_errors

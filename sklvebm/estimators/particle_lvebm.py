@@ -205,6 +205,14 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
 
     Notes
     -----
+    **Parameters to set first**: `n_components`, `image_shape`, `reference`, `latent_map`,
+    `max_iter`, `tol`, `early_stopping`, `warm_start`, `device`, `verbose` and `random_state`.
+
+    **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
+    `activation`, `energy`, `dynamics`, `posterior`, `negatives`, `step_size`, `n_particles`,
+    `n_chains`, `n_temperatures`, `n_langevin_steps`, `information_weight`, `learning_rate_init`,
+    `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
+
     `score` uses the upper estimate of log Z and a free energy bounded from the safe side, so its
     expectation is not above the log-likelihood. What latents mean is a gauge of the model: the
     likelihood alone leaves `p(z | x)` free. See `docs/theory/model.md`.
@@ -261,7 +269,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         dtype="float32",
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation

@@ -164,6 +164,14 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
 
     Notes
     -----
+    **Parameters to set first**: `image_shape`, `reference`, `max_iter`, `tol`, `early_stopping`,
+    `warm_start`, `device`, `verbose` and `random_state`.
+
+    **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
+    `activation`, `loss`, `consistency`, `n_steps`, `n_probes`, `n_langevin_steps`, `energy_time`,
+    `learning_rate_init`, `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and
+    `dtype`.
+
     By default the likelihood is exact up to the integrator's error. An estimated trace uses
     directions that are the same for every row. See `docs/user_guide/potential_flow.md`.
 
@@ -213,7 +221,7 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         dtype="float32",
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.image_shape = image_shape

@@ -24,7 +24,7 @@ from sklvebm.validation import as_plain_array
 
 
 def _estimator_has(name: str) -> Callable[[Any], bool]:
-    def check(self) -> bool:
+    def check(self: Any) -> bool:
         getattr(getattr(self, "estimator_", self.estimator or ParticleLVEBM()), name)
         return True
 
@@ -91,7 +91,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
     True
     """
 
-    def __init__(self, estimator=None, *, transformer=None):
+    def __init__(self, estimator=None, *, transformer=None) -> None:
         self.estimator = estimator
         self.transformer = transformer
 

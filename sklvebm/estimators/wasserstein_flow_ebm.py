@@ -192,6 +192,14 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
 
     Notes
     -----
+    **Parameters to set first**: `image_shape`, `reference`, `max_iter`, `tol`, `early_stopping`,
+    `warm_start`, `device`, `verbose` and `random_state`.
+
+    **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
+    `activation`, `proximal`, `proximal_weight`, `penalty_half_life`, `n_inner_steps`, `dynamics`,
+    `step_size`, `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`,
+    `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
+
     Without latents the energy of a row is exact, and all that `score` leaves open is the bracket of
     log Z, of which it takes the upper end. See `docs/user_guide/wasserstein_flow.md`.
 
@@ -243,7 +251,7 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         dtype="float32",
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.image_shape = image_shape

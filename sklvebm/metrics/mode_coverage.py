@@ -84,6 +84,11 @@ def mode_coverage(
     ValueError
         If shapes do not match or a parameter is not legal.
 
+    See Also
+    --------
+    noise_floor : What a metric is worth between two parts of one sample.
+    energy_distance : A distance that needs no modes.
+
     Notes
     -----
     Even a perfect sample has a total variation of the order of the root of modes over rows.

@@ -92,6 +92,11 @@ def noise_floor(
     ValueError
         If X has too few rows or a parameter is not legal.
 
+    See Also
+    --------
+    mode_coverage : Which modes of a sample are missed.
+    energy_distance : A metric to find the floor of.
+
     Notes
     -----
     Divisions share rows, so that quantiles are less certain than the number of splits suggests.

@@ -47,7 +47,7 @@ class MixtureParts(nn.Module):
         return self.latent_scale.shape[0]
 
     def split(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Map particles (B, D + L) in the reference's coordinates to `(x, z)`."""
+        """Map each `position` (B, D + L) in the reference's coordinates to `(x, z)`."""
         y, e = position[:, : self.n_features], position[:, self.n_features :]
         x = self.to_features(y)
         return x, self.to_latents(x, e)

@@ -189,7 +189,7 @@ class MixtureReference(MixtureParts):
         return marginal
 
     def reweighted(self, log_weights: Tensor) -> "MixtureReference":
-        """Return the same components in the same coordinates with other weights, summing to one."""
+        """Return the same components and coordinates with weights of other `log_weights` (M,)."""
         twin = copy.deepcopy(self)
         twin.log_weights = log_weights.to(self.log_weights)
         return twin
@@ -410,7 +410,7 @@ class MixtureReference(MixtureParts):
         return self.draws_of(component, generator)
 
     def draws_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw exact particles `(y, e)`, (n, D + L), of given components (n,)."""
+        """Draw `(y, e)`, (n, D + L), exactly, one of each `component` (n,), from `generator`."""
         like = self.means
         noise = torch.randn(
             (len(component), self.n_features + self.n_latents),
@@ -431,11 +431,11 @@ class MixtureReference(MixtureParts):
     # Frames ------------------------------------------------------------------------------------
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
-        """Draw a mixture component for each y (B, D) from its probability given y; (B,)."""
+        """Draw a component for each y (B, D) from its probability given y, by `noise`; (B,)."""
         return draw_categorical(self.log_components(y), noise)
 
     def frame(self, y: Tensor, noise: Noise) -> Frame:
-        """Return frames for y (B, D), in which one drawn component of r is N(0, I)."""
+        """Return frames for y (B, D), in which a component of r, drawn by `noise`, is N(0, I)."""
         component = self.draw_components(y, noise)
         means = self.means[component]
         if self.is_diagonal:

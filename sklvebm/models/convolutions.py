@@ -147,7 +147,7 @@ class ConvEnergy(Energy):
         return maps
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         hidden = self.feature_maps(x).flatten(1)
         offset: Tensor | float = z @ self.latent_weight.T  # of the first layer alone
         for weight, bias in zip(self.weights, self.biases, strict=True):
@@ -246,7 +246,7 @@ class ConvLayerEnergy(Energy):
         return [self.bias.repeat_interleave(self.n_places)]
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         hidden = torch.addmm(self.biases[0], torch.cat([x, z], 1), self.weights[0].T)
         return ACTIVATIONS[self.activation](hidden) @ self.output
 

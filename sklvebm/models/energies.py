@@ -125,7 +125,7 @@ class MLPEnergy(Energy):
         self.output = nn.Parameter(torch.zeros(widths[-1], dtype=torch.float32))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         hidden = torch.cat([x, z], 1)
         activation = ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights, self.biases, strict=True):
@@ -174,7 +174,7 @@ class LinearGaussianEnergy(Energy):
         return self.factor @ self.factor.T + self.ridge * identity
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         centred = torch.cat([x, z], 1) - self.mean
         return 0.5 * ((centred @ self.precision()) * centred).sum(1)
 
@@ -250,7 +250,7 @@ class AnchoredEnergy(Energy):
         self.reach = reach
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return `E - E_ref`, (B,), in nats."""
+        """Return `E - E_ref`, (B,), in nats, of rows x (B, D) with latents z (B, L)."""
         bounded = self.bound * torch.tanh(self.network(x, z) / self.bound)
         return bounded if self.reach is None else self.reach(x) * bounded
 
@@ -261,7 +261,7 @@ class AnchoredEnergy(Energy):
         return output is not None and not bool(output.detach().any())
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         return self.reference.energy(x, z) + self.correction(x, z)
 
 
@@ -306,11 +306,11 @@ class BridgedEnergy(Energy):
         return super().train(False)
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return `E - E_ref`, (B,), in nats."""
+        """Return `E - E_ref`, (B,), in nats, of rows x (B, D) with latents z (B, L)."""
         return self.network(x, z) - self.reference.energy(x, z)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         return self.network(x, z)
 
 
@@ -352,15 +352,15 @@ class MappedEnergy(Energy):
         return self.anchored.reference
 
     def own_latents(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return the latents (B, L) that the anchored energy knows z by."""
+        """Return the latents (B, L) that the anchored energy knows z (B, L) of x (B, D) by."""
         return self.reference.to_latents(x, self.latent_map.from_latents(x, z))
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return the energy above the reference's, (B,), in nats."""
+        """Return the energy above the reference's, (B,), in nats, of x (B, D) with z (B, L)."""
         return self.anchored.correction(x, self.own_latents(x, z))
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies in nats, (B,)."""
+        """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
         log_jacobian = torch.log(self.latent_map.scale / self.reference.latent_scale).sum()
         return self.anchored(x, self.own_latents(x, z)) + log_jacobian
 
@@ -399,7 +399,7 @@ class FeatureEnergy(nn.Module):
         return self.anchored.reference
 
     def correction(self, x: Tensor) -> Tensor:
-        """Return the energy above the reference's, (B,), in nats."""
+        """Return the energy above the reference's, (B,), in nats, of rows x (B, D)."""
         return self.anchored.correction(x, x[:, :0])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -426,7 +426,7 @@ class Corrected(Protocol):
         """The density at the path's beginning."""
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return the energy above the reference's, (B,), in nats."""
+        """Return the energy above the reference's, (B,), in nats, of x (B, D) with z (B, L)."""
 
 
 def multiply_adds(energy: nn.Module) -> int:
