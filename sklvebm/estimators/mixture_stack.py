@@ -1,7 +1,8 @@
 """`MixtureStack`: the cross-validated average of Gaussian mixtures, as an estimator of its own."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -169,14 +170,14 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         max_components=200,
         verbose=0,
         random_state=None,
-    ):
+    ) -> None:
         self.covariance_types = covariance_types
         self.max_components = max_components
         self.verbose = verbose
         self.random_state = random_state
 
     @without_numpy_errors
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Choose the mixtures and fit them to rows X.
 
         Parameters
@@ -207,7 +208,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
                 self._fit_standardised(rows, units)
         return self
 
-    def _fit_standardised(self, rows, units):
+    def _fit_standardised(self, rows: np.ndarray, units: Standardisation) -> None:
         """Fit standardised rows and set the fitted attributes."""
         random_state, report = generator_of(self.random_state), Reporter(self, "log-likelihood")
         report.stage(f"choosing mixtures of {len(rows)} rows")
@@ -242,7 +243,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         return replace(DEFAULT_POLICY, covariance_types=kinds, component_grid=grid)
 
     @without_numpy_errors
-    def score_samples(self, X):
+    def score_samples(self, X: Any) -> np.ndarray:
         """Return the log-density of each row.
 
         Parameters
@@ -270,7 +271,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         return values.astype(X.dtype)
 
     @without_numpy_errors
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Return the posterior probabilities of the components given each row.
 
         Parameters
@@ -294,7 +295,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         return self._answered(self._model.standardisation.apply(X), answer).astype(X.dtype)
 
     @without_numpy_errors
-    def sample(self, n_samples=1, random_state=None):
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draw rows from the density.
 
         Parameters
@@ -316,16 +317,18 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
             x, _ = reference.split(reference.sample(n_samples, generator))
         return framed(self, units.invert(x.numpy()))
 
-    def _answered(self, rows, answer):
+    def _answered(
+        self, rows: np.ndarray, answer: Callable[[MixtureReference, Tensor, int], Tensor]
+    ) -> np.ndarray:
         """Apply `answer(reference, x, number)` to standardised rows in chunks."""
         reference = self._model.reference
         parts = chunks(len(rows), 1, 4 * len(reference.log_weights))
         return answer_rows(reference, rows, self._run_device(), answer, parts)
 
-    def _run_device(self):
+    def _run_device(self) -> torch.device:
         return torch.device("cpu")
 
-    def _expert(self):
+    def _expert(self) -> Expert:
         """Return the density as `sklvebm.compose` sees it."""
         check_is_fitted(self)
         reference, units = self._model

@@ -210,8 +210,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
 
     **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
     `activation`, `energy`, `dynamics`, `posterior`, `negatives`, `step_size`, `n_particles`,
-    `n_chains`, `n_temperatures`, `n_langevin_steps`, `information_weight`, `learning_rate_init`,
-    `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
+    `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`, `batch_size`,
+    `validation_fraction`, `n_iter_no_change` and `dtype`.
 
     `score` uses the upper estimate of log Z and a free energy bounded from the safe side, so its
     expectation is not above the log-likelihood. What latents mean is a gauge of the model: the
