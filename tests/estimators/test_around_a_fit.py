@@ -54,8 +54,8 @@ PREPARED = """
 import os, signal, threading
 import numpy as np, torch
 from sklearn.cluster import KMeans
-from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM, thread_limits
-thread_limits._WORTH_TWO_PARTS, thread_limits._OF_EACH_PART = 1e2, 2e2
+from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM, threads
+threads._WORTH_TWO_PARTS, threads._OF_EACH_PART = 1e2, 2e2
 torch.set_num_threads(2)
 X = np.random.default_rng(0).normal(size=(400, 3)) * [1.0, 0.5, 2.0]
 small = dict(hidden_layer_sizes=(16,), max_iter=1, random_state=0)
