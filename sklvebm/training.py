@@ -17,6 +17,7 @@ _WARM_UP = 20  # updates until the learning rate is reached
 _LEARNING_RATE_FACTOR = 0.3  # applied on a plateau
 _N_REDUCTIONS = 2  # reductions before a plateau ends training
 _CLIP_NORM = 10.0
+_NORM, _BOUND = "norm of the parameters", "bound"  # among what an epoch reads
 _MAX_ROLL_BACKS = 5
 _SMOOTH_OVER = 5  # epochs: one ELBO carries the noise of a few hundred particles
 # a model this far below where it started has run away, nats
@@ -27,6 +28,9 @@ class Objective(Protocol):
     """What the loop needs of an objective; `state` is whatever `step` returns."""
 
     loss_name: str  # under which the history has the mean loss
+    # whether the bound of parameters that are not finite is NaN, without an error: it is computed
+    # before the host reads anything then, so that an epoch waits for the device once
+    has_total_bound: bool
 
     def step(
         self, energy: Any, batch: Batch, state: Any, generator: torch.Generator
@@ -35,8 +39,11 @@ class Objective(Protocol):
 
     def lower_bound(
         self, energy: Any, state: Any, target: Any, x: Tensor, generator: torch.Generator
-    ) -> float:
+    ) -> Tensor | float:
         """Return the mean ELBO of `target` on rows x, in nats, given the state of `energy`."""
+
+    def measures(self, state: Any) -> dict[str, Tensor]:
+        """Return 0-d tensors of a state that `problem` needs among its metrics."""
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
         """Say why the particles cannot stand for the model any more; None if they can."""
@@ -87,7 +94,11 @@ def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float)
     """
     energy = copy.deepcopy(energy)
     optimizer = torch.optim.AdamW(
-        energy.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=alpha
+        energy.parameters(),
+        lr=learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=alpha,
+        foreach=True,  # a launch for all parameters instead of one for each
     )
     return Optimisation(energy, copy.deepcopy(energy), optimizer, 0)
 
@@ -110,6 +121,42 @@ def batches(
     yield from torch.tensor_split(order, max(1, math.ceil(n_rows / batch_size)))
 
 
+def _pass_over(
+    optimisation: Optimisation,
+    objective: Objective,
+    x: Tensor,
+    state: Any,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> tuple[Optimisation, Any, dict[str, Tensor]]:
+    """Pass over the rows x (N, D) once; return the optimisation, the state and mean metrics, 0-d.
+
+    The host waits for nothing here.
+    """
+    energy, average, optimizer, n_updates = optimisation
+    parameters = list(energy.parameters())
+    sums: dict[str, Tensor] = {}
+    n_batches = 0
+    for index in batches(len(x), batch_size, generator, x.device):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
+            loss.backward()
+        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM, foreach=True)
+        optimizer.step()
+        n_updates += 1
+        _update_average(average, energy, n_updates)
+        n_batches += 1
+        for name, value in {objective.loss_name: loss.detach(), **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value
+    means = {name: total / n_batches for name, total in sums.items()}
+    return Optimisation(energy, average, optimizer, n_updates), state, means
+
+
 def train_epoch(
     optimisation: Optimisation,
     objective: Objective,
@@ -127,27 +174,33 @@ def train_epoch(
     ParticleDivergenceError
         If the loss or a parameter is not finite after the epoch.
     """
-    energy, average, optimizer, n_updates = optimisation
-    parameters = list(energy.parameters())
-    sums: dict[str, Tensor] = {}
-    n_batches = 0
-    for index in batches(len(x), batch_size, generator, x.device):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
-            loss.backward()
-        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
-        optimizer.step()
-        n_updates += 1
-        _update_average(average, energy, n_updates)
-        n_batches += 1
-        for name, value in {objective.loss_name: loss.detach(), **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value
-    means = {name: float(total) / n_batches for name, total in sums.items()}
-    _check_finite(energy, means)
-    return Optimisation(energy, average, optimizer, n_updates), state, means
+    optimisation, state, means = _pass_over(
+        optimisation,
+        objective,
+        x,
+        state,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        generator=generator,
+    )
+    metrics = read_together({**means, _NORM: _norm(optimisation.energy)})
+    _check_finite(metrics)
+    return optimisation, state, metrics
+
+
+def read_together(values: dict[str, Tensor | float]) -> dict[str, float]:
+    """Return 0-d tensors as numbers; the host waits for their device once."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return {name: float(value) for name, value in values.items()}
+    stacked = torch.stack([value.detach().double() for value in tensors.values()])
+    read = dict(zip(tensors, stacked.tolist(), strict=True))
+    return {name: read[name] if name in read else float(values[name]) for name in values}
+
+
+def _norm(energy: nn.Module) -> Tensor:
+    """Return a norm of all parameters, 0-d: it is finite where they are."""
+    return torch.stack(torch._foreach_norm(list(energy.parameters()))).double().sum()
 
 
 def _update_average(average: nn.Module, energy: nn.Module, n_updates: int) -> None:
@@ -157,10 +210,10 @@ def _update_average(average: nn.Module, energy: nn.Module, n_updates: int) -> No
         torch._foreach_lerp_(list(average.parameters()), list(energy.parameters()), share)
 
 
-def _check_finite(energy: nn.Module, metrics: dict[str, float]) -> None:
-    finite = all(math.isfinite(value) for value in metrics.values()) and all(
-        bool(torch.isfinite(p).all()) for p in energy.parameters()
-    )
+def _check_finite(metrics: dict[str, float]) -> None:
+    """Raise where a metric or the norm of the parameters, which is taken out, is not finite."""
+    finite = all(math.isfinite(value) for value in metrics.values())
+    metrics.pop(_NORM)
     if not finite:
         raise ParticleDivergenceError(
             "particles or parameters are not finite: "
@@ -263,7 +316,7 @@ def train(
     """
     how = {"state": state, "batch_size": batch_size, "generator": generator}
     run = _Run(optimisation, objective, x, x_monitor, **how)
-    best, best_lower_bound = _copied(run.optimisation.average), run.monitored()
+    best, best_lower_bound = _copied(run.optimisation.average), float(run.monitored())
     if not math.isfinite(best_lower_bound):
         raise ParticleDivergenceError(
             f"The model has no finite ELBO ({best_lower_bound}) before the first update."
@@ -376,28 +429,37 @@ class _Run:
         self.batch_size, self.generator = batch_size, generator
         self.least_lower_bound = -math.inf
 
-    def monitored(self) -> float:
+    def monitored(self) -> Tensor | float:
         """Return the ELBO of the running average on the monitored rows, in nats per row."""
         last, average = self.optimisation.energy, self.optimisation.average
         return self.objective.lower_bound(last, self.state, average, self.x_monitor, self.generator)
 
     def epoch(self, number: int, learning_rate: float) -> Progress:
         """Pass over the rows once and look for problems, which leave an ELBO of NaN."""
-        metrics: dict[str, float] = {}
+        self.optimisation, self.state, means = _pass_over(
+            self.optimisation,
+            self.objective,
+            self.x,
+            self.state,
+            batch_size=self.batch_size,
+            learning_rate=learning_rate,
+            generator=self.generator,
+        )
+        measures = self.objective.measures(self.state)
+        bound = {_BOUND: self.monitored()} if self.objective.has_total_bound else {}
+        norm = {_NORM: _norm(self.optimisation.energy)}
+        read = read_together({**means, **norm, **measures, **bound})
+        of_state = {name: read.pop(name) for name in measures}
+        known = read.pop(_BOUND, None)
         try:
-            self.optimisation, self.state, metrics = train_epoch(
-                self.optimisation,
-                self.objective,
-                self.x,
-                self.state,
-                batch_size=self.batch_size,
-                learning_rate=learning_rate,
-                generator=self.generator,
-            )
+            _check_finite(read)
         except ParticleDivergenceError as error:
-            return Progress(number, math.nan, learning_rate, metrics, str(error))
-        problem = self.objective.problem(self.state, metrics)
-        lower_bound = math.nan if problem else self.monitored()
+            return Progress(number, math.nan, learning_rate, {}, str(error))
+        metrics = read
+        problem = self.objective.problem(self.state, {**metrics, **of_state})
+        lower_bound = math.nan if problem else known
+        if lower_bound is None:
+            lower_bound = float(self.monitored())
         if not problem and not lower_bound > self.least_lower_bound:
             problem = f"the ELBO fell to {lower_bound:.4g} nats"
         if problem:

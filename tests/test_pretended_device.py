@@ -13,6 +13,7 @@ from sklvebm import baselines
 from sklvebm.baselines import VAE
 
 HERE = Path(__file__).parent
+FILES = ("test_devices.py", "test_launches.py", "test_pretended_device.py")
 # of about the same length, the longest first
 PARTS = ["PotentialFlowEBM", "ParticleLVEBM", " or ".join(baselines.__all__), "WassersteinFlowEBM"]
 OTHERS = " and ".join(f"not ({part})" for part in PARTS)
@@ -24,7 +25,7 @@ OTHERS = " and ".join(f"not ({part})" for part in PARTS)
     "part", [*PARTS, OTHERS], ids=[*PARTS[:2], "baselines", PARTS[3], "others"]
 )
 def test_everything_on_the_pretended_device_in_a_process_of_its_own(part):
-    files = [HERE / name for name in ("test_devices.py", "test_pretended_device.py")]
+    files = [HERE / name for name in FILES]
     options = ["-q", "-p", "no:cacheprovider", "-k", part]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *files, *options],

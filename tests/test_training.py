@@ -39,7 +39,7 @@ class Quadratic:
         self.bounds = None if bounds is None else list(bounds)
         self.seen, self.rows, self.iterates, self.monitored = [], [], [], []
 
-    loss_name = "contrast"
+    loss_name, has_total_bound = "contrast", False
 
     def step(self, energy, batch, state, generator):
         self.seen.append(batch.index)
@@ -47,6 +47,9 @@ class Quadratic:
         self.iterates.append(energy.theta.detach().clone())
         loss = (energy.theta - self.goal).square().sum()
         return loss, state + 1, {"distance": loss.detach().sqrt()}
+
+    def measures(self, state):
+        return {}
 
     def problem(self, state, metrics):
         return None
@@ -169,7 +172,7 @@ def test_the_running_average_remembers_fifty_updates():
 
 def test_large_gradients_are_clipped_to_norm_ten():
     class Steep(Quadratic):
-        loss_name = "contrast"
+        loss_name, has_total_bound = "contrast", False
 
         def step(self, energy, batch, state, generator):
             loss, state, metrics = super().step(energy, batch, state, generator)
@@ -181,7 +184,7 @@ def test_large_gradients_are_clipped_to_norm_ten():
 
 def test_weight_decay_is_decoupled_from_the_gradient():
     class Indifferent(Quadratic):
-        loss_name = "contrast"
+        loss_name, has_total_bound = "contrast", False
 
         def step(self, energy, batch, state, generator):
             return 0.0 * energy.theta.sum(), state, {}
@@ -311,7 +314,7 @@ class Troubled(Quadratic):
         super().__init__(**options)
         self.trouble, self.when, self.n_steps = trouble, when, 0
 
-    loss_name = "contrast"
+    loss_name, has_total_bound = "contrast", False
 
     def step(self, energy, batch, state, generator):
         loss, state, metrics = super().step(energy, batch, state, generator)
@@ -387,7 +390,7 @@ def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_opti
 class InPlace(Troubled):
     """Keep a state that every step writes into."""
 
-    loss_name = "contrast"
+    loss_name, has_total_bound = "contrast", False
 
     def step(self, energy, batch, state, generator):
         loss, _, metrics = super().step(energy, batch, 0, generator)

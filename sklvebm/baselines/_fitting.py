@@ -47,7 +47,7 @@ class BoundObjective(Inference):
     A method adds `init` (what it carries from one update to the next), `step` and `posterior`.
     """
 
-    loss_name = "contrast"
+    loss_name, has_total_bound = "contrast", False
 
     def lower_bound(
         self,
@@ -69,6 +69,10 @@ class BoundObjective(Inference):
     def normalise(self, model: LatentModel, state: Any, seed: int) -> LogPartition:
         """Return log Z of the prior of a trained model, float64, on the CPU."""
         return NORMALISED
+
+    def measures(self, state: Any) -> dict[str, Tensor]:
+        """Return nothing: `problem` needs no more than the metrics."""
+        return {}
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
         """Return None: nothing but non-finite numbers can go wrong, which the loop sees."""

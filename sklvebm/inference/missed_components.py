@@ -60,31 +60,27 @@ def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPar
     )
 
 
-@torch.no_grad()
-def missed_components(
-    energy: Corrected, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
-) -> MissedComponents:
-    """Return the components that fewer than half a walker starts from, where a few draws suffice.
+def rare_components(reference: MixtureReference, n_walkers: int) -> Tensor:
+    """Return the components that fewer than half a walker starts from, by weight, (M,)."""
+    return torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
 
-    Parameters
-    ----------
-    energy : AnchoredEnergy, BridgedEnergy, Composition or PotentialSlice
-        The model: anything with a mixture as `reference` and a `correction` of x and z.
-    n_walkers : int
-        Walkers that start by weight.
-    generator : torch.Generator
-        Source of the draws, on the energy's device.
-    chunk : int, default=8192
-        Draws evaluated at a time; at least those of one component are.
+
+@torch.no_grad()
+def component_masses(
+    energy: Corrected, index: Tensor, generator: torch.Generator, *, chunk: int = 2**13
+) -> MissedComponents:
+    """Estimate how much more each component of an index (M,) holds in the model than by weight.
+
+    The host waits for nothing here. Parameters are those of `missed_components`.
 
     Returns
     -------
     missed : MissedComponents
-        Mass estimated by 64 exact draws of each, of which eight or more are effective. Components
-        on which the correction varies more are wide, and shared by neighbours that are seen.
+        Mass estimated by 64 exact draws of each, none (minus infinity) where fewer than eight are
+        effective. Components on which the correction varies more are wide, and shared by neighbours
+        that are visited.
     """
     reference = energy.reference
-    index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
     if not len(index):
         nothing = torch.zeros(0, dtype=torch.float64, device=index.device)
         return MissedComponents(index, nothing, nothing)
@@ -102,15 +98,36 @@ def missed_components(
         ]
         corrections += side_by_side(correction, positions)
     log_weights = -torch.cat(corrections)
-    known = effective_sample_size(log_weights) >= _ENOUGH
     log_means = torch.logsumexp(log_weights, 1) - math.log(_DRAWS)
-    return MissedComponents(
-        index[known], reference.log_weights[index[known]].double(), log_means[known]
-    )
+    known = effective_sample_size(log_weights) >= _ENOUGH
+    log_means = torch.where(known, log_means, -math.inf)
+    return MissedComponents(index, reference.log_weights[index].double(), log_means)
+
+
+def missed_components(
+    energy: Corrected, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
+) -> MissedComponents:
+    """Return the rare components whose mass is known; see `component_masses`.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy, BridgedEnergy, Composition or PotentialSlice
+        The model: anything with a mixture as `reference` and a `correction` of x and z.
+    n_walkers : int
+        Walkers that start by weight.
+    generator : torch.Generator
+        Source of the draws, on the energy's device.
+    chunk : int, default=8192
+        Draws evaluated at a time; at least those of one component are.
+    """
+    index = rare_components(energy.reference, n_walkers)
+    found = component_masses(energy, index, generator, chunk=chunk)
+    known = found.log_means > -math.inf
+    return MissedComponents(*(part[known] for part in found))
 
 
 def tilted_reference(
-    reference: MixtureReference, missed: MissedComponents, log_partition: float
+    reference: MixtureReference, missed: MissedComponents, log_partition: float | Tensor
 ) -> MixtureReference:
     """Return the reference with missed components as likely as the model has them.
 
@@ -122,21 +139,21 @@ def tilted_reference(
         What walkers start from: that in which components are rare, or one tilted before.
     missed : MissedComponents
         The missed components.
-    log_partition : float
+    log_partition : float or 0-d Tensor
         log Z of the model, nats: what masses are shares of. Where too low, shares are too high, but
         half at most together.
     """
     weights = torch.exp(reference.log_weights.double())
+    before = weights[missed.index]
     shares = torch.exp(missed.log_weights + missed.log_means - log_partition)
-    up_weighted = shares > weights[missed.index]
-    index, shares = missed.index[up_weighted], shares[up_weighted].to(weights)
-    shares = shares * min(1.0, _MOST_STARTS / max(float(shares.sum()), 1e-300))
-    tilted = weights.clone()
-    tilted[index] = 0.0
-    if not float(tilted.sum()) > 0.0:  # all are rare: no others to take weight from
-        return reference
-    tilted *= (1.0 - shares.sum()) / tilted.sum()
-    tilted[index] = shares
+    up_weighted = shares > before
+    shares = torch.where(up_weighted, shares, 0.0)
+    shares = shares * (_MOST_STARTS / shares.sum().clamp(min=1e-300)).clamp(max=1.0)
+    others = weights.index_put((missed.index,), torch.where(up_weighted, 0.0, before))
+    tilted = others * ((1.0 - shares.sum()) / others.sum().clamp(min=1e-300))
+    tilted = tilted.index_add(0, missed.index, shares)
+    # where all components are rare, there are no others to take weight from
+    tilted = torch.where(others.sum() > 0.0, tilted, weights)
     return reference.reweighted(torch.log(tilted))
 
 
@@ -174,10 +191,10 @@ def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
     return ratio > -math.log(share)
 
 
-def missed_share(reference: MixtureReference, tilted: MixtureReference) -> float:
-    """Return what `tilted` has in components that start less than half as often in `reference`."""
+def missed_share(reference: MixtureReference, tilted: MixtureReference) -> Tensor:
+    """Return the share in `tilted` of components that have less than half of it in `reference`."""
     missed = tilted.log_weights > reference.log_weights + math.log(2.0)
-    return float(torch.exp(tilted.log_weights[missed]).sum())
+    return torch.where(missed, torch.exp(tilted.log_weights), 0.0).sum()
 
 
 def tilted_draws(

@@ -50,6 +50,8 @@ def affine_tanh(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return `tanh(rows @ weight.T + bias)`, (B, W); shapes as `affine`."""
     if _suits_onednn(rows, len(weight)):
         return _onednn_linear(rows, weight, bias, "tanh", [], "")
+    if rows.device.type != "cpu":
+        return torch.addmm(bias, rows, weight.T).tanh_()
     # tanh(a) = 2 sigmoid(2 a) - 1, and torch's sigmoid is several times faster than its tanh
     doubled = torch.addmm(bias, rows, weight.T, beta=2.0, alpha=2.0)
     return doubled.sigmoid_().mul_(2.0).sub_(1.0)

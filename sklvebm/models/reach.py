@@ -52,12 +52,11 @@ class Reach(nn.Module):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return s of rows x (B, D), (B,), and its gradient (B, D), per standardised unit."""
         white = (x - self.centre) @ self.whitening.T
-        beyond = (white.square().sum(1) - 1.0).clamp(0.0, _FARTHEST)
-        value = torch.exp(-beyond.square())
-        # zero on the clamp's far side, where rows may be too large for a product with zero
-        slope = torch.where(beyond < _FARTHEST, -4.0 * beyond * value, torch.zeros_like(value))
-        inner = torch.where(slope[:, None] != 0.0, white, torch.zeros_like(white))
-        return value, slope[:, None] * (inner @ self.whitening)
+        beyond = white.square().sum(1).sub_(1.0).clamp_(0.0, _FARTHEST)
+        value = beyond.square().neg_().exp_()
+        slope = (beyond.mul_(-4.0) * value).unsqueeze(1)  # zero at the clamp's far side
+        # rows far out may be too large for a product with zero
+        return value, torch.where(slope != 0.0, slope * (white @ self.whitening), 0.0)
 
 
 def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:

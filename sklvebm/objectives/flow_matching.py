@@ -204,7 +204,7 @@ class PotentialFlow:
         Weight of `inconsistency`; 0 leaves it out.
     """
 
-    loss_name = "loss"
+    loss_name, has_total_bound = "loss", False
 
     def __init__(self, loss: str = "flow-matching", *, consistency: float = 0.1) -> None:
         self.loss, self.consistency = _LOSSES[loss], consistency
@@ -244,6 +244,10 @@ class PotentialFlow:
         directions = trace_directions(x.shape[1], n_probes, probes, like=x)
         density = flow_density(target, x, _MONITOR_STEPS, directions)
         return float(density.log_density.mean())
+
+    def measures(self, state: Any) -> dict[str, Tensor]:
+        """Return nothing: there are no particles."""
+        return {}
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
         """Return None: there are no particles that could go astray."""

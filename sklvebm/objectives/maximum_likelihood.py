@@ -58,7 +58,7 @@ class ParticleLikelihood:
         Bytes of posterior particles up to which they stay in memory; more are mapped from a file.
     """
 
-    loss_name = "contrast"
+    loss_name, has_total_bound = "contrast", True
 
     def __init__(
         self,
@@ -171,6 +171,10 @@ class ParticleLikelihood:
         """Return the particles of a state, which is nothing else here."""
         return state
 
+    def measures(self, state: ParticleState) -> dict[str, Tensor]:
+        """Return how far out particles are; see `TemperedPool.measures`."""
+        return self.tempered.measures(state)
+
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
         """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
         return self.tempered.problem(state, metrics)
@@ -185,7 +189,7 @@ class ParticleLikelihood:
         target: PathEnergy,
         x: Tensor,
         generator: torch.Generator,
-    ) -> float:
+    ) -> Tensor:
         """Return the mean ELBO of `target` on rows x (N, D), in nats.
 
         Parameters
@@ -203,4 +207,4 @@ class ParticleLikelihood:
         """
         nodes = latent_nodes(_MONITOR_NODES, energy.n_latents, seed=0).to(x)
         log_z = self.tempered.log_partition(energy, state, target, generator)
-        return float(-free_energy_bound(target, x, nodes).mean()) - log_z
+        return -free_energy_bound(target, x, nodes).mean() - log_z

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.missed_components import (
+    component_masses,
     defended,
     log_ratio,
-    missed_components,
     missed_share,
+    rare_components,
     tilted_reference,
 )
 from sklvebm.mcmc.adaptation import adapt_step_size
@@ -161,14 +162,17 @@ def with_independence_proposals(
     betas: Tensor,
     log_partition: Tensor,
     noise: IndependentNoise,
+    *,
+    rare: Tensor | None = None,
 ) -> Tensor:
     """Return the pool after independence proposals, which reach where chains seldom come.
 
     Draws come from the reference with up-weighted components that annealing misses as likely as the
     model has them, and a quarter of them from the defensive component, around the rows; whoever
     takes one is decided by Metropolis, so that every rung keeps its stationary distribution.
-    Nothing is proposed where there is no defensive component and less than half a chain would live
-    in up-weighted ones.
+    Up-weighted components count where half a chain or more would live in them; without these and
+    without a defensive component, nothing is proposed. The host waits for nothing here, if it knows
+    which components are rare.
 
     Parameters
     ----------
@@ -182,20 +186,23 @@ def with_independence_proposals(
         log Z of the model, nats, as far as the pool knows.
     noise : IndependentNoise
         Source of draws and decisions.
+    rare : Tensor of shape (M,) or None, default=None
+        Components that are too rare for the chains; None looks for them.
     """
     t, c = pool.shape[:2]
     reference = energy.reference
-    missed = missed_components(energy, c, noise.generator)
-    tilted = tilted_reference(reference, missed, float(log_partition))
-    if c * missed_share(reference, tilted) < _FEWEST_CHAINS:
-        if reference.n_defensive == 0:
-            return pool
-        tilted = reference
-    tilted = defended(tilted, _DEFENSIVE_SHARE)
+    rare = rare_components(reference, c) if rare is None else rare
+    missed = component_masses(energy, rare, noise.generator)
+    tilted = tilted_reference(reference, missed, log_partition)
+    is_worth_it = c * missed_share(reference, tilted) >= _FEWEST_CHAINS
+    log_weights = torch.where(is_worth_it, tilted.log_weights, reference.log_weights)
+    tilted = defended(reference.reweighted(log_weights), _DEFENSIVE_SHARE)
     old = pool.reshape(t * c, -1)
     new = tilted.sample(t * c, noise.generator).to(pool)
     gain = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
     accepted = noise.uniform(gain) < torch.exp(gain.clamp(max=0.0))
+    if reference.n_defensive == 0:
+        accepted &= is_worth_it
     return torch.where(accepted.unsqueeze(1), new, old).reshape(t, c, -1)
 
 

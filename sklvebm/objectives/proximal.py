@@ -73,7 +73,7 @@ class WassersteinFlow:
         the particles' weights as they were. The inner problem is then bounded by the penalty alone.
     """
 
-    loss_name = "contrast"
+    loss_name, has_total_bound = "contrast", True
 
     def __init__(
         self,
@@ -183,6 +183,10 @@ class WassersteinFlow:
 
     # Judgements --------------------------------------------------------------------------------
 
+    def measures(self, state: FlowState) -> dict[str, Tensor]:
+        """Return how far out particles are; see `TemperedPool.measures`."""
+        return self.pool.measures(state.particles)
+
     def problem(self, state: FlowState, metrics: dict[str, float]) -> str | None:
         """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
         return self.pool.problem(state.particles, metrics)
@@ -195,14 +199,14 @@ class WassersteinFlow:
         target: PathEnergy,
         x: Tensor,
         generator: torch.Generator,
-    ) -> float:
+    ) -> Tensor:
         """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
 
         As sharp as the pool's log Z, which is measured on particles of `energy`.
         """
         free_energy = free_energy_bound(target, x, latent_nodes(1, 0, seed=0).to(x))
         log_z = self.pool.log_partition(energy, state.particles, target, generator)
-        return float(-free_energy.mean()) - log_z
+        return -free_energy.mean() - log_z
 
 
 def differentiable_grad(energy: PathEnergy, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.inference.missed_components import rare_components
 from sklvebm.mcmc.langevin import KERNELS, start
 from sklvebm.mcmc.state import IndependentNoise, ParticleState, stack_rows
 from sklvebm.mcmc.tempering import respaced_ladder
+from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import BridgedEnergy, PathEnergy
 from sklvebm.models.targets import joint_target
 from sklvebm.objectives.parts import in_parts
@@ -26,7 +28,7 @@ from sklvebm.objectives.pool import (
 )
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import mbar
-from sklvebm.smc.resampling import log_mean_exp
+from sklvebm.training import read_together
 
 _OFFER_EVERY = 16  # updates
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
@@ -34,6 +36,8 @@ _DRAWN_AT_A_TIME = 2**14  # particles of a first pool
 _NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
 _FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
+# of the multistate weights: digits on one Gaussian need 35 for a change of 1e-7 nats, moons 7
+_MONITOR_ITERATIONS = 40
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
 
 
@@ -76,6 +80,7 @@ class TemperedPool:
         self.n_chains, self.n_temperatures = n_chains, n_temperatures
         self.n_langevin_steps = n_langevin_steps
         self.step_size = self.kernel.default_step_size if step_size is None else step_size
+        self._rare: tuple[Tensor, Tensor] | None = None  # weights, and components that are rare
 
     def init(
         self, energy: PathEnergy, generator: torch.Generator, latents: Any = None
@@ -112,10 +117,21 @@ class TemperedPool:
         """
         if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
             pool = with_independence_proposals(
-                energy, state.pool, state.betas, state.log_partitions[-1], noise
+                energy,
+                state.pool,
+                state.betas,
+                state.log_partitions[-1],
+                noise,
+                rare=self._rare_components(energy.reference),
             )
             state = state._replace(pool=pool)
         return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
+
+    def _rare_components(self, reference: MixtureReference) -> Tensor:
+        """Return the components that are too rare for the chains; found once for a reference."""
+        if self._rare is None or self._rare[0] is not reference.log_weights:
+            self._rare = reference.log_weights, rare_components(reference, self.n_chains)
+        return self._rare[1]
 
     def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
         """Return the particles that the pool's chains stand for, as the kernel defines them."""
@@ -131,7 +147,9 @@ class TemperedPool:
             weights = torch.full_like(correction[0], 1.0 / c).detach()
             return Weighing(weights, state.log_partitions, state.spread)
         detached = correction.detach().double()
-        log_partitions, log_mixture = mbar(detached, state.betas, state.log_partitions, max_iter=3)
+        log_partitions, log_mixture = mbar(
+            detached, state.betas, state.log_partitions, max_iter=3, tol=None
+        )
         weights = torch.softmax(-detached.reshape(-1) - log_mixture, 0).to(correction.dtype)
         share = 0.05 if state.n_updates > 20 else 0.3
         return Weighing(weights, log_partitions, torch.lerp(state.spread, detached.var(1), share))
@@ -162,6 +180,12 @@ class TemperedPool:
             "pool_acceptance": sweep.acceptance.mean(),
         }
 
+    def measures(self, state: ParticleState) -> dict[str, Tensor]:
+        """Return how far out particles are, 0-d: of the pool, and of a ladder's first rung."""
+        pool = state.pool
+        first = _farthest(pool[0]) if len(pool) > 1 else pool.new_ones(())
+        return {"farthest": _farthest(pool), "farthest of the reference": first}
+
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
         """Say why the pool cannot stand for the model any more; None if it can.
 
@@ -177,14 +201,14 @@ class TemperedPool:
         problem : str or None
             Particles that are not finite or far out, or a ladder that lets nothing through.
         """
-        pool = state.pool
-        farthest = _farthest(pool)
+        measured = metrics if "farthest" in metrics else read_together(dict(self.measures(state)))
+        farthest = measured["farthest"]
         if not math.isfinite(farthest):
             return "particles are not finite"
         # the first rung of a ladder is drawn from the reference
-        limit = _FARTHEST * max(1.0, _farthest(pool[0]) if len(pool) > 1 else 1.0)
+        limit = _FARTHEST * max(1.0, measured["farthest of the reference"])
         if farthest > limit:
-            return f"a particle is {farthest:.2g} white units from the centre"
+            return f"a particle is {farthest:.2g} standardised units from the centre"
         if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
             return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
         return None
@@ -221,8 +245,8 @@ class TemperedPool:
         state: ParticleState,
         target: PathEnergy,
         generator: torch.Generator,
-    ) -> float:
-        """Return log Z of `target` from the ladder's particles, in nats.
+    ) -> Tensor:
+        """Return log Z of `target` from the ladder's particles, in nats, 0-d.
 
         With a single rung there is no ladder, and a short annealing from the reference is used.
 
@@ -245,16 +269,18 @@ class TemperedPool:
             log_weights, _ = anneal(
                 chains, path, betas, step_sizes=step_sizes, noise=IndependentNoise(generator)
             )
-            return log_mean_exp(log_weights)
+            return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
         correction = pool_corrections(energy, state.pool)
-        _, log_mixture = mbar(correction, state.betas, state.log_partitions)
+        _, log_mixture = mbar(
+            correction, state.betas, state.log_partitions, max_iter=_MONITOR_ITERATIONS, tol=None
+        )
         wanted = pool_corrections(target, state.pool).reshape(-1).double()
-        return float(torch.logsumexp(-wanted - log_mixture, 0))
+        return torch.logsumexp(-wanted - log_mixture, 0)
 
 
-def _farthest(numbers: Tensor) -> float:
-    """Return the largest absolute value; NaN if there is one. Makes nothing as large as these."""
-    return max(map(abs, torch.stack(torch.aminmax(numbers)).tolist()))
+def _farthest(numbers: Tensor) -> Tensor:
+    """Return the largest absolute value, 0-d; NaN if there is one. Makes nothing as large."""
+    return torch.stack(torch.aminmax(numbers)).abs().max()
 
 
 def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:

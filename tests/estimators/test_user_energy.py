@@ -109,7 +109,7 @@ def test_what_cannot_be_a_model_is_found_before_training(kind, monkeypatch):
     def trained(*arguments, **options):
         raise AssertionError("too late")
 
-    monkeypatch.setattr(sklvebm.training, "train_epoch", trained)
+    monkeypatch.setattr(sklvebm.training, "_pass_over", trained)
     change, message = UNSOUND[kind]
     # wide rows reach where the logarithm has no value
     X = rows() * [1.0, 3.0]
