@@ -1,8 +1,8 @@
 """One latent of curved rows: as in probabilistic PCA, and along the rows.
 
-    python examples/plot_latent_charts.py
+    python examples/plot_latent_maps.py
 
-Writes `docs/images/latent_charts.png`. Rows are coloured by their latent; the line is
+Writes `docs/images/latent_maps.png`. Rows are coloured by their latent; the line is
 `inverse_transform` of the latents from one end to the other, E[x | z]. Both models have the same
 density, to the last digit.
 """
@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from sklvebm import ParticleLVEBM
 
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "latent_charts.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "images" / "latent_maps.png"
 N = 1500
 
 
