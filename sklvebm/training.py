@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from sklvebm.adam import Adam
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.mcmc.state import Batch
 
@@ -65,7 +66,7 @@ class Optimisation(NamedTuple):
     # modules, of the kind that the objective takes
     energy: Any  # last iterate
     average: Any  # its running average: the model that is evaluated and kept
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
     n_updates: int
 
 
@@ -93,24 +94,10 @@ def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float)
         Decoupled weight decay per unit of learning rate.
     """
     energy = copy.deepcopy(energy)
-    optimizer = torch.optim.AdamW(
-        energy.parameters(),
-        lr=learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=alpha,
-        foreach=True,  # a launch for all parameters instead of one for each
+    optimizer = Adam(
+        energy.parameters(), learning_rate=learning_rate, weight_decay=alpha, betas=(0.9, 0.99)
     )
     return Optimisation(energy, copy.deepcopy(energy), optimizer, 0)
-
-
-def move_moments(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
-    """Move Adam's moments to the device of its parameters, in place.
-
-    Steps are counted on the host: read from a device, they would make every update wait for it.
-    """
-    for moments in optimizer.state.values():
-        for name in moments.keys() - {"step"}:
-            moments[name] = moments[name].to(device)
 
 
 def batches(
@@ -140,9 +127,8 @@ def _pass_over(
     sums: dict[str, Tensor] = {}
     n_batches = 0
     for index in batches(len(x), batch_size, generator, x.device):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.learning_rate = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
+        optimizer.zero_grad()
         with torch.enable_grad():
             loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
             loss.backward()
@@ -370,20 +356,14 @@ class _Snapshot(NamedTuple):
 
 def _snapshot(optimisation: Optimisation) -> _Snapshot:
     energy, average, optimizer, n_updates = optimisation
-    saved = optimizer.state_dict()
-    moments = {
-        index: {name: value.clone() for name, value in entries.items()}
-        for index, entries in saved["state"].items()
-    }
-    saved = {"state": moments, "param_groups": saved["param_groups"]}
-    return _Snapshot(_copied(energy), _copied(average), saved, n_updates)
+    return _Snapshot(_copied(energy), _copied(average), optimizer.state(), n_updates)
 
 
 def _restored(optimisation: Optimisation, earlier: _Snapshot) -> Optimisation:
     """Put the optimisation back in place."""
     _write(optimisation.energy, earlier.energy)
     _write(optimisation.average, earlier.average)
-    optimisation.optimizer.load_state_dict(earlier.optimizer)
+    optimisation.optimizer.load(earlier.optimizer)
     return optimisation._replace(n_updates=earlier.n_updates)
 
 

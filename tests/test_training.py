@@ -361,14 +361,13 @@ def test_a_bad_epoch_is_undone_and_tried_again_more_slowly(trouble):
 def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_optimiser():
     def numbers(optimisation):
         modules = [optimisation.energy.state_dict(), optimisation.average.state_dict()]
-        moments = optimisation.optimizer.state_dict()["state"]
-        parts = [*modules, *moments.values()]
-        return [value.clone() for part in parts for value in part.values()]
+        numbers = [value.clone() for module in modules for value in module.values()]
+        return [*numbers, *optimisation.optimizer.first, *optimisation.optimizer.second]
 
     def trained_for(optimisation, n_updates):
         energy, average, optimizer, n_before = optimisation
         for _ in range(n_updates):
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             energy(X).square().sum().backward()
             optimizer.step()
             average(X)  # moves its buffers

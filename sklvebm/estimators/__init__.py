@@ -1,1 +1,1 @@
-"""The scikit-learn face: arrays in, arrays out. The only rooms that import scikit-learn."""
+"""The public estimators: scikit-learn's interface to the numerics below."""

@@ -5,7 +5,7 @@ from sklearn.base import BaseEstimator
 from sklvebm.estimators._common.fit import EpochFitMixin
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._flow.answers import FlowDensityMixin
-from sklvebm.estimators._flow.fit import flow_family
+from sklvebm.estimators._flow.family import flow_family
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.flow_matching import LOSSES
 

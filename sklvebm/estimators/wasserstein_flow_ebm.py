@@ -6,7 +6,7 @@ from sklvebm.estimators._common.fit import ContinuedFitMixin
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
 from sklvebm.estimators._ebm.config import proximal_config
-from sklvebm.estimators._ebm.fit import pool_family
+from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.proximal import PROXIMAL

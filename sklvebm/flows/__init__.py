@@ -1,1 +1,1 @@
-"""TODO."""
+"""Deterministic flows: potentials, their ordinary differential equation, their explicit energy."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sklvebm.adam import Adam
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.state import stack_rows
 from sklvebm.models.energies import PathEnergy
@@ -116,13 +117,13 @@ def fit_gaussians(
     # the logarithm of the diagonal, so that it stays positive
     diagonal_part = torch.diagonal(start.factor, dim1=1, dim2=2)
     raw = torch.tril(start.factor, -1) * mask + torch.diag_embed(torch.log(diagonal_part))
-    optimizer = torch.optim.Adam([mean, raw], lr=_LEARNING_RATE, betas=(0.9, 0.99))
+    optimizer = Adam([mean, raw], learning_rate=_LEARNING_RATE, betas=(0.9, 0.99))
     nodes = latent_nodes(_FIT_NODES, n_latents, seed).to(x)
     correction_and_grad = select_correction_and_grad(energy)
     for step in range(n_steps):
         q = Gaussians(mean, _factor(raw))
         _, grad = _correction(energy, x, q.place(nodes), correction_and_grad)
-        optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1.0 - step / n_steps)
+        optimizer.learning_rate = _LEARNING_RATE * (1.0 - step / n_steps)
         mean.grad = grad.mean(1) + mean
         outer = torch.einsum("nki,kj->nij", grad, nodes) / len(nodes) + q.factor
         scale = torch.diagonal(q.factor, dim1=1, dim2=2)
@@ -234,9 +235,9 @@ def fit_amortised(
     seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
     weights = torch.Generator().manual_seed(seed)
     encoder = AmortisedGaussian(x.shape[1], energy.n_latents, generator=weights).to(x)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=learning_rate)
+    optimizer = Adam(encoder.parameters(), learning_rate=learning_rate)
     for step in range(n_steps):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1.0 - step / n_steps)
+        optimizer.learning_rate = learning_rate * (1.0 - step / n_steps)
         size = (min(batch_size, len(x)),)
         index = torch.randint(len(x), size, generator=generator, device=x.device)
         noise = torch.randn(

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Nonlinear maps from rows to latents, and when to take which."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklvebm.adam import Adam, one_cycle
 from sklvebm.latent_maps.maps import PerceptronLatentMap, hidden_units
 
 _N_UNITS = 64
@@ -117,23 +118,23 @@ def _standardised(latents: Tensor) -> Tensor:
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
     """Run one cycle of Adam."""
-    optimiser = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_N_STEPS)
-    for _ in range(_N_STEPS):
-        optimiser.zero_grad(set_to_none=True)
+    optimizer = Adam(parameters, learning_rate=_LEARNING_RATE)
+    for step in range(_N_STEPS):
+        share, momentum = one_cycle(step, _N_STEPS)
+        optimizer.learning_rate, optimizer.betas = share * _LEARNING_RATE, (momentum, 0.999)
+        optimizer.zero_grad()
         loss().backward()
-        optimiser.step()
-        cycle.step()
+        optimizer.step()
 
 
 def _nearest(back: _BentMap, rows: Tensor, latents: Tensor) -> Tensor:
     """Return latents (B, L) of points that the frozen map back reaches near rows (B, D)."""
     latents = latents.clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([latents], lr=_RATE_TO_SURFACE)
+    optimizer = Adam([latents], learning_rate=_RATE_TO_SURFACE)
     for _ in range(_N_STEPS_TO_SURFACE):
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         (rows - back(latents)).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     return latents.detach()
 
 

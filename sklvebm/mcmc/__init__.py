@@ -1,1 +1,1 @@
-"""TODO."""
+"""Markov chain Monte Carlo: Langevin kernels, tempering, adaptation, diagnostics of chains."""

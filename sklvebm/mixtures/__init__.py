@@ -1,1 +1,1 @@
-"""TODO."""
+"""Gaussian mixtures: the reference, its components, expectation maximisation, stacking."""

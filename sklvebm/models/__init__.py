@@ -1,1 +1,1 @@
-"""TODO."""
+"""Energies: networks, references with corrections, how far these reach, targets for kernels."""

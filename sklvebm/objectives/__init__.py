@@ -1,5 +1,1 @@
-"""What the parameters of an energy descend; one file per paper.
-
-Persistent contrastive divergence is the particle likelihood with one temperature and without
-latents; the published latent-variable algorithm is the same with latents.
-"""
+"""Losses for the training loop, and the particles that they move."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sklvebm.adam import Adam
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.variational import AmortisedGaussian, negative_evidence_bound
 from sklvebm.mcmc.adaptation import adapt_step_size
@@ -210,13 +211,12 @@ class Encoder(NamedTuple):
     """An encoder with its optimiser; both are updated in place."""
 
     network: AmortisedGaussian
-    optimizer: torch.optim.Optimizer
+    optimizer: Adam
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Encoder":
+        # the network first: the optimiser's parameters are the network's
         network = copy.deepcopy(self.network, memo)
-        optimizer = torch.optim.Adam(network.parameters(), lr=_ENCODER_LEARNING_RATE)
-        optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict(), memo))
-        return Encoder(network, optimizer)
+        return Encoder(network, copy.deepcopy(self.optimizer, memo))
 
 
 class AmortisedPosterior:
@@ -240,7 +240,7 @@ class AmortisedPosterior:
             int(torch.randint(2**31, (), generator=generator, device=like.device))
         )
         network = AmortisedGaussian(energy.n_features, energy.n_latents, generator=source).to(like)
-        optimizer = torch.optim.Adam(network.parameters(), lr=_ENCODER_LEARNING_RATE)
+        optimizer = Adam(network.parameters(), learning_rate=_ENCODER_LEARNING_RATE)
         return Encoder(network, optimizer)
 
     def fits(self, latents: Any, n_rows: int) -> bool:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Rows before any model: scaling, splits, rounded values."""

@@ -12,7 +12,7 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
-from sklvebm.acceptance import lower_confidence_limit
+from sklvebm.confidence import lower_confidence_limit
 from sklvebm.estimators._ebm import training as ebm_training
 from sklvebm.estimators._ebm.config import likelihood_config
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood

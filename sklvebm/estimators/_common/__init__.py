@@ -1,1 +1,1 @@
-"""TODO."""
+"""What all estimators share: parameters, one fit, public methods, stored state."""

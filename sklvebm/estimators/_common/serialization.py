@@ -80,17 +80,17 @@ def plain_optimisation(
     optimisation: Optimisation, plain: Callable[[Any], dict[str, Any]]
 ) -> dict[str, Any]:
     """Describe parameters, running average and Adam's moments; `plain` describes a model."""
-    group = optimisation.optimizer.param_groups[0]
-    state = optimisation.optimizer.state_dict()["state"]
+    optimizer = optimisation.optimizer
+    moments = {
+        name: [moment.cpu().numpy() for moment in getattr(optimizer, name)]
+        for name in ("first", "second")
+    }
     return {
         "energy": plain(optimisation.energy),
         "average": plain(optimisation.average),
-        "moments": {
-            str(index): {name: value.cpu().numpy() for name, value in entry.items()}
-            for index, entry in state.items()
-        },
-        "learning_rate": group["lr"],
-        "alpha": group["weight_decay"],
+        "moments": {**moments, "n_steps": optimizer.n_steps},
+        "learning_rate": optimizer.learning_rate,
+        "alpha": optimizer.weight_decay,
         "n_updates": optimisation.n_updates,
     }
 
@@ -102,12 +102,12 @@ def optimisation_from_plain(
     optimisation = start_optimisation(
         from_plain(parts["energy"]), learning_rate=parts["learning_rate"], alpha=parts["alpha"]
     )
-    state = optimisation.optimizer.state_dict()
-    state["state"] = {
-        int(index): {name: tensor_of(value) for name, value in entry.items()}
-        for index, entry in parts["moments"].items()
+    moments = {
+        name: [tensor_of(moment) for moment in parts["moments"][name]]
+        for name in ("first", "second")
     }
-    optimisation.optimizer.load_state_dict(state)
+    rest = {"n_steps": parts["moments"]["n_steps"], "learning_rate": parts["learning_rate"]}
+    optimisation.optimizer.load({**moments, **rest})
     average = from_plain(parts["average"])
     return optimisation._replace(average=average, n_updates=parts["n_updates"])
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What only energies trained by particles have: `ParticleLVEBM` and `WassersteinFlowEBM`."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.acceptance import lower_confidence_limit
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.confidence import lower_confidence_limit
 from sklvebm.estimators._common.session import FitSession
 from sklvebm.estimators._ebm.config import PoolConfig
 from sklvebm.estimators._ebm.diagnostics import (

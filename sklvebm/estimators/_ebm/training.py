@@ -39,7 +39,6 @@ from sklvebm.training import (
     Objective,
     Optimisation,
     TrainingResult,
-    move_moments,
     start_optimisation,
     train,
 )
@@ -121,7 +120,7 @@ def on_device(training: Training, device: torch.device) -> Training:
     if here.type != device.type or device.index not in (None, here.index):
         optimisation.energy.to(device)
         optimisation.average.to(device)
-        move_moments(optimisation.optimizer, device)
+        optimisation.optimizer.to(device)
         # posteriors start anew, as after unpickling
         moved: dict[str, Any] = {
             k: v.to(device) if isinstance(v, Tensor) else v for k, v in state._asdict().items()

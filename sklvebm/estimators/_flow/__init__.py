@@ -1,1 +1,1 @@
-"""TODO."""
+"""What only potential flows have: the family of `PotentialFlowEBM`."""

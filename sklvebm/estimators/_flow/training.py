@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.acceptance import lower_confidence_limit
+from sklvebm.confidence import lower_confidence_limit
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -29,7 +29,6 @@ from sklvebm.threads import threads_for
 from sklvebm.training import (
     Optimisation,
     TrainingResult,
-    move_moments,
     start_optimisation,
     train,
 )
@@ -188,5 +187,5 @@ def _moved(optimisation: Optimisation, device: torch.device) -> Optimisation:
     for potential in (optimisation.energy, optimisation.average):
         potential.to(device)
         potential.mixture = potential.mixture.to(device)
-    move_moments(optimisation.optimizer, device)
+    optimisation.optimizer.to(device)
     return optimisation
