@@ -21,7 +21,7 @@ _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
 _RELAX, _TIGHTEN = 0.2, 6.0
 _BRIEF_STEPS, _THOROUGH_STEPS = 8, 30  # of new rows
 _THOROUGH_CLIMBS = 4
-_APART = 0.5  # least distance of starts, in standard deviations of the prior
+_MIN_START_DISTANCE = 0.5  # least distance of starts, in standard deviations of the prior
 
 
 def best_prior_draws(
@@ -40,7 +40,7 @@ def best_prior_draws(
     for _ in range(n_best):
         best = nodes[values.argmax(1)]
         chosen.append(best)
-        values = values.masked_fill(torch.cdist(best, nodes) < _APART, -math.inf)
+        values = values.masked_fill(torch.cdist(best, nodes) < _MIN_START_DISTANCE, -math.inf)
     return torch.stack(chosen, 1)
 
 

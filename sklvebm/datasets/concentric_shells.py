@@ -14,7 +14,7 @@ RADII = (0.5, 1.0, 1.5)
 RADIAL_NOISE = 0.05
 NOISE = 0.02
 _N_NODES = 20  # Gauss-Legendre nodes for a smooth integrand, and for each panel of an entropy
-_REACH = 12.0  # standard deviations beyond which a shell has no mass
+_MAX_DEVIATIONS = 12.0  # standard deviations beyond which a shell has no mass
 
 
 @validate_params(
@@ -201,7 +201,10 @@ def concentric_shells_entropy(
     """
     radii = positive_vector(radii, "radii")
     width = np.hypot(radial_noise, noise)
-    low, high = max(0.0, radii.min() - _REACH * width), radii.max() + _REACH * width
+    low, high = (
+        max(0.0, radii.min() - _MAX_DEVIATIONS * width),
+        radii.max() + _MAX_DEVIATIONS * width,
+    )
     edges = np.linspace(low, high, int(np.ceil((high - low) / width)) + 1)
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
     half = 0.5 * np.diff(edges)[:, None]

@@ -14,8 +14,8 @@ _POSITIVE = [Interval(Real, 0, None, closed="neither")]
 _SYSTEM = {"barrier": _POSITIVE, "half_distance": _POSITIVE, "temperature": _POSITIVE}
 _NOISE = [Interval(Real, 0, None, closed="left")]
 _N_NODES = 2001  # of the trapezoidal rule over the position
-_BLOCK = 500  # rows convolved at a time
-_TAIL = 45.0  # nats above the bottom where the stationary law is cut off
+_BLOCK_ROWS = 500  # rows convolved at a time
+_MAX_RELATIVE_ENERGY = 45.0  # nats above the bottom where the stationary law is cut off
 
 
 @validate_params(
@@ -246,8 +246,8 @@ def _grid(
     barrier: float, half_distance: float, temperature: float, noise: float = 0.0
 ) -> np.ndarray:
     """Return equidistant positions that cover all but a share of exp(-45) of the law."""
-    reach = half_distance * np.sqrt(1.0 + np.sqrt(_TAIL * temperature / barrier))
-    reach += noise * np.sqrt(2.0 * _TAIL)
+    reach = half_distance * np.sqrt(1.0 + np.sqrt(_MAX_RELATIVE_ENERGY * temperature / barrier))
+    reach += noise * np.sqrt(2.0 * _MAX_RELATIVE_ENERGY)
     return np.linspace(-reach, reach, _N_NODES)
 
 
@@ -263,8 +263,8 @@ def _log_position_density(
     potential = _reduced_potential(node, barrier, half_distance, temperature)
     log_step = np.log(node[1] - node[0]) - log_z - 0.5 * np.log(2.0 * np.pi * noise**2)
     result = np.empty(len(position))
-    for start in range(0, len(position), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for start in range(0, len(position), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
         exponent = -0.5 * ((position[rows, None] - node) / noise) ** 2 - potential
         result[rows] = logsumexp(exponent, axis=1) + log_step
     return result

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Flows from noise to data: integrators, marginals of the interpolant, potentials."""

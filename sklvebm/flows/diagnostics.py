@@ -7,9 +7,12 @@ from sklvebm.smc.log_partition import TRUSTED_WIDTH
 
 # nats, root mean square over rows: by how much doubling the integrator's steps may change scores
 DENSITY_TOLERANCE = 1e-3
-_ROUND_TRIP = 1e-2  # standardised units: beyond it, fit warns
-_AGREEMENT, _AGREEMENT_PER_FEATURE = 0.05, 0.03  # nats, up to three features and for each further
-_NAMED_FEATURES = 3
+_MAX_ROUND_TRIP_ERROR = 1e-2  # standardised units: beyond it, fit warns
+_MAX_DISAGREEMENT, _MAX_DISAGREEMENT_PER_FEATURE = (
+    0.05,
+    0.03,
+)  # nats, up to three features and for each further
+_N_BASE_FEATURES = 3
 _TRACE_TOLERANCE = 0.1  # nats
 
 
@@ -77,12 +80,12 @@ class FlowDiagnostics(NamedTuple):
     def score_problems(self) -> list[str]:
         """Return what is wrong with `score`, each with the parameter to change; empty if none."""
         found = impossible_reference(self.excess_density, self.distinct_draws)
-        if self.density_error > DENSITY_TOLERANCE or self.round_trip_error > _ROUND_TRIP:
+        if self.density_error > DENSITY_TOLERANCE or self.round_trip_error > _MAX_ROUND_TRIP_ERROR:
             found.append(
                 f"with {self.n_steps} steps the flow's log-density is off by "
                 f"{self.density_error:.2g} nats (tolerance {DENSITY_TOLERANCE:g}), a round trip by "
-                f"{self.round_trip_error:.2g} (tolerance {_ROUND_TRIP:g}): increase n_steps, or "
-                "alpha or consistency for a smoother potential"
+                f"{self.round_trip_error:.2g} (tolerance {_MAX_ROUND_TRIP_ERROR:g}): increase "
+                "n_steps, or alpha or consistency for a smoother potential"
             )
         if self.mean_trace_error > _TRACE_TOLERANCE:
             found.append(
@@ -99,8 +102,8 @@ class FlowDiagnostics(NamedTuple):
                 f"the bracket of the energy's log Z is {self.bracket_width:.2g} nats wide: "
                 "increase alpha or consistency"
             )
-        beyond = max(0, self.n_features - _NAMED_FEATURES)
-        allowed = _AGREEMENT + _AGREEMENT_PER_FEATURE * beyond
+        beyond = max(0, self.n_features - _N_BASE_FEATURES)
+        allowed = _MAX_DISAGREEMENT + _MAX_DISAGREEMENT_PER_FEATURE * beyond
         if abs(self.flow_minus_energy) > allowed:
             found.append(
                 f"the explicit energy's log-density differs from the flow's by "

@@ -21,8 +21,10 @@ from sklvebm.mixtures.components import products_by_component
 from sklvebm.mixtures.reference import MixtureReference
 
 LOG_2PI = math.log(2.0 * math.pi)
-_LEAST_VARIANCE = 1e-12  # standardised units squared
-_EARLY = 0.5  # before this time the velocity is computed and the score follows, later vice versa
+_MIN_VARIANCE = 1e-12  # standardised units squared
+_SWITCH_TIME = (
+    0.5  # before this time the velocity is computed and the score follows, later vice versa
+)
 
 
 class NoisedValues(NamedTuple):
@@ -106,10 +108,10 @@ class InterpolantMarginals(NamedTuple):
         responsibility = torch.exp(log_components - log_density.unsqueeze(-1))
         field = responsibility @ forms.offset + slope_at(responsibility)
         t = t[:, None, None]
-        early = t < _EARLY
+        early = t < _SWITCH_TIME
         # velocity = (x + (1 - t) score) / t; clamped where the other branch is taken
-        velocity = torch.where(early, field, (x + (1.0 - t) * field) / t.clamp(min=_EARLY))
-        score = torch.where(early, (t * field - x) / (1.0 - t).clamp(min=1.0 - _EARLY), field)
+        velocity = torch.where(early, field, (x + (1.0 - t) * field) / t.clamp(min=_SWITCH_TIME))
+        score = torch.where(early, (t * field - x) / (1.0 - t).clamp(min=1.0 - _SWITCH_TIME), field)
         log_ratio = log_density + 0.5 * x.square().sum(-1)
         return NoisedValues(log_density - 0.5 * x.shape[-1] * LOG_2PI, log_ratio, score, velocity)
 
@@ -171,11 +173,11 @@ class InterpolantMarginals(NamedTuple):
         log_det = torch.log1p(-deficit).sum(-1)[:, self.covariance_of]
         constant = self.log_weights - 0.5 * (log_det + (t.square() * scaled * means).sum(-1))
         linear = t * scaled
-        offset = torch.where(t < _EARLY, means - t * own_growth * means, linear)
+        offset = torch.where(t < _SWITCH_TIME, means - t * own_growth * means, linear)
         if self.axes is not None:
             back = self.axes.transpose(1, 2)
             linear, offset = self._turned(linear, back), self._turned(offset, back)
-        slope = torch.where(t < _EARLY, growth, -precision)
+        slope = torch.where(t < _SWITCH_TIME, growth, -precision)
         return _Forms(constant, linear, offset, -0.5 * precision, slope)
 
     def _turned(self, vectors: Tensor, matrices: Tensor) -> Tensor:
@@ -236,7 +238,7 @@ def interpolant_marginals(reference: MixtureReference) -> InterpolantMarginals:
         variances, axes = diagonal, None
     else:
         variances, axes = torch.linalg.eigh(covariances)
-    variances = variances.clamp(min=_LEAST_VARIANCE)
+    variances = variances.clamp(min=_MIN_VARIANCE)
     return InterpolantMarginals(
         reference.log_weights.double(), means, variances, covariance_of, axes
     )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_EARLIEST = 1e-3  # widths at which a component is still the noise
-_LATER = 0.05  # log of the ratio of times
+_FIRST_TIME = 1e-3  # widths at which a component is still the noise
+_MAX_LOG_TIME_STEP = 0.05  # log of the ratio of times
 
 
 class Rates(NamedTuple):
@@ -67,8 +67,8 @@ def times_for_tails(times: list[float], scale: float) -> list[float]:
     scale : float
         Standard deviation of the widest component.
     """
-    first = _EARLIEST / scale
-    n_steps = math.ceil(-math.log(first) / _LATER)
+    first = _FIRST_TIME / scale
+    n_steps = math.ceil(-math.log(first) / _MAX_LOG_TIME_STEP)
     early = [math.exp(math.log(first) * (1.0 - k / n_steps)) for k in range(n_steps)]
     return sorted({*times, *(t for t in early if t < times[-1])})
 

@@ -28,7 +28,7 @@ from sklvebm.flows.ode import (
 from sklvebm.models.convolutions import ConvLayerEnergy
 from sklvebm.models.energies import MLPEnergy
 
-_LEAST_TIME = 1e-6  # where log q_t - log N, which has the factor t, is divided by t
+_MIN_TIME = 1e-6  # where log q_t - log N, which has the factor t, is divided by t
 
 
 PotentialNetwork = MLPEnergy | ConvLayerEnergy
@@ -140,7 +140,7 @@ class AnchoredPotential(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Return Φ at rows x (B, D) and times t (B,), up to a function of t; (B,)."""
         log_ratio = self.mixture.values(x.unsqueeze(1), t).log_ratio.squeeze(1)
-        anchored = log_ratio / t.double().clamp(min=_LEAST_TIME) + self.correction(x, t)
+        anchored = log_ratio / t.double().clamp(min=_MIN_TIME) + self.correction(x, t)
         return 0.5 * x.square().sum(1) + (1.0 - t) * anchored
 
     def velocity(self, x: Tensor, t: float) -> Tensor:

@@ -20,11 +20,11 @@ from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systemat
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEPS, _MAX_STEPS = 64, 512  # of annealing
-_ENOUGH = 0.25  # share of effective walkers that draws need
+_MIN_EFFECTIVE_SHARE = 0.25  # share of effective walkers that draws need
 _N_MOVES = 50  # that separate and equilibrate draws
-LEAST_WALKERS = 256
-_MOST_TILTS = 3  # of the reference; the first is as good as an estimate that misses what is rare
-_FEW_MISSED = 0.5  # walkers that would start elsewhere after another tilt
+MIN_WALKERS = 256
+_MAX_TILTS = 3  # of the reference; the first is as good as an estimate that misses what is rare
+_MIN_MISSED_WALKERS = 0.5  # walkers that would start elsewhere after another tilt
 
 
 class Annealed(Corrected, Protocol):
@@ -64,17 +64,17 @@ def equilibrated(
         Source of all noise.
     """
     path: Annealed = energy
-    n_walkers = max(n, LEAST_WALKERS)
+    n_walkers = max(n, MIN_WALKERS)
     n_steps, n_tilts = _FIRST_STEPS, 0
     while True:
         log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
         tilted = tilted_reference(path.reference, missed, log_mean_exp(log_weights))
         elsewhere = n_walkers * missed_share(path.reference, tilted)
-        if elsewhere >= _FEW_MISSED and n_tilts < _MOST_TILTS:
+        if elsewhere >= _MIN_MISSED_WALKERS and n_tilts < _MAX_TILTS:
             path, n_tilts = Rebased(energy, tilted), n_tilts + 1
             continue
         share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers
-        if share >= _ENOUGH or n_steps >= _MAX_STEPS:
+        if share >= _MIN_EFFECTIVE_SHARE or n_steps >= _MAX_STEPS:
             break
         n_steps *= 2
     index = systematic_resample(log_weights, IndependentNoise(generator), n)

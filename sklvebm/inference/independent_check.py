@@ -37,12 +37,15 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.smc.resampling import log_mean_exp
 
 _DEFENSIVE_SHARE = 0.5
-_DRAWS = 2**16  # importance draws, which are evaluated once
-_AT_A_TIME = 2**13
-_WALKERS = 1024  # annealed from the defended reference
-_SIGMAS, _SIGMAS_ABOVE = 3.0, 2.0  # of errors; a mean weight is skewed to be too low
-_IMPROBABLE = math.log(100.0)  # nats: a mean weight is so much above Z once in a hundred times
-RELIABLE_SHAPE = 0.7  # of the weights' tail: beyond it a low mean says nothing
+_N_DRAWS = 2**16  # importance draws, which are evaluated once
+_CHUNK_DRAWS = 2**13
+_N_WALKERS = 1024  # annealed from the defended reference
+_MAX_STANDARD_ERRORS, _MAX_STANDARD_ERRORS_ABOVE = (
+    3.0,
+    2.0,
+)  # of errors; a mean weight is skewed to be too low
+_MARKOV_MARGIN = math.log(100.0)  # nats: a mean weight is so much above Z once in a hundred times
+MAX_RELIABLE_SHAPE = 0.7  # of the weights' tail: beyond it a low mean says nothing
 
 
 class IndependentEstimate(NamedTuple):
@@ -135,9 +138,9 @@ def check_independently(
     """
     reference = energy.reference
     wider = defended(reference, _DEFENSIVE_SHARE)
-    n_parts = _DRAWS // _AT_A_TIME
-    parts = [_weighted(energy, wider, _AT_A_TIME, noise)[1] for _ in range(n_parts)]
-    positions, log_weights = _weighted_starts(reference, wider, _WALKERS, noise)
+    n_parts = _N_DRAWS // _CHUNK_DRAWS
+    parts = [_weighted(energy, wider, _CHUNK_DRAWS, noise)[1] for _ in range(n_parts)]
+    positions, log_weights = _weighted_starts(reference, wider, _N_WALKERS, noise)
     betas, step_sizes = annealing_schedule(ladder, n_steps)
     annealed, _ = anneal(
         start(positions, target),
@@ -194,15 +197,15 @@ def widened(claimed: LogPartition, check: IndependentCheck, tolerance: float) ->
     """
     lower, upper = claimed.lower, claimed.upper
     for estimate in check:
-        margin = _SIGMAS * math.hypot(estimate.standard_error, claimed.standard_error)
+        margin = _MAX_STANDARD_ERRORS * math.hypot(estimate.standard_error, claimed.standard_error)
         off = estimate.value - claimed.value
-        is_reliable = estimate.shape < RELIABLE_SHAPE and math.isfinite(estimate.value)
+        is_reliable = estimate.shape < MAX_RELIABLE_SHAPE and math.isfinite(estimate.value)
         # mean weights from the reference are hardly ever too high, whatever their tail
         from_below = estimate is not check.reverse
-        above = min(margin * _SIGMAS_ABOVE / _SIGMAS, _IMPROBABLE)
+        above = min(margin * _MAX_STANDARD_ERRORS_ABOVE / _MAX_STANDARD_ERRORS, _MARKOV_MARGIN)
         is_high = from_below and off > tolerance + above
         if is_high or (is_reliable and abs(off) > margin + tolerance):
-            beyond = _SIGMAS * estimate.standard_error
+            beyond = _MAX_STANDARD_ERRORS * estimate.standard_error
             lower = min(lower, estimate.value - beyond)
             upper = max(upper, estimate.value + beyond)
     return claimed._replace(lower=lower, upper=upper)

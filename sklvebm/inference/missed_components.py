@@ -25,11 +25,11 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.smc.resampling import effective_sample_size
 from sklvebm.threads import side_by_side
 
-_DRAWS = 64  # of each component
-_ENOUGH = 8  # effective draws of a component whose mass counts as known
-_FEW_STARTS = 0.5  # expected walkers of a component that counts as rare
-_MOST_STARTS = 0.5  # share of the walkers that missed components are given
-_SIDE_BY_SIDE = 4  # chunks of draws that are held at a time
+_N_DRAWS = 64  # of each component
+_MIN_EFFECTIVE_DRAWS = 8  # effective draws of a component whose mass counts as known
+_MAX_RARE_WALKERS = 0.5  # expected walkers of a component that counts as rare
+_MAX_MISSED_SHARE = 0.5  # share of the walkers that missed components are given
+_N_PARALLEL_CHUNKS = 4  # chunks of draws that are held at a time
 
 
 class MissedComponents(NamedTuple):
@@ -84,26 +84,26 @@ def missed_components(
         on which the correction varies more are wide, and shared by neighbours that are seen.
     """
     reference = energy.reference
-    index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
+    index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _MAX_RARE_WALKERS)[:, 0]
     if not len(index):
         nothing = torch.zeros(0, dtype=torch.float64, device=index.device)
         return MissedComponents(index, nothing, nothing)
 
     def correction(positions: Tensor) -> Tensor:
         x, z = reference.split(positions.to(reference.location))
-        return energy.correction(x, z).double().reshape(-1, _DRAWS)
+        return energy.correction(x, z).double().reshape(-1, _N_DRAWS)
 
     corrections = []
-    parts = index.split(max(1, chunk // _DRAWS))
-    for first in range(0, len(parts), _SIDE_BY_SIDE):
+    parts = index.split(max(1, chunk // _N_DRAWS))
+    for first in range(0, len(parts), _N_PARALLEL_CHUNKS):
         positions = [
-            reference.draws_of(part.repeat_interleave(_DRAWS), generator)
-            for part in parts[first : first + _SIDE_BY_SIDE]
+            reference.draws_of(part.repeat_interleave(_N_DRAWS), generator)
+            for part in parts[first : first + _N_PARALLEL_CHUNKS]
         ]
         corrections += side_by_side(correction, positions)
     log_weights = -torch.cat(corrections)
-    known = effective_sample_size(log_weights) >= _ENOUGH
-    log_means = torch.logsumexp(log_weights, 1) - math.log(_DRAWS)
+    known = effective_sample_size(log_weights) >= _MIN_EFFECTIVE_DRAWS
+    log_means = torch.logsumexp(log_weights, 1) - math.log(_N_DRAWS)
     return MissedComponents(
         index[known], reference.log_weights[index[known]].double(), log_means[known]
     )
@@ -130,7 +130,7 @@ def tilted_reference(
     shares = torch.exp(missed.log_weights + missed.log_means - log_partition)
     up_weighted = shares > weights[missed.index]
     index, shares = missed.index[up_weighted], shares[up_weighted].to(weights)
-    shares = shares * min(1.0, _MOST_STARTS / max(float(shares.sum()), 1e-300))
+    shares = shares * min(1.0, _MAX_MISSED_SHARE / max(float(shares.sum()), 1e-300))
     tilted = weights.clone()
     tilted[index] = 0.0
     if not float(tilted.sum()) > 0.0:  # all are rare: no others to take weight from

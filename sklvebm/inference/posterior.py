@@ -35,12 +35,14 @@ LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
 # in few dimensions more quasi-random nodes are more exact than annealed particles: a row below this
 # share of effective nodes gets many, which are moved to where its posterior is while fewer than
 # some fifty of them are effective, and is annealed only if that does not help
-_FEW_LATENTS = 3
-_FEW_LATENT_SHARE = 0.8
-_MANY_NODES = 1024
-_MANY_NODE_SHARE = 0.05
-_MOST_ADAPTED = 3  # times that a row's nodes are moved: what a row may cost is bounded
-_WIDER = 2.0  # variance of moved nodes over that of the posterior as far as it is known
+_MAX_QUADRATURE_LATENTS = 3
+_MIN_EFFECTIVE_SHARE = 0.8
+_N_REFINED_NODES = 1024
+_MIN_REFINED_SHARE = 0.05
+_MAX_ADAPTATIONS = 3  # times that a row's nodes are moved: what a row may cost is bounded
+_VARIANCE_INFLATION = (
+    2.0  # variance of moved nodes over that of the posterior as far as it is known
+)
 _POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
 
@@ -169,24 +171,24 @@ def posterior_particles(
         log_weights = -energy.correction(x, x[:, :0]).double().unsqueeze(1)
         return WeightedParticles(x.new_zeros(len(x), 1, 0), log_weights)
     correction_and_grad = select_correction_and_grad(energy)
-    if energy.n_latents > _FEW_LATENTS:
+    if energy.n_latents > _MAX_QUADRATURE_LATENTS:
         return from_nodes(x, ROW_PARTICLES, LATENT_STAGES)
     particles = from_nodes(x, ROW_PARTICLES, ())
-    poor = _poor_rows(particles.log_weights, _FEW_LATENT_SHARE * ROW_PARTICLES)
+    poor = _poor_rows(particles.log_weights, _MIN_EFFECTIVE_SHARE * ROW_PARTICLES)
     if len(poor) == 0:
         return particles
     # no more positions at a time than the rows had at first
-    groups = poor.split(max(1, len(x) * ROW_PARTICLES // _MANY_NODES))
+    groups = poor.split(max(1, len(x) * ROW_PARTICLES // _N_REFINED_NODES))
 
     def refine(x: Tensor) -> WeightedParticles:
-        refined = adapted_particles(energy, x, from_nodes(x, _MANY_NODES, ()), seed)
-        rows = _poor_rows(refined.log_weights, _MANY_NODE_SHARE * _MANY_NODES)
+        refined = adapted_particles(energy, x, from_nodes(x, _N_REFINED_NODES, ()), seed)
+        rows = _poor_rows(refined.log_weights, _MIN_REFINED_SHARE * _N_REFINED_NODES)
         if len(rows) == 0:
             return refined
         return _replaced(refined, rows, from_nodes(x[rows], ROW_PARTICLES, LATENT_STAGES))
 
     refined = [refine(x[group]) for group in groups]
-    fill = _MANY_NODES - ROW_PARTICLES
+    fill = _N_REFINED_NODES - ROW_PARTICLES
     particles = WeightedParticles(
         torch.nn.functional.pad(particles.position, (0, 0, 0, fill)),
         torch.nn.functional.pad(particles.log_weights, (0, fill), value=-math.inf),
@@ -221,8 +223,8 @@ def adapted_particles(
     unbiased as those of the nodes before, which only say where to look. Three times at most.
     """
     n_nodes, n_latents = particles.position.shape[1:]
-    for number in range(_MOST_ADAPTED):
-        rows = _poor_rows(particles.log_weights, _MANY_NODE_SHARE * n_nodes)
+    for number in range(_MAX_ADAPTATIONS):
+        rows = _poor_rows(particles.log_weights, _MIN_REFINED_SHARE * n_nodes)
         if len(rows) == 0:
             break
         known = WeightedParticles(*(part[rows] for part in particles))
@@ -250,7 +252,7 @@ def _moved_nodes(known: WeightedParticles, nodes: Tensor) -> tuple[Tensor, Tenso
     # single nodes have no spread: the posterior may be as wide as the gaps between them
     gap = 4.0 * n_nodes ** (-2.0 / n_latents)
     identity = torch.eye(n_latents, dtype=nodes.dtype, device=nodes.device)
-    root = torch.linalg.cholesky(_WIDER * covariance + gap * identity)
+    root = torch.linalg.cholesky(_VARIANCE_INFLATION * covariance + gap * identity)
     # mirror images follow each other at half the distance: every second node of both halves moves
     moves = torch.arange(n_nodes, device=nodes.device) % 2 == 0
     moved = mean[:, None] + nodes @ root.transpose(1, 2)

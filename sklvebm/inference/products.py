@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sklvebm.inference.equilibration import LEAST_WALKERS, Equilibrated, equilibrated, single_rung
+from sklvebm.inference.equilibration import MIN_WALKERS, Equilibrated, equilibrated, single_rung
 from sklvebm.inference.missed_components import missed_components
 from sklvebm.mcmc.state import IndependentNoise, Target, stack_rows
 from sklvebm.mixtures.components import LOG_2PI
@@ -25,13 +25,13 @@ from sklvebm.models.targets import autograd_correction_and_grad, joint_target
 from sklvebm.smc.log_partition import Normalisation, estimate_log_partition
 from sklvebm.smc.quasi_random import latent_nodes
 
-_MOST_PAIRED_NUMBERS = 2**24  # of the precisions of all pairs of components: 128 MB
-_MOST_COMPONENTS = 256  # of the reference of a product
-_MOST_TAILS = 4096  # combinations of components that are checked one by one
+_MAX_PAIRED_NUMBERS = 2**24  # of the precisions of all pairs of components: 128 MB
+_MAX_COMPONENTS = 256  # of the reference of a product
+_MAX_TAIL_COMBINATIONS = 4096  # combinations of components that are checked one by one
 _TAIL_WEIGHT = 0.2  # of the component as wide as the composition's tails
-_LEAST_SHARE = 1e-6  # of a precision along a direction that must be left over by division
+_MIN_PRECISION_SHARE = 1e-6  # of a precision along a direction that must be left over by division
 _MAX_STEPS = 512  # of annealing
-_MANY_NODES = 256  # where nodes are not moved along
+_MIN_ENERGY_NODES = 256  # where nodes are not moved along
 _CHUNK_POSITIONS = 2**14  # of rows times nodes
 
 
@@ -89,7 +89,7 @@ class Composition:
         self.joint = [e.reference.n_latents > 0 and w == 1.0 for e, w in self._pairs()]
         widths = [e.reference.n_latents for e in self.experts]
         self._nodes = [
-            latent_nodes(max(n_nodes, _MANY_NODES) if own else n_nodes, width, seed=0)
+            latent_nodes(max(n_nodes, _MIN_ENERGY_NODES) if own else n_nodes, width, seed=0)
             if width > 0
             else None
             for width, own in zip(widths, self.joint, strict=True)
@@ -180,7 +180,7 @@ class Composition:
         nodes = zip(self._nodes, self.joint, strict=True)
         per_position = max(1 if k is None or own else len(k) for k, own in nodes)
         chunk = _CHUNK_POSITIONS // per_position
-        missed = missed_components(self, max(n, LEAST_WALKERS), generator, chunk=chunk)
+        missed = missed_components(self, max(n, MIN_WALKERS), generator, chunk=chunk)
         return equilibrated(self, n, missed, generator)
 
 
@@ -245,7 +245,7 @@ def covering_reference(
         if weight > 0.0:
             powered = power(part, weight)
             product = powered if product is None else multiply(product, powered)
-    product = keep_heaviest(cast(Components, product), _MOST_COMPONENTS)
+    product = keep_heaviest(cast(Components, product), _MAX_COMPONENTS)
     log_weights = torch.log_softmax(product.log_weights, 0)
     if tail is not None:
         log_weights = torch.cat(
@@ -281,7 +281,7 @@ def power(part: Components, weight: float) -> Components:
 def multiply(first: Components, second: Components) -> Components:
     """Return the product of two mixtures, of each as many components as memory allows."""
     d = first.means.shape[1]
-    most = max(8, math.isqrt(min(2**14, _MOST_PAIRED_NUMBERS // d**2)))
+    most = max(8, math.isqrt(min(2**14, _MAX_PAIRED_NUMBERS // d**2)))
     first, second = keep_heaviest(first, most), keep_heaviest(second, most)
     precisions = (first.precisions[:, None] + second.precisions[None]).flatten(0, 1)
     pulls = [(p.precisions @ p.means[:, :, None]).squeeze(2) for p in (first, second)]
@@ -338,7 +338,7 @@ def tail_component(parts: list[Components], weights: list[float]) -> Components 
     kept = [least_precise(part) for part in parts]
     above = [_scaled(k, w) for k, w in zip(kept, weights, strict=True) if w > 0.0]
     below = [_scaled(k, w) for k, w in zip(kept, weights, strict=True) if w < 0.0]
-    if math.prod(len(part) for part in above + below) > _MOST_TAILS:
+    if math.prod(len(part) for part in above + below) > _MAX_TAIL_COMBINATIONS:
         raise ValueError(
             "The tails of these models are too varied to show that their product can be "
             "normalised; use positive weights, or models with a reference of their own."
@@ -372,7 +372,7 @@ def _positive_tail(multiplied: Any, below: Any) -> tuple[Tensor, Tensor] | None:
         # relative to what multiplies, so that units do not matter
         white = torch.linalg.solve_triangular(root, precision, upper=False)
         white = torch.linalg.solve_triangular(root, white.T, upper=False)
-        if float(torch.linalg.eigvalsh(white).min()) > _LEAST_SHARE:
+        if float(torch.linalg.eigvalsh(white).min()) > _MIN_PRECISION_SHARE:
             return precision, pull + sum(term[1] for term in divided)
     return None
 

@@ -28,7 +28,7 @@ from sklvebm.smc.resampling import systematic_resample
 
 # Walkers of a joint annealing run, if no more draws are wanted: a few draws of many weighted
 # walkers are as even as the model, as many draws as walkers are not. Fewer of many coordinates.
-_MOST_WALKERS, _FEWEST_WALKERS, _WALKER_NUMBERS = 4096, 256, 2**18
+_MAX_WALKERS, _MIN_WALKERS, _MAX_WALKER_NUMBERS = 4096, 256, 2**18
 
 
 def posterior_draws(
@@ -105,8 +105,8 @@ def joint_draws(
         return reference.to_features(y), e
     target = joint_target(energy, select_correction_and_grad(energy))
     betas, step_sizes = annealing_schedule(ladder, n_steps)
-    fitting = _WALKER_NUMBERS // (energy.n_features + energy.n_latents)
-    n_walkers = max(n, _FEWEST_WALKERS, min(fitting, _MOST_WALKERS))
+    fitting = _MAX_WALKER_NUMBERS // (energy.n_features + energy.n_latents)
+    n_walkers = max(n, _MIN_WALKERS, min(fitting, _MAX_WALKERS))
     missed = missed_components(energy, n_walkers, generator)
     begin, log_weights = tilted_draws(reference, missed, log_partition, n_walkers, generator)
     log_weights, chains = anneal(

@@ -21,9 +21,9 @@ from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 from sklvebm.smc.quasi_random import latent_nodes
 
-_FIT_NODES = 32
-_REPLICATES = 8  # independent scramblings of the evaluation nodes
-_REPLICATE_NODES = 32
+_N_FIT_NODES = 32
+_N_REPLICATES = 8  # independent scramblings of the evaluation nodes
+_N_REPLICATE_NODES = 32
 _LEARNING_RATE = 0.05
 
 
@@ -55,14 +55,14 @@ def evidence_bound(energy: PathEnergy, x: Tensor, q: Gaussians, *, seed: int) ->
     """Return an unbiased estimate of the bound that Gaussians q give for rows x (N, D)."""
     correction_and_grad = select_correction_and_grad(energy)
     values = []
-    for replicate in range(_REPLICATES):
-        nodes = latent_nodes(_REPLICATE_NODES, energy.n_latents, seed * _REPLICATES + replicate).to(
-            x
-        )
+    for replicate in range(_N_REPLICATES):
+        nodes = latent_nodes(
+            _N_REPLICATE_NODES, energy.n_latents, seed * _N_REPLICATES + replicate
+        ).to(x)
         f, _ = _correction(energy, x, q.place(nodes), correction_and_grad)
         values.append(-f.mean(1) - q.divergence())
     stacked = torch.stack(values)
-    return Bound(stacked.mean(0), stacked.std(0) / _REPLICATES**0.5)
+    return Bound(stacked.mean(0), stacked.std(0) / _N_REPLICATES**0.5)
 
 
 def _correction(
@@ -117,7 +117,7 @@ def fit_gaussians(
     diagonal_part = torch.diagonal(start.factor, dim1=1, dim2=2)
     raw = torch.tril(start.factor, -1) * mask + torch.diag_embed(torch.log(diagonal_part))
     optimizer = torch.optim.Adam([mean, raw], lr=_LEARNING_RATE, betas=(0.9, 0.99))
-    nodes = latent_nodes(_FIT_NODES, n_latents, seed).to(x)
+    nodes = latent_nodes(_N_FIT_NODES, n_latents, seed).to(x)
     correction_and_grad = select_correction_and_grad(energy)
     for step in range(n_steps):
         q = Gaussians(mean, _factor(raw))

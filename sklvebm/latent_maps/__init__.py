@@ -1,1 +1,1 @@
-"""TODO."""
+"""Nonlinear coordinates of the latents, and their fit."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Gaussian mixtures: the reference, its fit, and its choice by cross-validation."""

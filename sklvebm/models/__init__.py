@@ -1,1 +1,1 @@
-"""TODO."""
+"""Energies, their networks, and the tempered targets that particles follow."""

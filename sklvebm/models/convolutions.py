@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from sklvebm.models.energies import ACTIVATIONS, Energy
 
-_LEAST_SIDE = 4  # pixels
-_SMALL_SIDE = 4  # of the last feature maps
+_MIN_SIDE = 4  # pixels
+_MAX_LAST_SIDE = 4  # of the last feature maps
 _CHANNELS = (16, 32, 64)  # of the layers; further ones have as many as the last
-_KERNEL, _STRIDE, _PADDING = 4, 2, 1  # each layer halves the sides, and every pixel counts equally
-_MOST_PLACES = 64  # of the units of a `ConvLayerEnergy`
+_KERNEL_SIDE, _STRIDE, _PADDING = (
+    4,
+    2,
+    1,
+)  # each layer halves the sides, and every pixel counts equally
+_MAX_PLACES = 64  # of the units of a `ConvLayerEnergy`
 
 
 def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[int, int, int]:
@@ -35,8 +39,8 @@ def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[in
             "image_shape must be (height, width) or (height, width, channels), got "
             f"{tuple(image_shape)}."
         )
-    if min(shape[:2]) < _LEAST_SIDE:
-        raise ValueError(f"Sides of image_shape must be at least {_LEAST_SIDE}, got {shape}.")
+    if min(shape[:2]) < _MIN_SIDE:
+        raise ValueError(f"Sides of image_shape must be at least {_MIN_SIDE}, got {shape}.")
     if math.prod(shape) != n_features:
         raise ValueError(
             f"image_shape must multiply to the number of features: {shape} has "
@@ -117,12 +121,12 @@ class ConvEnergy(Energy):
         self.hidden_layer_sizes, self.activation = tuple(hidden_layer_sizes), activation
         self.kernels, self.kernel_biases = nn.ParameterList(), nn.ParameterList()
         self.multiply_adds = 0  # of one image
-        while len(self.kernels) < 2 or max(height, width) > _SMALL_SIDE:
+        while len(self.kernels) < 2 or max(height, width) > _MAX_LAST_SIDE:
             if min(height, width) < 2:
                 break
             n_out = _CHANNELS[min(len(self.kernels), len(_CHANNELS) - 1)]
-            shape = (n_out, n_in, _KERNEL, _KERNEL)
-            self.kernels.append(_filled(shape, n_in * _KERNEL**2, generator))
+            shape = (n_out, n_in, _KERNEL_SIDE, _KERNEL_SIDE)
+            self.kernels.append(_filled(shape, n_in * _KERNEL_SIDE**2, generator))
             self.kernel_biases.append(_offsets(n_out, generator))
             n_in, height, width = n_out, height // 2, width // 2
             self.multiply_adds += math.prod(shape) * height * width
@@ -219,7 +223,7 @@ class ConvLayerEnergy(Energy):
         self.image_shape = tuple(int(side) for side in image_shape)
         self.activation, self.hidden_layer_sizes = activation, (n_channels,)
         stride = 1
-        while math.ceil(height / stride) * math.ceil(width / stride) > _MOST_PLACES:
+        while math.ceil(height / stride) * math.ceil(width / stride) > _MAX_PLACES:
             stride += 1
         size = 2 * stride + 3
         places = _places(height, width, n_in, size, stride)

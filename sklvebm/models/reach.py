@@ -17,8 +17,8 @@ from sklvebm.preprocessing.scaling import (
     without_outliers,
 )
 
-_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # of the reference, and of rows or draws
-_FARTHEST = 28.0  # of u: s is zero in double precision, and its square still finite
+_N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # of the reference, and of rows or draws
+_MAX_DISTANCE = 28.0  # of u: s is zero in double precision, and its square still finite
 
 
 class Reach(nn.Module):
@@ -46,16 +46,16 @@ class Reach(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return s of rows x (B, D), (B,), between zero and one."""
-        beyond = (self.distance(x) - 1.0).clamp(0.0, _FARTHEST)
+        beyond = (self.distance(x) - 1.0).clamp(0.0, _MAX_DISTANCE)
         return torch.exp(-beyond.square())
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return s of rows x (B, D), (B,), and its gradient (B, D), per standardised unit."""
         white = (x - self.centre) @ self.whitening.T
-        beyond = (white.square().sum(1) - 1.0).clamp(0.0, _FARTHEST)
+        beyond = (white.square().sum(1) - 1.0).clamp(0.0, _MAX_DISTANCE)
         value = torch.exp(-beyond.square())
         # zero on the clamp's far side, where rows may be too large for a product with zero
-        slope = torch.where(beyond < _FARTHEST, -4.0 * beyond * value, torch.zeros_like(value))
+        slope = torch.where(beyond < _MAX_DISTANCE, -4.0 * beyond * value, torch.zeros_like(value))
         inner = torch.where(slope[:, None] != 0.0, white, torch.zeros_like(white))
         return value, slope[:, None] * (inner @ self.whitening)
 
@@ -96,6 +96,6 @@ def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:
 def reach_of_rows(rows: np.ndarray, reference: MixtureReference, seed: int) -> Reach:
     """Return how far a correction reaches: where rows (N, D) and the reference's draws are."""
     generator = torch.Generator().manual_seed(seed)
-    y = reference.sample(_REACH_DRAWS, generator)[:, : reference.n_features]
+    y = reference.sample(_N_REACH_DRAWS, generator)[:, : reference.n_features]
     inner = torch.from_numpy(without_outliers(rows))
     return reach_of(inner, reference.to_features(y), _REACH_SHARE)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import BridgedEnergy
 
-_PROBED = 256  # rows, and as many draws of the reference
-_ROWS = 3  # of the first call, which looks at types and shapes
-_NEAR, _FAR = 1e3, 1e6  # standardised units: how an energy grows from here to there
-_DIRECTIONS = 16  # random ones, besides the axes and the flattest
-_SAME = 1e-6  # of an energy: differences by rounding
+_N_PROBE_ROWS = 256  # rows, and as many draws of the reference
+_N_FIRST_ROWS = 3  # of the first call, which looks at types and shapes
+_NEAR_RADIUS, _FAR_RADIUS = 1e3, 1e6  # standardised units: how an energy grows from here to there
+_N_DIRECTIONS = 16  # random ones, besides the axes and the flattest
+_RELATIVE_ROUNDING = 1e-6  # of an energy: differences by rounding
 
 
 def build_user_energy(
@@ -45,7 +45,7 @@ def build_user_energy(
             f"Module, got {given!r}."
         )
     energy = BridgedEnergy(reference, network.double())
-    _check_values(network, *_draws(reference, _ROWS, seed))
+    _check_values(network, *_draws(reference, _N_FIRST_ROWS, seed))
     trainable = [parameter.requires_grad for parameter in network.parameters()]
     if not trainable or (is_trained and not any(trainable)):
         raise ValueError(
@@ -111,8 +111,8 @@ def probe(energy: BridgedEnergy, rows: np.ndarray, seed: int) -> None:
         Names what is wrong, and where.
     """
     network, reference = energy.network, energy.reference
-    x, z = _draws(reference, 2 * _PROBED, seed)
-    some = torch.from_numpy(np.array(rows[:_PROBED], dtype=np.float64))
+    x, z = _draws(reference, 2 * _N_PROBE_ROWS, seed)
+    some = torch.from_numpy(np.array(rows[:_N_PROBE_ROWS], dtype=np.float64))
     x = torch.cat([some, x[: len(x) - len(some)]])
     with torch.no_grad():
         values = _called(network, x, z)
@@ -134,7 +134,7 @@ def _check_finite(values: Tensor, x: Tensor, z: Tensor) -> None:
 
 def _check_function(network: nn.Module, values: Tensor, x: Tensor, z: Tensor) -> None:
     """Raise where an energy is random, or depends on the other rows of its batch."""
-    allowed = _SAME * (1.0 + values.abs())
+    allowed = _RELATIVE_ROUNDING * (1.0 + values.abs())
     with torch.no_grad():
         change = (_called_elsewhere(network, x, z) - values).abs()
         if not (change <= allowed).all():
@@ -145,7 +145,9 @@ def _check_function(network: nn.Module, values: Tensor, x: Tensor, z: Tensor) ->
             )
         rule = "energy must be a function of each row alone, but it depends on the batch"
         try:
-            alone = torch.cat([_called(network, x[i : i + 1], z[i : i + 1]) for i in range(_ROWS)])
+            alone = torch.cat(
+                [_called(network, x[i : i + 1], z[i : i + 1]) for i in range(_N_FIRST_ROWS)]
+            )
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(f"{rule}: a single row fails ({error}).") from error
         twice = _called(network, torch.cat([x, x]), torch.cat([z, z]))
@@ -172,7 +174,7 @@ def _check_integrable(network: nn.Module, x: Tensor, z: Tensor, seed: int) -> No
     In n dimensions `exp(-E)` needs more than n nats for each factor e of the radius.
     """
     generator = torch.Generator().manual_seed(seed)
-    position = torch.cat([x, z], 1)[:_PROBED]
+    position = torch.cat([x, z], 1)[:_N_PROBE_ROWS]
     d, width = x.shape[1], position.shape[1]
     with torch.enable_grad():
         at = (position * torch.rand(len(position), 1, generator=generator).mul(4.0)).double()
@@ -183,19 +185,21 @@ def _check_integrable(network: nn.Module, x: Tensor, z: Tensor, seed: int) -> No
         n = part.stop - part.start
         if n == 0:
             continue
-        random = torch.randn(_DIRECTIONS, n, generator=generator, dtype=torch.float64)
+        random = torch.randn(_N_DIRECTIONS, n, generator=generator, dtype=torch.float64)
         flattest = torch.linalg.svd(slopes[:, part], full_matrices=True).Vh[-1:]
         rays = torch.cat([torch.eye(n, dtype=torch.float64), flattest, random])
         rays = nn.functional.normalize(torch.cat([rays, -rays]))
         start = position[:1].expand(len(rays), width)
         ends = []
-        for radius in (_NEAR, _FAR):
+        for radius in (_NEAR_RADIUS, _FAR_RADIUS):
             end = start.clone()
             end[:, part] += radius * rays
             with torch.no_grad():
                 ends.append(_called(network, end[:, :d], end[:, d:]))
         # infinite energies are as good as large ones; beyond them nothing can be said
-        growth = torch.nan_to_num(ends[1] - ends[0], math.inf) / math.log(_FAR / _NEAR)
+        growth = torch.nan_to_num(ends[1] - ends[0], math.inf) / math.log(
+            _FAR_RADIUS / _NEAR_RADIUS
+        )
         worst = int(growth.argmin())
         if growth[worst] <= n:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Standardisation of rows, quantised values, and held-out rows."""

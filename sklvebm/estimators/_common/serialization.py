@@ -18,7 +18,7 @@ from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
 from sklvebm.models.networks import tensor_of
 from sklvebm.training import Optimisation, start_optimisation
 
-_KEY = "_checksum"
+_CHECKSUM_KEY = "_checksum"
 
 
 def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def optimisation_from_plain(
 
 def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state of arrays and plain types with the checksum of all of them."""
-    return {**state, _KEY: _digest(state)}
+    return {**state, _CHECKSUM_KEY: _digest(state)}
 
 
 def without_checksum(state: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def without_checksum(state: dict[str, Any]) -> dict[str, Any]:
         If it is not what it was.
     """
     state = dict(state)
-    stored = state.pop(_KEY, None)
+    stored = state.pop(_CHECKSUM_KEY, None)
     if stored is not None and stored != _digest(state):
         raise ValueError(
             "The stored model is damaged: its numbers are not those that were stored. Store it "

@@ -13,7 +13,7 @@ from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.reach import reach_of_rows
 from sklvebm.training import Optimisation
 
-_MOST_ADDED = 0.5  # of the density, in one step
+_MAX_ADDED_SHARE = 0.5  # of the density, in one step
 
 
 def follow_drift(rows: np.ndarray, training: Training, source: np.random.RandomState) -> Training:
@@ -41,7 +41,7 @@ def follow_drift(rows: np.ndarray, training: Training, source: np.random.RandomS
     outside = warn_of_drift(rows, reference, ": it gets components there")
     if not len(outside):
         return training
-    share = min(len(outside) / len(rows), _MOST_ADDED)
+    share = min(len(outside) / len(rows), _MAX_ADDED_SHARE)
     extended = _extended(reference, rows[outside], share, source)
     energy, average, optimizer, n_updates = training.optimisation
     seed = int(source.randint(2**30))

@@ -18,7 +18,7 @@ from sklvebm.mcmc.state import stack_rows
 from sklvebm.messages import naming_memory
 from sklvebm.models.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.preprocessing.scaling import (
-    FAR_OUT,
+    MAX_FINITE_SQUARE_DISTANCE,
     Standardisation,
     finite,
     zero_where_squares_overflow,
@@ -29,7 +29,7 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
-_COPIES = 8  # positions, gradients, activations and steps on the way that are alive at once
+_N_LIVE_COPIES = 8  # positions, gradients, activations and steps on the way that are alive at once
 
 
 class Model(NamedTuple):
@@ -71,7 +71,7 @@ def numbers_per_particle(energy: PathEnergy) -> int:
     widths = (parameter.shape[0] for parameter in energy.parameters() if parameter.dim() > 0)
     widest = max(widths, default=1)
     width = energy.n_features + energy.n_latents
-    return _COPIES * (width + widest) + 2 * len(energy.reference.log_weights)
+    return _N_LIVE_COPIES * (width + widest) + 2 * len(energy.reference.log_weights)
 
 
 def _answer_rows(
@@ -151,7 +151,9 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
         )
 
     # far out the mean is linear: latents whose squares overflow are carried nearer, and back
-    size = np.maximum(np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / FAR_OUT, 1.0)
+    size = np.maximum(
+        np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / MAX_FINITE_SQUARE_DISTANCE, 1.0
+    )
     standardised = _answer_rows(model, Z / size, device, answer) * size
     return finite(model.standardisation.invert(standardised))
 

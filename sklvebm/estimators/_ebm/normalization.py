@@ -42,11 +42,11 @@ from sklvebm.smc.resampling import effective_sample_size
 from sklvebm.training import TrainingResult
 
 _EQUILIBRATION_SWEEPS, _MOST_SWEEPS = 20, 60  # the first, and one more per feature
-_WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
+_DIAGNOSTIC_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
 _DEFENSIVE_SHARE = 0.125  # of the particles of a pool that starts away from the data
-_WALKERS = 512
-_RUNGS = 8  # where training had no ladder of its own
-_MOST_CHAINS = 2**12  # of the diagnostic chains: traces of more would outgrow it
+_N_WALKERS = 512
+_N_RUNGS = 8  # where training had no ladder of its own
+_MAX_CHAINS = 2**12  # of the diagnostic chains: traces of more would outgrow it
 _MAX_STEPS = 512
 _POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1
 _CHUNK_ROWS = 128
@@ -65,7 +65,7 @@ def normaliser_pool(config: PoolConfig) -> TemperedPool:
     """Return the pool that the normaliser moves: tempered, exact on the reference."""
     return TemperedPool(
         dynamics="crank-nicolson",
-        n_chains=min(config.n_chains, _MOST_CHAINS),
+        n_chains=min(config.n_chains, _MAX_CHAINS),
         n_temperatures=_n_rungs(config),
         n_langevin_steps=config.n_langevin_steps,
         step_size=None,
@@ -73,7 +73,7 @@ def normaliser_pool(config: PoolConfig) -> TemperedPool:
 
 
 def _n_rungs(config: PoolConfig) -> int:
-    return config.n_temperatures if config.n_temperatures > 1 else _RUNGS
+    return config.n_temperatures if config.n_temperatures > 1 else _N_RUNGS
 
 
 def normalise(
@@ -168,13 +168,13 @@ def bracket_log_partition(
         state = tempered.init(energy, generator)
     # half of the walkers that leave the model come from the trained pool, half from the diagnostic
     # chains
-    n_snapshots = math.ceil(0.5 * _WALKERS / config.n_chains)
+    n_snapshots = math.ceil(0.5 * _N_WALKERS / config.n_chains)
     n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
     n_sweeps = max(n_sweeps, 2 * n_snapshots)
     state, draws = tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
     diagnostic_chains = compare_diagnostic_chains(energy, tempered, state, trained.rows, generator)
-    diagnosed = [o.state.pool[-1][: _WALKERS // 4] for o in diagnostic_chains]
-    model_draws = torch.cat([draws[-_WALKERS // 2 :], *diagnosed])
+    diagnosed = [o.state.pool[-1][: _N_WALKERS // 4] for o in diagnostic_chains]
+    model_draws = torch.cat([draws[-_N_WALKERS // 2 :], *diagnosed])
     target = joint_target(energy, select_correction_and_grad(energy))
     ladder, noise = tempered.ladder(state), IndependentNoise(generator)
     tolerance = WANTED_WIDTH.at(energy.n_features)
@@ -233,7 +233,7 @@ def compare_diagnostic_chains(
     ]
     how = (tempered.kernel, tempered.n_langevin_steps)
     # the first round is burn-in
-    for number, n_sweeps in enumerate(_WATCH_ROUNDS):
+    for number, n_sweeps in enumerate(_DIAGNOSTIC_ROUNDS):
         diagnostic_chains = [
             run_diagnostic_chains(energy, pool, *how, noise, n_sweeps=n_sweeps) for pool in states
         ]

@@ -17,7 +17,7 @@ from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_densi
 from sklvebm.inference.products import Expert
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import (
-    FAR_OUT,
+    MAX_FINITE_SQUARE_DISTANCE,
     Standardisation,
     finite,
     zero_where_squares_overflow,
@@ -25,8 +25,8 @@ from sklvebm.preprocessing.scaling import (
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 
-_TAIL_BEGINS = 3.5  # standard deviations beyond the typical norm, of rows as of noise
-_WIDE = 10.0  # standard deviations of a component that makes tails
+_TAIL_DEVIATIONS = 3.5  # standard deviations beyond the typical norm, of rows as of noise
+_MIN_TAIL_SCALE = 10.0  # standard deviations of a component that makes tails
 _CHUNK_NUMBERS = 2**20  # of the largest intermediate: 8 MB in float64
 
 
@@ -159,12 +159,12 @@ def _carried(
     linear: rows are carried nearer to the others, and the result back.
     """
     rows = np.asarray(rows, dtype=np.float64)
-    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / FAR_OUT, 1.0)
+    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / MAX_FINITE_SQUARE_DISTANCE, 1.0)
     rows = rows / size
     times = _times(model, model.n_steps)
     widest = math.sqrt(float(model.potential.mixture.variances.max()))
-    radius = math.sqrt(rows.shape[1]) + _TAIL_BEGINS
-    is_far = (np.linalg.norm(rows, axis=1) > radius) & (widest > _WIDE)
+    radius = math.sqrt(rows.shape[1]) + _TAIL_DEVIATIONS
+    is_far = (np.linalg.norm(rows, axis=1) > radius) & (widest > _MIN_TAIL_SCALE)
     there = np.empty_like(rows)
     for chosen, path in ((~is_far, times), (is_far, times_for_tails(times, widest))):
         if chosen.any():
