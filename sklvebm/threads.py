@@ -177,6 +177,6 @@ def limited_threads(n_threads: int) -> Iterator[None]:
 
 def _use_threads(n_threads: int) -> None:
     """Set the number of torch threads of the calling Python thread permanently."""
-    # without this call, the thread's first operation would replace its setting by the last global
+    # else the thread's first operation replaces its setting by the latest of any thread
     torch.get_num_threads()
     torch.set_num_threads(n_threads)

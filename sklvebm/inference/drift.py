@@ -1,4 +1,4 @@
-"""Rows of a continued fit that lie outside of the reference: found, named, and given components."""
+"""Out-of-distribution rows of a continued fit: detection and warning."""
 
 import math
 import warnings
@@ -9,19 +9,17 @@ import torch
 from sklvebm.inference.missed_components import is_outside
 from sklvebm.mixtures.reference import MixtureReference
 
-_DEFENSIVE_SHARE = 0.01  # of the defensive component, in telling which rows are outside
-_MAX_ISOLATED_ROWS = 3  # rows outside, more than which may be a region of their own
-_N_DRAWS, _MAX_EXCESS_DEVIATIONS = (
-    4096,
-    4.0,
-)  # of the reference; standard deviations of how many may be outside
-_MAX_NAMED_ROWS = 5  # rows in a warning
+_DEFENSIVE_SHARE = 0.01  # share of the defensive components in `is_outside`
+_MAX_ISOLATED_ROWS = 3  # so few rows outside are outliers, not a new region
+_N_DRAWS = 4096  # reference draws, which give the expected number of rows outside
+_MAX_EXCESS_DEVIATIONS = 4.0  # Poisson standard deviations above the expected number
+_MAX_NAMED_ROWS = 5  # in one warning
 
 
 def rows_outside(rows: np.ndarray, reference: MixtureReference) -> np.ndarray:
-    """Return the places of standardised rows (N, D) outside of a reference, if they are too many.
+    """Return the indices of standardised rows (N, D) outside of a reference, if they are too many.
 
-    Empty where no more rows are outside than draws of the reference would be.
+    Empty if the number is consistent with that of draws of the reference.
     """
     there = is_outside(reference, torch.from_numpy(rows), _DEFENSIVE_SHARE)
     outside = np.flatnonzero(there.numpy())
@@ -40,7 +38,7 @@ def warn_of_drift(rows: np.ndarray, reference: MixtureReference, consequence: st
     Warns
     -----
     UserWarning
-        If there are some: how many, which, and what becomes of them.
+        If there are such rows: their number, indices and consequence.
     """
     outside = rows_outside(rows, reference)
     if len(outside):

@@ -1,13 +1,12 @@
-"""Components of the reference that walkers started by weight would miss, and what they hold.
+"""Components of the reference in which no walker starts, and their mass in the model.
 
-A component with a weight of 1e-4 is where one walker in ten thousand starts. If the correction has
-lifted it by ten nats, it holds a good part of the model, and neither annealing nor a pool sees it.
-Where such a component is so narrow that the correction hardly varies on it, a few exact draws of it
-tell its mass.
+In a component with weight 1e-4, one walker in ten thousand starts. If the correction lowers the
+energy there by ten nats, it contains a large part of the model, and neither annealing nor a pool
+finds it. If the component is so narrow that the correction hardly varies on it, a few exact draws
+estimate its mass.
 
-Two uses of it: walkers start as before, and what was missed is added to log Z (`with_missed_mass`);
-or the path starts from a reference with heavier missed components (`tilted_reference`, `Rebased`),
-and nothing is missed.
+The mass can be added to the estimate of log Z (`with_missed_mass`). Or the path can start from a
+reference that gives missed components their mass in the model (`tilted_reference`, `Rebased`).
 """
 
 import math
@@ -26,27 +25,27 @@ from sklvebm.smc.resampling import effective_sample_size
 from sklvebm.threads import side_by_side
 
 _N_DRAWS = 64  # of each component
-_MIN_EFFECTIVE_DRAWS = 8  # effective draws of a component whose mass counts as known
-_MAX_RARE_WALKERS = 0.5  # expected walkers of a component that counts as rare
-_MAX_MISSED_SHARE = 0.5  # share of the walkers that missed components are given
-_N_PARALLEL_CHUNKS = 4  # chunks of draws that are held at a time
+_MIN_EFFECTIVE_DRAWS = 8  # of a component whose estimated mass is used
+_MAX_RARE_WALKERS = 0.5  # expected number of walkers below which a component is rare
+_MAX_MISSED_SHARE = 0.5  # of the walkers, that start in missed components
+_N_PARALLEL_CHUNKS = 4  # chunks of draws in memory at a time
 
 
 class MissedComponents(NamedTuple):
-    """The missed components whose mass is known."""
+    """The missed components with a reliable estimate of their mass."""
 
-    # (R,), their places among the reference's; hides `tuple.index`
+    # (R,), indices of the reference's components; hides `tuple.index`
     index: Tensor  # type: ignore[assignment]
     log_weights: Tensor  # (R,), nats, of the reference
-    log_means: Tensor  # (R,), nats: log of the mean of exp(-correction) over each
+    log_means: Tensor  # (R,), nats, log of the mean of exp(-correction) over each component
 
 
 def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPartition:
-    """Return log Z, nats, with what up-weighted components hold added to `value` and `upper`.
+    """Add the mass of missed, up-weighted components to `value` and `upper` of log Z, nats.
 
-    Walkers that start elsewhere stand for a component they miss, as if it were like the others;
-    what it holds beyond that is added. Where some walkers had met it after all, both are too high,
-    and scores too low.
+    The estimate implies that a missed component has the average mean of `exp(-correction)`; the
+    excess over this is added. If some walkers did reach the component, the result is too high, and
+    scores are too low.
     """
     up_weighted = missed.log_means > estimate.value
     if not bool(up_weighted.any()):
@@ -64,24 +63,25 @@ def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPar
 def missed_components(
     energy: Corrected, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
 ) -> MissedComponents:
-    """Return the components that fewer than half a walker starts from, where a few draws suffice.
+    """Return the components in which less than half a walker starts, if few draws give their mass.
 
     Parameters
     ----------
     energy : AnchoredEnergy, BridgedEnergy, Composition or PotentialSlice
-        The model: anything with a mixture as `reference` and a `correction` of x and z.
+        The model, with a mixture as `reference` and a `correction` of x and z.
     n_walkers : int
-        Walkers that start by weight.
+        Walkers, which start in components in proportion to their weights.
     generator : torch.Generator
         Source of the draws, on the energy's device.
     chunk : int, default=8192
-        Draws evaluated at a time; at least those of one component are.
+        Draws evaluated at a time, at least those of one component.
 
     Returns
     -------
     missed : MissedComponents
-        Mass estimated by 64 exact draws of each, of which eight or more are effective. Components
-        on which the correction varies more are wide, and shared by neighbours that are seen.
+        Components whose mass is estimated by 64 exact draws, at least eight of them effective.
+        Components on which the correction varies more are wide, and walkers of neighbouring
+        components reach them.
     """
     reference = energy.reference
     index = torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _MAX_RARE_WALKERS)[:, 0]
@@ -112,19 +112,19 @@ def missed_components(
 def tilted_reference(
     reference: MixtureReference, missed: MissedComponents, log_partition: float
 ) -> MixtureReference:
-    """Return the reference with missed components as likely as the model has them.
+    """Return the reference with the weights of missed components raised to those in the model.
 
-    Only those count that the correction up-weights.
+    Only components that the correction up-weights change.
 
     Parameters
     ----------
     reference : MixtureReference
-        What walkers start from: that in which components are rare, or one tilted before.
+        Reference in which the components are rare, or one tilted before.
     missed : MissedComponents
         The missed components.
     log_partition : float
-        log Z of the model, nats: what masses are shares of. Where too low, shares are too high, but
-        half at most together.
+        log Z of the model, nats. A value that is too low gives shares that are too high, but at
+        most one half in all.
     """
     weights = torch.exp(reference.log_weights.double())
     shares = torch.exp(missed.log_weights + missed.log_means - log_partition)
@@ -133,7 +133,7 @@ def tilted_reference(
     shares = shares * min(1.0, _MAX_MISSED_SHARE / max(float(shares.sum()), 1e-300))
     tilted = weights.clone()
     tilted[index] = 0.0
-    if not float(tilted.sum()) > 0.0:  # all are rare: no others to take weight from
+    if not float(tilted.sum()) > 0.0:  # all components are rare
         return reference
     tilted *= (1.0 - shares.sum()) / tilted.sum()
     tilted[index] = shares
@@ -141,10 +141,10 @@ def tilted_reference(
 
 
 def defended(reference: MixtureReference, share: float) -> MixtureReference:
-    """Return the reference with at least a share of its weight in the first defensive component.
+    """Return the reference with at least the given share in the first defensive component.
 
-    Draws of it come where those of the reference are rare, which is where wells of a correction
-    would go unseen. A reference without defensive components stays as it is.
+    Its draws reach wells of a correction in the tails of the reference. A reference without
+    defensive components is returned unchanged.
     """
     if reference.n_defensive == 0:
         return reference
@@ -159,10 +159,10 @@ def defended(reference: MixtureReference, share: float) -> MixtureReference:
 
 
 def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
-    """Tell which rows x (N, D) only the tails of a reference reach, (N,).
+    """Return which rows x (N, D) are out of distribution, (N,) of bool.
 
-    Those that the other components explain worse than the defensive ones would, had these the
-    given share of the density.
+    Under a mixture in which the defensive components have the given share, these rows are likelier
+    under the defensive components than under the others.
     """
     log_components = reference.log_components(reference.from_features(x))
     if reference.n_defensive == 0:
@@ -175,7 +175,7 @@ def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
 
 
 def missed_share(reference: MixtureReference, tilted: MixtureReference) -> float:
-    """Return what `tilted` has in components that start less than half as often in `reference`."""
+    """Return the weight of components in `tilted` with less than half of it in `reference`."""
     missed = tilted.log_weights > reference.log_weights + math.log(2.0)
     return float(torch.exp(tilted.log_weights[missed]).sum())
 
@@ -187,7 +187,7 @@ def tilted_draws(
     n: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from the reference with missed components as likely as the model has them.
+    """Draw from the tilted reference, with importance weights for the reference.
 
     Parameters
     ----------
@@ -218,9 +218,9 @@ def log_ratio(reference: MixtureReference, tilted: MixtureReference, positions: 
 
 
 class Rebased:
-    """An energy on its reference with other weights: the same density, another path to it.
+    """An energy on its reference with other weights: the same density with another path to it.
 
-    log Z stays what it is relative to a normalised reference, whichever that is.
+    log Z does not change, because both references are normalised.
 
     Parameters
     ----------

@@ -26,8 +26,8 @@ from sklvebm.models.targets import (
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.resampling import systematic_resample
 
-# Walkers of a joint annealing run, if no more draws are wanted: a few draws of many weighted
-# walkers are as even as the model, as many draws as walkers are not. Fewer of many coordinates.
+# Walkers of a joint annealing run (at least the number of draws), and their coordinates in all.
+# Resampling n of W weighted walkers gives few duplicates when n is much smaller than W.
 _MAX_WALKERS, _MIN_WALKERS, _MAX_WALKER_NUMBERS = 4096, 256, 2**18
 
 
@@ -72,8 +72,8 @@ def joint_draws(
 ) -> tuple[Tensor, Tensor]:
     """Draw `(x, e)` from the model by annealing exact draws of the reference.
 
-    Components of the reference that the model has up-weighted from a weight where no walker would
-    start are started from more often, which weights make up for.
+    More walkers start in missed components that the model up-weights; importance weights correct
+    for it.
 
     Parameters
     ----------
@@ -82,11 +82,11 @@ def joint_draws(
     n : int
         Number of draws.
     ladder : Ladder
-        Shapes the annealing schedule.
+        Determines the annealing schedule.
     n_steps : int
         Annealing steps.
     log_partition : float
-        log Z of the model, nats; matters where components were up-weighted only.
+        log Z of the model, nats; used only for missed components.
     generator : torch.Generator
         Source of all randomness.
 

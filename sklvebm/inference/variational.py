@@ -1,13 +1,13 @@
-r"""Gaussian posteriors and the bounds they give on one and the same energy.
+r"""Gaussian posteriors, and the evidence bounds that they give.
 
-In the reference's coordinates the posterior of a row is proportional to
-`N(e; 0, I) exp(-f(x, z(e)))`, so any density q(e) bounds the row's evidence from below,
+In the reference's coordinates, with the correction f, the posterior of a row is proportional to
+`N(e; 0, I) exp(-f(x, z(e)))`. Any density q(e) bounds the row's evidence from below,
 
 .. math:: \log \int N(e) e^{-f} de \ge -E_q[f] - KL(q \| N(0, I)).
                                                             (docs/theory/normalisation.md, eq. 11)
 
-Families, from wide to narrow: a full covariance per row, a diagonal one per row, a diagonal one
-that a single network computes from the row (amortised, the encoder of a variational autoencoder).
+The families, from large to small, are: a full covariance per row, a diagonal one per row, and a
+diagonal one that a network computes from the row (an encoder: amortised inference).
 """
 
 from typing import NamedTuple
@@ -21,10 +21,8 @@ from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 from sklvebm.smc.quasi_random import latent_nodes
 
-_N_FIT_NODES = 32
-_N_REPLICATES = 8  # independent scramblings of the evaluation nodes
-_N_REPLICATE_NODES = 32
-_LEARNING_RATE = 0.05
+_N_FIT_NODES, _LEARNING_RATE = 32, 0.05  # quasi-random nodes, and the first step of Adam
+_N_REPLICATES, _N_REPLICATE_NODES = 8, 32  # scramblings, and evaluation nodes in each
 
 
 class Gaussians(NamedTuple):
@@ -48,7 +46,7 @@ class Bound(NamedTuple):
     """A bound on the log evidence of rows relative to the reference's marginal."""
 
     value: Tensor  # (N,), nats
-    standard_error: Tensor  # (N,), nats, from independent sets of nodes
+    standard_error: Tensor  # (N,), nats, over independent scramblings
 
 
 def evidence_bound(energy: PathEnergy, x: Tensor, q: Gaussians, *, seed: int) -> Bound:
@@ -113,7 +111,7 @@ def fit_gaussians(
         start = Gaussians(x.new_zeros(n_rows, n_latents), identity.expand(n_rows, -1, -1))
     mask = identity if diagonal else torch.tril(torch.ones_like(identity))
     mean = start.mean.clone()
-    # the logarithm of the diagonal, so that it stays positive
+    # the logarithm of the diagonal keeps it positive
     diagonal_part = torch.diagonal(start.factor, dim1=1, dim2=2)
     raw = torch.tril(start.factor, -1) * mask + torch.diag_embed(torch.log(diagonal_part))
     optimizer = torch.optim.Adam([mean, raw], lr=_LEARNING_RATE, betas=(0.9, 0.99))
@@ -180,7 +178,7 @@ class AmortisedGaussian(nn.Module):
         return mean, torch.exp(log_scale.clamp(-12.0, 4.0))
 
     def gaussians(self, x: Tensor) -> Gaussians:
-        """Return the Gaussians of rows x, without a graph."""
+        """Return the Gaussians of rows x, without gradients."""
         with torch.no_grad():
             mean, scale = self(x)
         return Gaussians(mean, torch.diag_embed(scale))
