@@ -319,7 +319,7 @@ def assert_same(here, there, tolerance=1e-5):
 FEWER = {
     normalization: {
         "_EQUILIBRATION_SWEEPS": 3,
-        "_MOST_SWEEPS": 3,
+        "_MAX_SWEEPS": 3,
         "_DIAGNOSTIC_ROUNDS": (2, 4),
         "_MAX_STEPS": 8,
     },

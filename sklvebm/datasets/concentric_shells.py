@@ -54,7 +54,7 @@ def make_concentric_shells(
     noise : float, default=0.02
         Standard deviation added to all coordinates, in units of X.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
@@ -162,7 +162,7 @@ def concentric_shells_entropy(
 ) -> float:
     """Return the differential entropy of concentric shells.
 
-    Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
+    Minus the entropy is the largest mean log-likelihood that any density can have on new rows.
 
     Parameters
     ----------
@@ -185,8 +185,8 @@ def concentric_shells_entropy(
 
     See Also
     --------
-    make_concentric_shells : Rows of this law.
-    concentric_shells_log_density : Of which this is minus the mean.
+    make_concentric_shells : Rows of this distribution.
+    concentric_shells_log_density : Its mean, negated, is the entropy.
 
     Notes
     -----

@@ -59,7 +59,7 @@ def make_double_well(
     noise : float, default=0.0
         Standard deviation of measurement, added to both columns.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
@@ -156,7 +156,7 @@ def double_well_log_density(
 
     See Also
     --------
-    make_double_well : Rows of this law.
+    make_double_well : Rows of this distribution.
     double_well_entropy : Minus the mean of this.
 
     Notes
@@ -187,7 +187,7 @@ def double_well_entropy(
 ) -> float:
     """Return the differential entropy of position and momentum in a double well.
 
-    Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
+    Minus the entropy is the largest mean log-likelihood that any density can have on new rows.
 
     Parameters
     ----------
@@ -212,8 +212,8 @@ def double_well_entropy(
 
     See Also
     --------
-    make_double_well : Rows of this law.
-    double_well_log_density : Of which this is minus the mean.
+    make_double_well : Rows of this distribution.
+    double_well_log_density : Its mean, negated, is the entropy.
 
     Notes
     -----

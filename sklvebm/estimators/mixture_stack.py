@@ -303,7 +303,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         n_samples : int, default=1
             Number of rows.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
 
         Returns
         -------

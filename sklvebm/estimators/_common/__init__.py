@@ -1,1 +1,1 @@
-"""TODO."""
+"""Parts that all families of estimators share."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Energies trained with a pool of particles: fit, normalisation, diagnostics, results."""

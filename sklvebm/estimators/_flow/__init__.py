@@ -1,1 +1,1 @@
-"""TODO."""
+"""Potential flows: fit, normalisation, results."""

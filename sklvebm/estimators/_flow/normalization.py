@@ -1,4 +1,4 @@
-"""After the training of a potential flow: integrator steps, normaliser of the energy, agreement."""
+"""Checks of a trained potential flow: integrator steps, log Z of the energy, their agreement."""
 
 import math
 from typing import Any
@@ -22,14 +22,13 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_check import check_reference
 from sklvebm.smc.log_partition import WANTED_WIDTH
 
-_STEP_COUNTS = (8, 16, 32, 64, 128, 256)
-# standardised units, median over rows: where the flow pulls neighbours apart, single rows need
-# many times the steps of the others
-_POSITION_TOLERANCE = 1e-4
-_SAMPLING_TOLERANCE = 1e-2  # standardised units
-_MAX_ROWS = 100
-_N_WALKERS = 512
-_N_SETS = 8  # of directions, for the error of the trace
+_STEP_COUNTS = (8, 16, 32, 64, 128, 256)  # candidates for the integrator's steps
+# Standardised units, median over rows: where the flow separates neighbours, single rows would need
+# many times the steps of the others.
+_POSITION_TOLERANCE, _SAMPLING_TOLERANCE = 1e-4, 1e-2
+_MAX_ROWS = 100  # monitored rows of the checks, and draws
+_N_WALKERS = 512  # of annealing, in each direction
+_N_SETS = 8  # sets of directions for the error of the trace
 
 
 def check_model(
@@ -46,11 +45,11 @@ def check_model(
     session : FitSession
         Has the monitored rows, the units, and `n_steps` and `energy_time` of the config.
     potential : AnchoredPotential
-        Float64, on the CPU; without a network where the reference is the model.
+        Float64, on the CPU; without a network if the reference is the model.
     reference : MixtureReference
-        What it is anchored on.
+        Its reference.
     directions : Tensor of shape (1, K, D)
-        Of the Laplacian.
+        Directions of the Laplacian.
     seed : int
         Seed of walkers and probes.
     """
@@ -124,7 +123,7 @@ def _chosen_steps(
 
 
 def _sampling_steps(potential: AnchoredPotential, generator: torch.Generator) -> int:
-    """Return steps of Heun's method whose doubling hardly moves draws."""
+    """Return the steps of Heun's method, doubled until the change of draws is within tolerance."""
     noise = torch.randn((_MAX_ROWS, potential.n_features), generator=generator, dtype=torch.float64)
     scale = finest_scale(potential.mixture)
     coarse = transport(potential, noise, graded_times(_STEP_COUNTS[0], scale), heun_step)
@@ -137,7 +136,7 @@ def _sampling_steps(potential: AnchoredPotential, generator: torch.Generator) ->
 
 
 def _agreement(model: FlowModel, rows: Tensor, generator: torch.Generator) -> dict[str, float]:
-    """Compare flow and energy on rows of the law at the energy's time."""
+    """Compare flow and energy on rows with noise, at the energy's time."""
     time = model.energy_time
     noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
     x = time * rows + (1.0 - time) * noise
