@@ -1,4 +1,4 @@
-"""Picks the fast or the plain function for an energy; the only importer of `kernels`."""
+"""Selects the fastest correct function for an energy; the only importer of `kernels`."""
 
 import math
 import threading
@@ -13,13 +13,13 @@ from torch import Tensor
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, PathEnergy
 from sklvebm.models.targets import CorrectionAndGrad, autograd_correction_and_grad
 
-# largest difference of a GPU kernel from the plain function, relative to the largest number: of
-# networks with one or two layers of 8 to 256 units, rounding to float32 makes 2e-7 to 1.3e-6, and
-# weights as short as those in TF32 make 3e-4 to 1e-3
-_TOLERANCE = 1e-4
-_PROBE_ROWS = 45  # several programs of a kernel, the last of them not full
+# Largest difference of a GPU kernel from the plain function, relative to the largest value. For
+# networks with one or two layers of 8 to 256 units, rounding to float32 gives 2e-7 to 1.3e-6, and
+# TF32 products give 3e-4 to 1e-3.
+_MAX_RELATIVE_ERROR = 1e-4
+_N_PROBE_ROWS = 45  # several programs of a kernel, the last of them partly filled
 
-# what GPU kernels turned out to be on each device, for networks of each shape
+# whether a GPU kernel is correct, for each kernel, device and shape of network
 _verdicts: dict[tuple[Any, ...], bool] = {}
 _judging = threading.Lock()
 
@@ -35,14 +35,13 @@ def select_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
     Returns
     -------
     correction_and_grad : callable
-        Signature of `gradients.CorrectionAndGrad`; the choice never changes its values beyond
-        rounding.
+        A `targets.CorrectionAndGrad`. All choices give the same values up to rounding.
 
     Warns
     -----
     RuntimeWarning
-        If a GPU kernel that should have served fails or is wrong on this device, once for every
-        shape of network; the plain function is returned.
+        If a suitable GPU kernel fails or is inaccurate on this device, once for every shape of
+        network; the plain function is returned.
     """
     if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
         return autograd_correction_and_grad(energy)
@@ -54,7 +53,7 @@ def select_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
 
 
 def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> CorrectionAndGrad:
-    """Multiply the correction of a network by how far it reaches, with the gradient of both."""
+    """Multiply the correction by the energy's reach, with the gradient of the product."""
     reach = energy.reach
     if reach is None:
         return inner
@@ -71,7 +70,7 @@ def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> Correctio
 
 
 def _suits_one_launch(network: MLPEnergy) -> bool:
-    """Tell whether a perceptron is one that the GPU kernel was written for, where there is one."""
+    """Return whether the GPU kernel supports a perceptron and Triton is installed."""
     from sklvebm.kernels.tiling import choose_tiling
 
     widths = (network.n_features + network.n_latents, *network.hidden_layer_sizes)
@@ -84,7 +83,7 @@ def _suits_one_launch(network: MLPEnergy) -> bool:
 
 
 def _in_one_launch(energy: AnchoredEnergy) -> CorrectionAndGrad:
-    """Return the function of an anchored perceptron that runs as one kernel on a GPU."""
+    """Return the function of an anchored perceptron as a single GPU kernel."""
     from sklvebm.kernels.triton_mlp import triton_mlp_correction_and_grad
 
     return triton_mlp_correction_and_grad(energy)
@@ -93,10 +92,10 @@ def _in_one_launch(energy: AnchoredEnergy) -> CorrectionAndGrad:
 def _is_sound(
     kernel: Callable[[AnchoredEnergy], CorrectionAndGrad], energy: AnchoredEnergy
 ) -> bool:
-    """Tell whether a kernel runs and is right for networks like that of `energy`, on its device.
+    """Return whether a kernel is accurate for networks of the energy's shape, on its device.
 
-    Judged once for each shape and device. A kernel that writes beyond its memory is not survived:
-    CUDA itself may be unusable afterwards.
+    The test runs once for each shape and device. It does not protect from a kernel that writes
+    beyond its memory, after which CUDA may be unusable.
     """
     network = energy.network
     case = (
@@ -112,13 +111,13 @@ def _is_sound(
             return _verdicts[case]
         try:
             error = _largest_error(kernel, energy)
-            _verdicts[case] = error <= _TOLERANCE  # False for NaN
+            _verdicts[case] = error <= _MAX_RELATIVE_ERROR  # False for NaN
             complaint = f"is wrong by {error:.1e}, relative to the largest number"
-        # broad on purpose: Triton, its compiler, the driver and torch have no error in common, and
-        # whatever goes wrong with an optional kernel must end in the plain function, with a warning
+        # broad on purpose: Triton, its compiler, the driver and torch have no common error, and any
+        # failure of an optional kernel must lead to the plain function and a warning
         except Exception as failure:
             _verdicts[case] = False
-            # compilers quote the source first and say what is wrong with it last
+            # compilers quote the source first and state the error last
             last = str(failure).strip().splitlines()[-1:]
             complaint = f"failed ({': '.join([type(failure).__name__, *last])})"
     if not _verdicts[case]:
@@ -135,10 +134,10 @@ def _is_sound(
 def _largest_error(
     kernel: Callable[[AnchoredEnergy], CorrectionAndGrad], energy: AnchoredEnergy
 ) -> float:
-    """Return how far a kernel is from the plain function in float64, relative to its largest value.
+    """Return a kernel's largest error against the plain function in float64, relative.
 
-    Weights and rows are made up: those of `energy` may be anything, and before training its output
-    is zero, on which all kernels agree.
+    Weights and rows are random. Those of `energy` are no test before training, when its output is
+    zero and any kernel agrees.
     """
     from sklvebm.kernels.mlp import mlp_correction_and_grad
 
@@ -155,13 +154,13 @@ def _largest_error(
             generator.manual_seed(0),
         )
         with torch.no_grad():
-            # corrections from well within the bound to close to it
+            # corrections both far below the bound and close to it
             network.output.normal_(0.0, bound * len(network.output) ** -0.5, generator=generator)
         return AnchoredEnergy(energy.reference, network.to(device, dtype), bound)
 
     exact = mlp_correction_and_grad(probe(torch.float64, torch.device("cpu")))
     width = energy.n_features + energy.n_latents
-    rows = torch.randn(_PROBE_ROWS, width, generator=generator, dtype=torch.float32)
+    rows = torch.randn(_N_PROBE_ROWS, width, generator=generator, dtype=torch.float32)
     parts = rows.tensor_split([energy.n_features], 1)
     expected = exact(*(part.double() for part in parts))
     actual = kernel(probe(torch.float32, device))(*(part.to(device) for part in parts))

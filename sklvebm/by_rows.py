@@ -1,4 +1,4 @@
-"""Answers about many rows: in chunks that fit in memory, side by side on the processor."""
+"""Computations on many rows, in chunks that fit in memory and run in parallel on the CPU."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,31 +22,32 @@ def answer_rows(
 ) -> np.ndarray:
     """Apply `answer(module, rows, number of the chunk)` to chunks of rows and join the results.
 
-    On the CPU, chunks run side by side with one torch thread each: no thread waits for another, so
-    a busy core costs its share and nothing more. Results do not depend on the number of threads.
+    On the CPU, chunks run in parallel with one torch thread each. Threads do not wait for each
+    other, so that a busy core delays its own chunks only. Results do not depend on the number of
+    threads.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Of a fitted model, on `device`.
+        Module of a fitted model, on `device`.
     rows : ndarray of shape (n_samples, n_columns)
-        Taken in float64; not modified.
+        Converted to float64; not modified.
     device : torch.device
-        Where answers are computed.
+        Device of the computation.
     answer : callable
-        Returns as many numbers, or rows of them, as it is given rows.
+        Returns one number, or one row of numbers, for each row.
     parts : iterable of slice
         The chunks, in order.
 
     Raises
     ------
     MemoryError
-        If memory is short; says what to pass less of.
+        If memory is short; with a remedy.
     """
     tasks = list(enumerate(parts))
 
     def run(number: int, part: slice) -> np.ndarray:
-        # a copy: torch refuses memory that is read-only
+        # a copy, because torch does not accept read-only memory
         x = torch.from_numpy(np.array(rows[part], dtype=np.float64)).to(device)
         with numerical_session(1):
             return answer(module, x, number).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Names that are going away: they work for two minor releases and warn with what to write."""
+"""Deprecated names, which work for two minor releases and warn with the new name."""
 
 import functools
 import warnings
@@ -21,7 +21,7 @@ class Renamed(NamedTuple):
         Warns
         -----
         FutureWarning
-            Which, unlike DeprecationWarning, is shown to users of scripts and notebooks.
+            Python shows it to users of scripts and notebooks, unlike DeprecationWarning.
         """
         warnings.warn(
             f"{owner}.{old} is called {owner}.{self.new} now; the old name will be removed in "
@@ -34,14 +34,14 @@ class Renamed(NamedTuple):
 def renamed_names(
     module: str, names: dict[str, Renamed], namespace: dict[str, Any]
 ) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a module, which finds old names under their new ones.
+    """Return a `__getattr__` for a module that resolves old names to their new ones.
 
     Parameters
     ----------
     module : str
         The module's name.
     names : dict of str to Renamed
-        Old name to new one.
+        Maps each old name to its new one.
     namespace : dict
         The module's `globals()`.
 
@@ -71,12 +71,12 @@ class RenamedAttribute:
     Parameters
     ----------
     old, new : str
-        The attribute's old name, and that to read.
+        The attribute's old and new name.
     removed_in : str
         First release without the old name.
     """
 
-    # no `__set_name__`, which classes of named tuples call from Python 3.13 on
+    # no `__set_name__`: from Python 3.13 on, classes of named tuples call it
     def __init__(self, old: str, new: str, removed_in: str) -> None:
         self.old, self.renamed = old, Renamed(new, removed_in)
 
@@ -95,9 +95,9 @@ def renamed_parameters(
     Parameters
     ----------
     owner : str
-        What messages call the function.
+        Name of the function in messages.
     names : dict of str to Renamed
-        Old name to new one.
+        Maps each old name to its new one.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Errors of other packages, said again with the column or the parameter that they are about."""
+"""Errors of other packages, raised again with the column or the remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "unable to allocate")
-_MOST_NAMED = 3
+_MEMORY_PHRASES = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "unable to allocate",
+)
+_MAX_NAMED_COLUMNS = 3  # in one message
 FEWER_ROWS = "pass fewer rows, or decrease working_memory by sklearn.set_config"
 
 
 @contextmanager
 def naming_columns(X: Any) -> Iterator[None]:
-    """Name the columns of X that hold no numbers, if the body fails because of them."""
+    """Name the columns of X that are not numeric, if the body fails because of them."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -22,8 +27,12 @@ def naming_columns(X: Any) -> Iterator[None]:
         if not found:
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        named = ", ".join(found[:_MOST_NAMED])
-        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        named = ", ".join(found[:_MAX_NAMED_COLUMNS])
+        more = (
+            f" and {len(found) - _MAX_NAMED_COLUMNS} more"
+            if len(found) > _MAX_NAMED_COLUMNS
+            else ""
+        )
         noun, verb = ("Column", "is") if len(found) == 1 else ("Columns", "are")
         raise kind(
             f"{noun} {named}{more} of X {verb} not numeric: {error}. Encode such columns as "
@@ -32,7 +41,7 @@ def naming_columns(X: Any) -> Iterator[None]:
 
 
 def _without_numbers(X: Any) -> list[str]:
-    """Return the names or places of columns that cannot be numbers."""
+    """Return the names or indices of columns that are not numeric."""
     if hasattr(X, "columns"):
         columns = [(repr(name), X[name]) for name in X.columns]
     else:
@@ -47,12 +56,12 @@ def _without_numbers(X: Any) -> list[str]:
 
 
 def _is_numeric(column: Any) -> bool:
-    if np.asarray(column).dtype.kind in "mM":  # times, which NumPy would take for integers
+    if np.asarray(column).dtype.kind in "mM":  # times, which NumPy converts to integers
         return False
     try:
         np.asarray(column, dtype=np.float64)
     except (TypeError, ValueError):
-        # missing and complex numbers have messages of their own
+        # missing and complex numbers have other messages
         return not any(_is_other(value) for value in np.asarray(column, dtype=object))
     return True
 
@@ -70,7 +79,7 @@ def _is_other(value: Any) -> bool:
 
 @contextmanager
 def naming_memory(remedy: str) -> Iterator[None]:
-    """Say what to do, if the body runs out of memory.
+    """Raise with a remedy, if the body runs out of memory.
 
     Parameters
     ----------
@@ -80,14 +89,14 @@ def naming_memory(remedy: str) -> Iterator[None]:
     Raises
     ------
     MemoryError
-        Instead of torch's errors and of one without advice.
+        In place of torch's errors and of those without a remedy.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error).lower()
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_memory and not any(words in text for words in _MEMORY):
+        if not is_memory and not any(words in text for words in _MEMORY_PHRASES):
             raise
         if remedy in str(error):
             raise

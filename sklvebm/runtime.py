@@ -1,4 +1,4 @@
-"""The process around a computation: seeds, devices, threads, NumPy's errors, memory."""
+"""Settings of the process during a computation: seeds, devices, threads, NumPy errors, memory."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -16,19 +16,19 @@ from sklvebm.validation import check_random_state
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# particles handled at once: 8 MB per activation of a layer of 128 units in float64
+# particles processed at once: 8 MB for the activations of a layer of 128 units in float64
 _CHUNK_PARTICLES = 2**13
 
 
 def without_numpy_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function in which `np.seterr` of the caller raises and warns of nothing.
+    """Return a function in which NumPy neither raises nor warns of floating-point errors.
 
-    What is too small for a number is zero, and what is too large infinite, wherever that matters.
+    The package handles results that underflow to zero or overflow to infinity.
     """
 
     @functools.wraps(function)
     def quiet(*args: P.args, **kwargs: P.kwargs) -> R:
-        # not `errstate` as a decorator: one of NumPy 1 is shared by all threads
+        # not `errstate` as a decorator, which all threads share in NumPy 1
         with np.errstate(all="ignore"):
             return function(*args, **kwargs)
 
@@ -41,9 +41,9 @@ def seeded_generator(seed: int, device: torch.device) -> torch.Generator:
 
 
 def generator_of(random_state: Any) -> np.random.RandomState:
-    """Return a NumPy generator; None is fresh entropy, so that the global one stays as it is.
+    """Return a NumPy generator; None gives fresh entropy and leaves the global one unchanged.
 
-    A `numpy.random.Generator` is moved on by one draw, which seeds the result.
+    A `numpy.random.Generator` is advanced by one draw, which seeds the result.
     """
     return np.random.RandomState() if random_state is None else check_random_state(random_state)
 
@@ -59,7 +59,7 @@ def resolve_device(device: str) -> torch.device:
     Raises
     ------
     ValueError
-        If the device is not known or not available here.
+        If the device is unknown or not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,9 +74,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         is_usable = resolved.type != "cuda" or torch.cuda.is_available()
         if is_usable:
-            # whatever torch knows: a device serves if it holds a number in double precision
+            # any device of torch that supports double precision
             torch.zeros((), dtype=torch.float64, device=resolved).item()
-    # broad on purpose: torch has no one error for a device that is not there
+    # broad on purpose: torch raises various errors for unavailable devices
     except Exception:
         is_usable = False
     if not is_usable:
@@ -89,16 +89,16 @@ def resolve_device(device: str) -> torch.device:
 
 def _default_device_cpu() -> AbstractContextManager[Any]:
     """Return a context in which new tensors lie on the CPU."""
-    # entered only where it changes something: it takes a part in every call of torch
+    # entered only if it changes the device: it slows every call of torch
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 @contextmanager
 def numerical_session(n_threads: int) -> Iterator[None]:
-    """Run the body outside of inference mode and autocast, without gradients, with few threads.
+    """Run the body without inference mode, autocast and gradients, with a limit on threads.
 
-    Tensors without a device of their own are made on the CPU, whatever `torch.set_default_device`
-    says: estimators have their own parameter.
+    The default device is the CPU, whatever `torch.set_default_device` was given: estimators have a
+    parameter `device`.
 
     Parameters
     ----------
@@ -131,9 +131,9 @@ def chunks(n_rows: int, particles_per_row: int, numbers_per_particle: int = 1) -
     n_rows : int
         Rows in all.
     particles_per_row : int
-        Particles of each.
+        Particles of each row.
     numbers_per_particle : int, default=1
-        About how many numbers in double precision an answer makes for each.
+        Approximate numbers in double precision that are held for each particle.
     """
     affordable = int(working_memory() / (8 * numbers_per_particle))
     size = max(1, min(_CHUNK_PARTICLES, affordable) // particles_per_row)

@@ -1,10 +1,10 @@
-"""How many threads a piece of work may use, chosen by its size and always restored.
+"""Numbers of threads, chosen by the size of a computation and restored afterwards.
 
-Operations that share their work out to threads are up to a hundred times slower than on one thread
-as soon as another process holds a core, because each waits at a barrier for the busy core. Hence
-torch has one thread wherever work can be cut into parts that go side by side: they meet once a
-move, not once an operation. How work is cut depends on its size alone, so that results do not
-depend on the number of threads.
+If another process occupies a core, an operation with several threads can take a hundred times
+longer than with one: all threads wait at a barrier for the busy core. The package therefore gives
+torch one thread and splits computations into parts that run in parallel and wait once per move,
+not once per operation. The split depends on the size of the computation alone, so that results do
+not depend on the number of threads.
 """
 
 import os
@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-# One matrix product of a step must have this many multiply-adds before a second thread pays.
+# multiply-adds of one matrix product for which each further thread is worth its overhead
 _MULTIPLY_ADDS_PER_THREAD = 2.0e7
-# Multiply-adds of one call from which two parts pay, and of each of more parts: a part costs a few
-# dozen operations more, about what 5e6 multiply-adds do.
-_WORTH_TWO_PARTS, _OF_EACH_PART = 4.0e7, 8.0e7
-_MOST_PARTS = 8
+# Multiply-adds of one call from which two parts are faster than one, and multiply-adds of each part
+# if there are more. A part costs a few dozen operations, about as much as 5e6 multiply-adds.
+_MIN_SPLIT_MULTIPLY_ADDS, _MIN_PART_MULTIPLY_ADDS = 4.0e7, 8.0e7
+_MAX_PARTS = 8
 
 _lock = threading.Lock()
 _own = threading.local()
@@ -32,9 +32,9 @@ _is_forked = False
 
 
 def _note_fork() -> None:
-    """Note that this process is a fork: OpenMP's threads stayed behind in the parent.
+    """Record that this process is a fork, in which OpenMP's threads do not exist.
 
-    An operation that shares its work out to them would wait for ever.
+    An operation that waits for them would never return.
     """
     global _is_forked
     _is_forked = True
@@ -68,27 +68,27 @@ def threads_for(n_positions: int, n_weights: int) -> int:
 
 
 def n_parts(n_positions: int, n_weights: int) -> int:
-    """Return into how many parts to cut energy calls on `n_positions` rows; arguments as above."""
+    """Return the number of parts of an energy call; parameters as in `threads_for`."""
     work = float(n_positions) * n_weights
-    if work < _WORTH_TWO_PARTS:
+    if work < _MIN_SPLIT_MULTIPLY_ADDS:
         return 1
-    return min(n_positions, max(2, min(_MOST_PARTS, int(work / _OF_EACH_PART))))
+    return min(n_positions, max(2, min(_MAX_PARTS, int(work / _MIN_PART_MULTIPLY_ADDS))))
 
 
 @contextmanager
 def team(n_threads: int) -> Iterator[None]:
-    """Run the body with one torch thread, and what it gives to `side_by_side` on several threads.
+    """Run the body with one torch thread, and its calls of `side_by_side` on several threads.
 
     Parameters
     ----------
     n_threads : int
-        Most threads that work on parts; with one, parts are worked on in turn.
+        Upper limit on threads for parts; with one, parts run in turn.
     """
     before = getattr(_team, "executor", None)
     with limited_threads(1), ExitStack() as closing:
         _team.executor = None
-        if n_threads > 1:  # no thread starts before there is work for it
-            n_helpers = min(n_threads, _MOST_PARTS) - 1
+        if n_threads > 1:  # threads start at the first task
+            n_helpers = min(n_threads, _MAX_PARTS) - 1
             helpers = ThreadPoolExecutor(n_helpers, initializer=_use_threads, initargs=(1,))
             _team.executor = closing.enter_context(helpers)
         try:
@@ -98,41 +98,41 @@ def team(n_threads: int) -> Iterator[None]:
 
 
 def most_threads() -> int:
-    """Return how many threads parts of a work may have: torch's setting, or one where none start.
+    """Return the limit on threads for parts: torch's setting, or one where no thread can start.
 
-    None start while the interpreter shuts down, and those of a fork stayed in its parent.
+    No thread can start while the interpreter shuts down, or in a fork.
     """
     alone = _is_forked or not threading.main_thread().is_alive()
     return 1 if alone else torch.get_num_threads()
 
 
 def side_by_side(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
-    """Return `function` of each part, as `map` does; on the threads of a `team` where there is one.
+    """Return `function` of each part, as `map` does, on the threads of the active `team`.
 
     Parameters
     ----------
     function : callable
-        Draws no numbers from a source that parts share.
+        Must not draw random numbers from a generator that parts share.
     *columns : sequences of one length
-        Its arguments for every part.
+        Arguments for each part.
     """
     executor = getattr(_team, "executor", None)
     parts = list(zip(*columns, strict=True))
     if executor is None or len(parts) == 1:
         return [function(*part) for part in parts]
     if not threading.main_thread().is_alive():
-        # the interpreter is shutting down, and starts no threads any more
+        # the interpreter is shutting down and starts no threads
         return [function(*part) for part in parts]
     records, results = torch.is_grad_enabled(), [None] * len(parts)
-    waiting = iter(range(len(parts)))  # whoever is free takes the next
+    waiting = iter(range(len(parts)))  # a free thread takes the next part
 
     def work() -> None:
         with torch.inference_mode(False), torch.set_grad_enabled(records):
             for number in waiting:
                 results[number] = function(*parts[number])
 
-    helpers = [executor.submit(work) for _ in parts[1:]]  # those without a thread find nothing left
-    _team.executor = None  # within a part, work is done in turn
+    helpers = [executor.submit(work) for _ in parts[1:]]  # late ones find no parts left
+    _team.executor = None  # nested calls run in turn
     try:
         work()
     finally:
@@ -147,9 +147,10 @@ def side_by_side(function: Callable[..., Any], *columns: Sequence[Any]) -> list[
 def limited_threads(n_threads: int) -> Iterator[None]:
     """Run the body with at most `n_threads` torch threads and restore the setting afterwards.
 
-    The count that torch keeps belongs to the Python thread. Each thread gets back what it had when
-    it entered; one that enters while others have limits may have started with theirs, and gets back
-    what the first to enter had. Threads that are started in the body need limits of their own.
+    torch keeps this setting for each Python thread, and a new thread starts with the setting that
+    any thread made last. A thread that enters while others have limits may therefore have started
+    with a limit; it is restored to the setting of the first thread that entered. Threads started
+    in the body need limits of their own.
 
     Parameters
     ----------
@@ -175,7 +176,7 @@ def limited_threads(n_threads: int) -> Iterator[None]:
 
 
 def _use_threads(n_threads: int) -> None:
-    """Set the number of torch threads of the calling Python thread for good."""
-    # at its first operation, a thread that has never asked takes what any thread set last
+    """Set the number of torch threads of the calling Python thread permanently."""
+    # else the thread's first operation replaces its setting by the latest of any thread
     torch.get_num_threads()
     torch.set_num_threads(n_threads)

@@ -1,4 +1,4 @@
-"""Legal values of the arguments of functions, in the words of scikit-learn's messages."""
+"""Validation of function arguments, with messages like scikit-learn's."""
 
 import functools
 import inspect
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class InvalidParameterError(ValueError, TypeError):
-    """An argument of a function has a value or a type that it cannot have."""
+    """An argument of a function has an invalid value or type."""
 
 
 class Interval(NamedTuple):
@@ -69,7 +69,7 @@ class HasMethods(NamedTuple):
     methods: Sequence[str]
 
     def allows(self, value: Any) -> bool:
-        """Return whether a value has them all."""
+        """Return whether a value has all methods."""
         return all(callable(getattr(value, method, None)) for method in self.methods)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ def _is_random_state(value: Any) -> bool:
     return Interval(Integral, 0, 2**32).allows(value)
 
 
-_WORDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_NAMED_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "array-like": (_is_array_like, "an array-like"),
     "boolean": (lambda value: isinstance(value, bool | np.bool_), "a bool"),
     "random_state": (
@@ -105,7 +105,7 @@ def _is_allowed(rule: Any, value: Any) -> bool:
     if rule is callable:
         return callable(value)
     if isinstance(rule, str):
-        return _WORDS[rule][0](value)
+        return _NAMED_RULES[rule][0](value)
     if isinstance(rule, type):
         return isinstance(value, rule)
     return rule.allows(value)
@@ -117,7 +117,7 @@ def _in_words(rule: Any) -> str:
     if rule is callable:
         return "a callable"
     if isinstance(rule, str):
-        return _WORDS[rule][1]
+        return _NAMED_RULES[rule][1]
     return f"an instance of {rule.__name__!r}" if isinstance(rule, type) else str(rule)
 
 
@@ -129,8 +129,9 @@ def validate_params(
     Parameters
     ----------
     constraints : dict
-        Name of an argument to the rules of which one must hold: an `Interval`, `StrOptions`,
-        `HasMethods`, type, None, `callable`, "array-like", "boolean" or "random_state".
+        Maps the name of an argument to its rules, of which one must hold: an `Interval`,
+        `StrOptions`, `HasMethods`, type, None, `callable`, "array-like", "boolean" or
+        "random_state".
 
     Raises
     ------
@@ -143,7 +144,7 @@ def validate_params(
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            # wrong names of arguments are for Python to report
+            # Python reports wrong names of arguments
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError:
@@ -158,7 +159,7 @@ def validate_params(
                     f"The {name!r} parameter of {function.__name__} must be "
                     f"{', '.join(words[:-1])}{last}. Got {value!r} instead."
                 )
-            # quantities at the ends of the range of numbers, such as exp(-1000), are zero here
+            # underflow, such as of exp(-1000), is expected and gives zero
             with np.errstate(all="ignore"):
                 return function(*args, **kwargs)
 
@@ -171,7 +172,7 @@ def validate_params(
 def check_random_state(random_state: Any) -> np.random.RandomState:
     """Return a `RandomState` as scikit-learn's function of this name, and from a `Generator`.
 
-    A `Generator` is moved on by one draw, which seeds the result.
+    A `Generator` is advanced by one draw, which seeds the result.
     """
     if isinstance(random_state, np.random.Generator):
         return np.random.RandomState(random_state.integers(2**32, dtype=np.uint32))
@@ -179,7 +180,7 @@ def check_random_state(random_state: Any) -> np.random.RandomState:
 
 
 def as_plain_array(X: Any) -> Any:
-    """Turn torch tensors into NumPy arrays and leave everything else alone."""
+    """Convert torch tensors to NumPy arrays; return anything else unchanged."""
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         return (X.float() if X.dtype in (torch.bfloat16, torch.float16) else X).numpy()

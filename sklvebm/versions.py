@@ -1,4 +1,4 @@
-"""What a bug report should say about the machine and the libraries."""
+"""Versions and machine properties for bug reports."""
 
 import importlib.metadata
 import platform
@@ -14,7 +14,7 @@ def show_versions() -> None:
 
     See Also
     --------
-    sklearn.show_versions : The same for scikit-learn and what it builds on.
+    sklearn.show_versions : The same for scikit-learn and its dependencies.
 
     Examples
     --------

@@ -319,13 +319,13 @@ def assert_same(here, there, tolerance=1e-5):
 FEWER = {
     normalization: {
         "_EQUILIBRATION_SWEEPS": 3,
-        "_MOST_SWEEPS": 3,
-        "_WATCH_ROUNDS": (2, 4),
+        "_MAX_SWEEPS": 3,
+        "_DIAGNOSTIC_ROUNDS": (2, 4),
         "_MAX_STEPS": 8,
     },
     tempered_pool: {"_BURN_IN_SWEEPS": 4},
     equilibration: {"_FIRST_STEPS": 4, "_MAX_STEPS": 8, "_N_MOVES": 3},
-    flow_normalization: {"_STEPS": (4, 8)},
+    flow_normalization: {"_STEP_COUNTS": (4, 8)},
     explicit_energy: {"_N_BURN_IN": 3, "_MAX_STEPS": 8},
     _prior: {
         "_MAX_STEPS": 8,

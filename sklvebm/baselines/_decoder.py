@@ -48,7 +48,7 @@ class GaussianDecoder(nn.Module):
     activation : str
         Activation of g.
     initial_variance : float
-        Below the variance of the rows, so that the decoder listens to its latents from the start.
+        Below the variance of the rows, so that the decoder depends on its latents from the start.
     variance_floor : float
         Added to the exponential of the free parameter.
     generator : torch.Generator or None

@@ -20,7 +20,7 @@ from sklvebm.training import start_optimisation, train
 
 NORMALISED = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))
 _MAX_MONITOR_ROWS = 500  # each takes an optimisation of its own at every epoch
-_MONITOR_SAMPLES = 32
+_N_MONITOR_SAMPLES = 32
 
 
 class DecoderModel(NamedTuple):
@@ -59,7 +59,7 @@ class BoundObjective(Inference):
     ) -> float:
         """Return the mean importance-weighted bound of `target` on rows x, nats per row."""
         q = self.posterior(target, x, 0, thorough=False)
-        bound = weighted_latents(target, x, q, _MONITOR_SAMPLES, 0).log_evidence().mean()
+        bound = weighted_latents(target, x, q, _N_MONITOR_SAMPLES, 0).log_evidence().mean()
         return float(bound) - self.monitored_log_partition(target, state)
 
     def monitored_log_partition(self, target: LatentModel, state: Any) -> float:

@@ -17,11 +17,11 @@ from sklvebm.mcmc.state import STANDARD_FRAME, Chains, Frame, Noise, Target, Val
 from sklvebm.smc.quasi_random import latent_nodes
 
 N_STARTS = 1024  # draws of the prior among which each row finds its start
-_FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-2, 1e-9, 1e9
-_RELAX, _TIGHTEN = 0.2, 6.0
+_FIRST_DAMPING, _MIN_DAMPING, _MAX_DAMPING = 1e-2, 1e-9, 1e9
+_DAMPING_DECREASE, _DAMPING_INCREASE = 0.2, 6.0
 _BRIEF_STEPS, _THOROUGH_STEPS = 8, 30  # of new rows
 _THOROUGH_CLIMBS = 4
-_APART = 0.5  # least distance of starts, in standard deviations of the prior
+_MIN_START_DISTANCE = 0.5  # least distance of starts, in standard deviations of the prior
 
 
 def best_prior_draws(
@@ -40,7 +40,7 @@ def best_prior_draws(
     for _ in range(n_best):
         best = nodes[values.argmax(1)]
         chosen.append(best)
-        values = values.masked_fill(torch.cdist(best, nodes) < _APART, -math.inf)
+        values = values.masked_fill(torch.cdist(best, nodes) < _MIN_START_DISTANCE, -math.inf)
     return torch.stack(chosen, 1)
 
 
@@ -105,8 +105,8 @@ def maximise_posterior(model: LatentModel, x: Tensor, z: Tensor, n_steps: int) -
         better = new >= value
         z = torch.where(better.unsqueeze(1), proposal, z)
         value = torch.where(better, new, value)
-        damping = torch.where(better, _RELAX * damping, _TIGHTEN * damping)
-        damping = damping.clamp(_LEAST_DAMPING, _MOST_DAMPING)
+        damping = torch.where(better, _DAMPING_DECREASE * damping, _DAMPING_INCREASE * damping)
+        damping = damping.clamp(_MIN_DAMPING, _MAX_DAMPING)
     return z
 
 

@@ -12,10 +12,10 @@ from sklvebm.smc.log_partition import LogPartition, estimate_log_partition
 from sklvebm.smc.resampling import log_mean_exp, systematic_resample
 
 _N_WALKERS = 2048
-_TOLERANCE = 0.02  # nats, width of the bracket of log Z
+_MAX_BRACKET_WIDTH = 0.02  # nats, width of the bracket of log Z
 _MAX_STEPS = 256
 _SAMPLE_STEPS = 64  # annealing steps of draws
-_FEWEST_WALKERS = 256
+_MIN_WALKERS = 256
 _POLISH_STEPS = 10
 _EQUILIBRATION_STEPS = 100
 _QUICK_WALKERS, _QUICK_STEPS = 1024, 16
@@ -41,7 +41,7 @@ def prior_draws(model: LatentModel, n: int, generator: torch.Generator) -> Tenso
         return normal_draws(model, n, generator)
     target, noise = prior_target(model), IndependentNoise(generator)
     betas, step_sizes = annealing_schedule(_ladder(model), _SAMPLE_STEPS)
-    base = normal_draws(model, max(n, _FEWEST_WALKERS), generator)
+    base = normal_draws(model, max(n, _MIN_WALKERS), generator)
     log_weights, chains = anneal(
         start(base, target),
         target,
@@ -82,7 +82,7 @@ def prior_log_partition(model: LatentModel, generator: torch.Generator) -> LogPa
         draws,
         _ladder(model),
         noise=noise,
-        tolerance=_TOLERANCE,
+        tolerance=_MAX_BRACKET_WIDTH,
         max_steps=_MAX_STEPS,
     ).estimate
 

@@ -17,10 +17,10 @@ from sklvebm.smc.quasi_random import latent_nodes
 
 _FIRST_SCALE = 0.1
 _LOG_SCALE_RANGE = (-8.0, 3.0)
-_MEMORY, _SQUARES_MEMORY, _EPSILON = 0.9, 0.99, 1e-8  # of Adam
-_FIT_NODES = 16
+_GRADIENT_DECAY, _SQUARE_DECAY, _EPSILON = 0.9, 0.99, 1e-8  # of Adam
+_N_FIT_NODES = 16
 _BRIEF_STEPS, _THOROUGH_STEPS = 10, 100
-_THOROUGH_RATE = 0.05
+_LATENT_LEARNING_RATE = 0.05
 
 
 class FreeGaussians(NamedTuple):
@@ -61,10 +61,10 @@ def improved(
         loss = negative_bound(model, x, q._replace(parameters=parameters), noise).sum()
         (gradient,) = torch.autograd.grad(loss, parameters)
     n_steps = q.n_steps + 1.0
-    gradients = _MEMORY * q.gradients + (1.0 - _MEMORY) * gradient
-    squares = _SQUARES_MEMORY * q.squares + (1.0 - _SQUARES_MEMORY) * gradient.square()
-    first = gradients / (1.0 - _MEMORY**n_steps)
-    second = squares / (1.0 - _SQUARES_MEMORY**n_steps)
+    gradients = _GRADIENT_DECAY * q.gradients + (1.0 - _GRADIENT_DECAY) * gradient
+    squares = _SQUARE_DECAY * q.squares + (1.0 - _SQUARE_DECAY) * gradient.square()
+    first = gradients / (1.0 - _GRADIENT_DECAY**n_steps)
+    second = squares / (1.0 - _SQUARE_DECAY**n_steps)
     step = rate * first / (torch.sqrt(second) + _EPSILON)
     return FreeGaussians(q.parameters - step, gradients, squares, n_steps)
 
@@ -106,10 +106,10 @@ class FreeBound(BoundObjective):
         mean = most_likely_latents(model, x, seed, thorough=thorough)
         precision = torch.diagonal(gauss_newton(model, x, mean).precision, dim1=1, dim2=2)
         q = free_gaussians(mean, precision.rsqrt())
-        nodes = latent_nodes(_FIT_NODES, model.n_latents, seed + 1).to(x)
+        nodes = latent_nodes(_N_FIT_NODES, model.n_latents, seed + 1).to(x)
         n_steps = _THOROUGH_STEPS if thorough else _BRIEF_STEPS
         for step in range(n_steps):
-            rate = _THOROUGH_RATE * (1.0 - step / n_steps)
+            rate = _LATENT_LEARNING_RATE * (1.0 - step / n_steps)
             q = improved(model, x, q, nodes, rate)
         return diagonal_gaussians(*q.mean_and_scale())
 
@@ -138,13 +138,13 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
         Step of Adam on means and log standard deviations.
     initial_variance : float, default=0.003
         Variance of the decoder at the start, in standardised units: below 1, the variance of the
-        rows, so that the decoder listens to its latents. It is learned, one value per feature.
+        rows, so that the decoder depends on its latents. It is learned, one value per feature.
     variance_floor : float, default=0.0001
         Least variance of the decoder, in standardised units.
     n_importance_samples : int, default=256
         Draws per row of the bound that `score_samples` returns; a power of two, 16 at least.
     learning_rate_init : float, default=0.003
-        Step of Adam; multiplied by 0.3 at each of two plateaus, the third ends training.
+        Step of Adam. It is multiplied by 0.3 at each of two plateaus; the third ends training.
     alpha : float, default=0.0
         Decoupled weight decay, per unit of learning rate.
     batch_size : int or "auto", default="auto"
@@ -152,20 +152,20 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
     max_iter : int, default=100
         Epochs at most.
     tol : float or None, default=0.001
-        Improvement of the monitored bound, in nats per row, that counts. None trains for
+        Smallest relevant improvement of the monitored bound, nats per row. None trains for
         `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
         Monitor held-out rows; False monitors training rows. The best parameters are kept.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
-        Epochs without improvement that make a plateau.
+        Epochs without improvement that count as a plateau.
     device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores and latents are computed in float64.
     verbose : int, default=0
-        Print what `fit` does, and a line every `verbose` epochs; 0 prints nothing.
+        Print the stages of `fit`, and a line every `verbose` epochs; 0 prints nothing.
     random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
@@ -186,7 +186,7 @@ class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     batch_size_ : int
-        What "auto" came to, or the value given.
+        Value that training used, where "auto" was given, too.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

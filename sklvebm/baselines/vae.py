@@ -66,13 +66,13 @@ class VAE(DecoderDensityMixin, BaseEstimator):
         Activation of the hidden layers.
     initial_variance : float, default=0.01
         Variance of the decoder at the start, in standardised units: below 1, the variance of the
-        rows, so that the decoder listens to its latents. It is learned, one value per feature.
+        rows, so that the decoder depends on its latents. It is learned, one value per feature.
     variance_floor : float, default=0.0001
         Least variance of the decoder, in standardised units.
     n_importance_samples : int, default=256
         Draws per row of the bound that `score_samples` returns; a power of two, 16 at least.
     learning_rate_init : float, default=0.003
-        Step of Adam; multiplied by 0.3 at each of two plateaus, the third ends training.
+        Step of Adam. It is multiplied by 0.3 at each of two plateaus; the third ends training.
     alpha : float, default=0.0
         Decoupled weight decay, per unit of learning rate.
     batch_size : int or "auto", default="auto"
@@ -80,20 +80,20 @@ class VAE(DecoderDensityMixin, BaseEstimator):
     max_iter : int, default=200
         Epochs at most.
     tol : float or None, default=0.001
-        Improvement of the monitored bound, in nats per row, that counts. None trains for
+        Smallest relevant improvement of the monitored bound, nats per row. None trains for
         `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
         Monitor held-out rows; False monitors training rows. The best parameters are kept.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
-        Epochs without improvement that make a plateau.
+        Epochs without improvement that count as a plateau.
     device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores and latents are computed in float64.
     verbose : int, default=0
-        Print what `fit` does, and a line every `verbose` epochs; 0 prints nothing.
+        Print the stages of `fit`, and a line every `verbose` epochs; 0 prints nothing.
     random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
@@ -114,7 +114,7 @@ class VAE(DecoderDensityMixin, BaseEstimator):
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     batch_size_ : int
-        What "auto" came to, or the value given.
+        Value that training used, where "auto" was given, too.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)

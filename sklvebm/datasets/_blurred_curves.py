@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-_BLOCK = 2**18  # exponents held at a time
+_BLOCK_EXPONENTS = 2**18  # exponents held at a time
 _MAX_NODES = 2**22
 _NODES_PER_BLUR = 12.0  # angles per radian and inverse blur: the error is below rounding
 _N_ACROSS, _N_ALONG = 8, 20  # Gauss-Hermite nodes of an entropy: six digits for rings that part
@@ -80,7 +80,7 @@ def log_density(
             )
         angle = 2.0 * np.pi * np.arange(n_nodes) / n_nodes
         radii = curves(angle)
-        n_rows = max(1, _BLOCK // radii.size)
+        n_rows = max(1, _BLOCK_EXPONENTS // radii.size)
         order, rows = order[:-n_rows], order[-n_rows:]
         result[rows] = _log_mean(X[rows], angle, radii, along, noise)
     return result - np.log(2.0 * np.pi * noise * along)

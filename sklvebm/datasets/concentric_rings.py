@@ -62,7 +62,7 @@ def make_concentric_rings(
     noise : float, default=0.02
         Standard deviation added to both coordinates, in units of X.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
@@ -169,7 +169,7 @@ def concentric_rings_entropy(
 ) -> float:
     """Return the differential entropy of concentric rings.
 
-    Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
+    Minus the entropy is the largest mean log-likelihood that any density can have on new rows.
 
     Parameters
     ----------
@@ -192,8 +192,8 @@ def concentric_rings_entropy(
 
     See Also
     --------
-    make_concentric_rings : Rows of this law.
-    concentric_rings_log_density : Of which this is minus the mean.
+    make_concentric_rings : Rows of this distribution.
+    concentric_rings_log_density : Its mean, negated, is the entropy.
 
     Notes
     -----

@@ -14,7 +14,7 @@ RADII = (0.5, 1.0, 1.5)
 RADIAL_NOISE = 0.05
 NOISE = 0.02
 _N_NODES = 20  # Gauss-Legendre nodes for a smooth integrand, and for each panel of an entropy
-_REACH = 12.0  # standard deviations beyond which a shell has no mass
+_MAX_DEVIATIONS = 12.0  # standard deviations beyond which a shell has no mass
 
 
 @validate_params(
@@ -54,7 +54,7 @@ def make_concentric_shells(
     noise : float, default=0.02
         Standard deviation added to all coordinates, in units of X.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
@@ -162,7 +162,7 @@ def concentric_shells_entropy(
 ) -> float:
     """Return the differential entropy of concentric shells.
 
-    Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
+    Minus the entropy is the largest mean log-likelihood that any density can have on new rows.
 
     Parameters
     ----------
@@ -185,8 +185,8 @@ def concentric_shells_entropy(
 
     See Also
     --------
-    make_concentric_shells : Rows of this law.
-    concentric_shells_log_density : Of which this is minus the mean.
+    make_concentric_shells : Rows of this distribution.
+    concentric_shells_log_density : Its mean, negated, is the entropy.
 
     Notes
     -----
@@ -201,7 +201,10 @@ def concentric_shells_entropy(
     """
     radii = positive_vector(radii, "radii")
     width = np.hypot(radial_noise, noise)
-    low, high = max(0.0, radii.min() - _REACH * width), radii.max() + _REACH * width
+    low, high = (
+        max(0.0, radii.min() - _MAX_DEVIATIONS * width),
+        radii.max() + _MAX_DEVIATIONS * width,
+    )
     edges = np.linspace(low, high, int(np.ceil((high - low) / width)) + 1)
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
     half = 0.5 * np.diff(edges)[:, None]

@@ -63,7 +63,7 @@ def make_coupled_oscillators(
     noise : float, default=0.05
         Standard deviation of measurement, added to all columns.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again. The map does not depend on it.
 

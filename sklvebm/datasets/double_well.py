@@ -14,8 +14,8 @@ _POSITIVE = [Interval(Real, 0, None, closed="neither")]
 _SYSTEM = {"barrier": _POSITIVE, "half_distance": _POSITIVE, "temperature": _POSITIVE}
 _NOISE = [Interval(Real, 0, None, closed="left")]
 _N_NODES = 2001  # of the trapezoidal rule over the position
-_BLOCK = 500  # rows convolved at a time
-_TAIL = 45.0  # nats above the bottom where the stationary law is cut off
+_BLOCK_ROWS = 500  # rows convolved at a time
+_MAX_RELATIVE_ENERGY = 45.0  # nats above the bottom where the stationary law is cut off
 
 
 @validate_params(
@@ -59,7 +59,7 @@ def make_double_well(
     noise : float, default=0.0
         Standard deviation of measurement, added to both columns.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
@@ -156,7 +156,7 @@ def double_well_log_density(
 
     See Also
     --------
-    make_double_well : Rows of this law.
+    make_double_well : Rows of this distribution.
     double_well_entropy : Minus the mean of this.
 
     Notes
@@ -187,7 +187,7 @@ def double_well_entropy(
 ) -> float:
     """Return the differential entropy of position and momentum in a double well.
 
-    Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
+    Minus the entropy is the largest mean log-likelihood that any density can have on new rows.
 
     Parameters
     ----------
@@ -212,8 +212,8 @@ def double_well_entropy(
 
     See Also
     --------
-    make_double_well : Rows of this law.
-    double_well_log_density : Of which this is minus the mean.
+    make_double_well : Rows of this distribution.
+    double_well_log_density : Its mean, negated, is the entropy.
 
     Notes
     -----
@@ -246,8 +246,8 @@ def _grid(
     barrier: float, half_distance: float, temperature: float, noise: float = 0.0
 ) -> np.ndarray:
     """Return equidistant positions that cover all but a share of exp(-45) of the law."""
-    reach = half_distance * np.sqrt(1.0 + np.sqrt(_TAIL * temperature / barrier))
-    reach += noise * np.sqrt(2.0 * _TAIL)
+    reach = half_distance * np.sqrt(1.0 + np.sqrt(_MAX_RELATIVE_ENERGY * temperature / barrier))
+    reach += noise * np.sqrt(2.0 * _MAX_RELATIVE_ENERGY)
     return np.linspace(-reach, reach, _N_NODES)
 
 
@@ -263,8 +263,8 @@ def _log_position_density(
     potential = _reduced_potential(node, barrier, half_distance, temperature)
     log_step = np.log(node[1] - node[0]) - log_z - 0.5 * np.log(2.0 * np.pi * noise**2)
     result = np.empty(len(position))
-    for start in range(0, len(position), _BLOCK):
-        rows = slice(start, start + _BLOCK)
+    for start in range(0, len(position), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
         exponent = -0.5 * ((position[rows, None] - node) / noise) ** 2 - potential
         result[rows] = logsumexp(exponent, axis=1) + log_step
     return result

@@ -111,7 +111,7 @@ def make_harmonic_rings(
     noise : float, default=0.02
         Standard deviation added to both coordinates, in units of X.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 
@@ -199,7 +199,7 @@ def harmonic_rings_log_density(
 
     See Also
     --------
-    make_harmonic_rings : Rows of this law.
+    make_harmonic_rings : Rows of this distribution.
     harmonic_rings_entropy : Minus the mean of this.
 
     Notes
@@ -228,7 +228,7 @@ def harmonic_rings_entropy(
 ) -> float:
     """Return the differential entropy of harmonic rings.
 
-    Minus the entropy is the largest mean log-likelihood that any density reaches on fresh rows.
+    Minus the entropy is the largest mean log-likelihood that any density can have on new rows.
 
     Parameters
     ----------
@@ -255,8 +255,8 @@ def harmonic_rings_entropy(
 
     See Also
     --------
-    make_harmonic_rings : Rows of this law.
-    harmonic_rings_log_density : Of which this is minus the mean.
+    make_harmonic_rings : Rows of this distribution.
+    harmonic_rings_log_density : Its mean, negated, is the entropy.
 
     Notes
     -----

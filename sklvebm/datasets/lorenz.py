@@ -62,7 +62,7 @@ def make_lorenz(
     noise : float, default=0.5
         Standard deviation of measurement, added to all columns.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 

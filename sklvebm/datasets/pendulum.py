@@ -65,7 +65,7 @@ def make_pendulum(
     noise : float, default=0.02
         Standard deviation of measurement, added to both columns.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 

@@ -53,7 +53,7 @@ def make_shape_images(
     noise : float, default=0.05
         Standard deviation added to every pixel; the shape itself is between 0 and 1.
     return_factors : bool, default=False
-        Whether to return what each row was made of.
+        Whether to return the factors of each row.
     random_state : int, RandomState, Generator or None, default=None
         Source of the draws; an int gives the same rows again.
 

@@ -21,7 +21,7 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
 
 _CPU = torch.device("cpu")
-_WIDTH = 2**12  # a guess at the multiply-adds of one energy, which sets the number of threads
+_ASSUMED_MULTIPLY_ADDS = 2**12  # of an energy per row, for the number of threads
 
 
 class ComposedEnergy:
@@ -70,7 +70,7 @@ class ComposedEnergy:
     def __init__(self, models, weights, n_nodes=64) -> None:
         self.models, self.weights, self.n_nodes = models, weights, n_nodes
         self.n_features_in_ = models[0].n_features_in_
-        self._composition()  # fails here, not later, where nothing can be normalised
+        self._composition()  # raises now if the product is not integrable
 
     def __repr__(self) -> str:
         pairs = zip(self.models, self.weights, strict=True)
@@ -98,7 +98,10 @@ class ComposedEnergy:
             If X does not fit the models.
         """
         X = checked_rows(self.models[0], X, reset=False)
-        with numerical_session(threads_for(len(X), _WIDTH)), naming_memory(FEWER_ROWS):
+        with (
+            numerical_session(threads_for(len(X), _ASSUMED_MULTIPLY_ADDS)),
+            naming_memory(FEWER_ROWS),
+        ):
             rows = torch.from_numpy(np.array(X, dtype=np.float64))
             values = self._composition().energy(rows).numpy()
         return values.astype(X.dtype)
@@ -112,23 +115,26 @@ class ComposedEnergy:
         n_samples : int, default=1
             Number of rows.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Draws in the units of the data; a frame where `set_output` of a model says so.
+            Draws in the units of the data; a frame if `set_output` of a model is set to one.
 
         Notes
         -----
-        Components of that mixture which are too rare for a walker but were up-weighted, by a
-        correction or a division, are started in as often as the composition has them, where the
-        energy changes little over them.
+        A correction or a negative weight can up-weight components of that mixture that are too rare
+        for a walker. If the energy varies little over such a component, walkers start in it with
+        its weight in the composition.
         """
         Number(True, 1).check("n_samples", n_samples)
         generator = seeded_generator(draw_seed(random_state), _CPU)
         advice = "decrease n_samples"
-        with numerical_session(threads_for(n_samples, _WIDTH)), naming_memory(advice):
+        with (
+            numerical_session(threads_for(n_samples, _ASSUMED_MULTIPLY_ADDS)),
+            naming_memory(advice),
+        ):
             X = self._composition().draw(int(n_samples), generator).numpy()
         named = [model for model in self.models if hasattr(model, "feature_names_in_")]
         set_ = [kind for kind in map(container_of, self.models) if kind != "default"]
@@ -139,7 +145,7 @@ class ComposedEnergy:
     def log_partition(
         self, *, n_walkers: int = 512, tolerance: float = 0.05, random_state: Any = None
     ) -> LogPartition:
-        """Bracket `log Z` of the composition by annealing from both ends, and keep it.
+        """Bracket `log Z` of the composition by annealing in both directions, and store it.
 
         Parameters
         ----------
@@ -154,22 +160,24 @@ class ComposedEnergy:
         Returns
         -------
         log_partition : LogPartition
-            Of the product of the normalised densities in the units of X; nats. Also kept as
+            Of the product of the normalised densities in the units of X; nats. Also stored as
             `log_partition_`, which `score_samples` uses.
 
         Notes
         -----
-        Both ends start from a mixture: the product of the powers of the models' references, and a
-        component with the tails where a weight is negative. Its missed components that were
-        up-weighted count as in `sample`. What is neither near that mixture nor known from a few
-        draws of a component is not seen by either end: a component that is not among the 256
-        heaviest, one over which the energy changes by many nats.
+        Annealing starts from a mixture: the product of the powers of the models' references, with a
+        component for the tails if a weight is negative. Missed components are treated as in
+        `sample`. The bracket misses modes outside of that mixture: those of a component that is
+        not among the 256 heaviest, or of a rare one over which the energy varies by many nats.
         """
         Number(True, 32).check("n_walkers", n_walkers)
         Number(False, 0.0, open_low=True).check("tolerance", tolerance)
         generator = seeded_generator(draw_seed(random_state), _CPU)
         advice = "decrease n_walkers or n_nodes"
-        with numerical_session(threads_for(n_walkers, _WIDTH)), naming_memory(advice):
+        with (
+            numerical_session(threads_for(n_walkers, _ASSUMED_MULTIPLY_ADDS)),
+            naming_memory(advice),
+        ):
             result = self._composition().normalise(int(n_walkers), float(tolerance), generator)
         self.log_partition_: LogPartition = result.estimate
         return self.log_partition_
@@ -187,7 +195,7 @@ class ComposedEnergy:
         -------
         log_density : ndarray of shape (n_samples,)
             `-energy(X) - log_partition_.value`, nats, in the units of X. All rows share the error
-            of the normaliser, which the bracket tells.
+            of the normaliser, which the bracket estimates.
 
         Raises
         ------
@@ -214,8 +222,9 @@ def compose(terms: Any, *, n_nodes: int = 64) -> "ComposedEnergy":
 
     .. math:: p(x) \propto \prod_i p_i(x)^{w_i}
 
-    Weights 1 and 1 leave rows that both models like [1]_, a negative weight takes away what a model
-    likes, and a single weight below (above) 1 tempers a model: more (less) varied rows.
+    With weights 1 and 1, rows have a high density under both models [1]_. A negative weight lowers
+    the density where that model is high. A single weight below (above) 1 tempers a model and gives
+    more (less) varied rows.
 
     Parameters
     ----------
@@ -224,8 +233,8 @@ def compose(terms: Any, *, n_nodes: int = 64) -> "ComposedEnergy":
         `PotentialFlowEBM` or compositions of
         them, and finite weights that are not zero.
     n_nodes : int, default=64
-        Quasi-random nodes that integrate out the latents of a model in its energy, and in draws
-        where its weight is not 1 (else draws carry its latents along, exactly). A power of two, at
+        Quasi-random nodes that integrate out the latents of a model in its energy, and in draws if
+        its weight is not 1 (otherwise its latents are sampled jointly, exactly). A power of two, at
         least 2.
 
     Returns
@@ -327,7 +336,7 @@ def _check_together(models: list[BaseEstimator], weights: list[float]) -> None:
             continue
         if min(weights) < 0.0 or weight < 1.0:
             raise ValueError(
-                f"Weights are {weights}, but {type(model).__name__} has an energy of your own, of "
-                "which only the integral is known to be finite: its weight must be at least 1, "
+                f"Weights are {weights}, but {type(model).__name__} has an energy of your own, for "
+                "which integrability of other powers is unknown: its weight must be at least 1, "
                 "and no weight negative."
             )

@@ -1,4 +1,4 @@
-"""`interpolate`: rows on the way from one row to another, through the latents of a model."""
+"""`interpolate`: a path between two rows through the latents of a model."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ _PATHS = ("auto", "linear", "spherical")
 
 @without_numpy_errors
 def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str = "auto") -> Any:
-    r"""Return rows on the way from one row to another, through a model's latents.
+    r"""Return a path between two rows through a model's latents.
 
-    Both rows are carried to latents by `model.transform`, joined there, and carried back by
-    `model.inverse_transform`.
+    `model.transform` maps both rows to latents, and `model.inverse_transform` maps the path between
+    these to rows.
 
     Parameters
     ----------
@@ -32,17 +32,17 @@ def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str
     n_steps : int, default=8
         Rows on the path, both ends included; at least 2.
     path : {"auto", "linear", "spherical"}, default="auto"
-        How latents are joined: by a straight line, or at a constant angular velocity with a length
-        that changes evenly, `slerp` [1]_. Standard normal latents in many dimensions all have about
-        the same length, which straight lines leave. "auto" is "spherical" where the latents are as
-        many as the features, as those of a flow are, else "linear".
+        Path between the latents: a straight line, or `slerp` [1]_, with constant angular velocity
+        and a linear change of the length. Standard normal latents in many dimensions have nearly
+        equal lengths, and points on a straight line between them are shorter. "auto" is "spherical"
+        for as many latents as features, as in a flow, else "linear".
 
     Returns
     -------
     X : ndarray of shape (n_steps, n_features)
-        Rows in the units of the data. For a flow the first and the last are `start` and `end`, up
-        to `diagnostics_.round_trip_error`; for fewer latents than features they are what the
-        latents keep of them, `E[x | z]`. A frame where the model's `set_output` says so.
+        Rows in the units of the data; a frame if the model's `set_output` is set to one. For a
+        flow, the first and the last are `start` and `end`, up to `diagnostics_.round_trip_error`.
+        With fewer latents than features, they are the reconstructions `E[x | z]`.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str
         widths = [row.shape[1] for row in ends]
         raise ValueError(f"start and end must have the same number of features, got {widths}.")
     rows = np.concatenate(ends)
-    # without names, which two rows have not: a model fitted to a data frame knows its own
+    # a model that was fitted to a data frame warns of rows without column names
     names = getattr(model, "feature_names_in_", None)
     latents = np.asarray(model.transform(_named(rows, names)))
     if path == "auto":
@@ -90,7 +90,7 @@ def interpolate(model: Any, start: Any, end: Any, n_steps: int = 8, *, path: str
     share = np.linspace(0.0, 1.0, n_steps, dtype=latents.dtype)
     join = slerp if path == "spherical" else _straight
     X = np.asarray(model.inverse_transform(join(latents[0], latents[1], share)))
-    # a pipeline hands the setting on to its steps
+    # a pipeline passes the setting on to its steps
     kind = container_of(model[-1] if isinstance(model, Pipeline) else model)
     return X if kind == "default" else in_container(kind, X, features_of(model))
 
@@ -117,30 +117,30 @@ def _named(rows: Any, names: Any) -> Any:
 
 
 def _straight(first: np.ndarray, last: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return points (n, L) on the line between two (L,) at shares (n,) of the way."""
+    """Return points (n, L) on the line between two points (L,), at shares (n,) of its length."""
     return first + share[:, None] * (last - first)
 
 
 def slerp(first: np.ndarray, last: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return points at a constant angular velocity, with a length that changes evenly.
+    """Return points with constant angular velocity and a linear change of the length.
 
     Parameters
     ----------
     first, last : ndarray of shape (n_latents,)
         Ends.
     share : ndarray of shape (n,)
-        Shares of the way, in [0, 1].
+        Shares of the path, in [0, 1].
 
     Returns
     -------
     points : ndarray of shape (n, n_latents)
-        On the straight line where the ends are parallel, opposite or zero: no plane is theirs.
+        On the straight line if the ends are parallel, opposite or zero, and span no plane.
     """
     lengths = np.linalg.norm(first), np.linalg.norm(last)
     if min(lengths) == 0.0:
         return _straight(first, last, share)
     units = first / lengths[0], last / lengths[1]
-    # accurate for small angles, where the arc cosine of a product is not
+    # accurate also for small angles, unlike the arc cosine
     angle = 2.0 * np.arctan2(
         np.linalg.norm(units[0] - units[1]), np.linalg.norm(units[0] + units[1])
     )

@@ -1,4 +1,4 @@
-"""Columns with edges, such as rounded values with noise, made normal by their distribution."""
+"""`GaussianMargins`: transforms columns with edges, such as dequantised values, to normal ones."""
 
 import warnings
 from typing import Any, Self
@@ -19,21 +19,21 @@ from sklvebm.validation import as_plain_array
 class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     r"""Make columns with edges normal, each by its own distribution function.
 
-    Mixtures of Gaussians and smooth energies follow edges badly: a Gaussian is 0.18 nats short of a
-    uniform column, and rounded values with noise (`dequantize`), counts and proportions have such
-    edges in every column. Here the density of a column is estimated by bins, and the column mapped
-    to :math:`\Phi^{-1}(F(x))`, which is normal. Columns that a smooth density describes as well are
-    left as they are.
+    Gaussian mixtures and smooth energies fit edges badly: on a uniform column, the best Gaussian is
+    0.18 nats worse than the uniform density. Rounded values with noise (`dequantize`), counts and
+    proportions have such edges in every column. Here, a histogram estimates the distribution F of
+    a column, which is mapped to :math:`\Phi^{-1}(F(x))`, a normal variable. Columns with an equally
+    good smooth density stay unchanged.
 
     Parameters
     ----------
     max_bins : int, default=64
-        Most bins of a column; 0 leaves all columns as they are.
+        Upper limit on the bins of a column; 0 leaves all columns unchanged.
 
     Attributes
     ----------
     n_bins_ : ndarray of shape (n_features,)
-        Bins of each column; 0 for columns that are left as they are.
+        Bins of each column; 0 for unchanged columns.
     bins_ : list of Bins or None
         Their densities.
     n_features_in_ : int
@@ -43,19 +43,19 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     See Also
     --------
-    TransformedDensity : A density of the columns as they were, from one of the normal ones.
+    TransformedDensity : A density of the original columns, from one of the normal columns.
     dequantize : Adds the noise that rounded values need.
     sklearn.preprocessing.QuantileTransformer : Maps to quantiles, without a density.
 
     Notes
     -----
-    Numbers of bins are compared by leaving out one row at a time, which takes their counts only.
-    Then bins must be better than the best of four Gaussian mixtures by a standard error, on four
-    folds of 2,000 rows at most. Beyond the rows seen there are exponential tails with the
-    probability of one row in `n_samples + 1` each.
+    The number of bins maximises the leave-one-out likelihood, a function of the counts. The bins
+    must then be better than the best of four Gaussian mixtures by one standard error, in four-fold
+    cross-validation on at most 2,000 rows. Outside of the range of the rows, each exponential tail
+    has the probability 1 / (n_samples + 1).
 
-    What edges of single columns gain can be lost where edges belong to several columns together, as
-    on a checkerboard. `GridSearchCV` decides; see `TransformedDensity`.
+    If edges depend on several columns together, as on a checkerboard, the transformation can lower
+    the likelihood. `GridSearchCV` can compare both; see `TransformedDensity`.
 
     References
     ----------
@@ -74,7 +74,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     True
     """
 
-    # an HTML representation has no link rather than one to scikit-learn's pages
+    # no link to scikit-learn's documentation in the HTML representation
     _doc_link_module, _doc_link_template = "sklvebm", ""
 
     def __init__(self, *, max_bins=64) -> None:
@@ -100,7 +100,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         with naming_columns(X):
             X = validate_data(self, as_plain_array(X), dtype=np.float64)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of constant columns, which are handled below
+            warnings.simplefilter("ignore")  # of constant columns, which `bins_or_none` handles
             check_reach(fit_standardisation(X).apply(X), X)
         self.bins_ = [bins_or_none(column, self.max_bins) for column in X.T]
         self.n_bins_ = np.array([0 if b is None else len(b.edges) - 1 for b in self.bins_])
@@ -124,7 +124,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
     @without_numpy_errors
     def log_abs_det_jacobian(self, X: Any) -> np.ndarray:
-        """Return by how much the log-density of rows exceeds that of their transforms.
+        """Return the log-density of rows minus that of their transforms.
 
         Parameters
         ----------

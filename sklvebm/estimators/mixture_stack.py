@@ -1,4 +1,4 @@
-"""`MixtureStack`: the cross-validated average of Gaussian mixtures, as an estimator of its own."""
+"""`MixtureStack`: the cross-validated average of Gaussian mixtures as an estimator."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,14 +55,14 @@ _RULES: dict[str, Rule] = {
 
 
 class StackModel(NamedTuple):
-    """Everything that scoring and sampling need."""
+    """Parameters for scoring and sampling."""
 
     reference: MixtureReference  # float64, on the CPU, without latents
     standardisation: Standardisation
 
 
 def _in_units(member: Mixture, units: Standardisation) -> Mixture:
-    """Return a mixture of standardised rows as one of rows."""
+    """Return a mixture of standardised rows in the units of X."""
     means = member.means * units.scale + units.mean
     factors = units.scale
     if member.covariance_type == "diag":
@@ -114,7 +114,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
     max_components : int, default=200
         Components of one member, at most.
     verbose : int, default=0
-        Whether to print what `fit` does.
+        Whether `fit` prints its stages.
     random_state : int, RandomState, Generator or None, default=None
         Source of folds and starts; an integer repeats a fit on the same machine.
 
@@ -145,8 +145,8 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
 
     Notes
     -----
-    As `reference=` of an energy, the parameters say which mixtures may be stacked. A clone is
-    fitted to the energy's own rows, with the energy's random numbers.
+    As `reference=` of an energy, the parameters restrict the stack. A clone is fitted to the
+    energy's own rows, with the energy's random numbers.
 
     Examples
     --------
@@ -230,12 +230,12 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         report.stage(f"{len(members)} members, {self.n_components_} components")
 
     def stack_policy(self) -> StackPolicy:
-        """Return what the parameters allow the search to try.
+        """Return the settings of the search that follow from the parameters.
 
         Returns
         -------
         policy : StackPolicy
-            The default one, with other covariance types and grid of components.
+            The default one with the given covariance types and numbers of components.
         """
         check_parameters(parameters_of(self), _RULES)
         grid = tuple(k for k in DEFAULT_POLICY.component_grid if k <= self.max_components)
@@ -303,7 +303,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         n_samples : int, default=1
             Number of rows.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
 
         Returns
         -------
@@ -329,7 +329,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         return torch.device("cpu")
 
     def _expert(self) -> Expert:
-        """Return the density as `sklvebm.compose` sees it."""
+        """Return the density as a factor of `sklvebm.compose`."""
         check_is_fitted(self)
         reference, units = self._model
         return Expert(

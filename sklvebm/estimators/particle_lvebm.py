@@ -60,9 +60,9 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     .. math:: p(x, z) = \exp(-E(x, z)) / Z, \qquad E = E_{ref} + c \tanh(g_\theta / c)
 
     Maximum likelihood as a saddle problem [1]_: a tempered pool of joint particles `(x, z)`
-    stands for the model, a few posterior particles `z` per row for the data, both move by
-    Langevin dynamics while the parameters climb. `E_ref` is a normalised density (a Gaussian
-    mixture by default), so an untrained model is that mixture and every density is in nats.
+    represents the model, and a few posterior particles `z` per row represent the data. Both move by
+    Langevin dynamics while the parameters ascend the likelihood. `E_ref` is the energy of a
+    normalised density, the reference (a Gaussian mixture by default), which is the untrained model.
 
     Parameters
     ----------
@@ -70,36 +70,35 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Number of latents z.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
-        to seven features and latents together, else (128, 128); (64,) with `image_shape`, behind
-        the convolutions.
+        to seven features and latents together, else (128, 128); (64,) with `image_shape`, after the
+        convolutions.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
-        convolutional in x (`ConvEnergy`). None takes columns in any order. Ignored when `energy` is
+        convolutional in x (`ConvEnergy`). None treats all columns alike. Ignored when `energy` is
         given.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
-        `(n_features, n_components) -> module`. Copied, never trained in place, and always in
-        evaluation mode: dropout does nothing. Its `exp(-energy)` must be integrable; `fit` looks
-        for signs that it is not, that it is random, or that rows depend on their batch.
+        `(n_features, n_components) -> module`. `fit` trains a copy, in evaluation mode: dropout is
+        inactive. `exp(-energy)` must be integrable. `fit` checks for signs of the contrary, for
+        randomness, and for dependence of rows on their batch.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
-        cross-validation, with Student-like tails; the Gaussian of probabilistic PCA; a clone of the
-        mixture given, fitted to the standardised rows; or a complete reference in standardised
-        units.
+        The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
+        by cross-validation, with Student-like tails. "gaussian": the Gaussian of probabilistic PCA.
+        A mixture estimator: a clone, fitted to the standardised rows. Or a reference in
+        standardised units.
     dynamics : str, default="crank-nicolson"
         Langevin kernel of all particles: "crank-nicolson", a Metropolis-adjusted step whose
         proposals are exact on the reference; "mala"; "leimkuhler-matthews"; "heun", of second
         order; or "ula", with `n_temperatures=1` the published algorithm.
     posterior : {"particles", "gaussian", "amortized"}, default="particles"
-        What stands for the posteriors of the rows in training: particles, or a variational family,
-        one diagonal Gaussian per row or an encoder that all rows share. Scores and latents come
-        from annealed particles in any case.
+        Approximation of the posteriors of the rows in training: particles, one diagonal Gaussian
+        per row, or an encoder. Scores and latents always use annealed particles.
     negatives : {"persistent", "contrastive"}, default="persistent"
-        Where the pool starts an update: where the last one left it, or at rows of the batch with
-        their posterior particles (joint contrastive divergence, biased; one temperature only).
+        Start of the pool in an update: the end of the last update, or rows of the batch with their
+        posterior particles (joint contrastive divergence, biased; one temperature only).
     step_size : float or None, default=None
         Langevin step, in squared whitened units per nat. None chooses by kernel. The two
         Metropolis-adjusted kernels adapt it to an acceptance of 0.6.
@@ -114,42 +113,43 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     n_langevin_steps : int, default=2
         Steps of the pool per update; latents take half as many, at least one.
     latent_map : {"auto", "linear", "manifold"}, default="auto"
-        How latents depend on rows before training: as in probabilistic PCA, or along the rows, by
-        Isomap or, with two latents or more, a bottleneck that rows can be rebuilt from. "auto"
-        takes the latter where they rebuild held-out rows clearly better. Scores are the same. An
-        `energy` of your own has latents of its own.
+        Map from rows to the centre of their latents: that of probabilistic PCA, or a nonlinear one
+        by Isomap or, with two latents or more, an autoencoder. "auto" selects a nonlinear map if it
+        rebuilds held-out rows clearly better. Scores do not depend on it. Ignored when `energy` is
+        given.
     learning_rate_init : float or "auto", default="auto"
-        Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
-        is 0.02 for a thousand rows or more with up to seven features and latents together, else
-        0.01.
+        Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
+        "auto" is 0.02 for a thousand rows or more with up to seven features and latents together,
+        else 0.01.
     alpha : float or "auto", default="auto"
-        Decoupled weight decay, per unit of learning rate. Small values let the energy outrun what
-        can be normalised (a wide bracket of log Z); large ones hold it at the reference. "auto" is
-        0.01 for a thousand rows or more with up to seven features and latents together, else 0.5.
+        Decoupled weight decay, per unit of learning rate. Small values allow energies that are hard
+        to normalise (a wide bracket of log Z); large ones keep the energy near the reference.
+        "auto" is 0.01 for a thousand rows or more with up to seven features and latents together,
+        else 0.5.
     batch_size : int or "auto", default="auto"
-        Rows per update; "auto" makes 8 updates an epoch of 32 to 256 rows, 32 of many rows.
+        Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001
-        Improvement of the monitored ELBO, in nats per row, that counts. None trains for
+        Smallest relevant improvement of the monitored ELBO, nats per row. None trains for
         `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
-        Monitor the ELBO on held-out rows, which take no part in reference or training, and keep
-        the best parameters. False monitors training rows.
+        Monitor the ELBO on held-out rows, which neither reference nor training uses, and keep the
+        best parameters. False monitors training rows.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
-        Epochs without improvement that make a plateau.
+        Epochs without improvement that count as a plateau.
     warm_start : bool, default=False
-        Continue from the last fit: same reference and units, particles and optimiser. Where
-        training does not help, that reference is kept; new rows move neither it nor the units.
+        Continue from the last fit, with its reference, units, particles and optimiser. The
+        reference and the units do not change, and are kept where training does not help.
     device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores and latents are computed in float64.
     verbose : int, default=0
-        Print what `fit` does, a line every `verbose` epochs, and what it kept and why; 0 prints
-        nothing.
+        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
+        kept; 0 prints nothing.
     random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
@@ -171,25 +171,26 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     lower_bounds_ : list of float
         Monitored ELBO after each epoch.
     history_ : list of dict
-        Epoch, ELBO, learning rate, swap rates and acceptances of each epoch; `problem` says why an
-        epoch was undone and tried again with a lower learning rate (its ELBO is NaN), else "".
+        Epoch, ELBO, learning rate, swap rates and acceptances of each epoch. `problem` is the
+        reason if an epoch was undone and repeated with a lower learning rate (its ELBO is NaN),
+        else "".
     n_iter_ : int
         Epochs run.
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
-        Whether the model is better on the monitored rows than the reference, fitted to all rows,
-        that would be kept instead: by two standard errors (more where rows are few), with annealed
+        Whether the model is better on the monitored rows than the alternative, a reference fitted
+        to all rows: by two standard errors (more where rows are few), with annealed
         estimates on the safe side, and without an objection of `diagnostics_`. If not, it is that
         reference.
     hidden_layer_sizes_ : tuple of int
-        What "auto" came to, or the value given; so in the next lines.
+        Values that training used, where "auto" was given, too.
     n_particles_, n_temperatures_, batch_size_ : int
         Particles per row, rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
         Step of Adam, weight decay.
     latent_map_ : {"linear", "manifold"}
-        What `latent_map` came to; an `energy` of your own counts as "linear".
+        Kind of the latent map; "linear" when `energy` is given.
     n_features_in_ : int
         Number of features seen by `fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -199,7 +200,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
 
     See Also
     --------
-    sklearn.mixture.GaussianMixture : The default reference, and a fast density of its own.
+    sklearn.mixture.GaussianMixture : The default reference, and a fast density estimator.
     sklearn.decomposition.PCA : Linear latents; its `score` is a density, too.
     sklearn.neighbors.KernelDensity : Its `score` is a sum, not a mean.
 
@@ -208,14 +209,14 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     **Parameters to set first**: `n_components`, `image_shape`, `reference`, `latent_map`,
     `max_iter`, `tol`, `early_stopping`, `warm_start`, `device`, `verbose` and `random_state`.
 
-    **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
+    **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
     `activation`, `energy`, `dynamics`, `posterior`, `negatives`, `step_size`, `n_particles`,
     `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`, `batch_size`,
     `validation_fraction`, `n_iter_no_change` and `dtype`.
 
-    `score` uses the upper estimate of log Z and a free energy bounded from the safe side, so its
-    expectation is not above the log-likelihood. What latents mean is a gauge of the model: the
-    likelihood alone leaves `p(z | x)` free. See `docs/theory/model.md`.
+    `score` uses the upper estimate of log Z and an upper bound of the free energy, so that its
+    expectation is not above the log-likelihood. The likelihood does not determine `p(z | x)`: the
+    coordinates of the latents are a convention. See `docs/theory/model.md`.
 
     References
     ----------

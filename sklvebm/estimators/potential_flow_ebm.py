@@ -42,49 +42,49 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
     .. math:: \dot x = \nabla \Phi(x, t), \quad x_0 \sim N(0, I), \qquad
               E_t(x) = -\frac{t \Phi(x, t) - |x|^2 / 2}{1 - t}
 
-    One scalar potential is the velocity of a flow and the energy of every law on its way [1]_.
-    It is anchored on a Gaussian mixture, of which the potential is known in closed form, so an
-    untrained model is that mixture, and what is learned is kept only where held-out rows prefer
-    it. Two log-densities, both in nats, check each other: that of the flow and that of the energy.
+    One scalar potential gives the velocity of a flow and the energy of its density at every time
+    [1]_. It corrects the potential of a Gaussian mixture, which has a closed form and is the
+    untrained model. The correction is kept only if held-out rows have a higher likelihood with it.
+    The log-densities of flow and energy, both in nats, are compared as a check.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the correction's network. "auto" is (64, 64) for up to three features,
-        else (512,): with one layer the exact trace of the change of variables costs nothing. With
+        else (512,): with one layer the exact trace of the change of variables is cheap. With
         `image_shape`, one number: the kernels of the local units; "auto" is (16,).
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: the
-        network is then a layer of local units that share their kernels (`ConvLayerEnergy`).
-        None takes columns in any order.
+        network is then a layer of local units with shared kernels (`ConvLayerEnergy`). None treats
+        all columns alike.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the potential is anchored on: an ensemble of Gaussian mixtures chosen by
-        cross-validation, with Student-like tails; the Gaussian of probabilistic PCA; a clone of the
-        mixture given, fitted to the standardised rows; or a complete reference in standardised
-        units, of which the features' marginal is taken.
+        The density that the potential corrects. "mixture": Gaussian mixtures, averaged with weights
+        by cross-validation, with Student-like tails. "gaussian": the Gaussian of probabilistic PCA.
+        A mixture estimator: a clone, fitted to the standardised rows. Or the marginal of the
+        features of a reference in standardised units.
     loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
-        The variational loss as a regression; the same in expectation with the covariance of
-        potential and noise, of larger variance, as a cross-check; or the published variant with a
-        correlation, a cosine and penalties, whose minimiser is another.
+        "flow-matching": the variational loss as a regression. "covariance": the same in
+        expectation, by the covariance of potential and noise, with a larger variance. "vapo": the
+        published variant with a correlation, a cosine and penalties, which has another minimiser.
     consistency : float, default=0.1
-        Weight of a penalty on what keeps the energies from being carried by the flow. 0 leaves
-        out what makes the two log-densities agree.
+        Weight of a penalty on the violation of the continuity equation by the energies. With 0, the
+        log-densities of flow and energy can differ.
     n_steps : int or "auto", default="auto"
         Fourth-order steps of likelihoods and transforms; "auto" doubles until held-out rows change
         by at most 0.001 nats (root mean square) and 0.0001 standard deviations (median).
     n_probes : int or "auto", default="auto"
-        Directions that the trace of the change of variables is estimated from; as many as features
-        are exact. "auto" is exact for up to 16 features or with one hidden layer, else 16.
+        Directions for the trace of the change of variables, which is exact with as many as
+        features. "auto" is exact for up to 16 features or with one hidden layer, else 16.
     n_langevin_steps : int, default=0
         Metropolis-adjusted Langevin moves of draws under the explicit energy.
     energy_time : float, default=1.0
-        Time of the explicit energy, in (0, 1]. 1 is the limit, which exists because the potential
-        is anchored; earlier energies belong to noised rows.
+        Time of the explicit energy, in (0, 1]. 1 is that of the data; earlier energies are those of
+        rows with noise.
     learning_rate_init : float or "auto", default="auto"
-        Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
-        is 0.01 for up to three features, else 0.005.
+        Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
+        "auto" is 0.01 for up to three features, else 0.005.
     alpha : float, default=0.01
         Decoupled weight decay, per unit of learning rate.
     batch_size : int or "auto", default="auto"
@@ -92,25 +92,25 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
     max_iter : int, default=100
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001
-        Improvement of the monitored log-likelihood, in nats per row, that counts. None trains for
+        Smallest relevant improvement of the monitored log-likelihood, nats per row. None trains for
         `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
-        Monitor the log-likelihood on held-out rows, which take no part in reference or training,
+        Monitor the log-likelihood on held-out rows, which neither reference nor training uses,
         and keep the best parameters. False monitors training rows.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
-        Epochs without improvement that make a plateau.
+        Epochs without improvement that count as a plateau.
     warm_start : bool, default=False
-        Continue from the last fit: same reference and units, parameters and optimiser. Where
-        training does not help, that reference is kept; new rows move neither it nor the units.
+        Continue from the last fit, with its reference, units, parameters and optimiser. The
+        reference and the units do not change, and are kept where training does not help.
     device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Everything else is computed in float64.
     verbose : int, default=0
-        Print what `fit` does, a line every `verbose` epochs, and what it kept and why; 0 prints
-        nothing.
+        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
+        kept; 0 prints nothing.
     random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
@@ -134,18 +134,18 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
     log_likelihoods_ : list of float
         Monitored log-likelihood after each epoch.
     history_ : list of dict
-        Epoch, log-likelihood, learning rate, loss and inconsistency of each epoch; `problem` says
-        why an epoch was undone, else "".
+        Epoch, log-likelihood, learning rate, loss and inconsistency of each epoch; `problem` is the
+        reason if an epoch was undone, else "".
     n_iter_ : int
         Epochs run.
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
-        Whether the model is better on the monitored rows than the reference, fitted to all rows,
-        that would be kept instead: by two standard errors (more where rows are few). If not, it is
+        Whether the model is better on the monitored rows than the alternative, a reference fitted
+        to all rows: by two standard errors (more where rows are few). If not, it is
         that reference.
     hidden_layer_sizes_ : tuple of int
-        What "auto" came to, or the value given; so in the next lines.
+        Values that training used, where "auto" was given, too.
     batch_size_, n_probes_, n_steps_ : int
         Rows per update, directions of the trace, steps of the integrator.
     learning_rate_init_ : float
@@ -159,21 +159,21 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
 
     See Also
     --------
-    ParticleLVEBM : The same anchoring, with latents of any number and a bound on the likelihood.
-    sklearn.mixture.GaussianMixture : The default reference, and a fast density of its own.
+    ParticleLVEBM : Corrects the same reference, with latents and a bound on the likelihood.
+    sklearn.mixture.GaussianMixture : The default reference, and a fast density estimator.
 
     Notes
     -----
     **Parameters to set first**: `image_shape`, `reference`, `max_iter`, `tol`, `early_stopping`,
     `warm_start`, `device`, `verbose` and `random_state`.
 
-    **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
+    **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
     `activation`, `loss`, `consistency`, `n_steps`, `n_probes`, `n_langevin_steps`, `energy_time`,
     `learning_rate_init`, `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and
     `dtype`.
 
-    By default the likelihood is exact up to the integrator's error. An estimated trace uses
-    directions that are the same for every row. See `docs/user_guide/potential_flow.md`.
+    By default the likelihood is exact up to the integrator's error. An estimated trace uses the
+    same directions for every row. See `docs/user_guide/potential_flow.md`.
 
     References
     ----------

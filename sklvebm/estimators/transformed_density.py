@@ -1,4 +1,4 @@
-"""The density of rows, from one of their transforms."""
+"""`TransformedDensity`: the density of rows from a density of transformed rows."""
 
 import inspect
 from collections.abc import Callable
@@ -32,17 +32,17 @@ def _estimator_has(name: str) -> Callable[[Any], bool]:
 
 
 def _arrays() -> AbstractContextManager[None]:
-    """Return a context in which steps hand each other NumPy arrays, whatever is set outside."""
+    """Return a context in which steps exchange NumPy arrays, independent of the configuration."""
     return config_context(transform_output="default", array_api_dispatch=False)
 
 
 class TransformedDensity(MeanScoreMixin, BaseEstimator):
-    r"""Fit a density to transformed rows and say what it means for the rows themselves.
+    r"""Fit a density to transformed rows and convert it to one of the rows.
 
     .. math:: \log p(x) = \log q(T(x)) + \log |\det T'(x)|
 
-    A `Pipeline` scores rows in the units of its last step; here scores are in the units of X, and
-    draws are mapped back.
+    A `Pipeline` scores rows in the units of its last step. Here, scores are in the units of X, and
+    draws are mapped back to X.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         None is `ParticleLVEBM()`.
     transformer : transformer, "passthrough" or None, default=None
         An invertible one with `log_abs_det_jacobian`. None is `GaussianMargins()`; "passthrough"
-        leaves rows as they are, for `GridSearchCV` to compare.
+        leaves rows unchanged, for comparisons by `GridSearchCV`.
 
     Attributes
     ----------
@@ -76,8 +76,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
 
     References
     ----------
-    .. [1] A. Sklar, "Fonctions de répartition à n dimensions et leurs marges", 1959: margins and
-       what is left without them.
+    .. [1] A. Sklar, "Fonctions de répartition à n dimensions et leurs marges", 1959.
 
     Examples
     --------
@@ -97,7 +96,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
 
     @without_numpy_errors
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit the transformer to rows, and the density to what it makes of them.
+        """Fit the transformer to rows, and the density to the transformed rows.
 
         Parameters
         ----------
@@ -188,7 +187,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             )
         with _arrays():
             drawn = self.estimator_.sample(n_samples, **options)
-            # mixtures of scikit-learn say which component each draw is from
+            # mixtures of scikit-learn return the component of each draw, too
             drawn = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn)
             X = np.asarray(self.transformer_.inverse_transform(drawn))
         return framed(self, X)
@@ -236,7 +235,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
     @available_if(_estimator_has("inverse_transform"))
     @without_numpy_errors
     def inverse_transform(self, X: Any) -> Any:
-        """Return what the estimator makes of latents, in the units of the data.
+        """Return the estimator's inverse transform of latents, in the units of the data.
 
         Parameters
         ----------
@@ -246,7 +245,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            The inverse transform of a mean is, column by column, closer to a median than to a mean.
+            Columns that the transformer changed are nearer to conditional medians than to means.
         """
         check_is_fitted(self)
         with _arrays():
@@ -266,7 +265,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         Returns
         -------
         names : ndarray of str
-            As the estimator calls them.
+            Those of the estimator.
 
         Raises
         ------
@@ -287,7 +286,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         Parameters
         ----------
         transform : {"default", "pandas", "polars"} or None, default=None
-            Arrays, or frames with the names of their columns; None changes nothing.
+            Arrays, or frames with column names; None changes nothing.
 
         Returns
         -------

@@ -61,40 +61,40 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     .. math:: p(x) = \exp(-E(x)) / Z, \qquad E = E_{ref} + c \tanh(g_\theta / c)
 
     A tempered pool of particles follows the Wasserstein gradient flow of their relative entropy to
-    the model (Langevin dynamics), while the parameters take proximal steps [1]_: after each move of
-    the particles, a few updates that may not change the gradient of the energy at the particles by
-    much. `E_ref` is a normalised density (a Gaussian mixture by default), so an untrained model is
-    that mixture, every density is in nats, and what is learned is kept only where held-out rows
-    prefer it.
+    the model (Langevin dynamics), while the parameters take proximal steps [1]_: each move of the
+    particles is followed by a few updates with a penalty on the change of the energy's gradient at
+    the particles. `E_ref` is the energy of a normalised density, the reference (a Gaussian mixture
+    by default), which is the untrained model. The correction is kept only if held-out rows have a
+    higher likelihood with it.
 
     Parameters
     ----------
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g. "auto" is (64, 64) for up to seven features, else
-        (128, 128); (64,) with `image_shape`, behind the convolutions.
+        (128, 128); (64,) with `image_shape`, after the convolutions.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
-        convolutional (`ConvEnergy`). None takes columns in any order.
+        convolutional (`ConvEnergy`). None treats all columns alike.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the energy is anchored on: Gaussian mixtures averaged and weighted by
-        cross-validation, with Student-like tails; one Gaussian with the covariance of the rows; a
-        clone of the mixture given, fitted to the standardised rows; or a complete reference in
-        standardised units, of which the features' marginal is taken.
+        The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
+        by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
+        of the rows. A mixture estimator: a clone, fitted to the standardised rows. Or the marginal
+        of the features of a reference in standardised units.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
-        What holds a step back: the change of the energy's gradient at the particles since they last
-        moved (unbiased); the gradient itself, which flattens the energy as long as its weight lasts
-        (for a Gaussian of variance v the energy learns v + 2 `proximal_weight`); or nothing, which
-        is persistent contrastive divergence.
+        The proximal term. "jko": the change of the energy's gradient at the particles since their
+        last move (unbiased). "gradient-penalty": the gradient itself, which flattens the energy
+        while the weight is positive (for a Gaussian of variance v, the learned variance is
+        v + 2 `proximal_weight`). "none": persistent contrastive divergence.
     proximal_weight : float, default=0.1
-        Weight of that term, in squared standardised units: the larger, the shorter the steps.
+        Weight of that term, in squared standardised units; larger weights give shorter steps.
     penalty_half_life : float or None, default=100.0
-        Moves of the pool after which the weight of "gradient-penalty" is halved; None keeps it, and
-        with it the bias. The other kinds do not need it.
+        Moves of the pool after which the weight of "gradient-penalty" is halved; None keeps weight
+        and bias. Other proximal terms ignore it.
     n_inner_steps : int, default=2
-        Updates of the parameters for each move of the pool. With one, "jko" is "none": the change
-        since the last move has no gradient yet.
+        Updates of the parameters for each move of the pool. With one, "jko" equals "none": the
+        change since the last move is zero.
     dynamics : str, default="crank-nicolson"
         Langevin kernel of the pool: "crank-nicolson", a Metropolis-adjusted step whose proposals
         are exact on the reference; "mala"; "leimkuhler-matthews", exact in the limit for Gaussians;
@@ -110,35 +110,35 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     n_langevin_steps : int, default=4
         Steps of the pool per move.
     learning_rate_init : float or "auto", default="auto"
-        Step of Adam; divided by about 3 at each of two plateaus, the third ends training. "auto"
-        is 0.02 for a thousand rows or more with up to seven features, else 0.01.
+        Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
+        "auto" is 0.02 for a thousand rows or more with up to seven features, else 0.01.
     alpha : float or "auto", default="auto"
         Decoupled weight decay, per unit of learning rate. "auto" is 0.01 for a thousand rows or
         more with up to seven features, else 0.5.
     batch_size : int or "auto", default="auto"
-        Rows per update; "auto" makes 8 updates an epoch of 32 to 256 rows, 32 of many rows.
+        Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001
-        Improvement of the monitored log-likelihood, in nats per row, that counts. None trains for
+        Smallest relevant improvement of the monitored log-likelihood, nats per row. None trains for
         `max_iter` epochs at one learning rate.
     early_stopping : bool, default=True
-        Monitor the log-likelihood on held-out rows, which take no part in reference or training,
+        Monitor the log-likelihood on held-out rows, which neither reference nor training uses,
         and keep the best parameters. False monitors training rows.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
-        Epochs without improvement that make a plateau.
+        Epochs without improvement that count as a plateau.
     warm_start : bool, default=False
-        Continue from the last fit: same reference and units, particles and optimiser. Where
-        training does not help, that reference is kept; new rows move neither it nor the units.
+        Continue from the last fit, with its reference, units, particles and optimiser. The
+        reference and the units do not change, and are kept where training does not help.
     device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" takes CUDA if there is one.
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores are computed in float64.
     verbose : int, default=0
-        Print what `fit` does, a line every `verbose` epochs, and what it kept and why; 0 prints
-        nothing.
+        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
+        kept; 0 prints nothing.
     random_state : int, RandomState, Generator or None, default=None
         Source of all randomness of `fit`.
 
@@ -161,18 +161,18 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         Monitored log-likelihood after each epoch.
     history_ : list of dict
         Epoch, log-likelihood, learning rate, contrast, swap rates, acceptance and `movement` (the
-        mean square of what the proximal term holds back) of each epoch; `problem` says why an epoch
-        was undone and tried again with a lower learning rate, else "".
+        unweighted proximal term) of each epoch. `problem` is the reason if an epoch was undone and
+        repeated with a lower learning rate, else "".
     n_iter_ : int
         Epochs run.
     converged_ : bool
         Whether training ended at a plateau before `max_iter`.
     improved_ : bool
-        Whether the model is better on the monitored rows than the reference, fitted to all rows,
-        that would be kept instead: by two standard errors (more where rows are few) and with the
+        Whether the model is better on the monitored rows than the alternative, a reference fitted
+        to all rows: by two standard errors (more where rows are few) and with the
         upper estimate of log Z. If not, it is that reference.
     hidden_layer_sizes_ : tuple of int
-        What "auto" came to, or the value given; so in the next lines.
+        Values that training used, where "auto" was given, too.
     n_temperatures_, batch_size_ : int
         Rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -186,22 +186,22 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
 
     See Also
     --------
-    ParticleLVEBM : The same anchoring and pool, with latents.
-    PotentialFlowEBM : A flow instead of a chain: exact likelihood, invertible map.
-    sklearn.mixture.GaussianMixture : The default reference, and a fast density of its own.
+    ParticleLVEBM : The same reference and pool, with latents.
+    PotentialFlowEBM : A flow instead of Markov chains: exact likelihood, invertible map.
+    sklearn.mixture.GaussianMixture : The default reference, and a fast density estimator.
 
     Notes
     -----
     **Parameters to set first**: `image_shape`, `reference`, `max_iter`, `tol`, `early_stopping`,
     `warm_start`, `device`, `verbose` and `random_state`.
 
-    **Options for research**, and for data that `diagnostics_` objects to: `hidden_layer_sizes`,
+    **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
     `activation`, `proximal`, `proximal_weight`, `penalty_half_life`, `n_inner_steps`, `dynamics`,
     `step_size`, `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`,
     `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
 
-    Without latents the energy of a row is exact, and all that `score` leaves open is the bracket of
-    log Z, of which it takes the upper end. See `docs/user_guide/wasserstein_flow.md`.
+    Without latents the energy of a row is exact. The only error of `score` is that of log Z, for
+    which it uses the upper estimate. See `docs/user_guide/wasserstein_flow.md`.
 
     References
     ----------

@@ -1,20 +1,21 @@
-"""What was measured of a fitted potential flow, and what of it is a problem."""
+"""Diagnostics of a fitted potential flow: measurements, tolerances and a report."""
 
 from typing import NamedTuple
 
 from sklvebm.mixtures.reference_check import impossible_reference
 from sklvebm.smc.log_partition import TRUSTED_WIDTH
 
-# nats, root mean square over rows: by how much doubling the integrator's steps may change scores
+# nats, root mean square over rows, of the change of scores with twice the integrator's steps
 DENSITY_TOLERANCE = 1e-3
-_ROUND_TRIP = 1e-2  # standardised units: beyond it, fit warns
-_AGREEMENT, _AGREEMENT_PER_FEATURE = 0.05, 0.03  # nats, up to three features and for each further
-_NAMED_FEATURES = 3
-_TRACE_TOLERANCE = 0.1  # nats
+_MAX_ROUND_TRIP_ERROR = 1e-2  # standardised units, median over rows
+_TRACE_TOLERANCE = 0.1  # nats, of the standard error of the mean score
+# largest difference of the log-densities of flow and energy, nats, up to this number of features,
+# and the addition for each further feature
+_MAX_DISAGREEMENT, _N_BASE_FEATURES, _MAX_DISAGREEMENT_PER_FEATURE = 0.05, 3, 0.03
 
 
 class FlowDiagnostics(NamedTuple):
-    """What was measured on monitored rows after training; plain numbers.
+    """Measurements on monitored rows after training; plain numbers.
 
     Attributes
     ----------
@@ -28,15 +29,15 @@ class FlowDiagnostics(NamedTuple):
         Median distance of a row from where it started, after going to the latents and back,
         standardised units.
     worst_round_trip_error : float
-        The largest of these distances: where the flow pulls neighbours apart, rounding and
-        integrator errors grow.
+        The largest of these distances. Errors of rounding and of the integrator grow where the flow
+        separates neighbours.
     n_sampling_steps : int
         Steps of Heun's method, chosen by doubling until half of the draws move by at most 0.01.
     trace_error : float
-        Standard error of a row's log-density from the estimate of the Laplacian, root mean square
-        over rows, nats; 0 if the trace is exact.
+        Standard error of a row's log-density due to the estimated Laplacian, root mean square over
+        rows, nats; 0 if the trace is exact.
     mean_trace_error : float
-        The same of the mean over rows, which share the directions.
+        The same for the mean over rows, which share the directions.
     energy_time : float
         Time of the explicit energy.
     flow_minus_energy : float
@@ -50,9 +51,9 @@ class FlowDiagnostics(NamedTuple):
     n_walkers, n_annealing_steps : int
         Effort of the normaliser; 0 where the model is its reference.
     n_features : int
-        Width of the rows, which sets what is trusted.
+        Number of features, on which tolerances depend.
     excess_density, distinct_draws : float
-        Whether the reference is what its components say; as in `Diagnostics`.
+        Numerical accuracy of the reference; as in `Diagnostics`.
     """
 
     n_steps: int
@@ -75,48 +76,48 @@ class FlowDiagnostics(NamedTuple):
     distinct_draws: float = 1.0
 
     def score_problems(self) -> list[str]:
-        """Return what is wrong with `score`, each with the parameter to change; empty if none."""
+        """Return the problems of `score`, each with the parameter to change."""
         found = impossible_reference(self.excess_density, self.distinct_draws)
-        if self.density_error > DENSITY_TOLERANCE or self.round_trip_error > _ROUND_TRIP:
+        if self.density_error > DENSITY_TOLERANCE or self.round_trip_error > _MAX_ROUND_TRIP_ERROR:
             found.append(
                 f"with {self.n_steps} steps the flow's log-density is off by "
                 f"{self.density_error:.2g} nats (tolerance {DENSITY_TOLERANCE:g}), a round trip by "
-                f"{self.round_trip_error:.2g} (tolerance {_ROUND_TRIP:g}): increase n_steps, or "
-                "alpha or consistency for a smoother potential"
+                f"{self.round_trip_error:.2g} (tolerance {_MAX_ROUND_TRIP_ERROR:g}): increase "
+                "n_steps, or alpha or consistency for a smoother potential"
             )
         if self.mean_trace_error > _TRACE_TOLERANCE:
             found.append(
-                f"the estimated trace leaves {self.mean_trace_error:.2g} nats open: increase "
+                f"the estimated trace has an error of {self.mean_trace_error:.2g} nats: increase "
                 "n_probes"
             )
         return found
 
     def problems(self) -> list[str]:
-        """Return what is wrong, with the score or with the explicit energy; empty if nothing is."""
+        """Return the problems of the score and of the explicit energy."""
         found = self.score_problems()
         if self.bracket_width > TRUSTED_WIDTH.at(self.n_features):
             found.append(
                 f"the bracket of the energy's log Z is {self.bracket_width:.2g} nats wide: "
                 "increase alpha or consistency"
             )
-        beyond = max(0, self.n_features - _NAMED_FEATURES)
-        allowed = _AGREEMENT + _AGREEMENT_PER_FEATURE * beyond
+        beyond = max(0, self.n_features - _N_BASE_FEATURES)
+        allowed = _MAX_DISAGREEMENT + _MAX_DISAGREEMENT_PER_FEATURE * beyond
         if abs(self.flow_minus_energy) > allowed:
             found.append(
                 f"the explicit energy's log-density differs from the flow's by "
                 f"{-self.flow_minus_energy:.2g} nats (tolerance {allowed:.2g}): increase "
-                "consistency, or trust the flow alone"
+                "consistency, or use the flow's log-density only"
             )
         return found
 
     @property
     def verdict(self) -> str:
-        """One line: sound, or what is wrong first."""
+        """One line: "sound", or the first problem."""
         found = self.problems()
         return f"check: {found[0]}" if found else "sound"
 
     def report(self) -> str:
-        """Return the measurements as text that a person can read."""
+        """Return the measurements as readable text."""
         lines = [
             f"verdict             {self.verdict}",
             f"integrator          {self.n_steps} steps: density off by {self.density_error:.1e} "

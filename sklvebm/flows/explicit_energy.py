@@ -1,11 +1,11 @@
-r"""The explicit energy of a potential at one time: its normaliser and moves that leave it alone.
+r"""The explicit energy of a potential at one time: its normaliser and its Metropolis moves.
 
 .. math:: E_t(x) = -\frac{t \Phi(x, t) - |x|^2 / 2}{1 - t}
               = -\log q_t(x) - t G(x, t) + \mathrm{const}
           \qquad \text{(docs/theory/potential_flow.md, eq. 2)}
 
-Relative to the reference's law at the same time it is a bounded correction, so that annealing
-between the two normalises it.
+It differs from the energy of the reference's marginal at this time by a bounded correction.
+Annealing between both normalises it.
 """
 
 import torch
@@ -21,12 +21,12 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.targets import joint_target
 from sklvebm.smc.log_partition import LogPartition, Normalisation, estimate_log_partition
 
-_N_BURN_IN = 50  # moves of the walkers that leave the model
-_MAX_STEPS = 512  # of annealing
+_N_BURN_IN = 50  # moves of the flow's draws before they start reverse annealing
+_MAX_STEPS = 512  # annealing steps
 
 
 class PotentialSlice:
-    """A potential at one time as an energy without latents, on the reference's law at that time.
+    """A potential at one time as an energy without latents, anchored on the marginal at that time.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ class PotentialSlice:
         return -self.time * jet.value.to(x), -self.time * jet.grad.to(x), z
 
     def target(self) -> Target:
-        """Return the path from the reference's law to the energy; positions are white (B, D)."""
+        """Return the path from the reference's marginal to the energy; positions y are (B, D)."""
         return joint_target(self, lambda x, z: self.correction_and_grad(x, z))
 
 
 def polish(slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
-    """Move rows x (B, D) by Metropolis-adjusted steps that leave the slice's density alone."""
+    """Move rows x (B, D) by Metropolis-adjusted steps, for which the density is stationary."""
     chains = start(slice_.reference.from_features(x.double()), slice_.target())
     chains, _ = moved(slice_, chains, n_steps, generator)
     return slice_.reference.to_features(chains.position)
@@ -85,8 +85,8 @@ def normalise_slice(
     slice_ : PotentialSlice
         The energy.
     n_walkers : int
-        Walkers in each direction. Those that leave the model come from its flow, and are moved
-        by steps that leave the energy's density alone.
+        Walkers in each direction. Walkers of the reverse direction are draws of the flow, moved by
+        Metropolis-adjusted steps under the energy.
     n_flow_steps : int
         Integrator steps of the flow.
     generator : torch.Generator
@@ -97,14 +97,13 @@ def normalise_slice(
     Returns
     -------
     normalisation : Normalisation
-        Its estimate is relative to the normalised law of the reference.
+        log Z relative to the normalised reference.
 
     Notes
     -----
-    Where the correction up-weighted components of the reference that are too rare for a walker, the
-    annealing starts in them as often as the energy has them, and the walkers that leave the model
-    are annealed as well: whether the flow carries anything there is what the normalised energy is
-    to be compared with.
+    The correction can up-weight components of the reference that are too rare for a walker. Forward
+    annealing then starts from a reference with raised weights. Walkers of the reverse direction are
+    then annealed, too: draws of the flow would presuppose that the flow reaches these components.
     """
     path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
     missed = missed_components(slice_, n_walkers, generator)
@@ -126,7 +125,7 @@ def normalise_slice(
 def _flow_chains(
     slice_: PotentialSlice, n: int, n_flow_steps: int, generator: torch.Generator
 ) -> Equilibrated:
-    """Return n chains that come from the slice's flow, moved on its density."""
+    """Return n chains that start at draws of the flow and move on the slice's density."""
     like = slice_.reference.means
     noise = torch.randn(
         (n, slice_.n_features), generator=generator, dtype=like.dtype, device=like.device
@@ -137,4 +136,4 @@ def _flow_chains(
     return Equilibrated(slice_, *moved(slice_, chains, _N_BURN_IN, generator))
 
 
-EXACT = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # of a potential without correction
+EXACT = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # log Z of a potential without correction

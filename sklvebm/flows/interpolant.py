@@ -1,13 +1,12 @@
-r"""A Gaussian mixture on its way from noise: the law of `t x + (1 - t) e` for every time t.
+r"""Marginals of the interpolant `t x + (1 - t) e` between noise and a Gaussian mixture.
 
-With x from the mixture and standard normal noise e, the law q_t is a mixture again,
+With x from the mixture and standard normal noise e, the marginal q_t at time t is a mixture again,
 
 .. math:: q_t = \sum_m w_m N(t \mu_m, S_m), \quad S_m = t^2 C_m + (1 - t)^2 I
           \qquad \text{(docs/theory/potential_flow.md, eq. 1)}
 
-so that its density, its score and the velocity that carries noise into data are closed forms. They
-stay finite on the closed interval of times: each is computed from a form without the factor that
-vanishes there, t or 1 - t.
+with closed forms for its density, its score and the velocity that carries noise to data. The forms
+used here do not divide by t or 1 - t where these vanish, and are finite for all times in [0, 1].
 """
 
 import math
@@ -21,8 +20,8 @@ from sklvebm.mixtures.components import products_by_component
 from sklvebm.mixtures.reference import MixtureReference
 
 LOG_2PI = math.log(2.0 * math.pi)
-_LEAST_VARIANCE = 1e-12  # standardised units squared
-_EARLY = 0.5  # before this time the velocity is computed and the score follows, later vice versa
+_MIN_VARIANCE = 1e-12  # standardised units squared
+_SWITCH_TIME = 0.5  # earlier, the score follows from the velocity; later, the velocity from it
 
 
 class NoisedValues(NamedTuple):
@@ -35,7 +34,7 @@ class NoisedValues(NamedTuple):
 
 
 class InterpolantMarginals(NamedTuple):
-    """Components in their own axes, or in those they share with others; float64.
+    """Mixture components with covariances in principal axes; float64.
 
     Attributes
     ----------
@@ -46,7 +45,7 @@ class InterpolantMarginals(NamedTuple):
     variances : Tensor of shape (K, D)
         Variances along the axes of each covariance.
     covariance_of : Tensor of shape (M,)
-        Which of the K covariances each component has.
+        Index of each component's covariance, of K.
     axes : Tensor of shape (K, D, D) or None
         Axes of each covariance in columns; None if all are those of the coordinates.
     """
@@ -98,7 +97,7 @@ class InterpolantMarginals(NamedTuple):
         if self.axes is None:
             log_components, slope_at = self._along_coordinates(x, forms)
         elif self.n_features + 1 > 2 * len(self.axes):
-            # products of features would be more numbers than rows turned to all axes
+            # rows rotated to all axes are fewer numbers than products of features
             log_components, slope_at = self._along_axes(x, forms)
         else:
             log_components, slope_at = self._by_products(x, forms)
@@ -106,17 +105,17 @@ class InterpolantMarginals(NamedTuple):
         responsibility = torch.exp(log_components - log_density.unsqueeze(-1))
         field = responsibility @ forms.offset + slope_at(responsibility)
         t = t[:, None, None]
-        early = t < _EARLY
+        early = t < _SWITCH_TIME
         # velocity = (x + (1 - t) score) / t; clamped where the other branch is taken
-        velocity = torch.where(early, field, (x + (1.0 - t) * field) / t.clamp(min=_EARLY))
-        score = torch.where(early, (t * field - x) / (1.0 - t).clamp(min=1.0 - _EARLY), field)
+        velocity = torch.where(early, field, (x + (1.0 - t) * field) / t.clamp(min=_SWITCH_TIME))
+        score = torch.where(early, (t * field - x) / (1.0 - t).clamp(min=1.0 - _SWITCH_TIME), field)
         log_ratio = log_density + 0.5 * x.square().sum(-1)
         return NoisedValues(log_density - 0.5 * x.shape[-1] * LOG_2PI, log_ratio, score, velocity)
 
-    # Three ways to the same numbers: log densities (G, B, M) up to D log sqrt(2 pi), and a function
-    # from responsibilities (G, B, M) to the average slope times x (G, B, D). They are not relative
-    # to N(0, I): far out, its square of x would leave no digit of what defensive components differ
-    # in.
+    # Three computations of the same values: log densities (G, B, M) without -D log sqrt(2 pi), and
+    # a function from responsibilities (G, B, M) to the average slope times x (G, B, D). Densities
+    # are not relative to N(0, I): for distant x, its square would cancel the differences between
+    # defensive components.
 
     def _along_coordinates(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For components whose axes are those of the coordinates."""
@@ -144,7 +143,7 @@ class InterpolantMarginals(NamedTuple):
     def _by_products(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For many covariances of few features."""
         first, second = torch.triu_indices(self.n_features, self.n_features, device=x.device)
-        # off the diagonal, each product stands for two entries
+        # an off-diagonal product occurs twice in the form
         twice = 2.0 - (first == second).to(x)
         half = self._with_axes(forms.half)[..., first, second] * twice
         weights = torch.cat([half[:, self.covariance_of], forms.linear], -1).transpose(1, 2)
@@ -171,11 +170,11 @@ class InterpolantMarginals(NamedTuple):
         log_det = torch.log1p(-deficit).sum(-1)[:, self.covariance_of]
         constant = self.log_weights - 0.5 * (log_det + (t.square() * scaled * means).sum(-1))
         linear = t * scaled
-        offset = torch.where(t < _EARLY, means - t * own_growth * means, linear)
+        offset = torch.where(t < _SWITCH_TIME, means - t * own_growth * means, linear)
         if self.axes is not None:
             back = self.axes.transpose(1, 2)
             linear, offset = self._turned(linear, back), self._turned(offset, back)
-        slope = torch.where(t < _EARLY, growth, -precision)
+        slope = torch.where(t < _SWITCH_TIME, growth, -precision)
         return _Forms(constant, linear, offset, -0.5 * precision, slope)
 
     def _turned(self, vectors: Tensor, matrices: Tensor) -> Tensor:
@@ -189,9 +188,9 @@ class InterpolantMarginals(NamedTuple):
 class _Forms(NamedTuple):
     """Coefficients at G times.
 
-    The log density of a component is `constant + linear . x + x' H x` less D log sqrt(2 pi), its
-    velocity (early) or score (late) is `offset + S x`; `half` and `slope` are the eigenvalues of
-    H = -precision / 2 and S.
+    The log density of a component is `constant + linear . x + x' H x - D log sqrt(2 pi)`. Its
+    velocity (before `_SWITCH_TIME`) or score (later) is `offset + S x`. `half` and `slope` are the
+    eigenvalues of H = -precision / 2 and of S.
     """
 
     constant: Tensor  # (G, M)
@@ -205,7 +204,7 @@ _Pieces = tuple[Tensor, Callable[[Tensor], Tensor]]
 
 
 def interpolant_marginals(reference: MixtureReference) -> InterpolantMarginals:
-    """Return the mixture of a reference, prepared for noise.
+    """Return the marginals of the interpolant between noise and a reference.
 
     Parameters
     ----------
@@ -221,7 +220,7 @@ def interpolant_marginals(reference: MixtureReference) -> InterpolantMarginals:
     if reference.is_diagonal:
         roots = torch.diag_embed(roots)
     elif reference.n_defensive > 1:
-        # noise adds the same variance to all: components of one shape and several scales part
+        # with noise, components of one shape and several scales no longer share a shape
         first = len(covariance_of) - reference.n_defensive
         scales = reference.scales[first:].double()[:, None, None]
         roots = torch.cat([roots[:-1], roots[-1:] * scales])
@@ -236,7 +235,7 @@ def interpolant_marginals(reference: MixtureReference) -> InterpolantMarginals:
         variances, axes = diagonal, None
     else:
         variances, axes = torch.linalg.eigh(covariances)
-    variances = variances.clamp(min=_LEAST_VARIANCE)
+    variances = variances.clamp(min=_MIN_VARIANCE)
     return InterpolantMarginals(
         reference.log_weights.double(), means, variances, covariance_of, axes
     )

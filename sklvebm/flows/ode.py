@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_EARLIEST = 1e-3  # widths at which a component is still the noise
-_LATER = 0.05  # log of the ratio of times
+_FIRST_TIME = 1e-3  # times 1 / scale, at which a component of this scale is still the noise
+_MAX_LOG_TIME_STEP = 0.05  # between consecutive times in the tails
 
 
 class Rates(NamedTuple):
@@ -20,7 +20,7 @@ class Rates(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What a flow carries along."""
+    """State of the integration."""
 
     position: Tensor  # (B, P)
     integral: Tensor | None  # (B, ...)
@@ -55,10 +55,11 @@ def graded_times(n_steps: int, width: float, stop: float = 1.0) -> list[float]:
 
 
 def times_for_tails(times: list[float], scale: float) -> list[float]:
-    """Return ascending times from 0 with further ones, each a little later than the one before.
+    """Return ascending times from 0 with further geometrically spaced ones, for rows in the tails.
 
-    A component s standard deviations wide leaves the noise at time 1 / s, which evenly spaced steps
-    pass over, and rows far out go from one such component to the next within a few percent of time.
+    A component with s standard deviations becomes wider than the noise at time 1 / s, which evenly
+    spaced steps miss. A distant row changes from one such component to the next while time grows
+    by a few percent.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ def times_for_tails(times: list[float], scale: float) -> list[float]:
     scale : float
         Standard deviation of the widest component.
     """
-    first = _EARLIEST / scale
-    n_steps = math.ceil(-math.log(first) / _LATER)
+    first = _FIRST_TIME / scale
+    n_steps = math.ceil(-math.log(first) / _MAX_LOG_TIME_STEP)
     early = [math.exp(math.log(first) * (1.0 - k / n_steps)) for k in range(n_steps)]
     return sorted({*times, *(t for t in early if t < times[-1])})
 

@@ -1,12 +1,13 @@
-r"""Scalar potentials whose gradient carries noise into data, anchored on an interpolant.
+r"""Scalar potentials whose gradient carries noise to data, anchored on a Gaussian mixture.
 
 .. math:: \Phi(x, t) = \tfrac12 |x|^2
               + (1 - t) \left( \tfrac1t \log \frac{q_t(x)}{N(x; 0, I)} + G(x, t) \right)
           \qquad \text{(docs/theory/potential_flow.md, eq. 2)}
 
-Without the correction G the gradient of the potential carries N(0, I) exactly along the laws q_t of
-the reference. With it, `log q_t + t G` is the log-density at time t up to a constant, so that the
-limit t = 1 exists. G is a network with a soft bound, in nats, and starts at zero.
+q_t are the marginals of the interpolant between noise and the reference. Without the correction G,
+the gradient of the potential carries N(0, I) exactly along them. With it, `log q_t + t G` is the
+log-density at time t up to a constant, which has a limit at t = 1. G is a network with a soft
+bound, in nats, and starts at zero.
 """
 
 import math
@@ -28,7 +29,7 @@ from sklvebm.flows.ode import (
 from sklvebm.models.convolutions import ConvLayerEnergy
 from sklvebm.models.energies import MLPEnergy
 
-_LEAST_TIME = 1e-6  # where log q_t - log N, which has the factor t, is divided by t
+_MIN_TIME = 1e-6  # divides log q_t - log N, which vanishes in proportion to t, at earlier times
 
 
 PotentialNetwork = MLPEnergy | ConvLayerEnergy
@@ -51,11 +52,10 @@ class AnchoredPotential(nn.Module):
     mixture : InterpolantMarginals
         The reference.
     network : MLPEnergy, ConvLayerEnergy or None
-        The function g of x and, in place of a latent, the time; None: the potential is the
-        reference's.
+        The function g of x and, in place of a latent, the time; None is no correction.
     bound : float, default=15.0
-        The number c of `G = c tanh(g / c)`, in nats: log-densities differ from the reference's by
-        at most this, up to a constant, so that they stay normalisable whatever the network does.
+        The number c of `G = c tanh(g / c)`, in nats. Up to a constant, log-densities differ from
+        the reference's by at most c, so that they are normalisable for any network.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class AnchoredPotential(nn.Module):
 
     @property
     def trace_is_free(self) -> bool:
-        """Whether the exact Laplacian costs no more than the gradient: one hidden layer at most."""
+        """Whether the exact Laplacian costs as much as the gradient: with one hidden layer."""
         return self.network is None or len(self.network.weights) == 1
 
     def correction(self, x: Tensor, t: Tensor) -> Tensor:
@@ -92,12 +92,12 @@ class AnchoredPotential(nn.Module):
         t : Tensor of shape (B,)
             Times.
         directions : Tensor of shape (S, K, D) or None, default=None
-            S sets of K directions along which second derivatives are summed. None: none.
+            S sets of K directions along which second derivatives are summed; None is no set.
 
         Returns
         -------
         jet : Jet
-            In the network's precision; the autograd graph leads to its parameters.
+            In the network's precision, differentiable in its parameters.
         """
         if self.network is None:
             second = None if directions is None else x.new_zeros(len(x), len(directions))
@@ -125,7 +125,7 @@ class AnchoredPotential(nn.Module):
         Parameters
         ----------
         x : Tensor of shape (B, D)
-            Points of the law at time t, standardised units.
+            Points at time t, standardised units.
         t : float
             Time in [0, 1]; at 1 the limit.
 
@@ -140,7 +140,7 @@ class AnchoredPotential(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Return Φ at rows x (B, D) and times t (B,), up to a function of t; (B,)."""
         log_ratio = self.mixture.values(x.unsqueeze(1), t).log_ratio.squeeze(1)
-        anchored = log_ratio / t.double().clamp(min=_LEAST_TIME) + self.correction(x, t)
+        anchored = log_ratio / t.double().clamp(min=_MIN_TIME) + self.correction(x, t)
         return 0.5 * x.square().sum(1) + (1.0 - t) * anchored
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
@@ -174,9 +174,9 @@ def network_jet(
 ) -> Jet:
     """Return a network of x and the time with derivatives; shapes as in `AnchoredPotential.jet`.
 
-    Gradients go backwards through the layers, second derivatives forwards, beside the values: K
-    directions cost about K evaluations, but nothing in a network with one hidden layer, where
-    tangents are the same for all rows.
+    Gradients use reverse mode, second derivatives forward mode. K directions cost about K
+    evaluations. In a network with one hidden layer they cost almost nothing, because all rows share
+    the tangents.
     """
     d = x.shape[1]
     hidden = torch.cat([x, t.unsqueeze(1)], 1)
@@ -225,13 +225,13 @@ def trace_directions(
     n_sets : int, default=1
         Independent sets S.
     like : Tensor or None, default=None
-        Gives the device, which must be the generator's; None is the CPU.
+        A tensor on the generator's device; None is the CPU.
 
     Returns
     -------
     directions : Tensor of shape (S, min(K, D), D)
-        Orthogonal within a set, of squared length D / K: their estimate has a variance smaller
-        than that of independent probes, and none for K = D.
+        Orthogonal within a set, of squared length D / K. The estimate has a smaller variance than
+        with independent probes, and none for K = D.
     """
     options: dict[str, Any] = {
         "dtype": torch.float64,
@@ -240,7 +240,7 @@ def trace_directions(
     if n_probes >= n_features:
         return torch.eye(n_features, **options).expand(n_sets, -1, -1)
     normal = torch.randn((n_sets, n_features, n_probes), generator=generator, **options)
-    # uniform on the rotations: the signs of QR are not
+    # with random signs, the rotations are uniform; those of QR alone are not
     orthonormal, triangle = torch.linalg.qr(normal)
     signs = torch.sign(torch.diagonal(triangle, dim1=1, dim2=2))
     directions = (orthonormal * signs[:, None]).transpose(1, 2)
@@ -251,15 +251,15 @@ def trace_directions(
 
 
 def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -> Field:
-    r"""Return the gradient of the potential and, with directions, what its density gains.
+    r"""Return the gradient of the potential and, with directions, the rate of its log-density.
 
-    Along a path of the flow, the log-density gains on the reference's
+    Along a path of the flow, the log-density p_t changes relative to the reference's q_t by
 
     .. math:: \frac{d}{dt} \log \frac{p_t}{q_t}
                   = -(1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
               \qquad \text{(docs/theory/potential_flow.md, eq. 5)}
 
-    which is zero where there is no correction: the error of the integrator touches the correction
+    which is zero without a correction: integrator errors of the density come from the correction
     alone.
 
     Parameters
@@ -267,7 +267,7 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
     potential : AnchoredPotential
         The potential.
     directions : Tensor of shape (S, K, D) or None, default=None
-        Directions of the Laplacian (`trace_directions`), one estimate for each set.
+        Directions of the Laplacian (`trace_directions`); each set gives an estimate.
 
     Returns
     -------
@@ -295,7 +295,7 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
 
 
 def finest_scale(mixture: InterpolantMarginals) -> float:
-    """Return the smallest standard deviation of a component, at least 0.001: grades time steps."""
+    """Return the smallest standard deviation of a component, at least 0.001, for `graded_times`."""
     return max(1e-3, math.sqrt(float(mixture.variances.min())))
 
 
@@ -307,7 +307,7 @@ def transport(
 
 
 class FlowDensity(NamedTuple):
-    """The density that the flow gives rows, and where they came from."""
+    """Log-densities of rows under the flow, and their noise."""
 
     log_density: Tensor  # (B,), nats, standardised units; mean over the sets of directions
     gains: Tensor  # (B, S), log-density minus the reference's, one for each set
@@ -336,7 +336,7 @@ def flow_density(
     directions : Tensor of shape (S, K, D)
         Directions of the Laplacian (`trace_directions`).
     stop : float, default=1.0
-        The time whose law is evaluated: that of the data is 1.
+        Time of the density; 1 is that of the data.
     step : callable, default=runge_kutta_step
         The integrator.
     """

@@ -19,7 +19,8 @@ from sklvebm.models.targets import (
     mapped_feature_target,
 )
 
-# a mean of features needs less: its error is a share of the conditional spread
+# As `LATENT_STAGES`, with smaller shares: Monte Carlo errors of a conditional mean are small
+# relative to the conditional standard deviation.
 _FEATURE_STAGES = ((16, 0.5), (64, 0.3))
 
 
@@ -33,13 +34,13 @@ def conditional_features(
 ) -> Tensor:
     """Return `E[x | z]` of latents z (N, L), standardised, (N, D); deterministic given the seed.
 
-    Latents are those of the latent_map, if there is one, else the energy's own.
+    Latents are those of `latent_map`, or the energy's own.
 
     Notes
     -----
-    Rows that need no annealing use the exact reference mean as a control variate. The others
-    amplify rounding, which may depend on the number of rows: single ones may differ by a share of
-    their Monte Carlo error.
+    Rows that need no annealing use the exact reference mean as a control variate. Annealing
+    amplifies rounding errors, which can depend on the number of rows. Annealed rows may therefore
+    differ between calls by a fraction of their Monte Carlo error.
     """
     reference = energy.reference
     gauge = None if latent_map is None else linearised(latent_map, reference)

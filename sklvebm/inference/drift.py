@@ -1,4 +1,4 @@
-"""Rows of a continued fit that lie outside of the reference: found, named, and given components."""
+"""Out-of-distribution rows of a continued fit: detection and warning."""
 
 import math
 import warnings
@@ -9,23 +9,26 @@ import torch
 from sklvebm.inference.missed_components import is_outside
 from sklvebm.mixtures.reference import MixtureReference
 
-_TAIL_SHARE = 0.01  # of the defensive component, in telling which rows are outside
-_FEWEST = 3  # rows outside, more than which may be a region of their own
-_DRAWS, _SIGMAS = 4096, 4.0  # of the reference; standard deviations of how many may be outside
-_NAMED = 5  # rows in a warning
+_DEFENSIVE_SHARE = 0.01  # share of the defensive components in `is_outside`
+_MAX_ISOLATED_ROWS = 3  # so few rows outside are outliers, not a new region
+_N_DRAWS = 4096  # reference draws, which give the expected number of rows outside
+_MAX_EXCESS_DEVIATIONS = 4.0  # Poisson standard deviations above the expected number
+_MAX_NAMED_ROWS = 5  # in one warning
 
 
 def rows_outside(rows: np.ndarray, reference: MixtureReference) -> np.ndarray:
-    """Return the places of standardised rows (N, D) outside of a reference, if they are too many.
+    """Return the indices of standardised rows (N, D) outside of a reference, if they are too many.
 
-    Empty where no more rows are outside than draws of the reference would be.
+    Empty if the number is consistent with that of draws of the reference.
     """
-    there = is_outside(reference, torch.from_numpy(rows), _TAIL_SHARE)
+    there = is_outside(reference, torch.from_numpy(rows), _DEFENSIVE_SHARE)
     outside = np.flatnonzero(there.numpy())
-    y = reference.sample(_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
-    own = is_outside(reference, reference.to_features(y), _TAIL_SHARE)
+    y = reference.sample(_N_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
+    own = is_outside(reference, reference.to_features(y), _DEFENSIVE_SHARE)
     expected = float(own.double().mean()) * len(rows)
-    few = len(outside) <= max(_FEWEST, expected + _SIGMAS * math.sqrt(expected))
+    few = len(outside) <= max(
+        _MAX_ISOLATED_ROWS, expected + _MAX_EXCESS_DEVIATIONS * math.sqrt(expected)
+    )
     return outside[:0] if few else outside
 
 
@@ -35,11 +38,13 @@ def warn_of_drift(rows: np.ndarray, reference: MixtureReference, consequence: st
     Warns
     -----
     UserWarning
-        If there are some: how many, which, and what becomes of them.
+        If there are such rows: their number, indices and consequence.
     """
     outside = rows_outside(rows, reference)
     if len(outside):
-        named = ", ".join(map(str, outside[:_NAMED])) + (", ..." if len(outside) > _NAMED else "")
+        named = ", ".join(map(str, outside[:_MAX_NAMED_ROWS])) + (
+            ", ..." if len(outside) > _MAX_NAMED_ROWS else ""
+        )
         warnings.warn(
             f"{len(outside)} of {len(rows)} rows ({named}) lie outside of the reference that the "
             f"first rows were given{consequence}. If the rows keep drifting, fit anew to rows of "

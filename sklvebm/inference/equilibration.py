@@ -1,4 +1,4 @@
-"""Chains that follow a density and were started nowhere but in its reference."""
+"""Equilibrated chains of a density, started from its reference."""
 
 from typing import NamedTuple, Protocol
 
@@ -19,23 +19,25 @@ from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
 
 _KERNEL = KERNELS["crank-nicolson"]
-_FIRST_STEPS, _MAX_STEPS = 64, 512  # of annealing
-_ENOUGH = 0.25  # share of effective walkers that draws need
-_N_MOVES = 50  # that separate and equilibrate draws
-LEAST_WALKERS = 256
-_MOST_TILTS = 3  # of the reference; the first is as good as an estimate that misses what is rare
-_FEW_MISSED = 0.5  # walkers that would start elsewhere after another tilt
+_FIRST_STEPS, _MAX_STEPS = 64, 512  # annealing steps
+MIN_WALKERS = 256
+_MIN_EFFECTIVE_SHARE = 0.25  # of the walkers; fewer effective walkers double the annealing steps
+_N_MOVES = 50  # Metropolis moves that separate and equilibrate resampled walkers
+# Reweightings of the reference for missed components. The first uses an estimate of log Z that
+# still misses them; further ones correct it.
+_MAX_TILTS = 3
+_MIN_MISSED_WALKERS = 0.5  # expected walkers in missed components that require a reweighting
 
 
 class Annealed(Corrected, Protocol):
-    """A density that knows the path from its reference to itself."""
+    """A density with a path from its reference to itself."""
 
     def target(self) -> Target:
         """Return the path."""
 
 
 class Equilibrated(NamedTuple):
-    """Chains of a density, and what they were annealed from."""
+    """Chains of a density, and the path on which they were annealed."""
 
     energy: Annealed  # the one given, or `Rebased` where missed components were up-weighted
     chains: Chains  # in the coordinates of both
@@ -47,10 +49,10 @@ def equilibrated(
 ) -> Equilibrated:
     """Return n chains that follow an energy.
 
-    Exact draws of the reference are annealed with as many steps as leave a quarter of them
-    effective, 512 at most, resampled on the way and moved apart. Where up-weighted components that
-    annealing misses would hold half a walker or more, and twice their weight, annealing starts
-    again from a reference that has them as often as the model.
+    Exact draws of the reference are annealed, resampled and moved. Annealing steps are doubled
+    until a quarter of the walkers is effective, up to 512. If missed components, with more than
+    twice their weight in the reference, would hold half a walker or more, annealing starts again
+    from a reference that gives them their weight in the model.
 
     Parameters
     ----------
@@ -59,22 +61,22 @@ def equilibrated(
     n : int
         Number of chains; at least 256 walkers are annealed.
     missed : MissedComponents
-        Of the energy's reference.
+        Missed components of the energy's reference.
     generator : torch.Generator
         Source of all noise.
     """
     path: Annealed = energy
-    n_walkers = max(n, LEAST_WALKERS)
+    n_walkers = max(n, MIN_WALKERS)
     n_steps, n_tilts = _FIRST_STEPS, 0
     while True:
         log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
         tilted = tilted_reference(path.reference, missed, log_mean_exp(log_weights))
         elsewhere = n_walkers * missed_share(path.reference, tilted)
-        if elsewhere >= _FEW_MISSED and n_tilts < _MOST_TILTS:
+        if elsewhere >= _MIN_MISSED_WALKERS and n_tilts < _MAX_TILTS:
             path, n_tilts = Rebased(energy, tilted), n_tilts + 1
             continue
         share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers
-        if share >= _ENOUGH or n_steps >= _MAX_STEPS:
+        if share >= _MIN_EFFECTIVE_SHARE or n_steps >= _MAX_STEPS:
             break
         n_steps *= 2
     index = systematic_resample(log_weights, IndependentNoise(generator), n)
@@ -98,7 +100,7 @@ def _annealed(
 def moved(
     path: Annealed, chains: Chains, n_moves: int, generator: torch.Generator
 ) -> tuple[Chains, Tensor]:
-    """Return chains after moves that leave the density alone, and their step size, 0-d.
+    """Return chains after moves for which the density is stationary, and their step size, 0-d.
 
     The step size is adapted over the first half of the moves.
     """
@@ -115,5 +117,5 @@ def moved(
 
 
 def single_rung(step_size: Tensor) -> Ladder:
-    """Return the ladder of a density on which nothing but a step size, 0-d, was measured."""
+    """Return a ladder of one temperature with the given step size, 0-d."""
     return Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))

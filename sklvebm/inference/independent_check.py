@@ -1,15 +1,15 @@
-r"""Estimates of log Z from draws that had no part in the claim, and what they leave of it.
+r"""Independent estimates of log Z, and the bracket of log Z widened by contradicting ones.
 
-Annealing from the reference and back shares one blindness: a well in the reference's tails is where
-no walker starts and no chain comes by. Here draws come from a *defended* reference, of which half
-is the defensive component around the rows, and their importance weights,
+Annealing in both directions can miss a well in the tails of the reference r, where no walker starts
+and no chain arrives. Here draws u come from a *defended* reference r', with half of its weight in
+the defensive component around the rows. With the correction f, their importance weights
 
 .. math:: \log w = \log r(u) - \log r'(u) - f(u), \qquad E_{r'}[w] = Z,
 
-say whether there is more than the claim. Heavy-tailed weights are recognised by the shape k of a
-generalised Pareto distribution fitted to the largest [1]_: beyond 0.7 the mean of the weights says
-nothing where it is low, and still something where it is high, since a mean weight is above
-`exp(a) Z` with probability `exp(-a)` at most.
+estimate Z, including such wells. Heavy-tailed weights are detected by the shape k of a generalised
+Pareto distribution fitted to the largest ones [1]_. Beyond 0.7, a low mean weight is no evidence.
+A high one still is: by Markov's inequality, the mean weight exceeds `exp(a) Z` with probability
+`exp(-a)` at most.
 
 References
 ----------
@@ -36,13 +36,14 @@ from sklvebm.smc.free_energy import jackknife
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.smc.resampling import log_mean_exp
 
-_DEFENSIVE_SHARE = 0.5
-_DRAWS = 2**16  # importance draws, which are evaluated once
-_AT_A_TIME = 2**13
-_WALKERS = 1024  # annealed from the defended reference
-_SIGMAS, _SIGMAS_ABOVE = 3.0, 2.0  # of errors; a mean weight is skewed to be too low
-_IMPROBABLE = math.log(100.0)  # nats: a mean weight is so much above Z once in a hundred times
-RELIABLE_SHAPE = 0.7  # of the weights' tail: beyond it a low mean says nothing
+_DEFENSIVE_SHARE = 0.5  # of the defended reference
+_N_DRAWS, _CHUNK_DRAWS = 2**16, 2**13  # importance draws, and those evaluated at once
+_N_WALKERS = 1024  # annealed from the defended reference
+# Standard errors of a difference that is a contradiction, in general and above the claim. The
+# latter is smaller: the distribution of a mean weight is skewed towards values that are too low.
+_MAX_STANDARD_ERRORS, _MAX_STANDARD_ERRORS_ABOVE = 3.0, 2.0
+_MARKOV_MARGIN = math.log(100.0)  # nats; log means exceed log Z by more in 1 % of cases at most
+MAX_RELIABLE_SHAPE = 0.7  # of the weights' tail, for which a low mean weight is evidence
 
 
 class IndependentEstimate(NamedTuple):
@@ -54,15 +55,15 @@ class IndependentEstimate(NamedTuple):
 
 
 class IndependentCheck(NamedTuple):
-    """Estimates of log Z that the claim is compared with."""
+    """Estimates of log Z for comparison with that of annealing."""
 
-    importance: IndependentEstimate  # draws of the defended reference, weighted once
-    annealed: IndependentEstimate  # the same, annealed to the model
-    reverse: IndependentEstimate  # draws of the model, weighted back to the reference
+    importance: IndependentEstimate  # importance sampling from the defended reference
+    annealed: IndependentEstimate  # annealing from the defended reference
+    reverse: IndependentEstimate  # importance sampling of the reference from draws of the model
 
 
 def pareto_shape(log_weights: np.ndarray) -> float:
-    """Return the shape k of a generalised Pareto distribution of the largest weights.
+    """Estimate the shape k of a generalised Pareto distribution of the largest weights.
 
     Parameters
     ----------
@@ -72,13 +73,13 @@ def pareto_shape(log_weights: np.ndarray) -> float:
     Returns
     -------
     shape : float
-        Weights have finite variance below one half, a finite mean below one. `-inf` where the
-        weights do not vary; `inf` where there are too few of them.
+        Weights have a finite variance for k < 1/2, and a finite mean for k < 1. `-inf` if the
+        weights do not vary; `inf` if there are too few of them.
 
     Notes
     -----
-    The profile-Bayes estimate of [2]_ on the largest `min(n / 5, 3 sqrt(n))` weights, drawn
-    towards one half by a prior worth ten of them, as in [1]_ of the module's docstring.
+    The profile-Bayes estimate of [2]_ on the largest `min(n / 5, 3 sqrt(n))` weights, shrunk
+    towards one half by a prior worth ten weights, as in [1]_ of the module's docstring.
     """
     n_tail = int(min(0.2 * len(log_weights), 3.0 * math.sqrt(len(log_weights))))
     if n_tail < 5:
@@ -125,7 +126,7 @@ def check_independently(
     target : Target
         Path from its reference to it.
     ladder : Ladder
-        Shapes the annealing schedule.
+        Determines the annealing schedule.
     model_draws : Tensor of shape (n, D + L)
         Equilibrated particles of the model.
     n_steps : int
@@ -135,9 +136,9 @@ def check_independently(
     """
     reference = energy.reference
     wider = defended(reference, _DEFENSIVE_SHARE)
-    n_parts = _DRAWS // _AT_A_TIME
-    parts = [_weighted(energy, wider, _AT_A_TIME, noise)[1] for _ in range(n_parts)]
-    positions, log_weights = _weighted_starts(reference, wider, _WALKERS, noise)
+    n_parts = _N_DRAWS // _CHUNK_DRAWS
+    parts = [_weighted(energy, wider, _CHUNK_DRAWS, noise)[1] for _ in range(n_parts)]
+    positions, log_weights = _weighted_starts(reference, wider, _N_WALKERS, noise)
     betas, step_sizes = annealing_schedule(ladder, n_steps)
     annealed, _ = anneal(
         start(positions, target),
@@ -172,7 +173,7 @@ def _weighted(
 
 
 def _estimate(log_weights: Tensor) -> IndependentEstimate:
-    # draws are in the order of components: groups take every sixteenth, a share of each
+    # draws are in the order of components: each jackknife group takes every sixteenth draw
     return IndependentEstimate(
         log_mean_exp(log_weights),
         jackknife(log_mean_exp, log_weights),
@@ -181,28 +182,28 @@ def _estimate(log_weights: Tensor) -> IndependentEstimate:
 
 
 def widened(claimed: LogPartition, check: IndependentCheck, tolerance: float) -> LogPartition:
-    """Return the claim with a bracket that contradicting estimates are within, nats.
+    """Widen the bracket of log Z, nats, so that it contains contradicting estimates.
 
     Parameters
     ----------
     claimed : LogPartition
-        From annealing in both directions.
+        Estimate by annealing in both directions.
     check : IndependentCheck
-        What other draws say.
+        Independent estimates.
     tolerance : float
-        Disagreement that is no contradiction, nats.
+        Difference that is no contradiction, nats.
     """
     lower, upper = claimed.lower, claimed.upper
     for estimate in check:
-        margin = _SIGMAS * math.hypot(estimate.standard_error, claimed.standard_error)
+        margin = _MAX_STANDARD_ERRORS * math.hypot(estimate.standard_error, claimed.standard_error)
         off = estimate.value - claimed.value
-        is_reliable = estimate.shape < RELIABLE_SHAPE and math.isfinite(estimate.value)
-        # mean weights from the reference are hardly ever too high, whatever their tail
+        is_reliable = estimate.shape < MAX_RELIABLE_SHAPE and math.isfinite(estimate.value)
+        # mean weights from the reference are rarely too high, even with heavy tails
         from_below = estimate is not check.reverse
-        above = min(margin * _SIGMAS_ABOVE / _SIGMAS, _IMPROBABLE)
+        above = min(margin * _MAX_STANDARD_ERRORS_ABOVE / _MAX_STANDARD_ERRORS, _MARKOV_MARGIN)
         is_high = from_below and off > tolerance + above
         if is_high or (is_reliable and abs(off) > margin + tolerance):
-            beyond = _SIGMAS * estimate.standard_error
+            beyond = _MAX_STANDARD_ERRORS * estimate.standard_error
             lower = min(lower, estimate.value - beyond)
             upper = max(upper, estimate.value + beyond)
     return claimed._replace(lower=lower, upper=upper)

@@ -1,13 +1,12 @@
-"""Components of the reference that walkers started by weight would miss, and what they hold.
+"""Components of the reference in which no walker starts, and their mass in the model.
 
-A component with a weight of 1e-4 is where one walker in ten thousand starts. If the correction has
-lifted it by ten nats, it holds a good part of the model, and neither annealing nor a pool sees it.
-Where such a component is so narrow that the correction hardly varies on it, a few exact draws of it
-tell its mass.
+In a component with weight 1e-4, one walker in ten thousand starts. If the correction lowers the
+energy there by ten nats, it contains a large part of the model, and neither annealing nor a pool
+finds it. If the component is so narrow that the correction hardly varies on it, a few exact draws
+estimate its mass.
 
-Two uses of it: walkers start as before, and what was missed is added to log Z (`with_missed_mass`);
-or the path starts from a reference with heavier missed components (`tilted_reference`, `Rebased`),
-and nothing is missed.
+The mass can be added to the estimate of log Z (`with_missed_mass`). Or the path can start from a
+reference that gives missed components their mass in the model (`tilted_reference`, `Rebased`).
 """
 
 import math
@@ -25,28 +24,28 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.smc.resampling import effective_sample_size
 from sklvebm.threads import side_by_side
 
-_DRAWS = 64  # of each component
-_ENOUGH = 8  # effective draws of a component whose mass counts as known
-_FEW_STARTS = 0.5  # expected walkers of a component that counts as rare
-_MOST_STARTS = 0.5  # share of the walkers that missed components are given
-_SIDE_BY_SIDE = 4  # chunks of draws that are held at a time
+_N_DRAWS = 64  # of each component
+_MIN_EFFECTIVE_DRAWS = 8  # of a component whose estimated mass is used
+_MAX_RARE_WALKERS = 0.5  # expected number of walkers below which a component is rare
+_MAX_MISSED_SHARE = 0.5  # of the walkers, that start in missed components
+_N_PARALLEL_CHUNKS = 4  # chunks of draws in memory at a time
 
 
 class MissedComponents(NamedTuple):
-    """The missed components whose mass is known."""
+    """The missed components with a reliable estimate of their mass."""
 
-    # (R,), their places among the reference's; hides `tuple.index`
+    # (R,), indices of the reference's components; hides `tuple.index`
     index: Tensor  # type: ignore[assignment]
     log_weights: Tensor  # (R,), nats, of the reference
-    log_means: Tensor  # (R,), nats: log of the mean of exp(-correction) over each
+    log_means: Tensor  # (R,), nats, log of the mean of exp(-correction) over each component
 
 
 def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPartition:
-    """Return log Z, nats, with what up-weighted components hold added to `value` and `upper`.
+    """Add the mass of missed, up-weighted components to `value` and `upper` of log Z, nats.
 
-    Walkers that start elsewhere stand for a component they miss, as if it were like the others;
-    what it holds beyond that is added. Where some walkers had met it after all, both are too high,
-    and scores too low.
+    The estimate implies that a missed component has the average mean of `exp(-correction)`; the
+    excess over this is added. If some walkers did reach the component, the result is too high, and
+    scores are too low.
     """
     up_weighted = missed.log_means > estimate.value
     if not bool(up_weighted.any()):
@@ -62,7 +61,7 @@ def with_missed_mass(estimate: LogPartition, missed: MissedComponents) -> LogPar
 
 def rare_components(reference: MixtureReference, n_walkers: int) -> Tensor:
     """Return the components that fewer than half a walker starts from, by weight, (M,)."""
-    return torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _FEW_STARTS)[:, 0]
+    return torch.nonzero(torch.exp(reference.log_weights) * n_walkers < _MAX_RARE_WALKERS)[:, 0]
 
 
 @torch.no_grad()
@@ -87,19 +86,19 @@ def component_masses(
 
     def correction(positions: Tensor) -> Tensor:
         x, z = reference.split(positions.to(reference.location))
-        return energy.correction(x, z).double().reshape(-1, _DRAWS)
+        return energy.correction(x, z).double().reshape(-1, _N_DRAWS)
 
     corrections = []
-    parts = index.split(max(1, chunk // _DRAWS))
-    for first in range(0, len(parts), _SIDE_BY_SIDE):
+    parts = index.split(max(1, chunk // _N_DRAWS))
+    for first in range(0, len(parts), _N_PARALLEL_CHUNKS):
         positions = [
-            reference.draws_of(part.repeat_interleave(_DRAWS), generator)
-            for part in parts[first : first + _SIDE_BY_SIDE]
+            reference.draws_of(part.repeat_interleave(_N_DRAWS), generator)
+            for part in parts[first : first + _N_PARALLEL_CHUNKS]
         ]
         corrections += side_by_side(correction, positions)
     log_weights = -torch.cat(corrections)
-    log_means = torch.logsumexp(log_weights, 1) - math.log(_DRAWS)
-    known = effective_sample_size(log_weights) >= _ENOUGH
+    log_means = torch.logsumexp(log_weights, 1) - math.log(_N_DRAWS)
+    known = effective_sample_size(log_weights) >= _MIN_EFFECTIVE_DRAWS
     log_means = torch.where(known, log_means, -math.inf)
     return MissedComponents(index, reference.log_weights[index].double(), log_means)
 
@@ -129,14 +128,14 @@ def missed_components(
 def tilted_reference(
     reference: MixtureReference, missed: MissedComponents, log_partition: float | Tensor
 ) -> MixtureReference:
-    """Return the reference with missed components as likely as the model has them.
+    """Return the reference with the weights of missed components raised to those in the model.
 
-    Only those count that the correction up-weights.
+    Only components that the correction up-weights change.
 
     Parameters
     ----------
     reference : MixtureReference
-        What walkers start from: that in which components are rare, or one tilted before.
+        Reference in which the components are rare, or one tilted before.
     missed : MissedComponents
         The missed components.
     log_partition : float or 0-d Tensor
@@ -148,7 +147,7 @@ def tilted_reference(
     shares = torch.exp(missed.log_weights + missed.log_means - log_partition)
     up_weighted = shares > before
     shares = torch.where(up_weighted, shares, 0.0)
-    shares = shares * (_MOST_STARTS / shares.sum().clamp(min=1e-300)).clamp(max=1.0)
+    shares = shares * (_MAX_MISSED_SHARE / shares.sum().clamp(min=1e-300)).clamp(max=1.0)
     others = weights.index_put((missed.index,), torch.where(up_weighted, 0.0, before))
     tilted = others * ((1.0 - shares.sum()) / others.sum().clamp(min=1e-300))
     tilted = tilted.index_add(0, missed.index, shares)
@@ -158,10 +157,10 @@ def tilted_reference(
 
 
 def defended(reference: MixtureReference, share: float) -> MixtureReference:
-    """Return the reference with at least a share of its weight in the first defensive component.
+    """Return the reference with at least the given share in the first defensive component.
 
-    Draws of it come where those of the reference are rare, which is where wells of a correction
-    would go unseen. A reference without defensive components stays as it is.
+    Its draws reach wells of a correction in the tails of the reference. A reference without
+    defensive components is returned unchanged.
     """
     if reference.n_defensive == 0:
         return reference
@@ -176,10 +175,10 @@ def defended(reference: MixtureReference, share: float) -> MixtureReference:
 
 
 def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
-    """Tell which rows x (N, D) only the tails of a reference reach, (N,).
+    """Return which rows x (N, D) are out of distribution, (N,) of bool.
 
-    Those that the other components explain worse than the defensive ones would, had these the
-    given share of the density.
+    Under a mixture in which the defensive components have the given share, these rows are likelier
+    under the defensive components than under the others.
     """
     log_components = reference.log_components(reference.from_features(x))
     if reference.n_defensive == 0:
@@ -204,7 +203,7 @@ def tilted_draws(
     n: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Draw from the reference with missed components as likely as the model has them.
+    """Draw from the tilted reference, with importance weights for the reference.
 
     Parameters
     ----------
@@ -235,9 +234,9 @@ def log_ratio(reference: MixtureReference, tilted: MixtureReference, positions: 
 
 
 class Rebased:
-    """An energy on its reference with other weights: the same density, another path to it.
+    """An energy on its reference with other weights: the same density with another path to it.
 
-    log Z stays what it is relative to a normalised reference, whichever that is.
+    log Z does not change, because both references are normalised.
 
     Parameters
     ----------

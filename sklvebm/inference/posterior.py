@@ -1,8 +1,8 @@
-"""Posterior particles of rows, and free energies from them: a deterministic function of each row.
+"""Posterior particles and free energies of rows, deterministic functions of each row.
 
-All rows use the same random numbers (`SharedNoise`). A row starts with importance sampling from the
-exact conditional of the reference; where its effective sample size is too small, it is annealed,
-with more steps if needed.
+All rows use the same random numbers (`SharedNoise`). The first estimate is importance sampling from
+the exact conditional of the reference. Rows with a small effective sample size are annealed, with
+more steps if needed.
 """
 
 import math
@@ -30,17 +30,16 @@ from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.smc.resampling import effective_sample_size
 
 ROW_PARTICLES = 64  # particles per row of deterministic results
-# annealing steps of a row, and the share of effective particles below which they are taken
+# annealing steps of each stage, and the share of effective particles below which a row enters it
 LATENT_STAGES = ((16, 0.9), (64, 0.9), (256, 0.7))
-# in few dimensions more quasi-random nodes are more exact than annealed particles: a row below this
-# share of effective nodes gets many, which are moved to where its posterior is while fewer than
-# some fifty of them are effective, and is annealed only if that does not help
-_FEW_LATENTS = 3
-_FEW_LATENT_SHARE = 0.8
-_MANY_NODES = 1024
-_MANY_NODE_SHARE = 0.05
-_MOST_ADAPTED = 3  # times that a row's nodes are moved: what a row may cost is bounded
-_WIDER = 2.0  # variance of moved nodes over that of the posterior as far as it is known
+# Up to this number of latents, more quasi-random nodes are more accurate than annealed particles. A
+# row with fewer effective nodes than the first share gets more nodes. While fewer than the second
+# share of these are effective, they are adapted to the posterior a few times, which bounds the cost
+# of a row; if that does not help, the row is annealed.
+_MAX_QUADRATURE_LATENTS = 3
+_MIN_EFFECTIVE_SHARE, _N_REFINED_NODES, _MIN_REFINED_SHARE = 0.8, 1024, 0.05
+_MAX_ADAPTATIONS = 3
+_VARIANCE_INFLATION = 2.0  # variance of adapted nodes over the estimated posterior variance
 _POLISH_STEPS = 5  # kernel steps after resampling, which separate copies
 _REVERSE_STEPS = 64  # annealing steps of upper estimates
 
@@ -69,7 +68,7 @@ def weighted_particles(
     make_noise: Callable[[int], Noise],
     stages: tuple[tuple[int, float], ...],
 ) -> WeightedParticles:
-    """Carry particles of every row from its base to its target, with as much effort as it needs.
+    """Carry particles of every row from its base to its target, with annealing where needed.
 
     Parameters
     ----------
@@ -83,12 +82,12 @@ def weighted_particles(
         Maps the number of a stage to its noise.
     stages : tuple of (int, float)
         Annealing steps of each stage, and the share of effective particles below which a row
-        goes through it.
+        enters it.
 
     Returns
     -------
     particles : WeightedParticles
-        Rows whose effective sample size suffices at once carry their base draws.
+        Rows with a sufficient effective sample size keep their base draws.
     """
     n_rows, n_particles, width = base_draws.shape
     rows = torch.arange(n_rows, device=base_draws.device)
@@ -97,7 +96,7 @@ def weighted_particles(
     position = base_draws.clone()
     log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
     for stage, (n_steps, enough) in enumerate(stages):
-        # only rows that went through the stage before: each row's way is its own
+        # only rows of the stage before, so that the result of a row depends on this row alone
         rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
         if len(rows) == 0:
             break
@@ -118,7 +117,7 @@ def weighted_particles(
 
 
 def is_reference(energy: PathEnergy) -> bool:
-    """Return whether an energy is its reference, for which every answer is exact."""
+    """Return whether an energy is its reference, for which all results are exact."""
     return isinstance(energy, AnchoredEnergy) and energy.is_zero
 
 
@@ -134,7 +133,7 @@ def shared_noise(seed: int, n_particles: int) -> Callable[[int], Noise]:
 def posterior_particles(
     energy: PathEnergy, x: Tensor, *, step_size: float, seed: int
 ) -> WeightedParticles:
-    """Return whitened posterior particles e of rows x (N, D), the same numbers for every row.
+    """Return whitened posterior particles e of rows x (N, D), from the same nodes for every row.
 
     Parameters
     ----------
@@ -150,9 +149,8 @@ def posterior_particles(
     Returns
     -------
     particles : WeightedParticles
-        `log_total_weight` is `log r(x) - F(x)` up to sign: the free energy is
-        `-log r(x) - log_total_weight` (docs/theory/normalisation.md, eq. 10). Rows with
-        fewer particles than others are filled up with weights of zero.
+        The free energy is `-log r(x) - log_total_weight` (docs/theory/normalisation.md, eq. 10).
+        Rows with fewer particles than others are padded with weights of zero.
     """
 
     def from_nodes(x: Tensor, n_nodes: int, stages: Any) -> WeightedParticles:
@@ -169,24 +167,24 @@ def posterior_particles(
         log_weights = -energy.correction(x, x[:, :0]).double().unsqueeze(1)
         return WeightedParticles(x.new_zeros(len(x), 1, 0), log_weights)
     correction_and_grad = select_correction_and_grad(energy)
-    if energy.n_latents > _FEW_LATENTS:
+    if energy.n_latents > _MAX_QUADRATURE_LATENTS:
         return from_nodes(x, ROW_PARTICLES, LATENT_STAGES)
     particles = from_nodes(x, ROW_PARTICLES, ())
-    poor = _poor_rows(particles.log_weights, _FEW_LATENT_SHARE * ROW_PARTICLES)
+    poor = _poor_rows(particles.log_weights, _MIN_EFFECTIVE_SHARE * ROW_PARTICLES)
     if len(poor) == 0:
         return particles
-    # no more positions at a time than the rows had at first
-    groups = poor.split(max(1, len(x) * ROW_PARTICLES // _MANY_NODES))
+    # as many positions at a time as before the refinement
+    groups = poor.split(max(1, len(x) * ROW_PARTICLES // _N_REFINED_NODES))
 
     def refine(x: Tensor) -> WeightedParticles:
-        refined = adapted_particles(energy, x, from_nodes(x, _MANY_NODES, ()), seed)
-        rows = _poor_rows(refined.log_weights, _MANY_NODE_SHARE * _MANY_NODES)
+        refined = adapted_particles(energy, x, from_nodes(x, _N_REFINED_NODES, ()), seed)
+        rows = _poor_rows(refined.log_weights, _MIN_REFINED_SHARE * _N_REFINED_NODES)
         if len(rows) == 0:
             return refined
         return _replaced(refined, rows, from_nodes(x[rows], ROW_PARTICLES, LATENT_STAGES))
 
     refined = [refine(x[group]) for group in groups]
-    fill = _MANY_NODES - ROW_PARTICLES
+    fill = _N_REFINED_NODES - ROW_PARTICLES
     particles = WeightedParticles(
         torch.nn.functional.pad(particles.position, (0, 0, 0, fill)),
         torch.nn.functional.pad(particles.log_weights, (0, fill), value=-math.inf),
@@ -196,14 +194,14 @@ def posterior_particles(
 
 
 def _poor_rows(log_weights: Tensor, enough: float) -> Tensor:
-    """Return the numbers of rows with fewer effective particles than are enough."""
+    """Return the indices of rows with fewer than `enough` effective particles."""
     return torch.nonzero(effective_sample_size(log_weights) < enough).squeeze(1)
 
 
 def _replaced(
     particles: WeightedParticles, rows: Tensor, others: WeightedParticles
 ) -> WeightedParticles:
-    """Return particles with those of some rows replaced; fewer are filled up, weighing nothing."""
+    """Return particles with those of some rows replaced, padded with weights of zero."""
     fill = particles.log_weights.shape[1] - others.log_weights.shape[1]
     position, log_weights = particles.position.clone(), particles.log_weights.clone()
     position[rows] = torch.nn.functional.pad(others.position, (0, 0, 0, fill))
@@ -214,15 +212,15 @@ def _replaced(
 def adapted_particles(
     energy: PathEnergy, x: Tensor, particles: WeightedParticles, seed: int
 ) -> WeightedParticles:
-    """Move the nodes of rows x (N, D) to where their posteriors are, while few are effective.
+    """Adapt the nodes of rows x (N, D) to their posteriors while few are effective.
 
-    Half of the nodes of a row follow the normal distribution with the mean and twice the covariance
-    that its weighted nodes have, half stay those of N(0, I): the weights of this mixture are as
-    unbiased as those of the nodes before, which only say where to look. Three times at most.
+    Half of a row's nodes follow a normal distribution with the mean and twice the covariance of its
+    weighted nodes; half remain those of N(0, I). Weights of this mixture are unbiased: the former
+    nodes only determine the proposal. There are at most three adaptations.
     """
     n_nodes, n_latents = particles.position.shape[1:]
-    for number in range(_MOST_ADAPTED):
-        rows = _poor_rows(particles.log_weights, _MANY_NODE_SHARE * n_nodes)
+    for number in range(_MAX_ADAPTATIONS):
+        rows = _poor_rows(particles.log_weights, _MIN_REFINED_SHARE * n_nodes)
         if len(rows) == 0:
             break
         known = WeightedParticles(*(part[rows] for part in particles))
@@ -247,11 +245,11 @@ def _moved_nodes(known: WeightedParticles, nodes: Tensor) -> tuple[Tensor, Tenso
     weights = torch.softmax(known.log_weights, 1).to(nodes)
     away = known.position - mean[:, None]
     covariance = torch.einsum("nk,nkp,nkq->npq", weights, away, away)
-    # single nodes have no spread: the posterior may be as wide as the gaps between them
+    # with a single effective node, the posterior may be as wide as the gaps between nodes
     gap = 4.0 * n_nodes ** (-2.0 / n_latents)
     identity = torch.eye(n_latents, dtype=nodes.dtype, device=nodes.device)
-    root = torch.linalg.cholesky(_WIDER * covariance + gap * identity)
-    # mirror images follow each other at half the distance: every second node of both halves moves
+    root = torch.linalg.cholesky(_VARIANCE_INFLATION * covariance + gap * identity)
+    # node k and its mirror image are n_nodes / 2 apart, so that even nodes move in pairs
     moves = torch.arange(n_nodes, device=nodes.device) % 2 == 0
     moved = mean[:, None] + nodes @ root.transpose(1, 2)
     e = torch.where(moves[:, None], moved, nodes.expand_as(moved))
@@ -264,9 +262,9 @@ def _moved_nodes(known: WeightedParticles, nodes: Tensor) -> tuple[Tensor, Tenso
 def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed: int) -> Tensor:
     """Return an upper estimate of the log evidence of rows x (N, D) relative to `log r(x)`.
 
-    The posterior particles of each row are resampled, moved apart, and annealed back to the
-    reference posterior; minus the log mean weight of that is, in expectation, not below the truth
-    when the particles follow the posterior.
+    The posterior particles of each row are resampled, moved, and annealed back to the reference
+    posterior. If the particles follow the posterior, the expectation of minus the log mean weight
+    is not below the log evidence.
 
     Parameters
     ----------
@@ -282,7 +280,7 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
     if energy.n_latents == 0 or is_reference(energy):
         return particles.log_total_weight()
     noise = SharedNoise(torch.Generator().manual_seed(seed + 100), ROW_PARTICLES)
-    # systematic resampling row by row, with one offset for all rows
+    # systematic resampling of each row, with the same offset for all rows
     cumulative = torch.cumsum(torch.softmax(particles.log_weights, 1), 1)
     offset = torch.rand((), generator=torch.Generator().manual_seed(seed + 101)).item()
     at = (torch.arange(ROW_PARTICLES, dtype=cumulative.dtype) + offset) / ROW_PARTICLES

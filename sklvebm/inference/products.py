@@ -1,11 +1,12 @@
-r"""Products of powers of densities: what is composed, a reference that covers it, and its draws.
+r"""Products of powers of densities: their factors, a covering reference, draws and normaliser.
 
 .. math:: E(x) = -\sum_i w_i \log p_i(x), \qquad Z = \int \prod_i p_i(x)^{w_i} dx
           \qquad \text{(docs/theory/composition.md, eq. 1)}
 
-An expert with latents and weight 1 brings its latents along: the product over x is the marginal of
-the product on `(x, z_1, z_2, ...)`, exactly. With any other weight a power of an integral is
-wanted, not an integral of a power, so that its latents are integrated out over fixed nodes.
+An *expert* is one factor. The latents of experts with weight 1 are sampled jointly: the product
+over x is exactly the marginal of the product on `(x, z_1, z_2, ...)`. With any other weight, the
+power of the marginal differs from the marginal of the power, and the latents are integrated out
+over fixed nodes.
 """
 
 import itertools
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sklvebm.inference.equilibration import LEAST_WALKERS, Equilibrated, equilibrated, single_rung
+from sklvebm.inference.equilibration import MIN_WALKERS, Equilibrated, equilibrated, single_rung
 from sklvebm.inference.missed_components import missed_components
 from sklvebm.mcmc.state import IndependentNoise, Target, stack_rows
 from sklvebm.mixtures.components import LOG_2PI
@@ -25,18 +26,18 @@ from sklvebm.models.targets import autograd_correction_and_grad, joint_target
 from sklvebm.smc.log_partition import Normalisation, estimate_log_partition
 from sklvebm.smc.quasi_random import latent_nodes
 
-_MOST_PAIRED_NUMBERS = 2**24  # of the precisions of all pairs of components: 128 MB
-_MOST_COMPONENTS = 256  # of the reference of a product
-_MOST_TAILS = 4096  # combinations of components that are checked one by one
-_TAIL_WEIGHT = 0.2  # of the component as wide as the composition's tails
-_LEAST_SHARE = 1e-6  # of a precision along a direction that must be left over by division
-_MAX_STEPS = 512  # of annealing
-_MANY_NODES = 256  # where nodes are not moved along
-_CHUNK_POSITIONS = 2**14  # of rows times nodes
+_MAX_PAIRED_NUMBERS = 2**24  # entries of the precisions of all pairs of components: 128 MB
+_MAX_COMPONENTS = 256  # of the reference of a product
+_MAX_TAIL_COMBINATIONS = 4096  # combinations of components in the check of the tails
+_TAIL_WEIGHT = 0.2  # of the component with the composition's tails
+_MIN_PRECISION_SHARE = 1e-6  # of a precision, that must remain in all directions after division
+_MAX_STEPS = 512  # annealing steps
+_MIN_ENERGY_NODES = 256  # latent nodes of experts with weight 1, for their energy only
+_CHUNK_POSITIONS = 2**14  # rows times nodes at once
 
 
 class Expert(NamedTuple):
-    """One density as a composition sees it: a reference, a correction and the units of both.
+    """One factor of a composition: a reference, a correction and the units of both.
 
     An estimator takes part in compositions by a method `_expert()` that returns this.
 
@@ -73,8 +74,8 @@ class Composition:
     weights : sequence of float
         The powers w_i, not zero.
     n_nodes : int
-        Nodes over the latents of an expert whose weight is not 1; a power of two. Others need nodes
-        for their energy alone, and get at least 256.
+        Nodes over the latents of an expert whose weight is not 1; a power of two. Others use nodes
+        for their energy only, at least 256.
 
     Raises
     ------
@@ -89,7 +90,7 @@ class Composition:
         self.joint = [e.reference.n_latents > 0 and w == 1.0 for e, w in self._pairs()]
         widths = [e.reference.n_latents for e in self.experts]
         self._nodes = [
-            latent_nodes(max(n_nodes, _MANY_NODES) if own else n_nodes, width, seed=0)
+            latent_nodes(max(n_nodes, _MIN_ENERGY_NODES) if own else n_nodes, width, seed=0)
             if width > 0
             else None
             for width, own in zip(widths, self.joint, strict=True)
@@ -176,11 +177,11 @@ class Composition:
         )
 
     def equilibrated(self, n: int, generator: torch.Generator) -> Equilibrated:
-        """Return n chains, and the path to the composition that they were annealed on."""
+        """Return n chains of the composition, and the path on which they were annealed."""
         nodes = zip(self._nodes, self.joint, strict=True)
         per_position = max(1 if k is None or own else len(k) for k, own in nodes)
         chunk = _CHUNK_POSITIONS // per_position
-        missed = missed_components(self, max(n, LEAST_WALKERS), generator, chunk=chunk)
+        missed = missed_components(self, max(n, MIN_WALKERS), generator, chunk=chunk)
         return equilibrated(self, n, missed, generator)
 
 
@@ -227,7 +228,7 @@ def covering_reference(
     weights : list of float
         Their powers.
     n_latents : int
-        Latents, which are standard normal whatever x.
+        Latents, which are standard normal and independent of x.
 
     Raises
     ------
@@ -236,8 +237,8 @@ def covering_reference(
 
     Notes
     -----
-    Powers of mixtures are taken component by component, which is exact where components do not
-    overlap; products of mixtures are mixtures. Factors with negative powers widen the tails.
+    Powers of mixtures are taken component by component, which is exact if components do not
+    overlap. Products of mixtures are mixtures. Negative powers enter by the tail component only.
     """
     tail = tail_component(parts, weights)
     product: Components | None = None
@@ -245,7 +246,7 @@ def covering_reference(
         if weight > 0.0:
             powered = power(part, weight)
             product = powered if product is None else multiply(product, powered)
-    product = keep_heaviest(cast(Components, product), _MOST_COMPONENTS)
+    product = keep_heaviest(cast(Components, product), _MAX_COMPONENTS)
     log_weights = torch.log_softmax(product.log_weights, 0)
     if tail is not None:
         log_weights = torch.cat(
@@ -279,9 +280,9 @@ def power(part: Components, weight: float) -> Components:
 
 
 def multiply(first: Components, second: Components) -> Components:
-    """Return the product of two mixtures, of each as many components as memory allows."""
+    """Return the product of two mixtures, with as many components of each as memory allows."""
     d = first.means.shape[1]
-    most = max(8, math.isqrt(min(2**14, _MOST_PAIRED_NUMBERS // d**2)))
+    most = max(8, math.isqrt(min(2**14, _MAX_PAIRED_NUMBERS // d**2)))
     first, second = keep_heaviest(first, most), keep_heaviest(second, most)
     precisions = (first.precisions[:, None] + second.precisions[None]).flatten(0, 1)
     pulls = [(p.precisions @ p.means[:, :, None]).squeeze(2) for p in (first, second)]
@@ -299,7 +300,7 @@ def multiply(first: Components, second: Components) -> Components:
 
 
 def keep_heaviest(part: Components, n: int) -> Components:
-    """Return the n heaviest components, the widest always among them."""
+    """Return n components: the heaviest, and always the widest."""
     if len(part.log_weights) <= n:
         return part
     traces = torch.diagonal(part.precisions, dim1=1, dim2=2).sum(1)
@@ -313,15 +314,16 @@ def keep_heaviest(part: Components, n: int) -> Components:
 def tail_component(parts: list[Components], weights: list[float]) -> Components | None:
     r"""Return a Gaussian with the composition's tails, or None if no factor divides.
 
-    Far out a mixture decays like the component with the least precision along the way, so that the
-    product is integrable if and only if, for every direction v,
+    At large distances, a mixture decays like its component of least precision in that direction.
+    With precisions Λ_im of component m of factor i, the product is integrable if and only if, for
+    every direction v,
 
     .. math:: \sum_{w_i > 0} w_i \min_m v^T \Lambda_{im} v
               > \sum_{w_i < 0} |w_i| \min_m v^T \Lambda_{im} v
               \qquad \text{(docs/theory/composition.md, eq. 2)}
 
-    For this it suffices that, whatever components multiply, some components that divide leave a
-    positive definite precision.
+    It suffices that, for every choice of components of the factors with positive weights, some
+    choice of components of the others gives a positive definite total precision.
 
     Raises
     ------
@@ -338,10 +340,10 @@ def tail_component(parts: list[Components], weights: list[float]) -> Components 
     kept = [least_precise(part) for part in parts]
     above = [_scaled(k, w) for k, w in zip(kept, weights, strict=True) if w > 0.0]
     below = [_scaled(k, w) for k, w in zip(kept, weights, strict=True) if w < 0.0]
-    if math.prod(len(part) for part in above + below) > _MOST_TAILS:
+    if math.prod(len(part) for part in above + below) > _MAX_TAIL_COMBINATIONS:
         raise ValueError(
-            "The tails of these models are too varied to show that their product can be "
-            "normalised; use positive weights, or models with a reference of their own."
+            "The tails of these models have too many components to show that their product is "
+            "integrable; use positive weights, or models with a simpler reference."
         )
     tails = []
     for multiplied in itertools.product(*above):
@@ -359,26 +361,26 @@ def tail_component(parts: list[Components], weights: list[float]) -> Components 
 
 
 def _scaled(part: Components, weight: float) -> list[tuple[Tensor, Tensor]]:
-    """Return the precision of each component times a weight, and that times its mean."""
+    """Return `weight * precision` and `weight * precision @ mean` of each component."""
     return [(weight * p, weight * (p @ m)) for m, p in zip(*part[1:], strict=True)]
 
 
 def _positive_tail(multiplied: Any, below: Any) -> tuple[Tensor, Tensor] | None:
-    """Return precision and pull after the first division that leaves all directions positive."""
+    """Return precision and `precision @ mean` of the first positive definite total, or None."""
     total, pull = (sum(terms) for terms in zip(*multiplied, strict=True))
     root = torch.linalg.cholesky(total)
     for divided in itertools.product(*below):
         precision = total + sum(term[0] for term in divided)
-        # relative to what multiplies, so that units do not matter
+        # relative to the factors with positive weights, hence independent of units
         white = torch.linalg.solve_triangular(root, precision, upper=False)
         white = torch.linalg.solve_triangular(root, white.T, upper=False)
-        if float(torch.linalg.eigvalsh(white).min()) > _LEAST_SHARE:
+        if float(torch.linalg.eigvalsh(white).min()) > _MIN_PRECISION_SHARE:
             return precision, pull + sum(term[1] for term in divided)
     return None
 
 
 def least_precise(part: Components) -> Components:
-    """Leave out components that are at least as precise as another in every direction."""
+    """Return the components that are not at least as precise as another in every direction."""
     order = torch.diagonal(part.precisions, dim1=1, dim2=2).sum(1).argsort()
     kept: list[int] = []
     for number in order.tolist():

@@ -26,9 +26,9 @@ from sklvebm.models.targets import (
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.resampling import systematic_resample
 
-# Walkers of a joint annealing run, if no more draws are wanted: a few draws of many weighted
-# walkers are as even as the model, as many draws as walkers are not. Fewer of many coordinates.
-_MOST_WALKERS, _FEWEST_WALKERS, _WALKER_NUMBERS = 4096, 256, 2**18
+# Walkers of a joint annealing run (at least the number of draws), and their coordinates in all.
+# Resampling n of W weighted walkers gives few duplicates when n is much smaller than W.
+_MAX_WALKERS, _MIN_WALKERS, _MAX_WALKER_NUMBERS = 4096, 256, 2**18
 
 
 def posterior_draws(
@@ -72,8 +72,8 @@ def joint_draws(
 ) -> tuple[Tensor, Tensor]:
     """Draw `(x, e)` from the model by annealing exact draws of the reference.
 
-    Components of the reference that the model has up-weighted from a weight where no walker would
-    start are started from more often, which weights make up for.
+    More walkers start in missed components that the model up-weights; importance weights correct
+    for it.
 
     Parameters
     ----------
@@ -82,11 +82,11 @@ def joint_draws(
     n : int
         Number of draws.
     ladder : Ladder
-        Shapes the annealing schedule.
+        Determines the annealing schedule.
     n_steps : int
         Annealing steps.
     log_partition : float
-        log Z of the model, nats; matters where components were up-weighted only.
+        log Z of the model, nats; used only for missed components.
     generator : torch.Generator
         Source of all randomness.
 
@@ -105,8 +105,8 @@ def joint_draws(
         return reference.to_features(y), e
     target = joint_target(energy, select_correction_and_grad(energy))
     betas, step_sizes = annealing_schedule(ladder, n_steps)
-    fitting = _WALKER_NUMBERS // (energy.n_features + energy.n_latents)
-    n_walkers = max(n, _FEWEST_WALKERS, min(fitting, _MOST_WALKERS))
+    fitting = _MAX_WALKER_NUMBERS // (energy.n_features + energy.n_latents)
+    n_walkers = max(n, _MIN_WALKERS, min(fitting, _MAX_WALKERS))
     missed = missed_components(energy, n_walkers, generator)
     begin, log_weights = tilted_draws(reference, missed, log_partition, n_walkers, generator)
     log_weights, chains = anneal(

@@ -1,13 +1,13 @@
-r"""Gaussian posteriors and the bounds they give on one and the same energy.
+r"""Gaussian posteriors, and the evidence bounds that they give.
 
-In the reference's coordinates the posterior of a row is proportional to
-`N(e; 0, I) exp(-f(x, z(e)))`, so any density q(e) bounds the row's evidence from below,
+In the reference's coordinates, with the correction f, the posterior of a row is proportional to
+`N(e; 0, I) exp(-f(x, z(e)))`. Any density q(e) bounds the row's evidence from below,
 
 .. math:: \log \int N(e) e^{-f} de \ge -E_q[f] - KL(q \| N(0, I)).
                                                             (docs/theory/normalisation.md, eq. 11)
 
-Families, from wide to narrow: a full covariance per row, a diagonal one per row, a diagonal one
-that a single network computes from the row (amortised, the encoder of a variational autoencoder).
+The families, from large to small, are: a full covariance per row, a diagonal one per row, and a
+diagonal one that a network computes from the row (an encoder: amortised inference).
 """
 
 from typing import NamedTuple
@@ -22,10 +22,8 @@ from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 from sklvebm.smc.quasi_random import latent_nodes
 
-_FIT_NODES = 32
-_REPLICATES = 8  # independent scramblings of the evaluation nodes
-_REPLICATE_NODES = 32
-_LEARNING_RATE = 0.05
+_N_FIT_NODES, _LEARNING_RATE = 32, 0.05  # quasi-random nodes, and the first step of Adam
+_N_REPLICATES, _N_REPLICATE_NODES = 8, 32  # scramblings, and evaluation nodes in each
 
 
 class Gaussians(NamedTuple):
@@ -49,21 +47,21 @@ class Bound(NamedTuple):
     """A bound on the log evidence of rows relative to the reference's marginal."""
 
     value: Tensor  # (N,), nats
-    standard_error: Tensor  # (N,), nats, from independent sets of nodes
+    standard_error: Tensor  # (N,), nats, over independent scramblings
 
 
 def evidence_bound(energy: PathEnergy, x: Tensor, q: Gaussians, *, seed: int) -> Bound:
     """Return an unbiased estimate of the bound that Gaussians q give for rows x (N, D)."""
     correction_and_grad = select_correction_and_grad(energy)
     values = []
-    for replicate in range(_REPLICATES):
-        nodes = latent_nodes(_REPLICATE_NODES, energy.n_latents, seed * _REPLICATES + replicate).to(
-            x
-        )
+    for replicate in range(_N_REPLICATES):
+        nodes = latent_nodes(
+            _N_REPLICATE_NODES, energy.n_latents, seed * _N_REPLICATES + replicate
+        ).to(x)
         f, _ = _correction(energy, x, q.place(nodes), correction_and_grad)
         values.append(-f.mean(1) - q.divergence())
     stacked = torch.stack(values)
-    return Bound(stacked.mean(0), stacked.std(0) / _REPLICATES**0.5)
+    return Bound(stacked.mean(0), stacked.std(0) / _N_REPLICATES**0.5)
 
 
 def _correction(
@@ -114,11 +112,11 @@ def fit_gaussians(
         start = Gaussians(x.new_zeros(n_rows, n_latents), identity.expand(n_rows, -1, -1))
     mask = identity if diagonal else torch.tril(torch.ones_like(identity))
     mean = start.mean.clone()
-    # the logarithm of the diagonal, so that it stays positive
+    # the logarithm of the diagonal keeps it positive
     diagonal_part = torch.diagonal(start.factor, dim1=1, dim2=2)
     raw = torch.tril(start.factor, -1) * mask + torch.diag_embed(torch.log(diagonal_part))
     optimizer = Adam([mean, raw], learning_rate=_LEARNING_RATE, betas=(0.9, 0.99))
-    nodes = latent_nodes(_FIT_NODES, n_latents, seed).to(x)
+    nodes = latent_nodes(_N_FIT_NODES, n_latents, seed).to(x)
     correction_and_grad = select_correction_and_grad(energy)
     for step in range(n_steps):
         q = Gaussians(mean, _factor(raw))
@@ -181,7 +179,7 @@ class AmortisedGaussian(nn.Module):
         return mean, torch.exp(log_scale.clamp(-12.0, 4.0))
 
     def gaussians(self, x: Tensor) -> Gaussians:
-        """Return the Gaussians of rows x, without a graph."""
+        """Return the Gaussians of rows x, without gradients."""
         with torch.no_grad():
             mean, scale = self(x)
         return Gaussians(mean, torch.diag_embed(scale))

@@ -1,7 +1,7 @@
-"""Fits a smooth map to few latents that rows can be rebuilt from: nonlinear principal components.
+"""Fits a smooth map to few latents with an autoencoder: nonlinear principal components.
 
-Only names of latents come of it. The network that rebuilds is thrown away, and the density that is
-scored and drawn from knows neither.
+The encoder becomes the latent map, and the decoder is discarded. The density of rows depends on
+neither.
 """
 
 from collections.abc import Callable
@@ -14,25 +14,23 @@ from torch import Tensor, nn
 from sklvebm.adam import Adam, one_cycle
 from sklvebm.latent_maps.maps import PerceptronLatentMap, hidden_units
 
-_N_UNITS = 64
-_N_UNITS_EXACT = 128
-_N_STEPS = 1000
-_BATCH_SIZE = 256
-_LEARNING_RATE = 6e-3  # the highest of the cycle
-# Standard deviation of the noise of latents with variance 1. Without it a map may press what it
-# keeps into directions too thin for neighbourhoods to tell.
-_NOISE = 0.1
-_N_STEPS_TO_SURFACE, _RATE_TO_SURFACE = 60, 0.02  # Adam, all rows at once
+_N_UNITS, _N_UNITS_EXACT = 64, 128  # of each hidden layer, in a coarse and an exact fit
+_N_STEPS, _BATCH_SIZE = 1000, 256  # steps of Adam and rows per step
+_MAX_LEARNING_RATE = 6e-3  # of the cycle
+# Standard deviation of the noise on latents with variance 1. Without noise, the encoder may encode
+# information in directions of tiny variance, in which nearest neighbours are meaningless.
+_LATENT_NOISE = 0.1
+_N_PROJECTION_STEPS, _PROJECTION_LEARNING_RATE = 60, 0.02  # Adam on the latents of all rows
 
 
 class _BentMap(nn.Module):
-    """A linear map plus two hidden layers, which start silent."""
+    """A linear map plus two hidden layers, whose output starts at zero."""
 
     def __init__(self, linear: Tensor, n_units: int, generator: torch.Generator) -> None:
         super().__init__()
         n_outputs, n_inputs = linear.shape
 
-        # single precision, whatever torch's default is
+        # single precision, independent of torch's default
         single: dict[str, Any] = {"generator": generator, "dtype": torch.float32}
 
         def weight(n_in: int) -> nn.Parameter:
@@ -55,14 +53,13 @@ class _BentMap(nn.Module):
         return straight + nn.functional.linear(second, self.last_weight)
 
 
-@torch.enable_grad()  # a fit runs without
+@torch.enable_grad()  # `numerical_session` disables gradients
 def fit_bottleneck(
     X: np.ndarray, linear: np.ndarray, seed: int, *, exact: bool = False
 ) -> PerceptronLatentMap:
-    """Fit a map to few latents that rows can be rebuilt from.
+    """Fit an autoencoder and return its encoder.
 
-    Two networks are trained together, one down to latents of variance one, one back to the rows
-    from latents with noise on them.
+    The encoder gives latents of variance one; the decoder rebuilds rows from latents with noise.
 
     Parameters
     ----------
@@ -71,11 +68,11 @@ def fit_bottleneck(
     linear : ndarray of shape (n_latents, n_features)
         The linear map that training starts from.
     seed : int
-        Of weights, batches and noise.
+        Seed of weights, batches and noise.
     exact : bool, default=False
-        Whether the way down is then fitted to the latents of the points nearest to the rows, among
-        all that the way back reaches: the projection on a principal surface. Training together
-        leaves it coarser than the surface. Wider networks, and three times the time.
+        Whether the encoder is then fitted to the projection on a principal surface: the latents
+        whose decoded points are nearest to the rows. Joint training alone is less accurate. The
+        networks are wider, and the fit takes three times as long.
 
     Returns
     -------
@@ -95,7 +92,7 @@ def fit_bottleneck(
         batch = rows[torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)]
         latents = _standardised(down(batch))
         noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
-        return (batch - back(latents + _NOISE * noise)).square().sum(1).mean()
+        return (batch - back(latents + _LATENT_NOISE * noise)).square().sum(1).mean()
 
     _minimise(rebuilt_badly, [*down.parameters(), *back.parameters()])
     if exact:
@@ -109,7 +106,7 @@ def fit_bottleneck(
             return (nearest[drawn] - latents).square().sum(1).mean()
 
         _minimise(far_from_nearest, [*down.parameters()])
-    return _chart(down.double().requires_grad_(False), rows.double())
+    return _unit_variance_map(down.double().requires_grad_(False), rows.double())
 
 
 def _standardised(latents: Tensor) -> Tensor:
@@ -118,32 +115,32 @@ def _standardised(latents: Tensor) -> Tensor:
 
 def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
     """Run one cycle of Adam."""
-    optimizer = Adam(parameters, learning_rate=_LEARNING_RATE)
+    optimizer = Adam(parameters, learning_rate=_MAX_LEARNING_RATE)
     for step in range(_N_STEPS):
         share, momentum = one_cycle(step, _N_STEPS)
-        optimizer.learning_rate, optimizer.betas = share * _LEARNING_RATE, (momentum, 0.999)
+        optimizer.learning_rate, optimizer.betas = share * _MAX_LEARNING_RATE, (momentum, 0.999)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
 
 
 def _nearest(back: _BentMap, rows: Tensor, latents: Tensor) -> Tensor:
-    """Return latents (B, L) of points that the frozen map back reaches near rows (B, D)."""
+    """Return latents (B, L) whose decoded points are nearest to rows (B, D), from given ones."""
     latents = latents.clone().requires_grad_(True)
-    optimizer = Adam([latents], learning_rate=_RATE_TO_SURFACE)
-    for _ in range(_N_STEPS_TO_SURFACE):
+    optimizer = Adam([latents], learning_rate=_PROJECTION_LEARNING_RATE)
+    for _ in range(_N_PROJECTION_STEPS):
         optimizer.zero_grad()
         (rows - back(latents)).square().sum().backward()
         optimizer.step()
     return latents.detach()
 
 
-def _chart(down: _BentMap, rows: Tensor) -> PerceptronLatentMap:
+def _unit_variance_map(down: _BentMap, rows: Tensor) -> PerceptronLatentMap:
     """Return the trained map with latents of mean zero and variance one over the rows."""
     latents = down(rows)
     scale = latents.std(0, correction=0)
     scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-    # which way a latent points is left open by the rows: as its largest slope
+    # the sign of a latent is arbitrary: its largest slope is made positive
     slopes = down.linear
     signs = torch.sign(slopes.gather(1, slopes.abs().argmax(1, keepdim=True)).squeeze(1))
     factor = torch.where(signs < 0.0, -1.0, 1.0) / scale
@@ -155,5 +152,5 @@ def _chart(down: _BentMap, rows: Tensor) -> PerceptronLatentMap:
         second_weight=down.second_weight,
         second_bias=down.second_bias,
         last_weight=factor[:, None] * down.last_weight,
-        variance=torch.full_like(scale, _NOISE**2),
+        variance=torch.full_like(scale, _LATENT_NOISE**2),
     )

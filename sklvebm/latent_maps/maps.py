@@ -1,10 +1,11 @@
-r"""Nonlinear coordinates of the latents: which z belongs to which row, up to noise.
+r"""Nonlinear coordinates of the latents: a smooth map from rows to latents, with Gaussian noise.
 
 .. math:: z = g(x) + S_c^{1/2} e, \qquad e \sim N(0, I) \text{ under the reference}
                                                                 (docs/theory/latent_maps.md, eq. 12)
 
-The likelihood leaves p(z | x) free, so any smooth g gives the same density of rows. Energies are
-trained with the linear map of the reference; a latent map renames their latents afterwards.
+The likelihood does not determine p(z | x), and any smooth g gives the same density of rows.
+Energies are trained with the linear map of the reference; a latent map changes the coordinates of
+their latents afterwards.
 """
 
 import abc
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 def hidden_units(
     x: Tensor, first_weight: Tensor, first_bias: Tensor, second_weight: Tensor, second_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return what two layers of tanh units answer to x (B, P), (B, n_units) each."""
+    """Return the activations of two layers of tanh units at x (B, P), each (B, n_units)."""
     first = torch.tanh(nn.functional.linear(x, first_weight, first_bias))
     return first, torch.tanh(nn.functional.linear(first, second_weight, second_bias))
 
 
 class LatentMap(nn.Module, abc.ABC):
-    """Coordinates of the latents around a smooth map of the row; `scale` (L,) is how far around."""
+    """Latents as a smooth map of the row plus Gaussian noise with standard deviations `scale`."""
 
     scale: Tensor
 
@@ -93,7 +94,7 @@ class KernelLatentMap(LatentMap):
         variance: Tensor,
     ) -> None:
         super().__init__()
-        # copies in torch's own memory, where `tensor_of` puts them when they are read again
+        # copies in torch's memory: see `tensor_of`
         self.register_buffer("landmarks", landmarks.double().clone())
         self.register_buffer("width", torch.tensor(width, dtype=torch.float64))
         self.register_buffer("offset", offset.double().clone())
@@ -187,7 +188,7 @@ class PerceptronLatentMap(LatentMap):
         self.register_buffer("scale", variance.double().sqrt())
 
     def _units(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what both layers answer to rows (B, D), (B, n_units) each."""
+        """Return the activations of both layers at rows (B, D), each (B, n_units)."""
         layers = self.first_weight, self.first_bias, self.second_weight, self.second_bias
         return hidden_units(x, *layers)
 

@@ -1,11 +1,10 @@
-"""Fits nonlinear coordinates of the latents, and decides whether they are worth their bends.
+"""Fits nonlinear coordinates of the latents, and selects them by held-out rows.
 
-Where rows lie along a curve, a few linear latents cannot tell them apart. Isomap, continued to all
-rows by bumps, measures distance along the rows; noise lets it jump from one turn to the next, which
-is why it is also tried on rows that were moved to where the reference expects their neighbourhood.
-A bottleneck that rows are rebuilt from follows surfaces that close in themselves, which Isomap has
-to tear; given the chance it also winds through noise, so it has to keep near rows near each other.
-Held-out rows choose.
+Few linear latents cannot separate rows along a curve. Isomap measures distances along the curve; a
+regression on Gaussian bumps extends it to all rows. Noise can connect distant parts of the curve in
+its neighbour graph. Isomap is therefore also fitted to denoised rows, moved to the mean of their
+mixture components. An autoencoder can also follow closed surfaces, which Isomap cannot embed. It
+can overfit noise and is accepted only if neighbouring rows remain neighbours in its latents.
 """
 
 import warnings
@@ -23,39 +22,35 @@ from sklvebm.latent_maps.maps import KernelLatentMap, LatentMap
 from sklvebm.mixtures.reference import MixtureReference
 
 LATENT_MAPS = ("auto", "linear", "manifold")
-_MOST_ROWS, _FEWEST_ROWS = 1000, 100
-_MOST_ROWS_EXACT = 10_000
+_MIN_ROWS, _MAX_ROWS, _MAX_ROWS_EXACT = 100, 1000, 10_000  # of Isomap, and of the autoencoder
+_HELD_OUT_SHARE = 0.25  # of the rows
 _N_NEIGHBOURS = 10
-_N_LANDMARKS = 128
-_N_AVERAGED = 3  # rows for each landmark
-_WIDTH = 2.0  # distances to the fifteenth neighbour
-_RIDGE = 0.1
-_LEAST_VARIANCE = 1e-3  # of the latents' variance 1
-_HELD_OUT = 0.25
-# what is left of the linear map's error, for a latent map to be worth its bends
-_WORTHWHILE = 0.9
-# what is left of the best other error, for a bottleneck to be worth its freedom: on surfaces 0.5
-_CLEARLY_WORTHWHILE = 0.7
-_LOST_CONTINUITY = 0.005  # of 1; about a standard error on 250 rows
+# the regression on bumps: centres, rows averaged for each, width over the median distance to the
+# fifteenth neighbour, ridge, and least residual variance (latents have variance 1)
+_N_LANDMARKS, _N_ROWS_PER_LANDMARK = 128, 3
+_RELATIVE_WIDTH, _RIDGE, _MIN_LATENT_VARIANCE = 2.0, 0.1, 1e-3
+# Largest accepted reconstruction error of held-out rows: of Isomap, over the linear map's; and of
+# the autoencoder, over the best other one. The latter is about 0.5 on closed surfaces.
+_MAX_ERROR_RATIO, _MAX_BOTTLENECK_ERROR_RATIO = 0.9, 0.7
+_MAX_CONTINUITY_LOSS = 0.005  # of the autoencoder; about one standard error on 250 rows
 
 
 def fit_latent_map(
     X: np.ndarray, reference: MixtureReference, kind: str, random_state: np.random.RandomState
 ) -> LatentMap | None:
-    """Fit a latent map to standardised rows, if one is wanted.
+    """Fit a latent map to standardised rows, where `kind` allows one.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 1,000 random ones are used, 10,000 for a bottleneck that is
-        taken.
+        Standardised rows; at most 1,000 random ones are used, 10,000 for a selected autoencoder.
     reference : MixtureReference
         Fitted to them, float64, on the CPU; its linear map is the alternative.
     kind : {"auto", "linear", "manifold"}
-        "manifold" always fits a latent map; "auto" only where held-out rows are rebuilt from their
-        neighbours in its latents with at most 0.9 times the squared error of the linear map. Either
-        prefers a bottleneck to Isomap where that leaves 0.7 times the error of all others, held-out
-        rows that are near each other stay so, and there are several latents.
+        "manifold" always fits a latent map. "auto" fits one if held-out rows are rebuilt from their
+        neighbours in its latents with at most 0.9 times the squared error of the linear map. With
+        two latents or more, both prefer an autoencoder to Isomap if it has at most 0.7 times the
+        best other error, and if neighbouring held-out rows remain neighbours.
     random_state : numpy.random.RandomState
         Source of the rows and landmarks.
 
@@ -67,11 +62,11 @@ def fit_latent_map(
     Raises
     ------
     ValueError
-        If "manifold" is asked of fewer than five rows, or than two for each latent.
+        If "manifold" has fewer than five rows, or fewer than two for each latent.
     """
     n_latents, n_features = reference.n_latents, X.shape[1]
     # with as many latents as features, the linear map loses nothing
-    hopeless = n_latents >= n_features or len(X) < _FEWEST_ROWS
+    hopeless = n_latents >= n_features or len(X) < _MIN_ROWS
     if kind == "linear" or (kind == "auto" and hopeless):
         return None
     least = max(5, 2 * n_latents)
@@ -81,28 +76,28 @@ def fit_latent_map(
             f"{n_latents} latents, got {len(X)}."
         )
     X = X[random_state.permutation(len(X))]
-    X, spare = X[:_MOST_ROWS], X[_MOST_ROWS:]
+    X, spare = X[:_MAX_ROWS], X[_MAX_ROWS:]
     seed = random_state.randint(np.iinfo(np.int32).max)
-    n_held_out = max(1, int(_HELD_OUT * len(X)))
+    n_held_out = max(1, int(_HELD_OUT_SHARE * len(X)))
     fitted, held_out = X[n_held_out:], X[:n_held_out]
     compare = _Comparison(fitted, held_out)
     ways = (_along_rows, _along_moved_rows)
     errors = {way: compare.error(way(fitted, reference, seed).mean) for way in ways}
     best = min(errors, key=errors.__getitem__)
     bent, unbent = errors[best], compare.error(reference.latent_mean)
-    # one latent that may go anywhere fills the plane with loops
-    if n_latents > 1 and len(X) >= _FEWEST_ROWS:
-        most = _CLEARLY_WORTHWHILE * min(bent, unbent)
+    # a single latent of an autoencoder follows a space-filling curve
+    if n_latents > 1 and len(X) >= _MIN_ROWS:
+        most = _MAX_BOTTLENECK_ERROR_RATIO * min(bent, unbent)
         free = _bottleneck(np.concatenate([fitted, spare]), reference, seed, compare, most)
         if free is not None:
             return free
-    if kind == "auto" and bent > _WORTHWHILE * unbent:
+    if kind == "auto" and bent > _MAX_ERROR_RATIO * unbent:
         return None
     return best(X, reference, seed)
 
 
 class _Comparison:
-    """Judges maps from rows to latents by rows that they were not fitted to."""
+    """Compares maps from rows to latents on held-out rows."""
 
     def __init__(self, fitted: np.ndarray, held_out: np.ndarray) -> None:
         self.fitted, self.held_out = fitted, held_out
@@ -122,53 +117,53 @@ class _Comparison:
         return float(np.square(rebuilt - self.held_out).mean())
 
     def continuity(self, gauge: Callable[[Tensor], Tensor]) -> float:
-        """Return how many neighbours among held-out rows are neighbours in latents; one is all."""
+        """Return the continuity on held-out rows: one if all neighbours are so in the latents."""
         _, asked = self._latents(gauge)
-        # scikit-learn asks whether neighbours in its second argument are so in the first
+        # `trustworthiness` measures whether neighbours in its second argument are so in the first
         return float(trustworthiness(asked, self.held_out, n_neighbors=_N_NEIGHBOURS))
 
 
 def _bottleneck(
     X: np.ndarray, reference: MixtureReference, seed: int, compare: _Comparison, most: float
 ) -> LatentMap | None:
-    """Return a map to what rows are rebuilt from, None if it errs too much or parts near rows."""
+    """Return an autoencoder's map, or None if its error or its continuity is not acceptable."""
     start = reference.latent_map.numpy()
-    least = compare.continuity(reference.latent_mean) - _LOST_CONTINUITY
+    least = compare.continuity(reference.latent_mean) - _MAX_CONTINUITY_LOSS
 
     def passes(latent_map: LatentMap) -> bool:
         return (
             compare.error(latent_map.mean) <= most and compare.continuity(latent_map.mean) >= least
         )
 
-    # most rows want none, which a coarse map of some of them tells sooner
+    # most data sets reject it, and a coarse fit to some rows is a cheaper test
     if not passes(fit_bottleneck(X[: len(compare.fitted)], start, seed)):
         return None
-    latent_map = fit_bottleneck(X[:_MOST_ROWS_EXACT], start, seed, exact=True)
+    latent_map = fit_bottleneck(X[:_MAX_ROWS_EXACT], start, seed, exact=True)
     return latent_map if passes(latent_map) else None
 
 
 def _along_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> LatentMap:
-    """Embed rows by Isomap and fit a map to them."""
+    """Embed rows by Isomap and fit a map to the embedding."""
     return _isomap(X, X, reference.n_latents, seed)
 
 
 def _along_moved_rows(X: np.ndarray, reference: MixtureReference, seed: int) -> LatentMap:
-    """Embed rows, moved towards their neighbourhood, by Isomap and fit a map to them."""
+    """Embed denoised rows by Isomap and fit a map from the original rows to the embedding."""
     moved = reference.local_mean(torch.from_numpy(X)).numpy()
     return _isomap(X, moved, reference.n_latents, seed)
 
 
 def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> KernelLatentMap:
-    """Return a map from X to the embedding of rows, which X may have been moved to."""
+    """Return a map from X to the embedding of `rows`, the same ones or denoised."""
     random_state = np.random.RandomState(seed)
-    # neighbourhoods of one component may share a point, which has no directions
+    # denoised rows of one component may coincide
     rows = rows + 1e-6 * random_state.standard_normal(rows.shape)
-    # ARPACK would start from NumPy's global generator
+    # the default solver, ARPACK, starts from NumPy's global generator
     isomap = Isomap(
         n_neighbors=min(_N_NEIGHBOURS, len(X) - 1), n_components=n_latents, eigen_solver="dense"
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # clusters apart from each other are joined
+        warnings.simplefilter("ignore")  # of separate clusters, which Isomap connects
         latents = isomap.fit_transform(rows)
     scale = latents.std(0)
     scale[scale == 0.0] = 1.0
@@ -179,13 +174,13 @@ def _isomap(X: np.ndarray, rows: np.ndarray, n_latents: int, seed: int) -> Kerne
 def _regression(
     X: np.ndarray, latents: np.ndarray, random_state: np.random.RandomState
 ) -> KernelLatentMap:
-    """Fit the smooth map from rows to latents, least squares with a ridge on bumps and slopes."""
+    """Fit the smooth map from rows to latents by ridge regression on bumps and slopes."""
     chosen = X[random_state.permutation(len(X))[:_N_LANDMARKS]]
     distances = pairwise_distances(chosen, X)
-    # means of neighbours: a fitted model holds no rows
-    landmarks = X[np.argsort(distances, axis=1)[:, :_N_AVERAGED]].mean(1)
+    # means of neighbours, so that a fitted model contains no training rows
+    landmarks = X[np.argsort(distances, axis=1)[:, :_N_ROWS_PER_LANDMARK]].mean(1)
     nearness = np.sort(distances, axis=1)[:, min(15, len(X) - 1)]
-    width = _WIDTH * max(np.median(nearness), 1e-3)
+    width = _RELATIVE_WIDTH * max(np.median(nearness), 1e-3)
     gram = np.exp(-0.5 * np.square(pairwise_distances(landmarks) / width))
     bumps = np.exp(-0.5 * np.square(pairwise_distances(X, landmarks) / width))
     design = np.column_stack([np.ones(len(X)), X, bumps])
@@ -195,7 +190,7 @@ def _regression(
     penalty[first_bump:, first_bump:] = _RIDGE * gram
     penalty += 1e-8 * len(X) * np.eye(len(penalty))
     weights = np.linalg.solve(design.T @ design + penalty, design.T @ latents)
-    # Isomap leaves the signs open
+    # the signs of Isomap's latents are arbitrary
     slopes = weights[1:first_bump]
     signs = np.sign(slopes[np.abs(slopes).argmax(0), np.arange(slopes.shape[1])])
     weights = weights * np.where(signs == 0.0, 1.0, signs)
@@ -206,5 +201,5 @@ def _regression(
         offset=torch.from_numpy(weights[0]),
         linear=torch.from_numpy(weights[1:first_bump].T.copy()),
         coefficients=torch.from_numpy(weights[first_bump:]),
-        variance=torch.from_numpy(residual.clip(_LEAST_VARIANCE, 1.0)),
+        variance=torch.from_numpy(residual.clip(_MIN_LATENT_VARIANCE, 1.0)),
     )

@@ -9,8 +9,8 @@ from sklearn.utils import check_array
 
 OfDistances = Callable[[np.ndarray], np.ndarray]  # elementwise, of squared distances
 
-_BLOCK = 2**22  # pairs held at a time: 32 MiB
-_N_MEDIAN = 1000  # rows of each sample that the median distance comes from
+_BLOCK_PAIRS = 2**22  # pairs held at a time: 32 MiB
+_N_MEDIAN_ROWS = 1000  # rows of each sample that the median distance comes from
 
 
 def check_two_samples(X: Any, Y: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def check_two_samples(X: Any, Y: Any, *, least: int = 2) -> tuple[np.ndarray, np
 
 def blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
     """Yield slices of rows whose product with all columns stays within memory."""
-    size = max(1, _BLOCK // n_columns)
+    size = max(1, _BLOCK_PAIRS // n_columns)
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
 
@@ -54,7 +54,7 @@ def mean_within(X: np.ndarray, function: OfDistances) -> float:
 
 def median_distance(X: np.ndarray, Y: np.ndarray) -> float:
     """Return the median distance of pairs of pooled rows; one if all rows are equal."""
-    pooled = np.concatenate([each[:: -(-len(each) // _N_MEDIAN)] for each in (X, Y)])
+    pooled = np.concatenate([each[:: -(-len(each) // _N_MEDIAN_ROWS)] for each in (X, Y)])
     distances = pdist(pooled)
     # repeated rows may make the median zero
     return float(np.median(distances) or distances.mean() or 1.0)

@@ -17,7 +17,7 @@ from sklvebm.metrics._pairwise import (
 )
 from sklvebm.validation import Interval, check_random_state, validate_params
 
-_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+_RELATIVE_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _CONSTRAINTS: dict[str, list[Any]] = {
     "X": ["array-like"],
     "Y": ["array-like"],
@@ -197,7 +197,7 @@ def mmd_permutation_test(
 def _kernel(X: np.ndarray, Y: np.ndarray, bandwidths: Any) -> OfDistances:
     """Return the kernel as a function of squared distances."""
     if bandwidths is None:
-        bandwidths = median_distance(X, Y) * np.array(_SCALES)
+        bandwidths = median_distance(X, Y) * np.array(_RELATIVE_BANDWIDTHS)
     bandwidths = check_array(bandwidths, ensure_2d=False, dtype=np.float64, input_name="bandwidths")
     if bandwidths.ndim != 1 or bandwidths.min() <= 0.0:
         raise ValueError(

@@ -12,7 +12,7 @@ from sklvebm.metrics._pairwise import blocks, check_two_samples, median_distance
 from sklvebm.validation import Interval, validate_params
 
 _RELATIVE_EPSILON = 0.05
-_COOLING = 0.25  # from one blur to the next: half in length
+_EPSILON_RATIO = 0.25  # from one blur to the next: half in length
 
 
 @validate_params(
@@ -135,8 +135,10 @@ def _cost_within(cost: np.ndarray, *, epsilon: float, max_iter: int, tol: float)
 
 def _blurs(cost: np.ndarray, epsilon: float) -> np.ndarray:
     """Return values of ε from the largest cost down to the one that is asked for."""
-    n_steps = int(max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_COOLING))))
-    return epsilon * _COOLING ** -np.arange(n_steps, 0, -1.0)
+    n_steps = int(
+        max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_EPSILON_RATIO)))
+    )
+    return epsilon * _EPSILON_RATIO ** -np.arange(n_steps, 0, -1.0)
 
 
 def _soft_minimum(cost: np.ndarray, potential: np.ndarray, epsilon: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from sklvebm.metrics._pairwise import check_two_samples
 from sklvebm.validation import Interval, check_random_state, validate_params
 
 _MAX_ROUTES = 250_000  # variables of a transport programme between samples of different sizes
-_BLOCK = 2**22  # projections held at a time
+_BLOCK_PROJECTIONS = 2**22  # projections held at a time
 
 
 @validate_params({"X": ["array-like"], "Y": ["array-like"]})
@@ -143,7 +143,7 @@ def sliced_wasserstein_distance(
     X, Y = check_two_samples(X, Y, least=1)
     directions = check_random_state(random_state).randn(X.shape[1], n_projections)
     directions /= np.linalg.norm(directions, axis=0)
-    size = max(1, _BLOCK // (len(X) + len(Y)))
+    size = max(1, _BLOCK_PROJECTIONS // (len(X) + len(Y)))
     squared = [
         _squared_on_lines(X @ part, Y @ part)
         for part in (directions[:, at : at + size] for at in range(0, n_projections, size))

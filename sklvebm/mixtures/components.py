@@ -1,7 +1,4 @@
-"""Linear algebra of mixture components: factors of their covariances, conditionals, products.
-
-What a mixture needs besides its parameters, and what follows from them once latents are known.
-"""
+"""Linear algebra of mixture components: covariance factors, conditionals, products."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,12 +9,13 @@ from torch import Tensor, nn
 from sklvebm.mcmc.state import Frame, Noise
 
 LOG_2PI = math.log(2.0 * math.pi)
-# numbers of all rows' matrices, for each component, up to which a matrix per row is gathered: a
-# product per component costs about as much as ten thousand numbers that are read twice
-_GATHERED_PER_COMPONENT = 10_000
-_MOST_GATHERED = 20_000_000
-_DIAGONAL = 1e-8  # largest correlation that is rounding
-_BLOCK = 2**20  # numbers in the covariances that are handled at once
+# `products_by_component` gathers one matrix per row up to these numbers of gathered entries, per
+# component and in all. Otherwise it multiplies once per component, which costs about as much as
+# reading 10,000 numbers twice.
+_MAX_GATHERED_PER_COMPONENT = 10_000
+_MAX_GATHERED_NUMBERS = 20_000_000
+_MAX_ROUNDING_CORRELATION = 1e-8  # smaller correlations count as rounding
+_BLOCK_NUMBERS = 2**20  # covariance entries processed at once
 
 
 class MixtureParts(nn.Module):
@@ -25,10 +23,10 @@ class MixtureParts(nn.Module):
 
     log_weights: Tensor  # (M,), nats
     means: Tensor  # (M, D), whitened features
-    covariance_of: Tensor  # (M,), which factor each component has
-    scales: Tensor  # (M,), on the standard deviations
-    factors: Tensor  # (C, D) or (C, D, D): what whitens a component
-    roots: Tensor  # of the factors' shape: what colours it
+    covariance_of: Tensor  # (M,), index of each component's factor
+    scales: Tensor  # (M,), multiply the standard deviations
+    factors: Tensor  # (C, D) or (C, D, D), precision = factor factor^T / scale^2
+    roots: Tensor  # of the factors' shape, covariance = scale^2 root root^T
     root: Tensor  # (D, D), whitened features -> features
     inverse_root: Tensor  # (D, D)
     location: Tensor  # (D,), units of the features
@@ -88,7 +86,7 @@ class LinearGauge(NamedTuple):
 
 
 class FeatureConditional(NamedTuple):
-    """Mixture law of y given z, one row per z; double precision."""
+    """Gaussian mixtures of y given z, one for each z; double precision."""
 
     log_weights: Tensor  # (N, M), normalised
     means: Tensor  # (N, M, D)
@@ -100,7 +98,7 @@ class FeatureConditional(NamedTuple):
         return torch.einsum("nm,nmd->nd", self.log_weights.exp(), self.means)
 
     def frame(self, row: Tensor, component: Tensor) -> Frame:
-        """Return frames in which component (B,) of the law of row (B,) is N(0, I)."""
+        """Return frames in which `component` (B,) of the mixture of `row` (B,) is N(0, I)."""
         means = self.means[row, component]
         back, roots = self.inverse_roots.transpose(1, 2), self.roots
         return Frame(
@@ -110,7 +108,7 @@ class FeatureConditional(NamedTuple):
         )
 
     def sample(self, row: Tensor, noise: Noise) -> Tensor:
-        """Draw one y from the law of each row (B,) of z; (B, D)."""
+        """Draw one y given each row (B,) of z; (B, D)."""
         frame = self.frame(row, draw_categorical(self.log_weights[row], noise))
         return frame.colour(noise.normal(self.means[row, 0]))
 
@@ -118,9 +116,10 @@ class FeatureConditional(NamedTuple):
 def condition_on_latents(reference: Any, z: Tensor, gauge: LinearGauge) -> FeatureConditional:
     """Return the mixture of y given latents z (N, L); see `MixtureReference.feature_conditional`.
 
-    With a component's covariance `R R^T` and `B = R^T design^T variance^{-1/2}` of singular vectors
-    U and values s, the conditional covariance has the root `R (I - U diag(1 - (1 + s^2)^{-1/2})
-    U^T)`: nothing is inverted, so that defensive components may be as wide as they like.
+    Let `R R^T` be a component's covariance, and U and s the left singular vectors and singular
+    values of `R^T design^T variance^{-1/2}`. The conditional covariance has the root
+    `R (I - U diag(1 - (1 + s^2)^{-1/2}) U^T)`. This form inverts no covariance and is accurate for
+    components of any width.
     """
     z = z.double()
     design, offset, variance = gauge
@@ -132,7 +131,7 @@ def condition_on_latents(reference: Any, z: Tensor, gauge: LinearGauge) -> Featu
     left, values, _ = torch.linalg.svd(seen.transpose(1, 2) / variance.sqrt(), full_matrices=False)
     kept = 1.0 - (1.0 + values.square()).rsqrt()
     square = roots - (roots @ left) * kept.unsqueeze(1) @ left.transpose(1, 2)
-    # triangular, with a positive diagonal
+    # the triangular root with a positive diagonal
     lower = torch.linalg.qr(square.transpose(1, 2), mode="r").R.transpose(1, 2)
     signs = torch.diagonal(lower, dim1=1, dim2=2).sign()
     root = lower * torch.where(signs == 0.0, torch.ones_like(signs), signs).unsqueeze(1)
@@ -164,7 +163,7 @@ def draw_categorical(log_weights: Tensor, noise: Noise) -> Tensor:
 def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
     """Return `row @ matrices[component]` for rows (B, D), matrices (M, D, D), components (B,)."""
     gathered = rows.shape[0] * rows.shape[1] ** 2
-    if gathered <= min(_GATHERED_PER_COMPONENT * len(matrices), _MOST_GATHERED):
+    if gathered <= min(_MAX_GATHERED_PER_COMPONENT * len(matrices), _MAX_GATHERED_NUMBERS):
         return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
     order = torch.argsort(component)
     counts = torch.bincount(component, minlength=len(matrices)).tolist()
@@ -175,7 +174,7 @@ def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> 
 
 
 def check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances: int) -> None:
-    """Raise ValueError unless every component has one of the covariances."""
+    """Raise ValueError unless `covariance_of` holds an index of a covariance per component."""
     if covariance_of.shape != (n_components,) or not (
         int(covariance_of.min()) >= 0 and int(covariance_of.max()) < n_covariances
     ):
@@ -186,19 +185,19 @@ def check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances:
 
 
 def are_diagonal(covariances: Tensor) -> bool:
-    """Tell whether covariances (M, D, D) are diagonal, each by its own variances: some are tiny."""
+    """Return whether covariances (M, D, D) are diagonal, each relative to its own variances."""
 
     def off_diagonal_is_zero(some: Tensor) -> bool:
         variances = torch.diagonal(some, dim1=1, dim2=2)
         off_diagonal = some - torch.diag_embed(variances)
         size = (variances.unsqueeze(1) * variances.unsqueeze(2)).clamp(min=0.0).sqrt()
-        return bool((off_diagonal.abs() <= _DIAGONAL * size).all())
+        return bool((off_diagonal.abs() <= _MAX_ROUNDING_CORRELATION * size).all())
 
     return all(off_diagonal_is_zero(some) for some in _blocks(covariances))
 
 
 def in_coordinates(covariances: Tensor, matrix: Tensor, n_more: int = 0) -> Tensor:
-    """Return covariances A C A^T (M + n_more, D, D) of C (M, D, D), the last ones not set."""
+    """Return `A C A^T` of covariances C (M, D, D), (M + n_more, D, D); the last are not set."""
     shape = len(covariances) + n_more, *covariances.shape[1:]
     moved = covariances.new_empty(shape)
     for some, out in zip(_blocks(covariances), _blocks(moved[: len(covariances)]), strict=True):
@@ -207,10 +206,10 @@ def in_coordinates(covariances: Tensor, matrix: Tensor, n_more: int = 0) -> Tens
 
 
 def factors_and_roots(covariances: Tensor, is_diagonal: bool) -> tuple[Tensor, Tensor]:
-    """Return factors F, precision = F F^T, and lower triangular roots R, C = R R^T.
+    """Return factors F of the precisions, F F^T, and lower triangular roots R of C = R R^T.
 
-    Of diagonal covariances, inverse standard deviations and standard deviations (M, D); of others,
-    both are (M, D, D), and the roots take the memory of the covariances.
+    Diagonal covariances give (M, D): inverse standard deviations and standard deviations. Others
+    give (M, D, D), and the roots overwrite the covariances.
     """
     if is_diagonal:
         variances = torch.diagonal(covariances, dim1=1, dim2=2)
@@ -224,5 +223,5 @@ def factors_and_roots(covariances: Tensor, is_diagonal: bool) -> tuple[Tensor, T
 
 
 def _blocks(matrices: Tensor) -> tuple[Tensor, ...]:
-    """Return views of matrices (M, D, D) that are small beside all of many large ones."""
-    return matrices.split(max(1, _BLOCK // max(1, matrices.shape[1] ** 2)))
+    """Return views of matrices (M, D, D) in blocks of limited size."""
+    return matrices.split(max(1, _BLOCK_NUMBERS // max(1, matrices.shape[1] ** 2)))

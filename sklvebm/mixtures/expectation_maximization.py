@@ -1,9 +1,9 @@
 """Expectation maximisation for Gaussian mixtures, fast for many components in few dimensions.
 
-scikit-learn's `GaussianMixture` goes through full covariances one component at a time; here all
-components are two matrix products with the products of features. Both steps are compared with
-scikit-learn's in the tests. Other than there, a component's covariance is averaged with that of all
-components, which counts as half a row: components do not collapse on single rows.
+scikit-learn's `GaussianMixture` loops over components with full covariances. Here, each step is two
+matrix products with the pairwise products of features, for all components at once. The tests
+compare both steps with scikit-learn's. Unlike there, each component's covariance is averaged with
+the pooled covariance, which counts as half a row, so that no component collapses on a single row.
 """
 
 from typing import Any, NamedTuple
@@ -16,17 +16,17 @@ from sklearn.mixture import GaussianMixture
 from sklvebm.mixtures.components import LOG_2PI
 
 _MAX_ITERATIONS = 50
-PRIOR_ROWS = 0.5  # that the common covariance counts as in each component's own
-_LEAST_PROGRESS = 1e-3  # nats per row and iteration
-# features up to which products of features are cheaper than residuals of every component
-_FEW_FEATURES = 24
-_DRAWN_IN = 100.0  # standard deviations, from which starts see logarithms
-# squares of rows, over the least variance, up to which quadratic forms may be expanded: the terms
-# cancel, and leave an error of a thousandth of a nat
-_MOST_CANCELLED = 1e13
-# a component's own variance is trusted from so many times as many rows as columns and a mean; the
-# common one counts as at most so many times it then
-_TRUSTED_ROWS, _MOST_POOLED = 5.0, 10.0
+_MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
+PRIOR_ROWS = 0.5  # weight of the pooled covariance in each component's own, in rows
+_LOG_START_DISTANCE = 100.0  # standardised units; k-means++ uses logarithms of larger values
+# number of features up to which products of features are cheaper than residuals per component
+_MAX_FEATURES_WITH_PRODUCTS = 24
+# largest squared value over smallest variance for which quadratic forms are expanded: the terms
+# cancel, with an error of 0.001 nats at this limit
+_MAX_EXPANDED_SQUARE = 1e13
+# A component with this many rows for each of D + 1 parameters has a reliable variance of its own.
+# The pooled variance in its prior is then limited to this multiple of its own variance.
+_TRUSTED_ROWS_PER_COLUMN, _MAX_POOLED_RATIO = 5.0, 10.0
 
 
 class Mixture(NamedTuple):
@@ -34,7 +34,7 @@ class Mixture(NamedTuple):
 
     weights: np.ndarray  # (M,), summing to one
     means: np.ndarray  # (M, D)
-    # (M, D, D) of "full", (D, D) of "tied", (M, D) of "diag"
+    # "full": (M, D, D), "tied": (D, D), "diag": (M, D)
     covariances: np.ndarray
     covariance_type: str
 
@@ -47,7 +47,7 @@ class Mixture(NamedTuple):
         return _log_sum_exp(log_joint(rows, self))
 
     def covariance_matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the covariances (K, D, D) and which of them each component has, (M,)."""
+        """Return the covariances (K, D, D) and the index of each component's, (M,)."""
         n_components, n_features = self.means.shape
         if self.covariance_type == "tied":
             return self.covariances[None], np.zeros(n_components, dtype=np.int64)
@@ -58,7 +58,7 @@ class Mixture(NamedTuple):
 
 
 def from_scikit_learn(mixture: GaussianMixture) -> Mixture:
-    """Return a fitted mixture of scikit-learn, of any covariance type, as one of ours."""
+    """Convert a fitted mixture of scikit-learn, of any covariance type."""
     kind, covariances = mixture.covariance_type, mixture.covariances_
     if kind == "spherical":
         kind, covariances = "diag", np.repeat(covariances[:, None], mixture.means_.shape[1], axis=1)
@@ -66,31 +66,32 @@ def from_scikit_learn(mixture: GaussianMixture) -> Mixture:
 
 
 class Statistics:
-    """Rows, with the products of features that a covariance type sums over.
+    """Rows with the products of features that the covariance type needs.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Rows of about unit scale around zero: products cancel digits far away from it.
+        Rows of about unit scale around zero: products of larger values lose digits.
     covariance_type : {"full", "tied", "diag"}
-        Whose products.
+        Determines the products.
     least_variance : float
-        Of any component: where squares of rows are too large beside it, no products are made.
+        Smallest variance of any component. Products are not used where squares of rows are too
+        large relative to it.
     """
 
     def __init__(self, X: np.ndarray, covariance_type: str, least_variance: float = 1e-6) -> None:
         self.X = X
-        self.products: Any = None  # an array where products pay
-        self.pairs: Any = None  # which features they are products of
-        # divided first: squares may overflow
+        self.products: Any = None  # (n_samples, n_pairs) where products are cheaper
+        self.pairs: Any = None  # indices of their features
+        # the quotient is compared before it is squared: squares may overflow
         farthest = np.abs(X).max(initial=0.0) / np.sqrt(max(least_variance, 1e-300))
-        self.is_large = bool(farthest > np.sqrt(_MOST_CANCELLED))
+        self.is_large = bool(farthest > np.sqrt(_MAX_EXPANDED_SQUARE))
         n_features = X.shape[1]
         if self.is_large:
             return
         if covariance_type == "diag":
             self.products = X**2
-        elif covariance_type == "full" and n_features <= _FEW_FEATURES:
+        elif covariance_type == "full" and n_features <= _MAX_FEATURES_WITH_PRODUCTS:
             self.pairs = np.triu_indices(n_features)
             self.products = X[:, self.pairs[0]] * X[:, self.pairs[1]]
 
@@ -126,7 +127,7 @@ def _whitened(X: np.ndarray, lower: np.ndarray) -> np.ndarray:
 def _residual_forms(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
     """Return quadratic forms (n_samples, M) and log determinants (M,), without expanding squares.
 
-    Slower than the expanded forms, and right however far from zero components are.
+    This is slower than the expanded forms, and accurate for components at any distance from zero.
     """
     covariances, of = mixture.covariances, np.arange(len(mixture.means))
     if mixture.covariance_type == "diag":
@@ -152,7 +153,7 @@ def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
         return _residual_forms(X, mixture)[0]
     precisions = np.linalg.inv(mixture.covariances)
     first, second = rows.pairs
-    # off the diagonal, each product stands for two entries
+    # an off-diagonal product occurs twice in the form
     coefficients = precisions[:, first, second] * (2.0 - (first == second))
     pull = np.einsum("mde,me->md", precisions, means)
     quadratic = rows.products @ coefficients.T
@@ -170,9 +171,9 @@ def maximise(
 ) -> Mixture:
     """Return the likeliest mixture given responsibilities (n_samples, M): the M step.
 
-    The ridge is added to the variance of every column, or of each its own, (n_features,). With
-    `prior_rows`, covariances of components are averaged with that of all components, which counts
-    as so many rows: a component that holds one row has no spread of its own.
+    The ridge is added to variances; one number, or one for each column, (n_features,). Covariances
+    of components are averaged with the pooled covariance, which counts as `prior_rows` rows: a
+    component with one row has no covariance of its own.
     """
     X = rows.X
     counts = responsibilities.sum(0) + 10.0 * np.finfo(float).eps
@@ -192,11 +193,12 @@ def maximise(
 
 
 def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:
-    """Return the covariances (M, D, D) or variances (M, D) with so many rows of their mean added.
+    """Return covariances (M, D, D) or variances (M, D) averaged with the pooled one.
 
-    The mean is that of all components, and the largest of them set it. A component that has rows
-    enough to know its own variance takes a multiple of that instead, where it is less: half a row
-    in three hundred must not make small rows a thousand times as wide as they are.
+    The pooled covariance counts as `prior_rows` rows. Components with the largest variances
+    dominate it. For a component with enough rows to estimate its own variance, the prior variance
+    is therefore limited to a multiple of its own: otherwise half a row in three hundred can make a
+    narrow component a thousand times too wide.
     """
     pooled = np.average(covariances, axis=0, weights=counts)
     share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
@@ -204,14 +206,14 @@ def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> n
     own = np.diagonal(covariances, axis1=1, axis2=2) if is_full else covariances
     own = np.maximum(own, 0.0)  # rounding
     common = np.diag(pooled) if is_full else pooled
-    least = np.minimum(common, _MOST_POOLED * own)
+    least = np.minimum(common, _MAX_POOLED_RATIO * own)
     columns = own.shape[1] + 1
-    # exactly zero from there on: the common one may be any number of times as large
-    known = ((counts - columns) / ((_TRUSTED_ROWS - 1.0) * columns)).clip(0.0, 1.0)
+    # `unknown` is exactly zero for trusted components: the pooled variance has no upper limit
+    known = ((counts - columns) / ((_TRUSTED_ROWS_PER_COLUMN - 1.0) * columns)).clip(0.0, 1.0)
     unknown = ((1.0 - known) ** 2)[:, None]
     prior = least + unknown * (common - least)
     if is_full:
-        # the common correlations, with a scale of the component's own
+        # pooled correlations, with the component's own prior variances
         size = np.sqrt(prior / np.where(common > 0.0, common, 1.0))
         prior = pooled * size[:, :, None] * size[:, None, :]
     return covariances + share * (prior - covariances)
@@ -258,22 +260,27 @@ def _full_covariances(
 
 
 def _nearest(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the number of the nearest centre (M, D) of every row, (n_samples,)."""
+    """Return the index of the nearest centre (M, D) of every row, (n_samples,)."""
     return ((centres**2).sum(1) - 2.0 * (X @ centres.T)).argmin(1)
 
 
 def _drawn_in(X: np.ndarray) -> np.ndarray:
-    """Return rows with numbers beyond a hundred by their logarithm: squares keep their digits.
+    """Return rows in which values beyond a hundred grow by their logarithm.
 
-    Else copies of one row far out seem apart, and k-means++ puts all centres there.
+    Squared distances then keep their digits. Otherwise copies of one distant row have distances
+    above zero by rounding, and k-means++ draws all centres there.
     """
     size = np.abs(X)
-    far = np.maximum(size, _DRAWN_IN)
-    return np.where(size > _DRAWN_IN, np.sign(X) * _DRAWN_IN * (1.0 + np.log(far / _DRAWN_IN)), X)
+    far = np.maximum(size, _LOG_START_DISTANCE)
+    return np.where(
+        size > _LOG_START_DISTANCE,
+        np.sign(X) * _LOG_START_DISTANCE * (1.0 + np.log(far / _LOG_START_DISTANCE)),
+        X,
+    )
 
 
 def _log_sum_exp(log_values: np.ndarray) -> np.ndarray:
-    """Return the log of the sum over columns, and turn the argument into shares of it, in place."""
+    """Return the log-sum-exp over columns; the argument becomes its softmax, in place."""
     largest = log_values.max(1, keepdims=True)
     log_values -= largest
     np.exp(log_values, out=log_values)
@@ -304,9 +311,9 @@ def fit_mixture(
     ridge : float or ndarray of shape (n_features,)
         Added to variances, squared units of X.
     seed : int
-        Of the start: rows go to the nearest of the centres that k-means++ draws.
-    start_rows : ndarray of shape (n_samples, n_features) or None, default=None
-        The rows as the start sees them; None is as they are.
+        Seed of k-means++, which draws the first centres.
+    start_rows : ndarray of shape (n_samples, n_start_columns) or None, default=None
+        Rows on which the start measures distances; None uses X.
 
     Returns
     -------
@@ -316,7 +323,7 @@ def fit_mixture(
     Raises
     ------
     numpy.linalg.LinAlgError
-        If a covariance is singular to rounding: rows of very different size share a component.
+        If a covariance is numerically singular: a component has rows of very different size.
     """
     rows = Statistics(X, covariance_type, float(np.min(ridge)))
     seen = X if start_rows is None else start_rows
@@ -332,7 +339,7 @@ def fit_mixture(
         now = _log_sum_exp(responsibilities).mean()
         if not np.isfinite(now):
             raise np.linalg.LinAlgError("rows are too far apart for these components")
-        if now - before < _LEAST_PROGRESS:
+        if now - before < _MIN_GAIN_PER_ITERATION:
             break
         before = now
     return mixture

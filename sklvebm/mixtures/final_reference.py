@@ -1,4 +1,4 @@
-"""The reference as the model: what is kept where training did not help, and what it is worth."""
+"""The reference that replaces a rejected energy, and its expected gain from fitting all rows."""
 
 from typing import Protocol
 
@@ -8,46 +8,46 @@ from torch import Tensor
 
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference, with_defensive_weight
-from sklvebm.mixtures.stacking import MOST_FITTED_ROWS, MixtureChoice
+from sklvebm.mixtures.stacking import MAX_FITTED_ROWS, MixtureChoice
 from sklvebm.preprocessing.prepared import PreparedData
 
-_MOST_COMPARED = 2000  # of the rows that a reference was fitted to
+_MAX_COMPARED_ROWS = 2000  # about as many fitted rows estimate the gap to held-out rows
 
 
 class Anchored(Protocol):
-    """A training, as far as it concerns the reference that it stands on."""
+    """The part of a training record that concerns its reference."""
 
     @property
     def reference(self) -> MixtureReference:
-        """The reference."""
+        """The reference that was trained on."""
 
     @property
     def choice(self) -> MixtureChoice | None:
-        """What the reference is, if cross-validation chose it."""
+        """The choice of mixtures, if cross-validation made it."""
 
 
 def final_reference(
     data: PreparedData, training: Anchored, n_latents: int, seed: int
 ) -> MixtureReference:
-    """Return the reference that is the model where training did not help: fitted to all rows.
+    """Return the reference, fitted to all rows, that is the model where training did not help.
 
-    No rows need to be held out from it. Its defensive components no longer have to catch wells of
-    an energy either, so that their weight is what the rows want.
+    It needs no held-out rows. It corrects no energy, so that the weight of its defensive components
+    needs no lower limit and is the likeliest one.
 
     Parameters
     ----------
     data : PreparedData
         All rows.
     training : Training or FlowTraining
-        Has the reference, and the choice it was fitted by or None.
+        Has the reference, and the choice of its mixtures or None.
     n_latents : int
         Latents of the reference.
     seed : int
-        Of the mixtures' starts.
+        Seed of the mixtures' starts.
     """
     if training.choice is None or not data.holds_out:
         return training.reference
-    if len(data.split.fitted) >= MOST_FITTED_ROWS:
+    if len(data.split.fitted) >= MAX_FITTED_ROWS:
         return with_defensive_weight(training.reference, training.choice.defensive_weight)
     return fit_reference(
         data.standardised,
@@ -62,15 +62,16 @@ def final_reference(
 def refit_gain(data: PreparedData, training: Anchored) -> Tensor:
     """Return the gain expected from `final_reference` over the reference trained on, row by row.
 
-    A model has to gain more. The change by another weight of the defensive components is computed.
-    The gain by adding the held-out rows cannot be measured on these rows. A model of p numbers is
-    about p / n nats better on the n rows it was fitted to than on others, and p / (2 n) worse on
-    others than its best. Going from n to N rows therefore gains half of that gap times 1 - n / N.
+    An energy is kept only if it gains more. The effect of the other defensive weight is computed.
+    The gain from fitting the held-out rows cannot be measured on these rows and is estimated. A
+    model with p parameters is about p / n nats better on its n training rows than on others, and on
+    others p / (2 n) worse than its optimum. Going from n to N rows therefore gains half of that gap
+    times 1 - n / N.
 
     Parameters
     ----------
     data : PreparedData
-        All rows; the monitored ones are compared.
+        All rows; the gain is evaluated on the monitored ones.
     training : Training or FlowTraining
         As in `final_reference`.
 
@@ -86,8 +87,8 @@ def refit_gain(data: PreparedData, training: Anchored) -> Tensor:
     of_rows = light.log_marginal(rows)
     gain = of_rows - own.log_marginal(rows)
     fitted = data.split.fitted
-    if len(fitted) >= MOST_FITTED_ROWS:
+    if len(fitted) >= MAX_FITTED_ROWS:
         return gain
-    some = data.standardised[fitted[:: -(-len(fitted) // _MOST_COMPARED)]]
+    some = data.standardised[fitted[:: -(-len(fitted) // _MAX_COMPARED_ROWS)]]
     gap = float(light.log_marginal(torch.from_numpy(some)).mean() - of_rows.mean())
     return gain + 0.5 * max(0.0, gap) * (1.0 - len(fitted) / len(data.standardised))

@@ -1,4 +1,4 @@
-"""Densities of single columns: bins with edges, where they beat smooth mixtures on other rows."""
+"""Histogram densities of single columns, where they beat smooth mixtures on held-out rows."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.expectation_maximization import fit_mixture
 from sklvebm.preprocessing.scaling import without_outliers
 
-_PSEUDO_COUNT = 0.5  # of every bin
-_FEWEST_ROWS = 20
-_MOST_COMPARED = 2000  # rows on which bins and smooth densities are compared
-_BUMPS = (1, 2, 4, 8)  # components of the smooth densities
-_RIDGE = 1e-4  # of their variances, in those of the column
+_PSEUDO_COUNT = 0.5  # rows added to every bin
+_MIN_ROWS = 20  # shorter columns have no bins
+_MAX_COMPARED_ROWS = 2000  # rows in the comparison of bins and smooth densities
+_RIVAL_COMPONENTS = (1, 2, 4, 8)  # numbers of components of the smooth densities
+_RIVAL_RIDGE = 1e-4  # added to their variances, in variances of the column
 _N_FOLDS = 4
-_DOUBT = 1.0  # standard errors by which bins must be better
-_MOST_GAIN = 20.0  # nats: a row that no smooth density expects decides nothing by itself
+_MIN_STANDARD_ERRORS = 1.0  # by which the mean gain of bins must exceed zero
+_MAX_ROW_GAIN = 20.0  # nats; clips gains, so that no single row decides
 
 
 class Bins(NamedTuple):
-    """A density of K equal bins between the least and the largest row, exponential beyond."""
+    """A histogram of K equal bins from the least to the largest row, with exponential tails."""
 
     edges: np.ndarray  # (K + 1,)
     cumulative: np.ndarray  # (K + 1,), probability below each edge
@@ -65,39 +65,39 @@ class Bins(NamedTuple):
 
 
 def bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
-    """Return the best bins of a column, or None where smooth densities are as good."""
-    if max_bins == 0 or len(x) < _FEWEST_ROWS or not 0.0 < np.ptp(x) < np.inf:
+    """Return the best bins of a column (N,), or None where smooth densities are as good."""
+    if max_bins == 0 or len(x) < _MIN_ROWS or not 0.0 < np.ptp(x) < np.inf:
         return None
-    some = np.random.RandomState(0).permutation(x)[:_MOST_COMPARED]
+    some = np.random.RandomState(0).permutation(x)[:_MAX_COMPARED_ROWS]
     folds = [some[first::_N_FOLDS] for first in range(_N_FOLDS)]
     others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
     if min(np.ptp(known) for known in others) == 0.0:
         return None
     gains = [_gain(known, new, max_bins) for known, new in zip(others, folds, strict=True)]
     gain = np.concatenate(gains)
-    if not gain.mean() > _DOUBT * gain.std() / np.sqrt(len(gain)):
+    if not gain.mean() > _MIN_STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)):
         return None
     return _best_bins(x, max_bins)
 
 
 def _gain(known: np.ndarray, new: np.ndarray, max_bins: int) -> np.ndarray:
-    """Return by how much bins are better than smooth densities on new rows, (N,), nats."""
+    """Return the gain of bins over the best smooth density on new rows, (N,), nats."""
     inner = without_outliers(known[:, None])
-    # the squares of the smallest numbers are zero
+    # the variance of the smallest floating-point numbers underflows to zero
     middle, scale = inner.mean(), inner.std() or 1.0
     known, new = (known - middle) / scale, (new - middle) / scale
     bins = _best_bins(known, max_bins).log_density(new)
     rivals = [
-        fit_mixture(known[:, None], k, "full", _RIDGE, seed=0).score_samples(new[:, None])
-        for k in _BUMPS
+        fit_mixture(known[:, None], k, "full", _RIVAL_RIDGE, seed=0).score_samples(new[:, None])
+        for k in _RIVAL_COMPONENTS
         if k < len(known)
     ]
-    best = max(rivals, key=np.mean)  # chosen by the new rows: in favour of smoothness
-    return np.clip(bins - best, -_MOST_GAIN, _MOST_GAIN)
+    best = max(rivals, key=np.mean)  # selected on the new rows, which favours smooth densities
+    return np.clip(bins - best, -_MAX_ROW_GAIN, _MAX_ROW_GAIN)
 
 
 def _best_bins(x: np.ndarray, max_bins: int) -> Bins:
-    """Return the number of bins under which rows left out one by one are likeliest."""
+    """Return bins whose number maximises the leave-one-out likelihood."""
     best = max(range(1, max_bins + 1), key=lambda k: _left_out(x, k))
     edges, counts = _counts(x, best)
     outside = 1.0 / (len(x) + 1.0)
@@ -112,7 +112,7 @@ def _counts(x: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _left_out(x: np.ndarray, n_bins: int) -> float:
-    """Return the mean log density of each row under bins of all others, nats."""
+    """Return the mean leave-one-out log density of rows, nats."""
     _, counts = _counts(x, n_bins)
     filled = counts[counts > 0]
     total = len(x) - 1.0 + n_bins * _PSEUDO_COUNT

@@ -1,4 +1,4 @@
-"""How the reference is chosen: what is tried and when the choice ends, each number with a unit."""
+"""Settings of the mixture search: candidates, stopping rules and limits, each with its unit."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -8,30 +8,30 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SearchPolicy:
-    """How single mixtures are searched for; how each number was set: docs/benchmarks/defaults.md.
+    """Settings of the search for single mixtures; measurements in docs/benchmarks/defaults.md.
 
     Attributes
     ----------
     component_grid : tuple of int
-        Numbers of components, ascending; the grid is searched from its start.
+        Numbers of components, ascending; the search begins at the first.
     covariance_types : tuple of str
         Some of "full", "tied" and "diag".
     coarse_step : int
-        Places on the grid from one coarse point to the next; the neighbours of the best coarse
-        point are tried as well. Steps of three find what every place finds on fifteen sets.
+        Grid places from one coarse point to the next; places around the best coarse point are
+        tried afterwards. On fifteen data sets, steps of three select the same as the whole grid.
     patience : int
-        Coarse points without improvement that end the search of a covariance type. Shells look
-        like one Gaussian until there are many components, so that one is too few.
+        Coarse points without improvement that end the search of a covariance type. One is too few:
+        data on shells needs many components before any mixture beats a single Gaussian.
     few_rows : int
-        Fewer rows are cut into five folds instead of three, and start from a larger ridge.
+        Below this number of rows, there are five folds instead of three and a larger first ridge.
     many_rows : int
-        More rows are split once, a quarter of them held out.
-    tie : float
-        Standard errors of a paired difference of losses, within which fewer parameters win.
+        Above this number of rows, one quarter is held out once.
+    tie_errors : float
+        Standard errors of the paired difference of losses within which fewer parameters win.
     ridges : tuple of float
         Added to variances, standardised units squared, ascending.
     first_ridge : float
-        Where the search begins with few rows; with more, it begins with the covariance floor.
+        Start of the search with few rows; with more rows the start is the covariance floor.
     """
 
     # fmt: off
@@ -44,13 +44,13 @@ class SearchPolicy:
     patience: int = 3
     few_rows: int = 500
     many_rows: int = 1000
-    tie: float = 0.25
+    tie_errors: float = 0.25
     ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
     first_ridge: float = 1e-3
 
     def allowed_components(self, X: np.ndarray, kind: str) -> list[int]:
         """Return the numbers of components that rows (N, D) can support, at least [1]."""
-        # with fewer than five rows a component, k-means meets empty clusters
+        # k-means finds empty clusters where a component has fewer than five rows
         most_components = max(1, len(np.unique(X, axis=0)) // 5)
         return [
             k
@@ -71,53 +71,58 @@ def n_parameters(n_components: int, covariance_type: str, n_features: int) -> in
 
 @dataclass(frozen=True)
 class StackPolicy(SearchPolicy):
-    """How mixtures are stacked; how each number was set: docs/benchmarks/defaults.md.
+    """Settings of the stacking; measurements in docs/benchmarks/defaults.md.
+
+    A *kind* is a covariance type with a number of components and a ridge. A stack is a weighted
+    mean of ensembles, one for each kind; the members of an ensemble differ in their starts.
 
     Attributes
     ----------
     component_grid, ..., first_ridge
         As in `SearchPolicy`.
-    least_gain : float
-        Nats per row, for which an ensemble is worth its cost.
-    n_tried : int
-        Members of an ensemble while candidates are compared.
-    n_grown, growth : int
-        The same where components are counted again on many rows, and places on the grid at a time.
-    grown_from : int
-        Rows from which components are counted again, on as many rows as members have.
-    most_judging : int
-        Held-out rows that judge it, at most.
-    many_held_out, behind : int and float
-        With more held-out rows, a covariance type is left out whose best single mixture is that
-        many standard errors behind.
+    min_gain : float
+        Smallest gain in nats per row that justifies the cost of an ensemble.
+    n_trial_members : int
+        Members of an ensemble during the comparison of candidates.
+    n_growth_members, growth_places : int
+        Members of an ensemble, and grid places per step, while larger numbers of components are
+        tried on many rows.
+    min_growth_rows : int
+        Number of rows from which larger numbers of components are tried.
+    max_judging_rows : int
+        Upper limit on the held-out rows of that trial.
+    many_held_out_rows, max_errors_behind : int and float
+        With more held-out rows than the former, a covariance type is left out if its best single
+        mixture is worse than the best of all by more than the latter, in standard errors.
     neighbours : tuple of int
-        Places on the grid of components around the best single mixture's that share the density.
-    least_share : float
-        Share of the density below which a kind is left out.
-    most_members, most_components, most_numbers : int
-        Of all kinds together; numbers are those of means and covariances.
-    lightest, heaviest_tail : float
-        Held-out rows that the defensive components are worth at least, and their weight at most.
-    tail_rows : float
-        Rows that a Student-like tail counts as where held-out rows shape the tail.
+        Grid places, relative to the best single mixture's, whose kinds enter the stack.
+    min_share : float
+        Kinds with a smaller share of the density are left out.
+    max_members, max_components, max_numbers : int
+        Limits for all kinds together; numbers are entries of means and covariances.
+    min_tail_rows, max_tail_weight : float
+        Lower limit of the weight of all defensive components, in held-out rows, and its upper
+        limit.
+    prior_tail_rows : float
+        Rows that a Student-like tail counts as in the shares of the defensive components.
     """
 
-    least_gain: float = 1e-3
-    n_tried: int = 4
-    n_grown: int = 2
-    growth: int = 2
-    grown_from: int = 12_000
-    most_judging: int = 10_000
-    many_held_out: int = 1000
-    behind: float = 4.0
+    min_gain: float = 1e-3
+    n_trial_members: int = 4
+    n_growth_members: int = 2
+    growth_places: int = 2
+    min_growth_rows: int = 12_000
+    max_judging_rows: int = 10_000
+    many_held_out_rows: int = 1000
+    max_errors_behind: float = 4.0
     neighbours: tuple[int, ...] = (-1, 0, 2, 4)
-    least_share: float = 0.05
-    most_members: int = 32
-    most_components: int = 1000
-    most_numbers: int = 120_000
-    lightest: float = 0.25
-    heaviest_tail: float = 0.3
-    tail_rows: float = 1.0
+    min_share: float = 0.05
+    max_members: int = 32
+    max_components: int = 1000
+    max_numbers: int = 120_000
+    min_tail_rows: float = 0.25
+    max_tail_weight: float = 0.3
+    prior_tail_rows: float = 1.0
 
 
 DEFAULT_POLICY = StackPolicy()
@@ -125,7 +130,7 @@ DEFAULT_POLICY = StackPolicy()
 
 @runtime_checkable
 class HasStackPolicy(Protocol):
-    """An estimator that says which mixtures a reference may be stacked of."""
+    """An estimator that restricts the mixtures of a reference."""
 
     def stack_policy(self) -> StackPolicy:
-        """Return what its parameters allow."""
+        """Return the settings that follow from its parameters."""

@@ -1,14 +1,15 @@
-r"""The reference: a normalised joint density that can be evaluated and drawn from exactly.
+r"""The reference: a normalised joint density with exact evaluation and exact draws.
 
 .. math:: \exp(-E_{ref}(x, z)) = r(x)\, N(z; A(x - \mu), S)          (docs/theory/model.md, eq. 2)
 
-`r` is a Gaussian mixture, `A` and `S` are the posterior map of probabilistic PCA. Particles live in
-the reference's own coordinates `(y, e)`,
+`r` is a Gaussian mixture; probabilistic PCA gives `A` and `S`. Positions of particles are in the
+reference's own coordinates `(y, e)`,
 
 .. math:: x = \mu + P y, \qquad z = A P y + S^{1/2} e,                (docs/theory/model.md, eq. 3)
 
-with `P` a square root of the pooled within-component covariance: there the mixture components have
-about unit scale and the reference posterior of the latents is `e ~ N(0, I)` for every row.
+with `P` a square root of the pooled within-component covariance. In these coordinates, mixture
+components have about unit scale, and the reference posterior of the latents is `e ~ N(0, I)` for
+every row.
 """
 
 import copy
@@ -34,10 +35,13 @@ from sklvebm.mixtures.components import (
     products_by_component,
 )
 
-# precision times squared mean up to which quadratic forms are expanded: an error of 1e-5 nats
-_MOST_CANCELLED = 1e10
-_TAILS = ("weight", "covariance", "scales")
-RENAMED_PARAMETERS = {f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _TAILS}
+# largest `mean^T precision mean` of a component whose quadratic form is expanded: the terms cancel,
+# with an error of 1e-5 nats at this limit
+_MAX_EXPANDED_FORM = 1e10
+_DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
+RENAMED_PARAMETERS = {
+    f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _DEFENSIVE_PARAMETERS
+}
 
 
 class MixtureReference(MixtureParts):
@@ -58,16 +62,17 @@ class MixtureReference(MixtureParts):
     location : Tensor of shape (n_features,)
         The point where the posterior mean is zero.
     covariance_of : Tensor of shape (n_mixture_components,) or None, default=None
-        Which of `covariances` each component has; None if each has its own, in order.
+        Index of each component's covariance; None if each has its own, in order.
     defensive_weight : float or Tensor of shape (n_defensive,), default=0.0
-        Weights of defensive components at `location`, which keep the tails of the reference wider
-        than the data so that wells of an energy cannot grow where no particle ever looks. The
-        other weights are multiplied by one minus their sum. A number stands for one component.
+        Weights of defensive components at `location`. They make the tails of the reference wider
+        than the data, so that negative particles reach wells of an energy there. The other weights
+        are multiplied by one minus their sum. A number stands for one component.
     defensive_covariance : Tensor of shape (n_features, n_features) or None, default=None
         Covariance of the first defensive component; required when `defensive_weight` is positive.
     defensive_scales : Tensor of shape (n_defensive,) or None, default=None
-        Factors on its standard deviations: several components of one shape and growing scale are a
-        Student-like tail, under which a far row costs the logarithm of its distance. None is 1.
+        Factors on its standard deviations. Components of one shape and growing scales form a
+        Student-like tail: the log density of a far row falls with the logarithm of its distance.
+        None is 1.
 
     Attributes
     ----------
@@ -77,18 +82,18 @@ class MixtureReference(MixtureParts):
     Raises
     ------
     ValueError
-        If `covariance_of` does not name one of the covariances for every component.
+        If `covariance_of` does not hold an index of a covariance for every component.
 
     See Also
     --------
     AnchoredEnergy : An energy that corrects a reference.
-    sklearn.mixture.GaussianMixture : What a reference of the features can be fitted by.
+    sklearn.mixture.GaussianMixture : Fits mixtures that a reference can be made of.
 
     Notes
     -----
-    The log normaliser is zero. Components whose covariances are all diagonal after the change of
-    coordinates (diagonal, tied and single components) are stored as variances and evaluated by two
-    matrix products; others as triangular factors, one for all components that share a covariance.
+    The log normaliser is zero. Covariances that are all diagonal after the change of coordinates
+    (diagonal, tied and single components) are stored as variances and evaluated by two matrix
+    products. Others are stored as triangular factors, which components can share.
 
     Examples
     --------
@@ -120,13 +125,13 @@ class MixtureReference(MixtureParts):
     ) -> None:
         super().__init__()
         weights, means, covariances = weights.double(), means.double(), covariances.double()
-        location = location.double().clone()  # in torch's memory, as `tensor_of` has it
+        location = location.double().clone()  # in torch's memory: see `tensor_of`
         if covariance_of is None:
             covariance_of = torch.arange(len(covariances), device=means.device)
         check_covariance_of(covariance_of, len(means), len(covariances))
         shares = weights.new_zeros(len(covariances)).index_add_(0, covariance_of, weights)
         pooled = torch.einsum("k,kde->de", shares, covariances)
-        # symmetric: what is done per coordinate does not depend on the order of the columns
+        # the symmetric root does not depend on the order of the columns
         variances, vectors = torch.linalg.eigh(pooled)
         root = (vectors * variances.clamp(min=1e-300).sqrt()) @ vectors.T
         inverse_root = torch.linalg.inv(root)
@@ -164,16 +169,16 @@ class MixtureReference(MixtureParts):
         self._find_far()
 
     def _find_far(self) -> None:
-        """Note which components are so far from zero that expanded quadratic forms cancel."""
+        """Find the components so far from zero that their expanded quadratic forms cancel."""
         forms = (self.pulls() * self.means).sum(1)
-        self.far = torch.nonzero(forms > _MOST_CANCELLED)[:, 0]
+        self.far = torch.nonzero(forms > _MAX_EXPANDED_FORM)[:, 0]
 
     def _set_buffers(self, **buffers: Tensor) -> None:
         for name, value in buffers.items():
             self.register_buffer(name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MixtureReference":
-        """Return a module of its own on the same tensors: nothing ever writes into them."""
+        """Return another module on the same tensors, which are never modified."""
         twin = MixtureReference.__new__(MixtureReference)
         nn.Module.__init__(twin)
         twin.is_diagonal, twin.n_defensive = self.is_diagonal, self.n_defensive
@@ -182,14 +187,14 @@ class MixtureReference(MixtureParts):
         return twin
 
     def without_latents(self) -> "MixtureReference":
-        """Return the marginal of the features as a reference of its own, with `L = 0`."""
+        """Return the marginal of the features as a reference with `L = 0`."""
         marginal = copy.deepcopy(self)
         marginal.latent_map = self.latent_map[:0]
         marginal.latent_scale = self.latent_scale[:0]
         return marginal
 
     def reweighted(self, log_weights: Tensor) -> "MixtureReference":
-        """Return the same components and coordinates with weights of other `log_weights` (M,)."""
+        """Return the same components and coordinates with other `log_weights` (M,), nats."""
         twin = copy.deepcopy(self)
         twin.log_weights = log_weights.to(self.log_weights)
         return twin
@@ -208,7 +213,7 @@ class MixtureReference(MixtureParts):
         covariances : Tensor of shape (n_new, n_features, n_features)
             Their covariances, positive definite.
         share : float
-            What they have of the density, between zero and one.
+            Their share of the density, between zero and one.
         """
         own = copy.deepcopy(self).double()
         weights, means = weights.to(own.means), own.from_features(means.to(own.means))
@@ -216,7 +221,7 @@ class MixtureReference(MixtureParts):
         new_factors, new_roots = factors_and_roots(covariances, is_diagonal=False)
         first = len(own.means) - self.n_defensive
         factors, roots = own.factors, own.roots
-        if self.is_diagonal:  # the new ones need not be
+        if self.is_diagonal:  # the new components may have correlations
             factors, roots = torch.diag_embed(factors), torch.diag_embed(roots)
         of_new = len(factors) + torch.arange(len(means), device=means.device)
 
@@ -242,7 +247,7 @@ class MixtureReference(MixtureParts):
 
     @property
     def multiply_adds(self) -> int:
-        """What `log_components` takes per row."""
+        """Multiply-adds of `log_components` per row."""
         n_components, d = self.means.shape
         if self.is_diagonal:
             return 2 * d * n_components
@@ -252,15 +257,15 @@ class MixtureReference(MixtureParts):
 
     @property
     def _has_few_covariances(self) -> bool:
-        """Whether products of features are more numbers than rows whitened by every factor."""
+        """Whether rows whitened by every factor are fewer numbers than products of features."""
         return self.n_features + 1 > 2 * len(self.factors)
 
     # Densities ---------------------------------------------------------------------------------
 
     def log_components(self, y: Tensor) -> Tensor:
-        """Return `log w_m N(y; m_m, C_m)` in double precision, (B, M).
+        """Return `log w_m N(y; m_m, C_m)`, (B, M), nats, in double precision.
 
-        Double, because the quadratic forms of narrow components cancel many digits.
+        The quadratic forms of narrow components lose many digits by cancellation.
         """
         y, means, factors = y.double(), self.means.double(), self.factors.double()
         diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
@@ -280,16 +285,16 @@ class MixtureReference(MixtureParts):
         else:
             precision = factors @ factors.transpose(1, 2)
             first, second = torch.triu_indices(*precision.shape[1:], device=y.device)
-            # off the diagonal, each product stands for two entries
+            # an off-diagonal product occurs twice in the form
             products = y[:, first] * y[:, second]
             weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
             weights = weights[self.covariance_of] / scales.square()[:, None]
-        # one product with matrices: every further pass over (B, M) numbers costs as much
+        # one matrix product, because a pass over (B, M) numbers costs as much as the product
         forms = torch.cat([-0.5 * weights, pull], 1)
         return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
 
     def _with_far(self, log_components: Tensor, y: Tensor) -> Tensor:
-        """Return log components (B, M) with those far from zero, whose terms cancel, made anew."""
+        """Replace the columns of components far from zero by forms that do not cancel; (B, M)."""
         if len(self.far) == 0:
             return log_components
         white = self._whitened_by_far(y)[0]
@@ -301,7 +306,7 @@ class MixtureReference(MixtureParts):
         return log_components.index_copy(1, self.far, constant - 0.5 * white.square().sum(2))
 
     def _whitened_by_far(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y (B, D) whitened by each far component, (B, F, D), and what whitens it."""
+        """Return y (B, D) whitened by each far component, (B, F, D), and the factors, (F, D, D)."""
         factors = self.factors.double()[self.covariance_of[self.far]]
         factors = torch.diag_embed(factors) if self.is_diagonal else factors
         factors = factors / self.scales.double()[self.far, None, None]
@@ -313,7 +318,7 @@ class MixtureReference(MixtureParts):
         means, factors = self.means.double(), self.factors.double()
         if self.is_diagonal:
             return means * factors.square()
-        # components share a factor, not a scale; defensive ones have no pull, being at zero
+        # components may share a factor, but each has its own scale
         white = products_by_component(means, factors, self.covariance_of)
         pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
         return pull / self.scales.double().square()[:, None]
@@ -325,7 +330,7 @@ class MixtureReference(MixtureParts):
         return (torch.logsumexp(log_components, 1) - log_det).to(x.dtype)
 
     def log_peak(self) -> Tensor:
-        """Return what no density of a row exceeds: the sum of all components' peaks, 0-d, nats."""
+        """Return an upper bound of `log r`: the log sum of all components' peaks, 0-d, nats."""
         factors = self.factors.double()
         diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
         log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
@@ -334,7 +339,7 @@ class MixtureReference(MixtureParts):
         return torch.logsumexp(peaks, 0) - torch.linalg.slogdet(self.root.double())[1]
 
     def local_mean(self, x: Tensor) -> Tensor:
-        """Return the mean of the components' means, by their probabilities given x, (B, D)."""
+        """Return the mean of the components' means, weighted by their posterior at x, (B, D)."""
         shares = torch.softmax(self.log_components(self.from_features(x)), 1)
         return self.to_features(shares.to(x.dtype) @ self.means)
 
@@ -345,7 +350,7 @@ class MixtureReference(MixtureParts):
         return -0.5 * (e.square().sum(1) + self.n_latents * LOG_2PI) - log_det
 
     def energy(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return `E_ref(x, z)`, (B,), in nats; normalised: its partition function is one."""
+        """Return `E_ref(x, z)`, (B,), in nats; its partition function is one."""
         return -self.log_marginal(x) - self.log_conditional(x, z)
 
     def marginal_energy_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -394,9 +399,8 @@ class MixtureReference(MixtureParts):
         generator : torch.Generator
             Source of the draws, on the reference's device.
         stratified : bool, default=False
-            Share the draws out among the components (systematic sampling) instead of drawing
-            components independently: each draw is exact, sums over all draws vary less. Draws are
-            then in the order of the components.
+            Draw components by systematic sampling instead of independently. Each draw remains
+            exact, and sums over draws vary less. Draws are then in the order of the components.
         """
         like = self.means
         weights = torch.exp(self.log_weights)
@@ -431,11 +435,11 @@ class MixtureReference(MixtureParts):
     # Frames ------------------------------------------------------------------------------------
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
-        """Draw a component for each y (B, D) from its probability given y, by `noise`; (B,)."""
+        """Draw a component for each y (B, D) from its posterior given y, by `noise`; (B,)."""
         return draw_categorical(self.log_components(y), noise)
 
     def frame(self, y: Tensor, noise: Noise) -> Frame:
-        """Return frames for y (B, D), in which a component of r, drawn by `noise`, is N(0, I)."""
+        """Return frames for y (B, D) in which a component, drawn given y by `noise`, is N(0, I)."""
         component = self.draw_components(y, noise)
         means = self.means[component]
         if self.is_diagonal:
@@ -445,7 +449,7 @@ class MixtureReference(MixtureParts):
                 colour=lambda s: means + s / factors,
                 pull=lambda grad: grad / factors,
             )
-        # factor = root^{-T}, hence rows u are whitened by u factor and coloured by s root^T
+        # factor = root^{-T}: a row u is whitened as u factor, and s is coloured as s root^T
         factors, roots, which = self.factors, self.roots, self.covariance_of[component]
         scale = self.scales[component, None]
         return Frame(
@@ -455,7 +459,7 @@ class MixtureReference(MixtureParts):
         )
 
     def linear_gauge(self) -> LinearGauge:
-        """Return the law of z given y, the same for all components."""
+        """Return the distribution of z given y, the same for all components."""
         design = (self.latent_map @ self.root).double()
         variance = self.latent_scale.double().square()
         return LinearGauge(design[None], torch.zeros_like(variance)[None], variance)
@@ -463,14 +467,14 @@ class MixtureReference(MixtureParts):
     def feature_conditional(
         self, z: Tensor, gauge: LinearGauge | None = None
     ) -> FeatureConditional:
-        """Return the law of y given latents z (N, L): a Gaussian mixture.
+        """Return the distribution of y given latents z (N, L): a Gaussian mixture.
 
         Parameters
         ----------
         z : Tensor of shape (N, L)
             Latents.
         gauge : LinearGauge or None, default=None
-            The law of z given y, linear and Gaussian within each component; None is the
+            Distribution of z given y, linear and Gaussian within each component; None is the
             reference's own.
         """
         return condition_on_latents(self, z, gauge or self.linear_gauge())

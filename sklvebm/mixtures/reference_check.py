@@ -1,4 +1,4 @@
-"""Whether a reference can be true of its own rows: what is impossible is not called sound."""
+"""Numerical checks of a fitted reference: densities below its peak, and distinct draws."""
 
 import torch
 from torch import Tensor
@@ -6,12 +6,12 @@ from torch import Tensor
 from sklvebm.mixtures.reference import MixtureReference
 
 _CHECKED_ROWS, _CHECKED_DRAWS = 2000, 256
-_MOST_EXCESS = 1e-3  # nats
-_LEAST_DISTINCT = 0.9
+_MAX_EXCESS_DENSITY = 1e-3  # nats, of a row's log density above the reference's upper bound
+_MIN_DISTINCT_SHARE = 0.9  # share of draws that differ from all others
 
 
 def check_reference(reference: MixtureReference, rows: Tensor, seed: int) -> dict[str, float]:
-    """Measure whether the reference is what its components say, on rows (N, D) and on draws.
+    """Measure numerical errors of the reference on rows (N, D) and on its own draws.
 
     Returns
     -------
@@ -29,11 +29,11 @@ def check_reference(reference: MixtureReference, rows: Tensor, seed: int) -> dic
 
 
 def impossible_reference(excess_density: float, distinct_draws: float) -> list[str]:
-    """Return what is wrong with a reference, by two fields of `Diagnostics`; empty if nothing."""
-    if excess_density <= _MOST_EXCESS and distinct_draws >= _LEAST_DISTINCT:
+    """Return the problem that two fields of `Diagnostics` show, or an empty list."""
+    if excess_density <= _MAX_EXCESS_DENSITY and distinct_draws >= _MIN_DISTINCT_SHARE:
         return []
     return [
-        "the reference is not what its components say (densities above their peaks by "
+        "the reference is numerically inaccurate (densities above their peaks by "
         f"{excess_density:.2g} nats, {distinct_draws:.0%} of draws distinct): numbers of X are too "
         "different in size; drop rows far from the others"
     ]

@@ -20,8 +20,8 @@ from sklvebm.mixtures.search import (
     plain_arrays_on_one_thread,
 )
 from sklvebm.mixtures.stacking import (
-    LEAST_DEFENSIVE_WEIGHT,
-    MOST_ROWS_TO_CHOOSE,
+    MAX_SELECTION_ROWS,
+    MIN_DEFENSIVE_WEIGHT,
     MixtureChoice,
     MixtureEnsemble,
     choose_mixture,
@@ -30,11 +30,11 @@ from sklvebm.mixtures.stacking import (
 from sklvebm.preprocessing.dequantization import warn_of_unbounded_density
 from sklvebm.preprocessing.scaling import without_outliers
 
-_LATENT_VARIANCE_FLOOR = 0.01  # of the prior variance 1
-# weight of the tails of one Gaussian: too small to change a digit within thirty standard
-# deviations, beyond which a row costs the logarithm of its distance
-_TAIL_OF_GAUSSIAN = 1e-200
-_LARGEST_FLOOR = 1e-3  # standardised units squared; what is larger smooths, and is no floor
+_LATENT_VARIANCE_FLOOR = 0.01  # of posterior variances; the prior variance is 1
+# weight of the defensive components beside a single Gaussian: they change no digit within thirty
+# standard deviations, and dominate beyond
+_GAUSSIAN_TAIL_WEIGHT = 1e-200
+_MAX_COVARIANCE_FLOOR = 1e-3  # standardised units squared; larger ridges smooth the density
 
 
 class LatentMap(NamedTuple):
@@ -54,23 +54,22 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
     n_components : int
-        Latents L. Those beyond the rank of X carry nothing: their posterior is their prior.
+        Latents L. The posterior of those beyond the rank of X is their prior.
 
     Returns
     -------
     latent_map : LatentMap
-        Posterior map and marginal covariance. When no direction is left to estimate the noise
-        from, its variance is zero, latents are whitened scores, and their posterior variance is a
-        floor of 0.01 (the prior variance is 1).
+        Posterior map and marginal covariance. With L >= D, the noise variance is zero, latents are
+        whitened scores, and their posterior variance is a floor of 0.01 (the prior variance is 1).
     """
     n_samples, n_features = X.shape
-    X = without_outliers(X)  # few of them would be all that latents tell
+    X = without_outliers(X)  # otherwise few outliers determine the latents
     mean = X.mean(axis=0)
     centred = X - mean
     divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
     eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / divisor)
     eigenvalues, vectors = eigenvalues[::-1].clip(min=0.0), vectors[:, ::-1]
-    # a sign that does not depend on the LAPACK in use
+    # signs that do not depend on the LAPACK implementation
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n_features)])
     vectors = vectors * signs
     kept = min(n_components, n_features)
@@ -90,10 +89,10 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
 
 
 class Anchor(NamedTuple):
-    """A fitted ensemble with what else its reference needs."""
+    """A fitted ensemble with its covariance floor and defensive weights."""
 
     ensemble: MixtureEnsemble
-    floor: float  # standardised units squared: variances of this size resolve single values
+    floor: float  # standardised units squared; components this narrow resolve single values
     defensive_weights: np.ndarray  # (n_defensive,)
 
 
@@ -102,19 +101,21 @@ def fit_anchor(
     choice: MixtureChoice,
     random_state: np.random.RandomState,
     *,
-    least_defensive_weight: float = LEAST_DEFENSIVE_WEIGHT,
+    least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
 ) -> Anchor:
     """Fit the ensemble that cross-validation chose to standardised rows (N, D)."""
     ensemble = fit_ensemble(X, choice, random_state)
-    # a large ridge was chosen by held-out rows, which prefer it to narrower covariances
-    scales = column_scales(X[:MOST_ROWS_TO_CHOOSE])
+    # a larger ridge smooths on purpose: held-out rows preferred it to narrower covariances
+    scales = column_scales(X[:MAX_SELECTION_ROWS])
     ridge = max(part.candidate.ridge for part in choice.parts) * scales.ridge_units.min()
     share = max(least_defensive_weight, choice.defensive_weight)
-    return Anchor(ensemble, min(_LARGEST_FLOOR, ridge), share * np.array(choice.defensive_shares))
+    return Anchor(
+        ensemble, min(_MAX_COVARIANCE_FLOOR, ridge), share * np.array(choice.defensive_shares)
+    )
 
 
 def reference_of(X: np.ndarray, anchor: Anchor, latent: LatentMap) -> MixtureReference:
-    """Return an ensemble fitted to standardised rows (N, D) as a reference with given latents."""
+    """Convert an ensemble fitted to standardised rows (N, D) to a reference with given latents."""
     members = anchor.ensemble.members
     weights = np.concatenate(
         [share * m.weights for share, m in zip(anchor.ensemble.weights, members, strict=True)]
@@ -125,7 +126,7 @@ def reference_of(X: np.ndarray, anchor: Anchor, latent: LatentMap) -> MixtureRef
     covariance_of = np.concatenate([f + of for f, of in zip(first, matrix_of, strict=True)])
     means = np.concatenate([member.means for member in members])
     floor, defensive_weights = anchor.floor, torch.from_numpy(anchor.defensive_weights)
-    del anchor, members, matrices  # of many columns, covariances are most of the memory there is
+    del anchor, members, matrices  # covariances of many columns take most of the memory
     warn_of_unbounded_density(X, weights, covariances, covariance_of, floor)
     return MixtureReference(
         torch.from_numpy(weights),
@@ -155,7 +156,7 @@ def fit_reference(
     random_state: np.random.RandomState,
     *,
     choice: MixtureChoice | None = None,
-    least_defensive_weight: float = LEAST_DEFENSIVE_WEIGHT,
+    least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 
@@ -164,15 +165,15 @@ def fit_reference(
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
     n_components : int
-        Latents; 0 takes the marginal of the features, for "gaussian" with their full covariance.
+        Latents; 0 gives the marginal of the features ("gaussian": with their full covariance).
     kind : {"mixture", "gaussian"}, GaussianMixture or MixtureReference
-        Ensembles of Gaussian mixtures with Student-like tails; the Gaussian of probabilistic PCA,
-        whose tails begin beyond thirty standard deviations; a mixture estimator, of which a clone
-        is fitted and given tails; or a complete reference in standardised units, which is copied.
+        "mixture": ensembles of Gaussian mixtures with Student-like tails. "gaussian": the Gaussian
+        of probabilistic PCA, with such tails beyond thirty standard deviations. A mixture
+        estimator: a fitted clone, with tails. A reference in standardised units is copied.
     random_state : numpy.random.RandomState
         Source of the mixtures' starts.
     choice : MixtureChoice or None, default=None
-        What "mixture" means; None chooses by cross-validation.
+        Mixtures of "mixture"; None chooses by cross-validation.
     least_defensive_weight : float, default=0.01
         Lower limit of the defensive component's weight, for "mixture".
 
@@ -198,7 +199,7 @@ def fit_reference(
             torch.ones(1),
             torch.from_numpy(latent.mean)[None],
             torch.from_numpy(latent.covariance)[None],
-            defensive_weight=torch.from_numpy(_TAIL_OF_GAUSSIAN * TAIL_SHARES),
+            defensive_weight=torch.from_numpy(_GAUSSIAN_TAIL_WEIGHT * TAIL_SHARES),
             **_maps(X, latent),
         )
     if isinstance(kind, GaussianMixture):
@@ -217,7 +218,7 @@ def _anchor_of(template: GaussianMixture, X: np.ndarray) -> Anchor:
 
 
 def with_defensive_weight(reference: MixtureReference, weight: float) -> MixtureReference:
-    """Return a copy whose defensive components have another weight together, shared as before."""
+    """Return a copy whose defensive components have another total weight, with equal shares."""
     logs, n_main = reference.log_weights, len(reference.log_weights) - reference.n_defensive
     main, wide = (
         torch.log_softmax(part, 0) for part in logs.split([n_main, reference.n_defensive])

@@ -17,20 +17,23 @@ from sklvebm.mixtures.policy import StackPolicy, n_parameters
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
 
-_MOST_LOST = 1e3  # nats, of one held-out row
-_IMPOSSIBLE = -1e300  # nats: log density of a candidate that cannot be fitted
-# the shortest interval with this share of a column's distinct values, over what it is of normal
-# ones; where it is less than a tenth, the column has rows of two sizes
-_DENSEST, _NORMAL_WIDTH, _FINE = 0.1, 0.25132, 0.1
-_LEAST_UNIT = 1e-7  # standard deviations: finer ones are rounding in double precision
+_MAX_ROW_LOSS = 1e3  # nats, of one held-out row
+_IMPOSSIBLE_LOG_DENSITY = -1e300  # nats, of a candidate that cannot be fitted
+# A column's scale is the width of the shortest interval with this share of its distinct values,
+# over the same width of a standard normal distribution. Below this scale in standardised units, the
+# column mixes rows of very different size.
+_DENSEST_SHARE, _DENSEST_NORMAL_WIDTH, _MIN_ORDINARY_SCALE = 0.1, 0.25132, 0.1
+_MIN_SCALE = 1e-7  # standardised units; smaller scales are rounding in double precision
 COVARIANCE_FLOOR = 1e-6  # standardised units squared; scikit-learn's reg_covar
-DEFENSIVE_WEIGHT = 0.05  # until it is fitted
-_DEFENSIVE_SPREAD = 2.0  # standard deviations of the data
-# Defensive components have one shape and these scales: together a discrete scale mixture that
-# decays like Student's t with so many degrees of freedom. With three, draws keep a variance.
+DEFENSIVE_WEIGHT = 0.05  # during the comparison of candidates; fitted afterwards
+_DEFENSIVE_SPREAD = 2.0  # of the first defensive component, standard deviations of the data
+# Defensive components have one shape and these scales. Together they are a discrete scale mixture
+# that decays like Student's t; with three degrees of freedom, its variance is finite.
 TAIL_SCALES = 10.0 ** np.arange(10)
-_TAIL_DEGREES = 3.0
-TAIL_SHARES = TAIL_SCALES**-_TAIL_DEGREES / (TAIL_SCALES**-_TAIL_DEGREES).sum()
+_TAIL_DEGREES_OF_FREEDOM = 3.0
+TAIL_SHARES = (
+    TAIL_SCALES**-_TAIL_DEGREES_OF_FREEDOM / (TAIL_SCALES**-_TAIL_DEGREES_OF_FREEDOM).sum()
+)
 
 
 class Candidate(NamedTuple):
@@ -50,16 +53,16 @@ class Fold(NamedTuple):
 
 
 class ColumnScales(NamedTuple):
-    """What columns are measured in where small and large rows share them.
+    """Scales of columns that contain both small and large rows.
 
     Attributes
     ----------
     ridge_units : ndarray of shape (n_features,)
-        What ridges are multiples of, standardised units squared: one, but where the large rows of
-        a column set its scale. There the squared scale of the densest tenth of its values, on
-        which a ridge must not be coarse; never finer than the rounding of the values.
+        Units of ridges, standardised units squared; usually one. Where few large rows dominate a
+        column's standard deviation, the unit is the squared scale of its densest tenth, at least
+        the rounding of the values.
     centre, scale : ndarray of shape (n_features,)
-        Of the densest tenth, standardised units.
+        Of the densest tenth of the values, standardised units.
     """
 
     ridge_units: np.ndarray
@@ -67,10 +70,10 @@ class ColumnScales(NamedTuple):
     scale: np.ndarray
 
     def start_rows(self, X: np.ndarray) -> np.ndarray:
-        """Return rows X (n_samples, n_features) as the starts of mixtures should see them.
+        """Return the rows on which the starts of mixtures measure distances.
 
-        Distances between large rows hide the small ones. Where there are both, the logarithm of
-        the distance from the densest tenth is one more column.
+        Distances between large rows dominate those between small ones. Each column that contains
+        both is joined by a column of log distances from its densest tenth.
         """
         mixed = self.ridge_units < 1.0
         sizes = np.log1p(np.abs(X - self.centre)[:, mixed] / self.scale[mixed])
@@ -84,17 +87,17 @@ def column_scales(X: np.ndarray) -> ColumnScales:
 
 
 def _densest(column: np.ndarray) -> tuple[float, float, float]:
-    """Return the unit of ridges, and centre and scale of the densest tenth, of one column."""
+    """Return a column's unit of ridges, and the centre and scale of its densest tenth."""
     values = np.unique(column)
-    n = int(np.ceil(_DENSEST * len(values)))
+    n = int(np.ceil(_DENSEST_SHARE * len(values)))
     if n < 2:
         return 1.0, 0.0, 1.0
     widths = values[n:] - values[:-n]
     first = int(widths.argmin())
-    scale = max(widths[first] / _NORMAL_WIDTH, _LEAST_UNIT)
+    scale = max(widths[first] / _DENSEST_NORMAL_WIDTH, _MIN_SCALE)
     step = resolution(column[:, None])[0]
-    # continuous in the scale: an almost ordinary column must not jump
-    unit = max(min(1.0, scale / _FINE), step / np.sqrt(12.0 * COVARIANCE_FLOOR))
+    # continuous in the scale, so that small changes of the data have small effects
+    unit = max(min(1.0, scale / _MIN_ORDINARY_SCALE), step / np.sqrt(12.0 * COVARIANCE_FLOOR))
     centre = 0.5 * (values[first] + values[first + n])
     return float(min(1.0, unit) ** 2), float(centre), float(scale)
 
@@ -108,19 +111,19 @@ def fit_candidate(X: np.ndarray, candidate: Candidate, scales: ColumnScales, see
 class HeldOutLosses:
     """Losses of candidates on held-out rows, nats; each mixture is fitted once.
 
-    Candidates are scored with a defensive component beside them, as they will be used: without it,
-    the rows in the tails decide alone.
+    Losses include a defensive component beside the candidate. Without it, the rows in the tails
+    alone decide.
 
     Parameters
     ----------
     folds : list of Fold
         The cross-validation.
     seed : int
-        Start of the first member; the others count on from it.
+        Seed of the first member; the others count on from it.
     scales : ColumnScales
         Of all rows.
     policy : StackPolicy
-        Which candidates there are.
+        Settings of the search.
     """
 
     def __init__(
@@ -137,8 +140,8 @@ class HeldOutLosses:
             try:
                 mixture = fit_candidate(fold.train, candidate, self.scales, self.seed + number)
                 parts.append(mixture.score_samples(fold.test))
-            except np.linalg.LinAlgError:  # rows of very different size: another candidate may do
-                parts.append(np.full(len(fold.test), _IMPOSSIBLE))
+            except np.linalg.LinAlgError:  # other candidates may have regular covariances
+                parts.append(np.full(len(fold.test), _IMPOSSIBLE_LOG_DENSITY))
         return np.concatenate(parts)
 
     def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
@@ -153,18 +156,18 @@ class HeldOutLosses:
     def losses_of(self, log_density: np.ndarray) -> np.ndarray:
         """Return losses of held-out rows under a log density (N,) and the tails, nats.
 
-        They are bounded: rows beyond all tails cost every candidate the same, and must not hide
-        the others.
+        Losses are bounded: rows beyond all tails have the same loss under every candidate and
+        would hide the differences on other rows.
         """
         main = np.log1p(-DEFENSIVE_WEIGHT) + log_density
-        return np.minimum(-np.logaddexp(main, np.log(DEFENSIVE_WEIGHT) + self.wide), _MOST_LOST)
+        return np.minimum(-np.logaddexp(main, np.log(DEFENSIVE_WEIGHT) + self.wide), _MAX_ROW_LOSS)
 
     def mean(self, candidate: Candidate, n_members: int = 1) -> float:
         """Return the mean loss."""
         return float(self.of_rows(candidate, n_members).mean())
 
     def diversity(self, candidate: Candidate, n_members: int) -> float:
-        """Return how much an ensemble is better than its members are on average, nats, >= 0."""
+        """Return the gain of an ensemble over the average of its members, nats, >= 0."""
         members = [self._member(number, candidate).mean() for number in range(n_members)]
         return float(self.log_density(candidate, n_members).mean() - np.mean(members))
 
@@ -189,10 +192,10 @@ def search_singles(
     Returns
     -------
     best : Candidate
-        The fewest parameters among the candidates that are as good as the best within a share of
-        the noise, with the best ridge for it.
+        The candidate with the fewest parameters among those within `tie_errors` standard errors of
+        the best, with its best ridge.
     tried : dict of Candidate to float
-        Mean losses of all candidates that were looked at.
+        Mean losses of all evaluated candidates.
     """
     policy = losses.policy
     ridge = policy.first_ridge if len(X) < policy.few_rows else COVARIANCE_FLOOR
@@ -201,7 +204,7 @@ def search_singles(
     near = [
         candidate
         for candidate, loss in tried.items()
-        if loss - tried[best] <= policy.tie * losses.standard_error(candidate, best)
+        if loss - tried[best] <= policy.tie_errors * losses.standard_error(candidate, best)
     ]
     simplest = min(near, key=lambda c: n_parameters(c.n_components, c.covariance_type, X.shape[1]))
     ridges = _ridges(policy.ridges, losses.scales.ridge_units)
@@ -212,7 +215,7 @@ def search_singles(
 def _search_components(
     X: np.ndarray, losses: HeldOutLosses, ridge: float
 ) -> dict[Candidate, float]:
-    """Return the losses of all covariance types, over components until they stop helping."""
+    """Return mean losses of all covariance types, up to the components that stop helping."""
     policy = losses.policy
     grids = {kind: policy.allowed_components(X, kind) for kind in policy.covariance_types}
     tried: dict[Candidate, float] = {}
@@ -227,7 +230,6 @@ def _search_components(
         found: dict[int, float] = {}
         for position in range(0, len(grid), policy.coarse_step):
             found[position] = look_at(grid[position], kind)
-            # shells look like one Gaussian until there are many components
             if position - min(found, key=found.__getitem__) >= policy.patience * policy.coarse_step:
                 break
     best = min(tried, key=tried.__getitem__)
@@ -239,7 +241,7 @@ def _search_components(
 
 
 def _ridges(given: tuple[float, ...], units: np.ndarray) -> tuple[float, ...]:
-    """Return the ridges to search among, ascending; more where the unit is finer than one."""
+    """Return the ridges of the search, ascending; more of them where a unit is below one."""
     ridges = list(given)
     while ridges[-1] * units.min() < 0.1 * given[-1]:
         ridges.append(10.0 * ridges[-1])
@@ -259,21 +261,21 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
 
 
 def split_folds(X: np.ndarray, policy: StackPolicy) -> tuple[list[Fold], list[Fold]]:
-    """Cut rows, which are in random order, into folds.
+    """Split rows, which are in random order, into folds.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
     policy : StackPolicy
-        How many folds there are.
+        Settings of the search, which give the number of folds.
 
     Returns
     -------
     folds : list of Fold
-        Those that candidates are compared on; none if there are too few rows.
+        Folds for the comparison of candidates; none if there are too few rows.
     others : list of Fold
-        The rest of the rows, where one fold is enough to compare on.
+        Folds of the other rows, where the comparison uses one fold.
     """
     n_folds = 5 if len(X) < policy.few_rows else 3
     if len(X) < n_folds:
@@ -285,14 +287,14 @@ def split_folds(X: np.ndarray, policy: StackPolicy) -> tuple[list[Fold], list[Fo
 
 
 def one_fold(X: np.ndarray, most_fitted: int, most_judging: int) -> Fold:
-    """Cut rows, which are in random order, into one fold with a quarter of them held out.
+    """Split rows, which are in random order, into one fold with a quarter of them held out.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
         Standardised rows.
     most_fitted, most_judging : int
-        Limits of both parts.
+        Upper limits on the numbers of fitted and held-out rows.
     """
     judging = min(len(X) // 4, most_judging)
     return _fold(X[judging : judging + most_fitted], X[:judging])
@@ -309,11 +311,11 @@ def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
 
 
 def log_defensive_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Return log densities (N, K) of rows under the defensive components for others, nats."""
+    """Return log densities (N, K) of test rows under the training rows' defensive components."""
     root = np.linalg.cholesky(defensive_covariance(train))
     white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
     constant = np.log(np.diag(root)).sum() + 0.5 * test.shape[1] * LOG_2PI
-    # scaled first: squares of rows far out may overflow
+    # divided before squaring: squares of distant rows may overflow
     squares = np.stack([((white / scale) ** 2).sum(0) for scale in TAIL_SCALES], 1)
     return -0.5 * squares - constant - test.shape[1] * np.log(TAIL_SCALES)
 
@@ -327,11 +329,11 @@ def defensive_covariance(X: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def plain_arrays_on_one_thread() -> Iterator[None]:
-    """Fit mixtures as they are fastest, whatever the user has configured.
+    """Run the body with the fastest settings for small mixture fits.
 
-    Rows are NumPy here, also under array API dispatch; small matrices are slower on several threads
-    than on one. Rows were checked when they came; to check them and the parameters again for each
-    of some hundred small fits takes longer than many of these.
+    Rows are NumPy arrays, also under array API dispatch. Small matrices are slower on several
+    threads than on one. scikit-learn's checks of rows and parameters are switched off: the rows
+    were checked before, and the checks take longer than many of the hundred small fits.
     """
     unchecked = {"skip_parameter_validation": True, "assume_finite": True}
     with config_context(array_api_dispatch=False, **unchecked), threadpool_limits(1):

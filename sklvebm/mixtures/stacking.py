@@ -1,9 +1,8 @@
 """Chooses the mixture of the reference by cross-validation: a weighted mean of Gaussian mixtures.
 
-Fits of many components depend on where they start, and which is best on new rows is chance; full
-and diagonal covariances, few components and many each see something that the others miss. The
-mean of their densities is a Gaussian mixture again, and better than any of them
-(docs/benchmarks/defaults.md).
+Fits with many components depend on their starts. Mixtures that differ in covariance type or number
+of components fit different parts of the data. The mean of their densities is again a Gaussian
+mixture, with a higher held-out likelihood than any of them (docs/benchmarks/defaults.md).
 """
 
 from collections.abc import Iterable
@@ -29,26 +28,26 @@ from sklvebm.mixtures.search import (
 )
 from sklvebm.preprocessing.splitting import repeats_together
 
-MOST_ROWS_TO_CHOOSE = 6000
-MOST_FITTED_ROWS = 20_000
-LEAST_DEFENSIVE_WEIGHT = 0.01  # of an energy's reference: walkers must meet wells in its tails
-_N_WEIGHT_ITERATIONS = 200
+MAX_SELECTION_ROWS = 6000  # of the cross-validation
+MAX_FITTED_ROWS = 20_000  # of each member
+MIN_DEFENSIVE_WEIGHT = 0.01  # of an energy's reference, so that walkers reach wells in its tails
+_N_WEIGHT_ITERATIONS = 200  # of expectation maximisation
 
 
 class MixturePart(NamedTuple):
-    """Members of one kind."""
+    """An ensemble of mixtures of one kind, before it is fitted."""
 
     candidate: Candidate
     n_members: int
-    weight: float  # of all of them together
+    weight: float  # of all members together
 
 
 class MixtureChoice(NamedTuple):
-    """What cross-validation prefers."""
+    """The stack that cross-validation selects."""
 
-    parts: tuple[MixturePart, ...]  # their weights sum to one
-    defensive_weight: float  # of the defensive components beside them
-    defensive_shares: tuple[float, ...] = tuple(TAIL_SHARES)  # of each of these, summing to one
+    parts: tuple[MixturePart, ...]  # weights sum to one
+    defensive_weight: float  # of all defensive components
+    defensive_shares: tuple[float, ...] = tuple(TAIL_SHARES)  # of each of them, summing to one
 
 
 class MixtureEnsemble(NamedTuple):
@@ -66,29 +65,29 @@ class MixtureEnsemble(NamedTuple):
 def fit_ensemble(
     X: np.ndarray, choice: MixtureChoice, random_state: np.random.RandomState
 ) -> MixtureEnsemble:
-    """Fit every member to the rows, from a start of its own.
+    """Fit every member to the rows, each from its own start.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; of more than 20,000, every member has as many random ones of its own.
+        Standardised rows; of more than 20,000, each member is fitted to its own random 20,000.
     choice : MixtureChoice
-        What to fit.
+        The stack to fit.
     random_state : numpy.random.RandomState
         Source of starts.
 
     Returns
     -------
     ensemble : MixtureEnsemble
-        As many members as `choice` says; fewer, if rounding makes covariances of some singular.
+        Members of all parts, without those whose covariances are numerically singular.
 
     Raises
     ------
     ValueError
-        If it makes all of them singular.
+        If all members are numerically singular.
     """
     X = X[random_state.permutation(len(X))]
-    seed, scales = random_state.randint(2**30), column_scales(X[:MOST_ROWS_TO_CHOOSE])
+    seed, scales = random_state.randint(2**30), column_scales(X[:MAX_SELECTION_ROWS])
     members, weights = [], []
     starts = (part for part in choice.parts for _ in range(part.n_members))
     with plain_arrays_on_one_thread():
@@ -108,10 +107,10 @@ def fit_ensemble(
 
 
 def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
-    """Return the rows of one member: others for each, so that no row is lost to the limit."""
-    if len(X) <= MOST_FITTED_ROWS:
+    """Return the rows of one member, which differ between members beyond `MAX_FITTED_ROWS`."""
+    if len(X) <= MAX_FITTED_ROWS:
         return X
-    return X[np.random.RandomState(seed).permutation(len(X))[:MOST_FITTED_ROWS]]
+    return X[np.random.RandomState(seed).permutation(len(X))[:MAX_FITTED_ROWS]]
 
 
 @plain_arrays_on_one_thread()
@@ -120,29 +119,28 @@ def choose_mixture(
 ) -> MixtureChoice:
     """Choose mixtures and their weights by held-out likelihood.
 
-    First the covariance type and the components of single mixtures, then a ridge on the
-    covariances, then whether an ensemble is better, and with more components each; then whether
-    ensembles of several kinds are better together; at last, of many rows, whether these bear more
-    components. BIC would be cheaper, but takes too few components for curved data, and trusts
-    likelihoods that few rows in many dimensions make meaningless.
+    The steps are: covariance type and number of components of a single mixture; its ridge; an
+    ensemble of such mixtures, perhaps with more components; a stack of several kinds; with many
+    rows, more components of each kind. BIC is cheaper, but selects too few components for curved
+    data and is unreliable with few rows in many dimensions.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows; at most 6,000 random ones choose, 30,000 how many components.
+        Standardised rows. At most 6,000 random ones are used, and at most 30,000 in the last step.
     random_state : numpy.random.RandomState
         Source of folds and starts.
     policy : StackPolicy or None, default=None
-        What is tried; None is the default.
+        Settings of the search; None is the default.
 
     Returns
     -------
     choice : MixtureChoice
-        One component without cross-validation, if there are fewer rows than folds.
+        A single component if there are fewer rows than folds.
     """
     policy = policy or DEFAULT_POLICY
     seed = random_state.randint(2**30)
-    order = random_state.permutation(len(X))[:MOST_ROWS_TO_CHOOSE]
+    order = random_state.permutation(len(X))[:MAX_SELECTION_ROWS]
     every, X = X, X[repeats_together(X, order)]
     folds, others = split_folds(X, policy)
     if not folds:
@@ -152,18 +150,18 @@ def choose_mixture(
     scales = column_scales(X)
     losses = HeldOutLosses(folds, seed, scales, policy)
     shares = _chosen_shares(X, losses)
-    if len(every) >= policy.grown_from:
+    if len(every) >= policy.min_growth_rows:
         order = np.random.RandomState(seed).permutation(len(every))
         every = every[repeats_together(every, order)]
-        fold = one_fold(every, MOST_FITTED_ROWS, policy.most_judging)
+        fold = one_fold(every, MAX_FITTED_ROWS, policy.max_judging_rows)
         losses = HeldOutLosses([fold], seed, scales, policy)
         shares = _grown(losses, shares)
-        n_tried = policy.n_grown
+        n_tried = policy.n_growth_members
         main, wide = _log_density(losses, shares, n_tried), losses.defensive_components
     else:
-        n_tried = policy.n_tried
+        n_tried = policy.n_trial_members
         main, wide = _log_density(losses, shares), losses.defensive_components
-        if others:  # rows in the tails are few: all are asked, of one member each
+        if others:  # rows in the tails are few: the weight uses the other folds, with one member
             losses_of_others = HeldOutLosses(others, seed, scales, policy)
             main = np.append(main, _log_density(losses_of_others, shares, 1))
             wide = np.concatenate([wide, losses_of_others.defensive_components])
@@ -173,12 +171,12 @@ def choose_mixture(
 
 
 def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
-    """Return the kinds of mixtures that share the density."""
+    """Return the kinds of the stack and their shares of the density."""
     single, tried = search_singles(X, losses)
     shares = {_search_ensemble(X, losses, single): 1.0}
     stacked = _stack(X, losses, tried, shares)
-    # every weight gains about one nat of all rows together where there is nothing to gain
-    least_gain = losses.policy.least_gain + (len(stacked) - 1) / len(losses.wide)
+    # a superfluous weight gains about one nat in the sum over held-out rows by overfitting
+    least_gain = losses.policy.min_gain + (len(stacked) - 1) / len(losses.wide)
     return stacked if _loss(losses, stacked) < _loss(losses, shares) - least_gain else shares
 
 
@@ -186,7 +184,7 @@ def _log_density(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> np.ndarray:
     """Return the log density of held-out rows under small ensembles of weighted kinds."""
-    n_members = n_members or losses.policy.n_tried
+    n_members = n_members or losses.policy.n_trial_members
     parts = [np.log(w) + losses.log_density(c, n_members) for c, w in shares.items()]
     return logsumexp(parts, axis=0)
 
@@ -198,35 +196,34 @@ def _loss(
 
 
 def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
-    """Return the same kinds with as many components as help where there are more rows to fit."""
+    """Return the same kinds with larger numbers of components, as long as held-out rows gain."""
     (fold,) = losses.folds
     n_features = fold.train.shape[1]
     policy = losses.policy
     grids = {k: policy.allowed_components(fold.train, k) for k in {c[1] for c in shares}}
-    best, least = shares, _loss(losses, shares, policy.n_grown)
+    best, least = shares, _loss(losses, shares, policy.n_growth_members)
     while True:
         finer: dict[Candidate, float] = {}
         for candidate, share in best.items():
-            # other rows may have fewer distinct ones among them, and so a shorter grid
+            # this fold may have fewer distinct rows than the selection, hence a shorter grid
             larger = [k for k in grids[candidate.covariance_type] if k > candidate.n_components]
-            counts = [candidate.n_components, *larger[: policy.growth]]
+            counts = [candidate.n_components, *larger[: policy.growth_places]]
             grown = candidate._replace(n_components=counts[-1])
-            finer[grown] = finer.get(grown, 0.0) + share  # kinds may meet at the grid's end
-        if finer == best or not _is_affordable(policy, finer, n_features, policy.n_grown):
+            finer[grown] = finer.get(grown, 0.0) + share  # kinds may coincide at the grid's end
+        if finer == best or not _is_affordable(policy, finer, n_features, policy.n_growth_members):
             return best
-        loss = _loss(losses, finer, policy.n_grown)
-        if loss > least - policy.least_gain:
+        loss = _loss(losses, finer, policy.n_growth_members)
+        if loss > least - policy.min_gain:
             return best
         best, least = finer, loss
 
 
 def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) -> Candidate:
-    """Return what members of an ensemble of one kind are: the single mixture, or a finer one.
+    """Return the kind of an ensemble's members: the single mixture, or one with more components.
 
-    Members may have more components than a single mixture: averaging takes away what these add in
-    variance.
+    Averaging reduces the variance that further components add.
     """
-    policy, n_tried = losses.policy, losses.policy.n_tried
+    policy, n_tried = losses.policy, losses.policy.n_trial_members
     grid = policy.allowed_components(X, single.covariance_type)
     means: dict[Candidate, float] = {}
     for n_components in grid[grid.index(single.n_components) :]:
@@ -235,10 +232,12 @@ def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) ->
         if len(means) > 2 and means[finer] > min(means.values()):
             break
     best = min(means, key=means.__getitem__)
-    if means[single] - means[best] <= policy.tie * losses.standard_error(single, best, n_tried):
+    if means[single] - means[best] <= policy.tie_errors * losses.standard_error(
+        single, best, n_tried
+    ):
         best = single
-    # not compared with the single mixture's loss, which its selection biases downwards
-    return best if losses.diversity(best, n_tried) >= policy.least_gain else single
+    # the single mixture's loss is no criterion: the selection biases it downwards
+    return best if losses.diversity(best, n_tried) >= policy.min_gain else single
 
 
 def _stack(
@@ -247,7 +246,7 @@ def _stack(
     tried: dict[Candidate, float],
     shares: dict[Candidate, float],
 ) -> dict[Candidate, float]:
-    """Return the likeliest shares of ensembles of several kinds, without the lightest."""
+    """Return the likeliest shares of several kinds, without the kinds of small share."""
     (alone,) = shares
     rivals = sorted(_rivals(X, losses, tried, alone))
     stacked = _shares(losses, rivals)
@@ -261,14 +260,14 @@ def _stack(
 def _rivals(
     X: np.ndarray, losses: HeldOutLosses, tried: dict[Candidate, float], alone: Candidate
 ) -> set[Candidate]:
-    """Return the kinds that may share the density: those around the best of each type."""
+    """Return the kinds that may enter the stack: grid neighbours of each covariance type's best."""
     policy, rivals = losses.policy, {alone}
     best = min(tried, key=tried.__getitem__)
     for kind in {candidate.covariance_type for candidate in tried}:
         own = {c: loss for c, loss in tried.items() if c.covariance_type == kind}
         first = min(own, key=own.__getitem__)
         behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
-        if len(losses.wide) > policy.many_held_out and behind > policy.behind:
+        if len(losses.wide) > policy.many_held_out_rows and behind > policy.max_errors_behind:
             continue
         if not _is_affordable(policy, (alone, first), X.shape[1]):
             continue
@@ -279,23 +278,23 @@ def _rivals(
 
 
 def _shares(losses: HeldOutLosses, candidates: list[Candidate]) -> dict[Candidate, float]:
-    # the defensive component takes part, else rows in the tails decide alone
-    n_tried = losses.policy.n_tried
+    # the defensive density is part of the mixture: otherwise rows in the tails alone decide
+    n_tried = losses.policy.n_trial_members
     columns = [losses.log_density(candidate, n_tried) for candidate in candidates]
     weights = likeliest_weights(np.stack([*columns, losses.wide], 1))[:-1]
     weights = weights / weights.sum()
-    kept = weights >= min(losses.policy.least_share, weights.max())
+    kept = weights >= min(losses.policy.min_share, weights.max())
     total = weights[kept].sum()
     return {c: float(w / total) for c, w, k in zip(candidates, weights, kept, strict=True) if k}
 
 
 def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
-    """Return the weights of a mixture of known densities that rows make likeliest, by EM.
+    """Return the maximum likelihood weights of a mixture of given densities, by EM.
 
     Parameters
     ----------
     log_densities : ndarray of shape (n_samples, n_densities)
-        Of rows that none of the densities was fitted to, nats.
+        Log densities of held-out rows, nats.
 
     Returns
     -------
@@ -310,11 +309,11 @@ def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
 
 
 def _most_components(policy: StackPolicy, kinds: Iterable[Candidate], n_features: int) -> int:
-    """Return how many components all members together may have."""
-    # counted as if each had a covariance of its own, which tied components do not
+    """Return the upper limit on the components of all members together."""
+    # an upper bound: tied components share a covariance
     is_diagonal = all(candidate.covariance_type == "diag" for candidate in kinds)
     numbers = n_features * (2 if is_diagonal else 1 + n_features)
-    return min(policy.most_components, policy.most_numbers // numbers)
+    return min(policy.max_components, policy.max_numbers // numbers)
 
 
 def _is_affordable(
@@ -323,7 +322,7 @@ def _is_affordable(
     n_features: int,
     n_members: int | None = None,
 ) -> bool:
-    n_members = n_members or policy.n_tried
+    n_members = n_members or policy.n_trial_members
     n_components = n_members * sum(candidate.n_components for candidate in kinds)
     return n_components <= _most_components(policy, kinds, n_features)
 
@@ -331,11 +330,11 @@ def _is_affordable(
 def _parts(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int, n_tried: int
 ) -> tuple[MixturePart, ...]:
-    """Deal members out to kinds by their shares; one where all starts lead to the same fit."""
+    """Distribute members to kinds by share; one member where all starts give the same fit."""
     policy = losses.policy
     wanted = {
-        candidate: max(2, round(policy.most_members * share))
-        if losses.diversity(candidate, n_tried) >= policy.least_gain
+        candidate: max(2, round(policy.max_members * share))
+        if losses.diversity(candidate, n_tried) >= policy.min_gain
         else 1
         for candidate, share in shares.items()
     }
@@ -350,21 +349,21 @@ def _parts(
 def fitted_defensive_weight(
     main: np.ndarray, wide: np.ndarray, policy: StackPolicy = DEFAULT_POLICY
 ) -> float:
-    """Return the likeliest weight of the second of two densities, 0.3 at most.
+    """Return the likeliest total weight of the defensive components, 0.3 at most.
 
     Parameters
     ----------
     main, wide : ndarray of shape (n_samples,)
-        Log densities of held-out rows under both, nats.
+        Log densities of held-out rows under the mixtures and the defensive components, nats.
 
     Returns
     -------
     weight : float
-        At least a quarter of a row's share: no held-out row in the tails does not mean that there
-        is none.
+        At least a quarter of one row's share: new rows may lie in the tails even if no held-out
+        row does.
     """
     weight = likeliest_weights(np.stack([main, wide], 1))[1]
-    return float(np.clip(weight, policy.lightest / len(main), policy.heaviest_tail))
+    return float(np.clip(weight, policy.min_tail_rows / len(main), policy.max_tail_weight))
 
 
 def fitted_defensive_shares(
@@ -373,9 +372,10 @@ def fitted_defensive_shares(
     defensive_weight: float,
     policy: StackPolicy = DEFAULT_POLICY,
 ) -> tuple[float, ...]:
-    """Return the shares of the defensive components that rows make likeliest, by EM.
+    """Return the likeliest shares of the defensive components, by EM.
 
-    Rows decide where there are some; beyond, a Student-like tail goes on. It counts as one row.
+    A Student-like tail enters as a prior that counts as one row: it determines the shares at
+    distances without rows.
 
     Parameters
     ----------
@@ -384,7 +384,7 @@ def fitted_defensive_shares(
     wide : ndarray of shape (n_samples, n_defensive)
         Log densities under each defensive component, nats.
     defensive_weight : float
-        Of all defensive components together.
+        Weight of all defensive components together.
 
     Returns
     -------
@@ -395,6 +395,6 @@ def fitted_defensive_shares(
     for _ in range(_N_WEIGHT_ITERATIONS):
         joint = np.log(defensive_weight) + np.log(shares) + wide
         total = np.logaddexp(np.log1p(-defensive_weight) + main, logsumexp(joint, axis=1))
-        counts = np.exp(joint - total[:, None]).sum(0) + policy.tail_rows * TAIL_SHARES
+        counts = np.exp(joint - total[:, None]).sum(0) + policy.prior_tail_rows * TAIL_SHARES
         shares = counts / counts.sum()
     return tuple(float(share) for share in shares)

@@ -1,8 +1,8 @@
 """Networks for rows that are flattened images: x enters through convolutions.
 
-`ConvEnergy` is deep and takes latents, for `AnchoredEnergy`; `ConvLayerEnergy` has a single layer,
-whose exact Laplacian is free, for `AnchoredPotential`. Both are smooth and start at zero; what
-bounds them is what they are anchored by.
+`ConvEnergy` is deep and takes latents, for `AnchoredEnergy`. `ConvLayerEnergy` has a single layer
+with a cheap exact Laplacian, for `AnchoredPotential`. Both are smooth and start at zero;
+`AnchoredEnergy` and `AnchoredPotential` bound them.
 """
 
 import math
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from sklvebm.models.energies import ACTIVATIONS, Energy
 
-_LEAST_SIDE = 4  # pixels
-_SMALL_SIDE = 4  # of the last feature maps
-_CHANNELS = (16, 32, 64)  # of the layers; further ones have as many as the last
-_KERNEL, _STRIDE, _PADDING = 4, 2, 1  # each layer halves the sides, and every pixel counts equally
-_MOST_PLACES = 64  # of the units of a `ConvLayerEnergy`
+_MIN_SIDE = 4  # pixels
+_MAX_LAST_SIDE = 4  # pixels, of the last feature maps
+_CHANNELS = (16, 32, 64)  # of each layer; further layers have as many as the last
+_KERNEL_SIDE, _STRIDE, _PADDING = 4, 2, 1  # pixels; halves the sides, with equal weight per pixel
+_MAX_PLACES = 64  # of each kernel of a `ConvLayerEnergy`
 
 
 def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[int, int, int]:
@@ -26,8 +26,8 @@ def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[in
     Raises
     ------
     ValueError
-        If there are not two or three numbers, a side is shorter than four pixels, or rows have
-        another length.
+        If there are not two or three numbers, a side is shorter than four pixels, or the product is
+        not `n_features`.
     """
     shape = tuple(int(side) for side in image_shape)
     if len(shape) not in (2, 3) or min(shape) < 1:
@@ -35,8 +35,8 @@ def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[in
             "image_shape must be (height, width) or (height, width, channels), got "
             f"{tuple(image_shape)}."
         )
-    if min(shape[:2]) < _LEAST_SIDE:
-        raise ValueError(f"Sides of image_shape must be at least {_LEAST_SIDE}, got {shape}.")
+    if min(shape[:2]) < _MIN_SIDE:
+        raise ValueError(f"Sides of image_shape must be at least {_MIN_SIDE}, got {shape}.")
     if math.prod(shape) != n_features:
         raise ValueError(
             f"image_shape must multiply to the number of features: {shape} has "
@@ -47,7 +47,7 @@ def checked_image_shape(image_shape: Sequence[int], n_features: int) -> tuple[in
 
 
 def _filled(shape: tuple[int, ...], fan_in: int, generator: torch.Generator | None) -> nn.Parameter:
-    """Return weights of variance 2 / fan_in, which keeps the scale of activations."""
+    """Return weights of variance 2 / fan_in, which preserves the scale of activations."""
     weight = torch.empty(shape, dtype=torch.float32)
     if generator is not None:
         weight.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
@@ -62,10 +62,11 @@ def _offsets(n: int, generator: torch.Generator | None) -> nn.Parameter:
 
 
 class ConvEnergy(Energy):
-    r"""A smooth convolutional network on x whose dense part z joins; it starts at zero.
+    r"""A smooth convolutional network on x, with z as an input of its dense part; starts at zero.
 
-    Layers of 4 x 4 kernels halve the sides at least twice, and until they are at most four pixels:
-    their features move with what is in the image. Dense layers see them all, and the latents.
+    Layers of 4 x 4 kernels halve the sides at least twice, and until they have at most four pixels.
+    Their feature maps shift with the content of the image. Dense layers take all feature maps and
+    the latents.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ class ConvEnergy(Energy):
         Height and width, or height, width and channels, of the images that rows are, flattened in
         this order; sides of at least four pixels.
     hidden_layer_sizes : sequence of int, default=(64,)
-        Units of the dense layers, of which the first sees z.
+        Units of the dense layers; z is an input of the first.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Smooth, because Langevin dynamics needs a Lipschitz gradient.
     generator : torch.Generator or None, default=None
@@ -117,18 +118,18 @@ class ConvEnergy(Energy):
         self.hidden_layer_sizes, self.activation = tuple(hidden_layer_sizes), activation
         self.kernels, self.kernel_biases = nn.ParameterList(), nn.ParameterList()
         self.multiply_adds = 0  # of one image
-        while len(self.kernels) < 2 or max(height, width) > _SMALL_SIDE:
+        while len(self.kernels) < 2 or max(height, width) > _MAX_LAST_SIDE:
             if min(height, width) < 2:
                 break
             n_out = _CHANNELS[min(len(self.kernels), len(_CHANNELS) - 1)]
-            shape = (n_out, n_in, _KERNEL, _KERNEL)
-            self.kernels.append(_filled(shape, n_in * _KERNEL**2, generator))
+            shape = (n_out, n_in, _KERNEL_SIDE, _KERNEL_SIDE)
+            self.kernels.append(_filled(shape, n_in * _KERNEL_SIDE**2, generator))
             self.kernel_biases.append(_offsets(n_out, generator))
             n_in, height, width = n_out, height // 2, width // 2
             self.multiply_adds += math.prod(shape) * height * width
         widths = [n_in * height * width, *hidden_layer_sizes]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        # images and latents speak equally loudly at first, however many pixels there are
+        # images and latents contribute equal variances at first, for any number of pixels
         self.latent_weight = _filled((widths[1], n_latents), max(1, 2 * n_latents), generator)
         for layer, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             spread = 2 * fan_in if layer == 0 else fan_in
@@ -138,7 +139,7 @@ class ConvEnergy(Energy):
         self.output = nn.Parameter(torch.zeros(widths[-1], dtype=torch.float32))
 
     def feature_maps(self, x: Tensor) -> Tensor:
-        """Return what the convolutions make of rows x (B, D): (B, channels, height, width)."""
+        """Return the last feature maps of rows x (B, D): (B, channels, height, width)."""
         height, width, n_in = self._full_shape
         maps = x.reshape(len(x), height, width, n_in).permute(0, 3, 1, 2)
         for kernel, bias in zip(self.kernels, self.kernel_biases, strict=True):
@@ -157,7 +158,7 @@ class ConvEnergy(Energy):
 
 
 class ConvLayerEnergy(Energy):
-    r"""One layer of smooth local units that share their kernels, and one number for all latents.
+    r"""One layer of smooth local units with shared kernels; latents shift all units of a kernel.
 
     .. math:: g(x, t) = \sum_{c, p} v_{cp}\, a\big((k_c * x)_p + s_c t + b_c\big)
 
@@ -166,12 +167,12 @@ class ConvLayerEnergy(Energy):
     n_features : int
         Width of x.
     n_latents : int
-        Width of z; a flow puts its time there.
+        Width of z; in a flow, z is the time.
     image_shape : sequence of int
         As for `ConvEnergy`.
     n_channels : int, default=16
-        Kernels c. Each is at no more than 64 places p: at all pixels of an 8 x 8 image, at every
-        second or fourth of larger ones, with kernels that overlap.
+        Kernels c. Each is applied at no more than 64 places p: at all pixels of an 8 x 8 image, and
+        with a stride at larger ones, where kernels overlap.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         The function a.
     generator : torch.Generator or None, default=None
@@ -184,13 +185,13 @@ class ConvLayerEnergy(Energy):
 
     See Also
     --------
-    ConvEnergy : A deep network, with as many latents as wanted.
+    ConvEnergy : A deep network with latents.
     PotentialFlowEBM : Trains one where rows are images.
 
     Notes
     -----
     `weights` and `biases` are those of a multilayer perceptron with one hidden layer and the same
-    values, whose second derivatives cost nothing (`potentials.network_jet`).
+    values, whose second derivatives are cheap (`potentials.network_jet`).
 
     Examples
     --------
@@ -219,7 +220,7 @@ class ConvLayerEnergy(Energy):
         self.image_shape = tuple(int(side) for side in image_shape)
         self.activation, self.hidden_layer_sizes = activation, (n_channels,)
         stride = 1
-        while math.ceil(height / stride) * math.ceil(width / stride) > _MOST_PLACES:
+        while math.ceil(height / stride) * math.ceil(width / stride) > _MAX_PLACES:
             stride += 1
         size = 2 * stride + 3
         places = _places(height, width, n_in, size, stride)
@@ -234,7 +235,7 @@ class ConvLayerEnergy(Energy):
     @property
     def weights(self) -> list[Tensor]:
         """The layer's weights on x and z, (n_channels * n_places, D + L)."""
-        # beyond the kernel's reach, the last column
+        # index of the zero column: pixels outside the kernel
         padded = nn.functional.pad(self.kernel, (0, 1))
         local = padded[:, self.places].flatten(0, 1)
         shared = self.latent_weight.repeat_interleave(self.n_places, 0)
@@ -252,9 +253,9 @@ class ConvLayerEnergy(Energy):
 
 
 def _places(height: int, width: int, n_in: int, size: int, stride: int) -> Tensor:
-    """Return which entry of a kernel meets each pixel from each place, (n_places, D).
+    """Return the index of the kernel entry for each pixel at each place, (n_places, D).
 
-    Pixels out of reach have the number behind the kernel's last.
+    The index of pixels outside the kernel is the kernel's size.
     """
 
     def along(side: int) -> Tensor:

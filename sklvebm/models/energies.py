@@ -1,8 +1,8 @@
-"""What is modelled: `p(x, z) = exp(-E(x, z)) / Z`. Lower energy is likelier; units are nats.
+"""Energies E of models `p(x, z) = exp(-E(x, z)) / Z`, in nats.
 
-`Energy` is the contract, `MLPEnergy` and `LinearGaussianEnergy` are complete energies of their
-own, `AnchoredEnergy` and `BridgedEnergy` join one of them to a reference, which gives the path
-`E_ref + b * correction` that the particles are tempered along (docs/theory/model.md, eq. 4).
+`Energy` is the interface. `MLPEnergy` and `LinearGaussianEnergy` are complete energies.
+`AnchoredEnergy` and `BridgedEnergy` join one of them to a reference: particles are tempered along
+the path `E_ref + b * correction`, with b from 0 to 1 (docs/theory/model.md, eq. 4).
 """
 
 import abc
@@ -42,7 +42,7 @@ class Energy(nn.Module, abc.ABC):
     See Also
     --------
     MLPEnergy : A perceptron on rows and latents.
-    LinearGaussianEnergy : A quadratic energy, of which everything is known.
+    LinearGaussianEnergy : A quadratic energy with closed forms.
 
     Examples
     --------
@@ -79,8 +79,8 @@ class MLPEnergy(Energy):
     generator : torch.Generator or None, default=None
         Source of the initial weights; required unless the weights are loaded afterwards.
     input_gain : float, default=1.0
-        Factor on the first layer's initial weights and biases: how finely the units of this layer
-        divide the space of rows at the start.
+        Factor on the first layer's initial weights and biases; larger values give a network that
+        varies on smaller scales.
 
     See Also
     --------
@@ -215,15 +215,15 @@ class AnchoredEnergy(Energy):
         The function g.
     bound : float, default=15.0
         The number c, in nats: bounds the correction, so that the energy is dissipative and
-        normalisable whatever the network does.
+        normalisable for any network.
     reach : Reach or None, default=None
-        The function s, which leaves the reference as it is where neither rows nor its draws are;
-        None is one everywhere.
+        The function s, which is zero where neither rows nor draws of the reference are; None is one
+        everywhere.
 
     See Also
     --------
     BridgedEnergy : The same for an energy that is complete without the reference.
-    MixtureReference : What it is anchored on.
+    MixtureReference : The reference.
 
     Examples
     --------
@@ -256,7 +256,7 @@ class AnchoredEnergy(Energy):
 
     @property
     def is_zero(self) -> bool:
-        """Whether the correction is zero everywhere: the network's last layer is."""
+        """Whether the correction is zero everywhere, because the network's last layer is."""
         output = getattr(self.network, "output", None)
         return output is not None and not bool(output.detach().any())
 
@@ -266,15 +266,15 @@ class AnchoredEnergy(Energy):
 
 
 class BridgedEnergy(Energy):
-    """A complete energy of the user's, joined to the reference by the path between the two.
+    """A complete energy of the user, joined to the reference by the path between both.
 
-    The module is in evaluation mode, also while it is trained: particles need one energy, not one
-    that dropout draws anew at every step or that batch statistics move.
+    The module is in evaluation mode, also during training: particles need a fixed energy, without
+    dropout and without batch statistics.
 
     Parameters
     ----------
     reference : MixtureReference
-        The end of the path that is known and can be drawn from.
+        The end of the path with an exact normaliser and exact draws.
     network : torch.nn.Module
         The other end: `network(x, z) -> (B,)`, in nats, integrable.
 
@@ -302,7 +302,7 @@ class BridgedEnergy(Energy):
         self.eval()
 
     def train(self, mode: bool = True) -> "BridgedEnergy":
-        """Stay in evaluation mode, whatever the mode."""
+        """Stay in evaluation mode, for any `mode`."""
         return super().train(False)
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ class MappedEnergy(Energy):
         return self.anchored.reference
 
     def own_latents(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return the latents (B, L) that the anchored energy knows z (B, L) of x (B, D) by."""
+        """Return the anchored energy's latents (B, L) for z (B, L) at x (B, D)."""
         return self.reference.to_latents(x, self.latent_map.from_latents(x, z))
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
@@ -366,7 +366,7 @@ class MappedEnergy(Energy):
 
 
 class FeatureEnergy(nn.Module):
-    """An anchored energy without latents, as the function of the features that it is.
+    """An anchored energy without latents, as a function of the features.
 
     Parameters
     ----------
@@ -411,7 +411,7 @@ PathEnergy = AnchoredEnergy | BridgedEnergy
 
 
 class Corrected(Protocol):
-    """A normalised reference and what is added to its energy: all that a path needs to know."""
+    """A normalised reference and a correction that is added to its energy."""
 
     @property
     def n_features(self) -> int:
@@ -423,16 +423,17 @@ class Corrected(Protocol):
 
     @property
     def reference(self) -> MixtureReference:
-        """The density at the path's beginning."""
+        """The density at the start of the path."""
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the energy above the reference's, (B,), in nats, of x (B, D) with z (B, L)."""
 
 
 def multiply_adds(energy: nn.Module) -> int:
-    """Return about how many multiply-adds an energy call takes per row: what the network says.
+    """Return the approximate multiply-adds of an energy call per row.
 
-    Networks that do not say use every parameter once.
+    A network can give its number in an attribute `multiply_adds`. Otherwise each parameter counts
+    once.
     """
     network = getattr(energy, "network", energy)
     n_parameters = sum(parameter.numel() for parameter in energy.parameters())

@@ -1,4 +1,4 @@
-"""Which network corrects a reference, by the constructor parameters, and how it is stored."""
+"""The network that corrects a reference: its construction from parameters, and its storage."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ from sklvebm.models.energies import MLPEnergy
 
 Network = MLPEnergy | ConvEnergy | ConvLayerEnergy
 _KINDS = {"mlp": MLPEnergy, "conv": ConvEnergy, "conv-layer": ConvLayerEnergy}
-_DENSE_UNITS, _LOCAL_CHANNELS = (64,), (16,)
+_DENSE_UNITS, _LOCAL_CHANNELS = (64,), (16,)  # defaults with `image_shape`
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Which network corrects a reference."""
+    """Parameters of the network that corrects a reference."""
 
     hidden_layer_sizes: tuple[int, ...]
     activation: str
@@ -33,7 +33,7 @@ def resolve_layers(
     Raises
     ------
     ValueError
-        If rows are no such images, or a single layer is given several widths.
+        If rows are no images of this shape, or a single layer is given several widths.
     """
     shape, widths = parameters["image_shape"], parameters["hidden_layer_sizes"]
     is_auto = isinstance(widths, str)
@@ -54,7 +54,7 @@ def resolve_layers(
 def correction_network(
     config: NetworkConfig, n_features: int, n_latents: int, generator: torch.Generator
 ) -> MLPEnergy | ConvEnergy:
-    """Return a network that is zero and corrects a joint energy."""
+    """Return a network for the correction of a joint energy, which is zero at first."""
     if config.image_shape is None:
         return _dense_network(config, n_features, n_latents, generator)
     widths, activation = config.hidden_layer_sizes, config.activation
@@ -66,7 +66,7 @@ def correction_network(
 def potential_network(
     config: NetworkConfig, n_features: int, generator: torch.Generator
 ) -> MLPEnergy | ConvLayerEnergy:
-    """Return a network that is zero and corrects a potential, with the time in a latent's place."""
+    """Return a network for the correction of a potential, zero at first; its latent is the time."""
     if config.image_shape is None:
         return _dense_network(config, n_features, 1, generator)
     (width,), activation = config.hidden_layer_sizes, config.activation
@@ -83,7 +83,7 @@ def _dense_network(
 
 
 def shape_of(network: nn.Module) -> dict[str, Any]:
-    """Return the constructor parameters that a network has to keep while a fit continues."""
+    """Return the parameters of a network that a continued fit must not change."""
     if not isinstance(network, Network):
         return {}
     return {
@@ -121,10 +121,10 @@ def network_from_plain(plain: dict[str, Any], n_features: int, n_latents: int) -
 
 
 def tensor_of(array: np.ndarray) -> torch.Tensor:
-    """Return a copy of an array in torch's own memory, its strides kept.
+    """Return a copy of an array in memory that torch allocates, with the same strides.
 
-    NumPy's begins where a cache line need not, and a product may then round differently: a model
-    that was stored must answer as it did before.
+    NumPy's memory can have another alignment, with which products may round differently. A stored
+    model must give the same results as before.
     """
     return torch.from_numpy(np.array(array)).clone()
 

@@ -1,11 +1,11 @@
-r"""How far a correction reaches: one where rows and draws of the reference are, zero beyond.
+r"""The reach of a correction: a factor that is one near rows and reference draws, zero beyond.
 
 .. math:: s(x) = \exp(-\max(0, u - 1)^2), \qquad u = (x - c)^T \Lambda (x - c)
                                                                     (docs/theory/model.md, eq. 1a)
 
-Where neither rows nor negative particles come, nothing holds an energy up or down, and a well there
-is one that no walker of a normaliser starts in. A correction times `s` leaves the reference as it
-is there, by construction.
+Training does not constrain an energy where there are neither rows nor negative particles, and no
+walker of the normaliser would find a well there. With the factor s, the model is the reference
+there.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ from sklvebm.preprocessing.scaling import (
     without_outliers,
 )
 
-_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # of the reference, and of rows or draws
-_FARTHEST = 28.0  # of u: s is zero in double precision, and its square still finite
+_N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # reference draws; share of rows and draws with u < 1
+_MAX_DISTANCE = 28.0  # upper limit on u - 1, at which s is zero in double precision
 
 
 class Reach(nn.Module):
@@ -46,13 +46,13 @@ class Reach(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return s of rows x (B, D), (B,), between zero and one."""
-        beyond = (self.distance(x) - 1.0).clamp(0.0, _FARTHEST)
+        beyond = (self.distance(x) - 1.0).clamp(0.0, _MAX_DISTANCE)
         return torch.exp(-beyond.square())
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return s of rows x (B, D), (B,), and its gradient (B, D), per standardised unit."""
         white = (x - self.centre) @ self.whitening.T
-        beyond = white.square().sum(1).sub_(1.0).clamp_(0.0, _FARTHEST)
+        beyond = white.square().sum(1).sub_(1.0).clamp_(0.0, _MAX_DISTANCE)
         value = beyond.square().neg_().exp_()
         slope = (beyond.mul_(-4.0) * value).unsqueeze(1)  # zero at the clamp's far side
         # rows far out may be too large for a product with zero
@@ -60,16 +60,16 @@ class Reach(nn.Module):
 
 
 def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:
-    """Return the ellipsoid that holds a share of the rows, and one of the draws of the reference.
+    """Return the ellipsoid that contains a share of the rows and a share of the reference draws.
 
     Parameters
     ----------
     rows : Tensor of shape (N, D)
-        Training rows, standardised, single ones far out moved in.
+        Training rows, standardised, with outliers clipped.
     draws : Tensor of shape (M, D)
         Draws of the reference.
     share : float
-        Of either sample that lies within.
+        Share of each sample inside the ellipsoid.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:
     centred = rows - centre
     covariance = centred.T @ centred / len(rows)
     variances, vectors = torch.linalg.eigh(covariance)
-    # a direction without spread has the reference's, which has a floor: draws decide the scale
+    # a direction in which rows have no variance gets the scale of the draws, which is positive
     across = ((draws - centre) @ vectors).square().median(0).values
     scale = torch.maximum(variances, across).clamp(min=1e-300).rsqrt()
     whitening = scale[:, None] * vectors.T
@@ -93,8 +93,8 @@ def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:
 
 
 def reach_of_rows(rows: np.ndarray, reference: MixtureReference, seed: int) -> Reach:
-    """Return how far a correction reaches: where rows (N, D) and the reference's draws are."""
+    """Return the reach of a correction for standardised rows (N, D)."""
     generator = torch.Generator().manual_seed(seed)
-    y = reference.sample(_REACH_DRAWS, generator)[:, : reference.n_features]
+    y = reference.sample(_N_REACH_DRAWS, generator)[:, : reference.n_features]
     inner = torch.from_numpy(without_outliers(rows))
     return reach_of(inner, reference.to_features(y), _REACH_SHARE)

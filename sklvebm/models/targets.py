@@ -1,8 +1,7 @@
-"""How energies are differentiated with respect to positions: paths on joint, latent and data space.
+"""Tempered targets of energies on joint, latent and data space, with gradients in the positions.
 
-Each function closes over an energy and returns a `Target` on positions in the reference's
-coordinates. Only the correction is differentiated here; the gradient of the
-reference is analytic.
+Each function returns a `Target` of an energy on positions in the reference's coordinates. Only the
+correction is differentiated automatically; the gradient of the reference is analytic.
 """
 
 from collections.abc import Callable
@@ -98,7 +97,7 @@ def feature_target(
 ) -> Target:
     """Return the path of conditionals of x given latents z (N, L), `n_copies` particles each.
 
-    Positions are y, (N * n_copies, D); `conditional` is their exact law under the reference.
+    Positions are y, (N * n_copies, D); `conditional` is their distribution under the reference.
     """
     reference = energy.reference
     row = stack_rows(torch.arange(len(z), device=z.device), n_copies)
@@ -124,7 +123,7 @@ def feature_target(
 
 
 def linearised(latent_map: LatentMap, reference: MixtureReference) -> LinearGauge:
-    """Return the latent map with straight lines within each component, tangents at its mean."""
+    """Return the latent map, linearised within each component at the component's mean."""
     centres = reference.to_features(reference.means)
     design = (latent_map.jacobian(centres) @ reference.root).double()
     offset = latent_map.mean(centres) - (design @ reference.means[:, :, None]).squeeze(2)
@@ -141,7 +140,7 @@ def mapped_feature_target(
     """Return the path of conditionals of x given the latents z (N, L) of a latent map.
 
     As `feature_target`. The base of the path is the mixture with the linearised latent map, which
-    can be drawn from; what the latent_map bends is part of the correction.
+    has exact draws. The nonlinear part of the latent map belongs to the correction.
     """
     reference = energy.reference
     gauge = linearised(latent_map, reference)

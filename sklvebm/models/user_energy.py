@@ -1,4 +1,4 @@
-"""Energies of the user's own: copied, probed before training, and named where they cannot serve."""
+"""Energies of the user: copied, and checked before training with errors that name the problem."""
 
 import copy
 import math
@@ -11,25 +11,25 @@ from torch import Tensor, nn
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import BridgedEnergy
 
-_PROBED = 256  # rows, and as many draws of the reference
-_ROWS = 3  # of the first call, which looks at types and shapes
-_NEAR, _FAR = 1e3, 1e6  # standardised units: how an energy grows from here to there
-_DIRECTIONS = 16  # random ones, besides the axes and the flattest
-_SAME = 1e-6  # of an energy: differences by rounding
+_N_PROBE_ROWS = 256  # rows, and as many draws of the reference
+_N_FIRST_ROWS = 3  # rows of the first call, which checks types and shapes
+_NEAR_RADIUS, _FAR_RADIUS = 1e3, 1e6  # standardised units, between which growth is measured
+_N_DIRECTIONS = 16  # random directions, besides the axes and the one of smallest slopes
+_RELATIVE_ROUNDING = 1e-6  # relative differences of energies that count as rounding
 
 
 def build_user_energy(
     given: Any, reference: MixtureReference, seed: int, *, is_trained: bool
 ) -> BridgedEnergy:
-    """Join a reference to a copy of the user's energy, or to what the user's factory makes.
+    """Join a reference to a copy of the user's energy, or to the result of the user's factory.
 
-    If it is trained, it needs parameters that require gradients.
+    An energy that is trained needs parameters that require gradients.
 
     Raises
     ------
     TypeError, ValueError
         If `energy` is not a module or factory, does not return one differentiable energy per row,
-        or leaves nothing to train.
+        or has nothing to train.
     """
     if isinstance(given, nn.Module):
         network = copy.deepcopy(given).cpu()
@@ -45,7 +45,7 @@ def build_user_energy(
             f"Module, got {given!r}."
         )
     energy = BridgedEnergy(reference, network.double())
-    _check_values(network, *_draws(reference, _ROWS, seed))
+    _check_values(network, *_draws(reference, _N_FIRST_ROWS, seed))
     trainable = [parameter.requires_grad for parameter in network.parameters()]
     if not trainable or (is_trained and not any(trainable)):
         raise ValueError(
@@ -60,13 +60,13 @@ def _draws(reference: MixtureReference, n: int, seed: int) -> tuple[Tensor, Tens
 
 
 def _called(network: nn.Module, x: Tensor, z: Tensor) -> Any:
-    """Call the user's energy; nothing but the result is changed, generators included."""
+    """Call the user's energy without an effect on torch's generator."""
     with torch.random.fork_rng(devices=[]):
         return network(x, z)
 
 
 def _check_values(network: nn.Module, x: Tensor, z: Tensor) -> None:
-    """Raise where energies are not what can be differentiated, one for each row x (B, D)."""
+    """Raise unless the energies of rows x (B, D) are differentiable and of shape (B,)."""
     with torch.enable_grad():
         x, z = x.clone().requires_grad_(), z.clone().requires_grad_()
         try:
@@ -94,7 +94,7 @@ def _check_values(network: nn.Module, x: Tensor, z: Tensor) -> None:
 
 
 def probe(energy: BridgedEnergy, rows: np.ndarray, seed: int) -> None:
-    """Raise where the user's energy is not finite, not a function of the row, or not integrable.
+    """Raise if the user's energy is not finite, not a function of the row, or not integrable.
 
     Parameters
     ----------
@@ -103,16 +103,16 @@ def probe(energy: BridgedEnergy, rows: np.ndarray, seed: int) -> None:
     rows : ndarray of shape (n_samples, n_features)
         Standardised rows, of which the first are used.
     seed : int
-        Of draws and directions.
+        Seed of draws and directions.
 
     Raises
     ------
     ValueError
-        Names what is wrong, and where.
+        Names the problem, and where it occurs.
     """
     network, reference = energy.network, energy.reference
-    x, z = _draws(reference, 2 * _PROBED, seed)
-    some = torch.from_numpy(np.array(rows[:_PROBED], dtype=np.float64))
+    x, z = _draws(reference, 2 * _N_PROBE_ROWS, seed)
+    some = torch.from_numpy(np.array(rows[:_N_PROBE_ROWS], dtype=np.float64))
     x = torch.cat([some, x[: len(x) - len(some)]])
     with torch.no_grad():
         values = _called(network, x, z)
@@ -133,8 +133,8 @@ def _check_finite(values: Tensor, x: Tensor, z: Tensor) -> None:
 
 
 def _check_function(network: nn.Module, values: Tensor, x: Tensor, z: Tensor) -> None:
-    """Raise where an energy is random, or depends on the other rows of its batch."""
-    allowed = _SAME * (1.0 + values.abs())
+    """Raise if an energy is random, or depends on the other rows of its batch."""
+    allowed = _RELATIVE_ROUNDING * (1.0 + values.abs())
     with torch.no_grad():
         change = (_called_elsewhere(network, x, z) - values).abs()
         if not (change <= allowed).all():
@@ -145,7 +145,9 @@ def _check_function(network: nn.Module, values: Tensor, x: Tensor, z: Tensor) ->
             )
         rule = "energy must be a function of each row alone, but it depends on the batch"
         try:
-            alone = torch.cat([_called(network, x[i : i + 1], z[i : i + 1]) for i in range(_ROWS)])
+            alone = torch.cat(
+                [_called(network, x[i : i + 1], z[i : i + 1]) for i in range(_N_FIRST_ROWS)]
+            )
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(f"{rule}: a single row fails ({error}).") from error
         twice = _called(network, torch.cat([x, x]), torch.cat([z, z]))
@@ -155,24 +157,24 @@ def _check_function(network: nn.Module, values: Tensor, x: Tensor, z: Tensor) ->
         if not (change <= allowed[: len(own)]).all():
             raise ValueError(
                 f"{rule}: {which} has energies that differ by {float(change.max()):.2g} nats. "
-                "Means over rows and batch statistics have no place in forward."
+                "Remove means over rows and batch statistics from forward."
             )
 
 
 def _called_elsewhere(network: nn.Module, x: Tensor, z: Tensor) -> Tensor:
-    """Call the user's energy with torch's generator in another state, which is put back."""
+    """Call the user's energy with torch's generator in another state, which is then restored."""
     with torch.random.fork_rng(devices=[]):
         torch.rand(1)
         return network(x, z)
 
 
 def _check_integrable(network: nn.Module, x: Tensor, z: Tensor, seed: int) -> None:
-    """Raise where an energy does not grow fast enough along a ray for its exponential to vanish.
+    """Raise if an energy grows too slowly along a ray for `exp(-E)` to be integrable.
 
-    In n dimensions `exp(-E)` needs more than n nats for each factor e of the radius.
+    In n dimensions, E must grow by more than n nats for each factor e of the radius.
     """
     generator = torch.Generator().manual_seed(seed)
-    position = torch.cat([x, z], 1)[:_PROBED]
+    position = torch.cat([x, z], 1)[:_N_PROBE_ROWS]
     d, width = x.shape[1], position.shape[1]
     with torch.enable_grad():
         at = (position * torch.rand(len(position), 1, generator=generator).mul(4.0)).double()
@@ -183,19 +185,21 @@ def _check_integrable(network: nn.Module, x: Tensor, z: Tensor, seed: int) -> No
         n = part.stop - part.start
         if n == 0:
             continue
-        random = torch.randn(_DIRECTIONS, n, generator=generator, dtype=torch.float64)
+        random = torch.randn(_N_DIRECTIONS, n, generator=generator, dtype=torch.float64)
         flattest = torch.linalg.svd(slopes[:, part], full_matrices=True).Vh[-1:]
         rays = torch.cat([torch.eye(n, dtype=torch.float64), flattest, random])
         rays = nn.functional.normalize(torch.cat([rays, -rays]))
         start = position[:1].expand(len(rays), width)
         ends = []
-        for radius in (_NEAR, _FAR):
+        for radius in (_NEAR_RADIUS, _FAR_RADIUS):
             end = start.clone()
             end[:, part] += radius * rays
             with torch.no_grad():
                 ends.append(_called(network, end[:, :d], end[:, d:]))
-        # infinite energies are as good as large ones; beyond them nothing can be said
-        growth = torch.nan_to_num(ends[1] - ends[0], math.inf) / math.log(_FAR / _NEAR)
+        # infinite energies are acceptable; between two infinite ones the growth is unknown
+        growth = torch.nan_to_num(ends[1] - ends[0], math.inf) / math.log(
+            _FAR_RADIUS / _NEAR_RADIUS
+        )
         worst = int(growth.argmin())
         if growth[worst] <= n:
             raise ValueError(

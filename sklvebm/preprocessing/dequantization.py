@@ -1,4 +1,4 @@
-"""Rounded and repeated values, on which a density can grow without bound: found, and softened."""
+"""Quantised and repeated values, on which a density can grow without bound."""
 
 import warnings
 from typing import Any
@@ -11,11 +11,13 @@ from sklvebm.preprocessing.value_steps import step_of
 from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array, check_random_state
 
-_NARROW = 0.35  # steps: components narrower than this resolve single values of a quantised column
-_FLOORED = 3.0  # times the covariance floor
-_POPULATED = 5  # rows of a component that is taken at its word
-_OF_FLOOR, _LEAST_FLOOR = 1e-3, 1e-6  # of the standard deviation that the floor allows
-_REPEATED = 0.1  # share of rows that repeat others, which is worth a word
+_MAX_NARROW_WIDTH = 0.35  # steps; narrower components resolve single values of a column
+_MAX_FLOOR_MULTIPLE = 3.0  # covariance floors; smaller variances count as degenerate
+_MIN_COMPONENT_ROWS = 5  # smaller components are overfitting and cause no warning
+# smallest relevant step of a column, in standard deviations of the covariance floor, and the
+# smallest floor for this rule, standardised units squared
+_MIN_STEP_SHARE, _MIN_FLOOR = 1e-3, 1e-6
+_MAX_REPEATED_SHARE = 0.1  # of the rows; more repeated rows cause a warning
 
 
 @without_numpy_errors
@@ -30,8 +32,8 @@ def resolution(X: Any) -> np.ndarray:
     Returns
     -------
     step : ndarray of shape (n_features,)
-        Smallest distance of two values, in the units of the column, where more than 5 % of the
-        values repeat others; 0 where values hardly repeat, or are all the same.
+        Smallest distance of two values, in the units of the column, if more than 5 % of the values
+        repeat others; 0 if fewer repeat, or all are the same.
 
     See Also
     --------
@@ -39,9 +41,9 @@ def resolution(X: Any) -> np.ndarray:
 
     Notes
     -----
-    Two numbers are one value if they differ by a few roundings of themselves, as 0.1 + 0.2 and 0.3
-    do, however large other values of the column are. Columns of single precision are judged by
-    their own rounding. A column whose values are as dense as its precision allows has no step.
+    Two numbers count as one value if they differ by a few rounding errors of their own size, such
+    as 0.1 + 0.2 and 0.3. Columns of single precision have the rounding errors of single precision.
+    A column whose values are as dense as its precision allows has no step.
 
     Examples
     --------
@@ -60,16 +62,16 @@ def resolution(X: Any) -> np.ndarray:
 def dequantize(X: Any, *, step: Any = "auto", random_state: Any = None) -> np.ndarray:
     """Add uniform noise of one step to quantised columns, which makes them continuous.
 
-    The expected log density of the noisy rows is a lower bound on the log probability of the
-    rounded ones, divided by the step. Continuous columns stay as they are.
+    The expected log density of the noisy rows is a lower bound on the log of the probability of
+    the rounded rows divided by the step. Continuous columns stay unchanged.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
         Rows; not modified.
     step : "auto", float or array-like of shape (n_features,), default="auto"
-        Width of the noise in each column, 0 for none; "auto" takes `resolution(X)`. Give the
-        training rows' steps when other rows are to be scored.
+        Width of the noise in each column, 0 for none; "auto" takes `resolution(X)`. For the scores
+        of other rows, pass the steps of the training rows.
     random_state : int, RandomState, Generator or None, default=None
         Source of the noise.
 
@@ -85,7 +87,7 @@ def dequantize(X: Any, *, step: Any = "auto", random_state: Any = None) -> np.nd
 
     See Also
     --------
-    GaussianMargins : Follows the edges that such columns have.
+    GaussianMargins : Fits the edges of such columns.
 
     References
     ----------
@@ -123,7 +125,7 @@ def warn_of_unbounded_density(
     covariance_of: np.ndarray,
     floor: float,
 ) -> None:
-    """Warn where a mixture fitted to rows X has put narrow components on repeated values.
+    """Warn if a mixture fitted to rows X has narrow components on repeated values.
 
     Parameters
     ----------
@@ -134,16 +136,16 @@ def warn_of_unbounded_density(
     covariances : ndarray of shape (n_covariances, n_features, n_features)
         Their covariances.
     covariance_of : ndarray of shape (n_mixture_components,)
-        Which of them each component has.
+        Index of each component's covariance.
     floor : float
-        What was added to their diagonals.
+        Ridge on their diagonals, standardised units squared.
     """
     varying = np.ptp(X, axis=0) > 0.0
     narrowest = np.sqrt(np.diagonal(covariances, axis1=1, axis2=2).min(axis=0))
-    # subtracting the mean left errors of any size, but narrower steps than this do not matter
-    least = _OF_FLOOR * np.sqrt(max(floor, _LEAST_FLOOR))
+    # standardisation leaves rounding errors; steps below this size are irrelevant
+    least = _MIN_STEP_SHARE * np.sqrt(max(floor, _MIN_FLOOR))
     step = np.array([step_of(column, least) for column in X.T])
-    columns = np.flatnonzero((step > 0.0) & (narrowest < _NARROW * step) & varying)
+    columns = np.flatnonzero((step > 0.0) & (narrowest < _MAX_NARROW_WIDTH * step) & varying)
     remedy = "Scores there say little; pass X through sklvebm.dequantize, or drop"
     if len(columns):
         warnings.warn(
@@ -158,11 +160,11 @@ def warn_of_unbounded_density(
         return
     shares = np.bincount(covariance_of, weights, minlength=len(kept))
     pooled = np.linalg.eigvalsh(np.einsum("k,kde->de", shares, kept))[0]
-    # a component of a row or two is the mixture's overfitting, not a property of the data
-    populated = weights * len(X) >= _POPULATED
+    # a component with one or two rows is overfitting, not a property of the data
+    populated = weights * len(X) >= _MIN_COMPONENT_ROWS
     widest = np.array([np.linalg.eigvalsh(one)[-1] for one in kept])[covariance_of]
-    point_masses = populated & (widest < _FLOORED * floor)
-    if pooled < _FLOORED * floor or point_masses.any():
+    point_masses = populated & (widest < _MAX_FLOOR_MULTIPLE * floor)
+    if pooled < _MAX_FLOOR_MULTIPLE * floor or point_masses.any():
         warnings.warn(
             "The density is as narrow as its covariance floor, in a direction or around a point: "
             "columns depend on each other, rows are repeated, or there are hardly more rows than "
@@ -173,12 +175,12 @@ def warn_of_unbounded_density(
 
 
 def warn_of_repeated_rows(X: np.ndarray) -> None:
-    """Warn if many rows repeat others: held-out rows are then no test."""
+    """Warn if many rows repeat others, so that held-out rows are no test."""
     share = 1.0 - len(np.unique(X, axis=0)) / len(X)
-    if share > _REPEATED:
+    if share > _MAX_REPEATED_SHARE:
         warnings.warn(
-            f"{100.0 * share:.0f} % of the rows of X repeat other rows. Early stopping cannot see "
-            "overfitting on rows that it also trains on, and scores can be too good; drop "
+            f"{100.0 * share:.0f} % of the rows of X repeat other rows. Early stopping cannot "
+            "detect overfitting on copies of training rows, and scores can be too good; drop "
             "repeated rows, or use sklvebm.dequantize if they come from rounding.",
             UserWarning,
             stacklevel=2,

@@ -9,7 +9,7 @@ from sklvebm.preprocessing.splitting import Rows, split_rows
 
 
 class PreparedData(NamedTuple):
-    """Standardised rows, with the places of those that are fitted and those that are monitored."""
+    """Standardised rows, with the indices of fitted and monitored rows."""
 
     standardised: np.ndarray  # (N, D), float64
     standardisation: Standardisation
@@ -17,17 +17,17 @@ class PreparedData(NamedTuple):
 
     @property
     def fitted(self) -> np.ndarray:
-        """Rows that reference and energy are fitted to, (n_fitted, D): a copy."""
+        """Training rows of reference and energy, (n_fitted, D); a copy."""
         return self.standardised[self.split.fitted]
 
     @property
     def monitored(self) -> np.ndarray:
-        """Rows that decide when to stop and what to keep, (n_monitored, D): a copy."""
+        """Rows for early stopping and for the acceptance of a model, (n_monitored, D); a copy."""
         return self.standardised[self.split.monitor]
 
     @property
     def holds_out(self) -> bool:
-        """Whether some rows are not fitted to."""
+        """Whether some rows are held out."""
         return len(self.split.fitted) < len(self.standardised)
 
 
@@ -46,14 +46,14 @@ def prepare(
     held_out_share : float
         Share of the rows to hold out; 0 monitors training rows.
     split_seed : int
-        The same rows are held out whenever the same number of rows is given.
+        Seed of the split: the same rows are held out of the same number of rows.
     standardisation : Standardisation or None, default=None
         Units of an earlier fit that is continued; None takes those of X.
 
     Raises
     ------
     ValueError
-        If rows are too far out for any density; names them.
+        If rows are too distant for any density; names them.
     """
     standardisation = fit_standardisation(X) if standardisation is None else standardisation
     standardised = standardisation.apply(X)

@@ -1,4 +1,4 @@
-"""The step between the values of a quantised column, judged by the rounding of each value."""
+"""The step between the values of a quantised column, relative to rounding errors."""
 
 from typing import NamedTuple
 
@@ -6,13 +6,18 @@ import numpy as np
 
 from sklvebm.runtime import without_numpy_errors
 
-_TIED = 0.05  # share of values that repeat others, above which a column is not continuous
-_ROUNDINGS = 8.0  # spacings of floating-point numbers up to which two values are one
-_CLEAR = 8.0  # times that: distance of the values of a quantised column from each other
-_DIFFERENCES = 2.0**18  # spacings: a difference of rounded numbers carries the errors of its terms
-_APART, _APART_SINGLE = 2e10, 100.0  # ratios of distances between values and within one
-_ALIKE, _DIGITS = 1e-2, 1e-3  # of a step: other distances that stand for it, and its own error
-_MOST_ZEROS = 4  # different results of computations whose exact result is zero
+_MAX_TIED_SHARE = 0.05  # of values that repeat others, for a column to count as continuous
+# A *tolerance* is the distance within which two numbers count as one value. Spacings are those of
+# floating-point numbers at the value.
+_MAX_EQUAL_SPACINGS = 8.0  # spacings, the tolerance of stored values
+_DIFFERENCE_SPACINGS = 2.0**18  # spacings, the tolerance of differences of larger rounded numbers
+_MIN_CLEAR_TOLERANCES = 8.0  # tolerances between neighbouring values of a quantised column
+# smallest ratio of a distance between values to a distance within a value for which the tolerance
+# may be widened, for columns in double precision and those rounded to single precision
+_MIN_GAP_RATIO, _MIN_GAP_RATIO_SINGLE = 2e10, 100.0
+_EQUAL_GAP_SHARE = 1e-2  # of the step; distances this close to the smallest one estimate the step
+_STEP_ERROR_SHARE = 1e-3  # of the step, largest rounding error of its estimate
+_MAX_ZEROS = 4  # different results of computations whose exact result is zero
 
 
 class _Values(NamedTuple):
@@ -30,41 +35,43 @@ def step_of(column: np.ndarray, least: float = 0.0) -> float:
     Parameters
     ----------
     column : ndarray of shape (n_samples,)
-        In the precision that its values were rounded to.
+        Values in their original precision.
     least : float, default=0.0
-        Distance up to which values are the same, whatever their size.
+        Smallest tolerance, in the units of the column.
     """
     value, n_rows = np.unique(column, return_counts=True)
-    tolerance = np.maximum(_ROUNDINGS * _rounding(value), least)
+    tolerance = np.maximum(_MAX_EQUAL_SPACINGS * _rounding(value), least)
     values = _Values(value.astype(np.float64), n_rows, tolerance)
     values = _joined(values, _gaps(values) <= _between(tolerance))  # 0.1 + 0.2 and 0.3
-    wider = _DIFFERENCES * np.spacing(np.abs(values.value).astype(column.dtype))
-    joined = _joined_if_apart(values, wider.astype(np.float64), _APART)
+    wider = _DIFFERENCE_SPACINGS * np.spacing(np.abs(values.value).astype(column.dtype))
+    joined = _joined_if_apart(values, wider.astype(np.float64), _MIN_GAP_RATIO)
     values = joined if _are_multiples(joined) else values  # 10.1 - 10 and 0.1
     single = values.value.astype(np.float32)
     is_single = bool((single == values.value).all())
     if is_single and column.dtype != np.float32:
-        wider = _ROUNDINGS * np.spacing(np.abs(single)).astype(np.float64)
-        values = _joined_if_apart(values, wider, _APART_SINGLE)
+        wider = _MAX_EQUAL_SPACINGS * np.spacing(np.abs(single)).astype(np.float64)
+        values = _joined_if_apart(values, wider, _MIN_GAP_RATIO_SINGLE)
     values = _joined_zeros(values)
     single = values.value.astype(np.float32)
     gap, tolerance = _gaps(values), _between(values.tolerance)
-    clear = gap > _CLEAR * tolerance
-    # ties of values that are as dense as rounding allows come from the rounding
+    clear = gap > _MIN_CLEAR_TOLERANCES * tolerance
+    # ties of values as dense as rounding allows are caused by rounding
     alone = np.concatenate([[True], clear]) & np.concatenate([clear, [True]])
     n_tied = (values.n_rows - 1)[alone].sum()
-    if not clear.any() or n_tied <= _TIED * len(column):
+    if not clear.any() or n_tied <= _MAX_TIED_SHARE * len(column):
         return 0.0
-    alike = np.flatnonzero(clear & (gap <= (1.0 + _ALIKE) * gap[clear].min()))
-    # the largest values know the step least
+    alike = np.flatnonzero(clear & (gap <= (1.0 + _EQUAL_GAP_SHARE) * gap[clear].min()))
+    # the distance with the smallest rounding error gives the step
     rounding = _between(np.spacing(np.abs(single if is_single else values.value)))
     place = alike[rounding[alike].argmin()]
     step = float(gap[place])
-    return _shortest(step, min(_DIGITS * step, max(tolerance[place], 4.0 * rounding[place])))
+    return _shortest(
+        step, min(_STEP_ERROR_SHARE * step, max(tolerance[place], 4.0 * rounding[place]))
+    )
 
 
 def _rounding(value: np.ndarray) -> np.ndarray:
-    """Return the rounding error of each value (n,); integers that a float can hold have none."""
+    """Return the rounding error of each value (n,); exact integers have none."""
     rounding = np.spacing(np.abs(value)).astype(np.float64)
     is_integer = bool((value == np.floor(value)).all())
     return np.where(is_integer & (rounding <= 1.0), 0.0, rounding)
@@ -81,10 +88,10 @@ def _between(size: np.ndarray) -> np.ndarray:
 
 
 def _joined(values: _Values, same: np.ndarray) -> _Values:
-    """Make one value of neighbours that are the same by flags (n - 1,).
+    """Merge neighbours that are equal by flags (n - 1,).
 
-    Runs that are longer than twice the tolerance stay as they are: their values are as dense as
-    rounding allows.
+    Runs longer than twice the tolerance stay separate: their values are as dense as rounding
+    allows.
     """
     begin = np.concatenate([[True], ~same])
     first, run = np.flatnonzero(begin), np.cumsum(begin) - 1
@@ -99,7 +106,7 @@ def _joined(values: _Values, same: np.ndarray) -> _Values:
 
 
 def _joined_if_apart(values: _Values, wider: np.ndarray, ratio: float) -> _Values:
-    """Join values by a wider tolerance (n,) if all others are farther apart by a ratio."""
+    """Merge values within a wider tolerance (n,) if other distances are larger by a ratio."""
     gap = _gaps(values)
     same = gap <= _between(wider)
     if not same.any() or same.all() or gap[~same].min() < ratio * gap[same].max():
@@ -110,17 +117,17 @@ def _joined_if_apart(values: _Values, wider: np.ndarray, ratio: float) -> _Value
 def _are_multiples(values: _Values) -> bool:
     """Return whether values are multiples of their smallest distance."""
     multiples = values.value / _gaps(values).min(initial=np.inf)
-    return bool(np.abs(multiples - np.rint(multiples)).max() <= _DIGITS)
+    return bool(np.abs(multiples - np.rint(multiples)).max() <= _STEP_ERROR_SHARE)
 
 
 def _joined_zeros(values: _Values) -> _Values:
-    """Join the few values around zero that are rounding errors of the typical distance."""
+    """Merge the few values around zero that are rounding errors of the typical distance."""
     gap = _gaps(values)
-    if len(gap) < _MOST_ZEROS:
+    if len(gap) < _MAX_ZEROS:
         return values
-    zero = _DIFFERENCES * np.finfo(np.float64).eps * np.median(gap)
+    zero = _DIFFERENCE_SPACINGS * np.finfo(np.float64).eps * np.median(gap)
     small = np.abs(values.value) <= zero
-    if not 1 < small.sum() <= _MOST_ZEROS:
+    if not 1 < small.sum() <= _MAX_ZEROS:
         return values
     tolerance = np.where(small, 2.0 * zero, values.tolerance)
     return _joined(values._replace(tolerance=tolerance), small[:-1] & small[1:])

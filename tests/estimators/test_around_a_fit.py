@@ -55,7 +55,7 @@ import os, signal, threading
 import numpy as np, torch
 from sklearn.cluster import KMeans
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM, threads
-threads._WORTH_TWO_PARTS, threads._OF_EACH_PART = 1e2, 2e2
+threads._MIN_SPLIT_MULTIPLY_ADDS, threads._MIN_PART_MULTIPLY_ADDS = 1e2, 2e2
 torch.set_num_threads(2)
 X = np.random.default_rng(0).normal(size=(400, 3)) * [1.0, 0.5, 2.0]
 small = dict(hidden_layer_sizes=(16,), max_iter=1, random_state=0)

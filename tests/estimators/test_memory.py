@@ -105,7 +105,7 @@ def test_a_continued_fit_does_not_write_into_the_pool_that_it_goes_on_from(
 def test_the_normaliser_watches_so_many_chains_at_most(moons, monkeypatch):
     model = ParticleLVEBM(1, reference="gaussian", n_chains=32, max_iter=8, random_state=0)
     draws = clone(model).fit(moons).diagnostics_.n_pool_draws
-    monkeypatch.setattr(normalization, "_MOST_CHAINS", 16)
+    monkeypatch.setattr(normalization, "_MAX_CHAINS", 16)
     limited = model.fit(moons)
     assert limited.diagnostics_.n_pool_draws * 2 == draws
     assert limited._training.state.pool.shape[1] == 32

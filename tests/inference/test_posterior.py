@@ -392,7 +392,7 @@ def test_few_draws_are_as_even_as_many_walkers(monkeypatch):
     # in a slit, so that 4,096 of them add 0.5 / sqrt(123) = 0.045 and 256 add 0.18; both standard
     # deviations are read off 40 runs and known to a ninth.
     assert spread() < 0.08
-    monkeypatch.setattr("sklvebm.inference.sampling._MOST_WALKERS", 256)
+    monkeypatch.setattr("sklvebm.inference.sampling._MAX_WALKERS", 256)
     assert spread() > 0.12
 
 

@@ -37,7 +37,7 @@ def test_estimates_are_unbiased_for_normal_laws(mean, sd):
 
 @pytest.mark.parametrize("block", [2**22, 50])
 def test_values_are_those_of_scipy_once_pairs_of_a_row_with_itself_are_left_out(monkeypatch, block):
-    monkeypatch.setattr(_pairwise, "_BLOCK", block)
+    monkeypatch.setattr(_pairwise, "_BLOCK_PAIRS", block)
     generator = np.random.RandomState(0)
     X, Y = generator.randn(30, 1), generator.randn(20, 1) + 1.0
     # SciPy: the root of the estimate that divides by n² where this one divides by n (n - 1)

@@ -60,7 +60,7 @@ def test_estimates_are_unbiased_for_gaussians(shift, sd, bandwidths):
 
 @pytest.mark.parametrize("block", [2**22, 20])
 def test_blocks_of_pairs_give_what_loops_over_pairs_give(monkeypatch, block):
-    monkeypatch.setattr(_pairwise, "_BLOCK", block)
+    monkeypatch.setattr(_pairwise, "_BLOCK_PAIRS", block)
     generator = np.random.RandomState(0)
     X, Y = generator.randn(11, 3), generator.randn(7, 3) + 0.5
     expected = loops(X, Y, [0.5, 2.0])
@@ -77,7 +77,7 @@ def test_blocks_of_pairs_give_what_loops_over_pairs_give(monkeypatch, block):
 
 
 def test_memory_does_not_grow_with_the_number_of_pairs(monkeypatch):
-    monkeypatch.setattr(_pairwise, "_BLOCK", 2**15)
+    monkeypatch.setattr(_pairwise, "_BLOCK_PAIRS", 2**15)
     X = np.random.RandomState(0).randn(2000, 2)
     tracemalloc.start()
     maximum_mean_discrepancy(X, X + 1.0, bandwidths=[1.0])

@@ -85,7 +85,7 @@ def test_the_default_blur_is_a_twentieth_of_the_squared_median_distance():
 
 @pytest.mark.parametrize("block", [2**22, 100])
 def test_a_sample_is_at_zero_from_itself_and_otherwise_above(monkeypatch, block):
-    monkeypatch.setattr(_pairwise, "_BLOCK", block)
+    monkeypatch.setattr(_pairwise, "_BLOCK_PAIRS", block)
     X = rows(40, 2)
     # squared distances are near three, masses right to 1e-3, and the value is stationary
     for same in (X, X[::-1]):

@@ -85,7 +85,7 @@ def test_projections_are_compared_on_the_line(monkeypatch, m):
     directions /= np.linalg.norm(directions, axis=0)
     squares = [wasserstein_distance_2(X @ d[:, None], Y @ d[:, None]) ** 2 for d in directions.T]
     for block in (2**22, 2 * (40 + m)):
-        monkeypatch.setattr(wasserstein, "_BLOCK", block)
+        monkeypatch.setattr(wasserstein, "_BLOCK_PROJECTIONS", block)
         value = sliced_wasserstein_distance(X, Y, n_projections=6, random_state=5)
         assert value == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-12)
 

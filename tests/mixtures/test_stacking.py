@@ -239,9 +239,9 @@ def test_all_rows_are_asked_for_the_weight_of_the_wide_component():
 
 def shrink_limits(monkeypatch, *, fitted, choosing, growing):
     """Make a few thousand rows many."""
-    monkeypatch.setattr(stacking, "MOST_FITTED_ROWS", fitted)
-    monkeypatch.setattr(stacking, "MOST_ROWS_TO_CHOOSE", choosing)
-    policy = dataclasses.replace(stacking.DEFAULT_POLICY, grown_from=growing)
+    monkeypatch.setattr(stacking, "MAX_FITTED_ROWS", fitted)
+    monkeypatch.setattr(stacking, "MAX_SELECTION_ROWS", choosing)
+    policy = dataclasses.replace(stacking.DEFAULT_POLICY, min_growth_rows=growing)
     monkeypatch.setattr(stacking, "DEFAULT_POLICY", policy)
 
 

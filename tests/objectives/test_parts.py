@@ -42,8 +42,8 @@ def trained():
 @pytest.fixture
 def dear(monkeypatch):
     """Ten rows are a part."""
-    monkeypatch.setattr(threads, "_OF_EACH_PART", 10.0 * multiply_adds(trained()))
-    monkeypatch.setattr(threads, "_WORTH_TWO_PARTS", 20.0 * multiply_adds(trained()))
+    monkeypatch.setattr(threads, "_MIN_PART_MULTIPLY_ADDS", 10.0 * multiply_adds(trained()))
+    monkeypatch.setattr(threads, "_MIN_SPLIT_MULTIPLY_ADDS", 20.0 * multiply_adds(trained()))
 
 
 def values_and_gradients(energy, rows):
@@ -73,7 +73,7 @@ def test_values_and_gradients_in_parts_are_those_of_the_whole(
     seen = []
     correction = energy.correction
     with monkeypatch.context() as patch:
-        patch.setattr(threads, "_WORTH_TWO_PARTS", 1e9)
+        patch.setattr(threads, "_MIN_SPLIT_MULTIPLY_ADDS", 1e9)
         whole = values_and_gradients(energy, rows)
     if not keeps_graphs:
         monkeypatch.setattr(parts, "_MOST_IN_GRAPH", 44)

@@ -1,4 +1,4 @@
-"""What all fitted densities share: checks of arguments, mean score, frames, stored state."""
+"""Methods that all fitted densities share: argument checks, mean score, frames, stored state."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from sklvebm.validation import as_plain_array
 class MeanScoreMixin(DensityMixin):
     """Score rows by the mean of `score_samples`, which the estimator provides."""
 
-    # an HTML representation has no link rather than one to scikit-learn's pages
+    # no link to scikit-learn's documentation in the HTML representation
     _doc_link_module, _doc_link_template = "sklvebm", ""
 
     @without_numpy_errors
@@ -42,14 +42,14 @@ class MeanScoreMixin(DensityMixin):
         score : float
             Nats per row, in the units of X; a bound where `score_samples` returns bounds.
         """
-        # rows of single precision are summed in double
+        # a sum in double precision
         return float(self.score_samples(X).mean(dtype=np.float64))
 
 
 class FittedDensityMixin(MeanScoreMixin):
     """Checks and stored state of an estimator that keeps its fitted model in `_model`.
 
-    A family provides `_to_plain` and `_from_plain`, which turn the attributes that `fit` sets into
+    A family provides `_to_plain` and `_from_plain`, which convert the attributes that `fit` sets to
     arrays and plain types, and back.
     """
 
@@ -57,18 +57,18 @@ class FittedDensityMixin(MeanScoreMixin):
         return hasattr(self, "_model")
 
     def _checked_rows(self, X: Any) -> np.ndarray:
-        """Return rows that the model can be asked about."""
+        """Return validated rows for a fitted model."""
         check_is_fitted(self)
         return checked_rows(self, X, reset=False)
 
     def _checked_number(self, name: str, value: Any) -> int:
-        """Return a number of draws, at least one, from a fitted model."""
+        """Return a validated number of draws, at least one, for a fitted model."""
         check_is_fitted(self)
         Number(True, 1).check(name, value)
         return int(value)
 
     def _run_device(self) -> torch.device:
-        """Return the device that answers are computed on: the parameter's, resolved now."""
+        """Return the device of computations, resolved from the parameter."""
         return resolve_device(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,17 +76,17 @@ class FittedDensityMixin(MeanScoreMixin):
         return with_checksum(self._to_plain(state)) if "_model" in state else state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # tensors made in inference mode could not be trained on
+        # tensors created in inference mode cannot be trained
         with torch.inference_mode(False):
             plain = without_checksum(state)
             super().__setstate__(self._from_plain(plain) if "_plain" in plain else plain)
 
 
 class TransformingDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):
-    """The way from rows to latents and back.
+    """Maps from rows to latents and back.
 
-    A family provides `_latents(X, device)`, `_features(Z, device)`, `_n_features_out` and the name
-    of the latter in messages, `_n_latents_name`; and the methods with docstrings of their own.
+    A family provides `_latents(X, device)`, `_features(Z, device)`, `_n_features_out`, its name in
+    messages `_n_latents_name`, and the public methods with their docstrings.
     """
 
     _n_latents_name = "n_components"
@@ -97,7 +97,7 @@ class TransformingDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin
         return self._latents(X, self._run_device()).astype(X.dtype)
 
     def _inverse_transformed(self, X: Any) -> Any:
-        """Return the rows of latents X in their dtype, in the container that is set."""
+        """Return the rows of latents X in their dtype, in the container of `set_output`."""
         check_is_fitted(self)
         Z = check_array(as_plain_array(X), dtype=[np.float64, np.float32], order="C")
         n_latents = self._n_features_out
@@ -127,7 +127,7 @@ class LatentSamplingMixin:
         n_samples : int, default=1
             Number of rows.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
         return_latents : bool, default=False
             Return the latents of the draws as well.
 

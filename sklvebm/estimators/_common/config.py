@@ -1,4 +1,4 @@
-"""Constructor parameters as training reads them: typed, checked, every "auto" resolved."""
+"""Constructor parameters for training: typed, checked, every "auto" resolved."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,7 +21,7 @@ from sklvebm.runtime import resolve_device
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every fit in epochs reads."""
+    """Parameters of every iterative fit."""
 
     learning_rate_init: float
     alpha: float  # decoupled weight decay per unit of learning rate
@@ -41,7 +41,7 @@ class TrainingConfig:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device of the parameter, resolved now."""
+        """The device of the parameter."""
         return resolve_device(self.device)
 
     @property
@@ -52,14 +52,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnchoredConfig(NetworkConfig, TrainingConfig):
-    """What every fit reads that corrects a reference."""
+    """Parameters of every fit that corrects a reference."""
 
     reference: str | GaussianMixture | MixtureReference | HasStackPolicy
     n_components: int  # latents of the reference
 
     @property
     def stack_policy(self) -> StackPolicy | None:
-        """Which mixtures cross-validation chooses from; None where none are stacked."""
+        """Settings of the choice of mixtures; None where cross-validation chooses none."""
         if isinstance(self.reference, HasStackPolicy):
             return self.reference.stack_policy()
         is_default = isinstance(self.reference, str) and self.reference == "mixture"
@@ -67,12 +67,12 @@ class AnchoredConfig(NetworkConfig, TrainingConfig):
 
 
 def checked_parameters(estimator: BaseEstimator, rules: dict[str, Rule]) -> dict[str, Any]:
-    """Return the constructor parameters of an estimator that fits in epochs.
+    """Return the constructor parameters of an iterative estimator.
 
     Raises
     ------
     TypeError, ValueError
-        If one is not legal; names it, the rule and the value.
+        If one is invalid; names it, the rule and the value.
     """
     parameters = parameters_of(estimator)
     check_parameters(parameters, rules)

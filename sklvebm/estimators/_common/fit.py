@@ -1,4 +1,4 @@
-"""One call of `fit` or `partial_fit`, for every family: start or continue, train, adopt."""
+"""One call of `fit` or `partial_fit`, for every family: start or continue, train, set results."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,21 +26,21 @@ from sklvebm.runtime import generator_of, numerical_session, without_numpy_error
 
 
 class Family(NamedTuple):
-    """What the fit of one estimator has that another's has not."""
+    """The steps and names of the fit of one estimator."""
 
     rules: dict[str, Rule]
     configure: Callable[[dict[str, Any], int, int], TrainingConfig]  # parameters, rows, features
-    start: Callable[[FitSession], Any]  # makes the untrained model
-    # takes up the model of the fit before; None if no fit continues another
+    start: Callable[[FitSession], Any]  # creates the untrained model
+    # returns the model of an earlier fit; None if a fit cannot be continued
     resume: Callable[[BaseEstimator, FitSession], Any] | None
     train: Callable[[FitSession, Any], Outcome]
-    # parameters that a continued fit cannot change; None likewise
+    # parameters that a continued fit cannot change; None if a fit cannot be continued
     shape: Callable[[Any], dict[str, Any]] | None
-    attributes: Callable[[Outcome], dict[str, Any]]  # fitted ones that other families lack
-    monitored: str  # what is computed on the monitored rows, in words
-    value: str  # the same as the name of an attribute and of a key of the history
+    attributes: Callable[[Outcome], dict[str, Any]]  # further fitted attributes
+    monitored: str  # name of the monitored value in messages
+    value: str  # its name as an attribute and as a key of the history
     resolved: tuple[str, ...]  # parameters that may be "auto"
-    doubtful: str = "Scores"  # what problems of the diagnostics throw doubt on, in words
+    doubtful: str = "Scores"  # subject of the warning of problems in the diagnostics
 
 
 def fit_in_epochs(
@@ -55,7 +55,7 @@ def fit_in_epochs(
     X : array-like of shape (n_samples, n_features)
         Rows.
     family : Family
-        The estimator's own part.
+        The steps and names of the estimator's fit.
     one_epoch : bool, default=False
         Continue by one epoch and keep its running average, as `partial_fit` does.
 
@@ -158,7 +158,7 @@ class EpochFitMixin:
 
     @property
     def _family(self) -> Family:
-        """What the estimator's fit has that another's has not."""
+        """The steps and names of the estimator's fit."""
         raise NotImplementedError
 
     @without_numpy_errors
@@ -182,8 +182,8 @@ class EpochFitMixin:
         ValueError, TypeError
             If X or a parameter is not usable; names it, the rule and the value.
         ParticleDivergenceError
-            If training went wrong and five roll-backs to the last sound epoch, each with a lower
-            learning rate, did not help. The estimator is unfitted then, unless it went on from an
+            If training diverged and five roll-backs to the last sound epoch, each with a lower
+            learning rate, did not help. The estimator is then unfitted, unless it continued an
             earlier fit.
 
         Warns
@@ -202,8 +202,8 @@ class ContinuedFitMixin(EpochFitMixin):
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Pass over the rows X once, starting a model at the first call.
 
-        Units and reference come from the first call's rows, so make them representative. Rows that
-        later lie outside of the reference are named, and it gets components for them.
+        Units and reference are those of the first call's rows, which should be representative. For
+        later rows outside of the reference, there is a warning, and components are added to it.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Rows as the container that `set_output` asks for, with the names of their columns."""
+"""Rows in the container of `set_output`, with column names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ CONTAINERS = ("default", "pandas", "polars")
 
 
 def container_of(estimator: Any) -> str:
-    """Return "default", "pandas" or "polars": what an estimator was set to, or everything is."""
+    """Return "default", "pandas" or "polars", by the estimator's setting or the global one."""
     own = getattr(estimator, "_sklearn_output_config", {}).get("transform")
     return get_config()["transform_output"] if own is None else own
 
@@ -25,18 +25,18 @@ def features_of(estimator: BaseEstimator) -> list[str]:
 def framed(
     estimator: BaseEstimator, rows: np.ndarray, names: Sequence[str] | None = None, like: Any = None
 ) -> Any:
-    """Return rows in the container that is set for an estimator.
+    """Return rows in the container of an estimator's `set_output`.
 
     Parameters
     ----------
     estimator : BaseEstimator
         Fitted.
     rows : ndarray of shape (n_samples, n_columns)
-        What to return.
+        Rows to return.
     names : sequence of str or None, default=None
-        Of the columns; None takes those that the estimator was fitted to.
+        Column names; None takes those that the estimator was fitted to.
     like : array-like or None, default=None
-        What the rows were computed from, one by one; a frame of pandas hands on its index.
+        The rows from which these were computed; a pandas frame gives its index.
     """
     return in_container(
         container_of(estimator), rows, features_of(estimator) if names is None else names, like

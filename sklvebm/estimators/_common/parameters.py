@@ -50,7 +50,7 @@ class OneOf(NamedTuple):
     """One of a set of strings."""
 
     options: tuple[str, ...]
-    others: str = ""  # what is allowed as well and checked elsewhere, in words
+    others: str = ""  # other allowed values, for messages; checked elsewhere
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not one of the options; see `check_parameters`."""
@@ -119,7 +119,7 @@ class Widths(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """What `numpy.random.RandomState` can be seeded with, or draws seeds itself."""
+    """A seed of `numpy.random.RandomState`, or a random generator of NumPy."""
 
     def check(self, name: str, value: Any) -> None:
         """Raise if `value` is not a seed; see `check_parameters`."""
@@ -138,17 +138,16 @@ class Seed(NamedTuple):
 
 
 class Rule(Protocol):
-    """What a parameter may be; in words, as a string."""
+    """The allowed values of a parameter; `str` of it describes them."""
 
     def check(self, name: str, value: Any) -> None:
         """Raise TypeError or ValueError if `value` is not legal, with the parameter's name."""
 
 
 def parameters_of(estimator: Any) -> dict[str, Any]:
-    """Return the parameters of the package's own constructor, by name, as an estimator has them.
+    """Return the values of the parameters of the package's own constructor, by name.
 
-    A subclass may have another constructor, with presets for example, as long as the attributes are
-    there.
+    A subclass may have another constructor, with presets for example, if it sets the attributes.
 
     Raises
     ------
@@ -172,7 +171,7 @@ def parameters_of(estimator: Any) -> dict[str, Any]:
 
 
 def resolved_attributes(config: Any, names: Iterable[str]) -> dict[str, Any]:
-    """Return fitted attributes with the values that were used for parameters that may be "auto"."""
+    """Return fitted attributes with the values used for parameters that may be "auto"."""
     values = {name: getattr(config, name) for name in names}
     return {f"{name}_": _plain(value) for name, value in values.items()}
 
@@ -198,7 +197,7 @@ def check_parameters(parameters: dict[str, Any], rules: dict[str, Rule]) -> None
     TypeError
         If a value has the wrong type; names the parameter, the rule and the value.
     ValueError
-        If a value has the right type and is not allowed; likewise.
+        If a value has the right type and is not allowed; names the same.
     """
     for name, rule in rules.items():
         rule.check(name, parameters[name])

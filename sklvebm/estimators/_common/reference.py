@@ -1,4 +1,4 @@
-"""The reference of a fit: chosen and fitted before training, replaced by a better one after it."""
+"""The reference of a fit: selected and fitted before training, and refitted if it is the model."""
 
 from typing import NamedTuple
 
@@ -15,17 +15,17 @@ from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
 
 
 class FittedReference(NamedTuple):
-    """What a model is anchored on."""
+    """The reference of a model."""
 
     reference: MixtureReference  # float64, on the CPU
-    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+    choice: MixtureChoice | None  # of its mixtures, if cross-validation made it
 
 
 def fit_session_reference(session: FitSession) -> FittedReference:
     """Fit the reference of a first fit to the rows that are not held out.
 
-    Held-out rows take no part in it: the reference would look better on them than it is, and early
-    stopping would come too early.
+    Held-out rows are not used: the reference would overfit them, and early stopping would stop too
+    early.
     """
     config: AnchoredConfig = session.config
     rows = session.data.fitted
@@ -48,7 +48,7 @@ def expected_refit_gain(session: FitSession, training: Anchored) -> Tensor:
 def kept_reference(session: FitSession, training: Anchored, seed: int) -> MixtureReference:
     """Return the reference that is the model where training did not help.
 
-    That of the fit before, if there was one, else one fitted to all rows.
+    In a continued fit it is that of the earlier fit, otherwise one fitted to all rows.
     """
     if session.continues:
         return training.reference

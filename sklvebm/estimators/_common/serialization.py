@@ -1,6 +1,6 @@
-"""Fitted state as NumPy arrays and plain types, to be stored anywhere and read anywhere.
+"""Fitted state as NumPy arrays and plain types, independent of devices, with a checksum.
 
-A checksum goes with it: a model whose numbers were damaged must not answer with others.
+The checksum detects damaged numbers, with which a model would give wrong results.
 """
 
 import copy
@@ -18,7 +18,7 @@ from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
 from sklvebm.models.networks import tensor_of
 from sklvebm.training import Optimisation, start_optimisation
 
-_KEY = "_checksum"
+_CHECKSUM_KEY = "_checksum"
 
 
 def arrays_of(module: nn.Module) -> dict[str, np.ndarray]:
@@ -33,7 +33,7 @@ def plain_reference(reference: MixtureReference) -> dict[str, Any]:
 
 
 def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
-    """Rebuild what `plain_reference` described."""
+    """Undo `plain_reference`."""
     reference = MixtureReference.__new__(MixtureReference)
     nn.Module.__init__(reference)
     reference.is_diagonal, reference.n_defensive = (
@@ -46,7 +46,7 @@ def reference_from_plain(plain: dict[str, Any]) -> MixtureReference:
 
 
 def plain_choice(choice: MixtureChoice | None) -> dict[str, Any] | None:
-    """Describe which mixtures cross-validation chose."""
+    """Describe a choice of mixtures."""
     if choice is None:
         return None
     parts = [[list(p.candidate), p.n_members, p.weight] for p in choice.parts]
@@ -58,7 +58,7 @@ def plain_choice(choice: MixtureChoice | None) -> dict[str, Any] | None:
 
 
 def choice_from_plain(plain: dict[str, Any] | None) -> MixtureChoice | None:
-    """Rebuild what `plain_choice` described."""
+    """Undo `plain_choice`."""
     if plain is None:
         return None
     parts = [MixturePart(Candidate(*kind), n, weight) for kind, n, weight in plain["parts"]]
@@ -98,7 +98,7 @@ def plain_optimisation(
 def optimisation_from_plain(
     parts: dict[str, Any], from_plain: Callable[[dict[str, Any]], Any]
 ) -> Optimisation:
-    """Rebuild what `plain_optimisation` described; `from_plain` rebuilds a model."""
+    """Undo `plain_optimisation`; `from_plain` rebuilds a model."""
     optimisation = start_optimisation(
         from_plain(parts["energy"]), learning_rate=parts["learning_rate"], alpha=parts["alpha"]
     )
@@ -114,23 +114,23 @@ def optimisation_from_plain(
 
 def with_checksum(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state of arrays and plain types with the checksum of all of them."""
-    return {**state, _KEY: _digest(state)}
+    return {**state, _CHECKSUM_KEY: _digest(state)}
 
 
 def without_checksum(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what `with_checksum` was given.
+    """Undo `with_checksum`.
 
     Raises
     ------
     ValueError
-        If it is not what it was.
+        If the checksum does not match.
     """
     state = dict(state)
-    stored = state.pop(_KEY, None)
+    stored = state.pop(_CHECKSUM_KEY, None)
     if stored is not None and stored != _digest(state):
         raise ValueError(
-            "The stored model is damaged: its numbers are not those that were stored. Store it "
-            "again from the model, or copy the file anew."
+            "The stored model is damaged: its checksum does not match. Store it again from the "
+            "model, or copy the file anew."
         )
     return state
 
@@ -142,9 +142,9 @@ def _digest(state: dict[str, Any]) -> str:
 
 
 def _feed(hasher: Any, value: Any) -> None:
-    """Add a value to a hash: its kind and its numbers, whatever container or precision names them.
+    """Add a value to a hash, independent of the type of its containers and scalars.
 
-    Storage may turn tuples into lists and NumPy's scalars into Python's. Objects of other kinds,
+    Storage may convert tuples to lists and NumPy's scalars to Python's. Objects of other kinds,
     such as a user's own energy, are left out.
     """
     if isinstance(value, dict):

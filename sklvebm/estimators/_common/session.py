@@ -1,4 +1,4 @@
-"""One call of `fit`: its rows, its parameters, its random numbers, its output."""
+"""One call of `fit`: rows, parameters, random numbers and output."""
 
 from typing import Any, NamedTuple
 
@@ -11,17 +11,17 @@ from sklvebm.training import Progress
 
 
 class FitSession(NamedTuple):
-    """Everything that one call of `fit` hands to the steps of its family."""
+    """The input of one call of `fit` to the steps of its family."""
 
     data: PreparedData
     config: Any  # the family's own kind of TrainingConfig
     random_state: np.random.RandomState  # source of all seeds
     report: Reporter  # receives stages, and the progress of each epoch in the units of X
-    continues: bool = False  # whether there was a fit before
-    keep_best: bool = True  # the epoch with the best monitored value; else the last average
+    continues: bool = False  # an earlier fit
+    keep_best: bool = True  # keep the epoch with the best monitored value, not the last average
 
     def draw_seed(self) -> int:
-        """Draw a seed from the source of all seeds."""
+        """Draw a seed from `random_state`."""
         return self.random_state.randint(np.iinfo(np.int32).max)
 
     def report_epoch(self, progress: Progress) -> None:
@@ -31,15 +31,15 @@ class FitSession(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a family's training returns to the estimator."""
+    """The result of a family's training."""
 
-    model: Any  # answers questions; has a `standardisation`
+    model: Any  # has a `standardisation`
     diagnostics: Any
-    training: Any  # what a continued fit starts from
+    training: Any  # the start of a continued fit
     history: list[Progress]
-    value: float  # monitored, of what is kept: nats per row, units of X
-    improved: bool  # on the reference
-    is_reference: bool  # the model is the reference: training did not help
+    value: float  # monitored value of the model, nats per row, units of X
+    improved: bool  # the model is better than the reference
+    is_reference: bool  # the model is the reference, because training did not help
     converged: bool
     device: torch.device
     one_epoch: bool = False  # of `partial_fit`

@@ -13,11 +13,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.training import Progress
 
-_PRIVATE = {"_model", "_training", "_split_seed"}
+_PRIVATE_ATTRIBUTES = {"_model", "_training", "_split_seed"}
 
 
 def check_unchanged(estimator: BaseEstimator, config: Any, shape: dict[str, Any]) -> None:
-    """Raise ValueError if a parameter that shapes the model is not what it was."""
+    """Raise ValueError if a parameter that shapes the model has changed."""
     for name, was in shape.items():
         if getattr(config, name) != was:
             raise ValueError(
@@ -28,15 +28,15 @@ def check_unchanged(estimator: BaseEstimator, config: Any, shape: dict[str, Any]
 
 @contextmanager
 def unchanged_on_failure(estimator: BaseEstimator, keeps_model: bool = True) -> Iterator[None]:
-    """Put every attribute back if the body raises, also on KeyboardInterrupt.
+    """Restore every attribute if the body raises, also on KeyboardInterrupt.
 
     Parameters
     ----------
     estimator : estimator
-        Whose attributes are watched.
+        The estimator to restore.
     keeps_model : bool, default=True
-        False for a fit from scratch that, if it diverges, must leave no earlier model behind that
-        could be mistaken for its own.
+        False for a fit from scratch: if it diverges, an earlier model is removed, so that it cannot
+        be mistaken for a result of this fit.
     """
     previous = dict(estimator.__dict__)
     try:
@@ -46,7 +46,7 @@ def unchanged_on_failure(estimator: BaseEstimator, keeps_model: bool = True) -> 
             previous = {
                 name: value
                 for name, value in previous.items()
-                if not name.endswith("_") and name not in _PRIVATE
+                if not name.endswith("_") and name not in _PRIVATE_ATTRIBUTES
             }
         estimator.__dict__.clear()
         estimator.__dict__.update(previous)
@@ -54,14 +54,14 @@ def unchanged_on_failure(estimator: BaseEstimator, keeps_model: bool = True) -> 
 
 
 class Reporter:
-    """Prints what a fit does, if `verbose` says so; nats are in the units of X.
+    """Prints the stages and epochs of a fit; nats are in the units of X.
 
     Parameters
     ----------
     estimator : BaseEstimator
-        Has a parameter `verbose`: epochs from one line to the next, 0 for silence.
+        Has a parameter `verbose`: epochs from one line to the next, 0 for no output.
     monitored : str
-        What the monitored value is, in words.
+        Name of the monitored value.
     """
 
     def __init__(self, estimator: BaseEstimator, monitored: str) -> None:
@@ -69,7 +69,7 @@ class Reporter:
         self.monitored, self.begin = monitored, time.perf_counter()
 
     def __call__(self, progress: Progress, value: float) -> None:
-        """Print the progress of an epoch, if it is its turn."""
+        """Print the progress of every `verbose`-th epoch."""
         if self.every and progress.epoch % self.every == 0:
             self.stage(
                 f"epoch {progress.epoch}, {self.monitored} {value:.3f} nats, learning rate "
@@ -77,19 +77,19 @@ class Reporter:
             )
 
     def stage(self, text: str) -> None:
-        """Print what begins now, or what came of it."""
+        """Print a stage or its result, with the time."""
         if self.every:
             print(f"[{self.name}] {text}, {time.perf_counter() - self.begin:.1f} s", flush=True)
 
     def kept(self, improved: bool, gain: float, n_rows: int, *, falls_back: bool = True) -> None:
-        """Print what `fit` returns, and why."""
+        """Print whether `fit` keeps the trained model, and why."""
         if not falls_back:
             self.stage("kept the trained model, which has no reference to fall back to")
             return
         what = "the trained model: it is" if improved else "the reference: training is not"
         self.stage(
-            f"kept {what} better on {n_rows} monitored rows beyond doubt (gain less its doubt "
-            f"{gain:.3f} nats)"
+            f"kept {what} significantly better on {n_rows} monitored rows (lower confidence limit "
+            f"of the gain {gain:.3f} nats)"
         )
 
 
@@ -101,11 +101,11 @@ def warn_of_problems(estimator: BaseEstimator, family: Any, outcome: Any) -> Non
     estimator : BaseEstimator
         After its fit.
     family : Family
-        Has the words for what is monitored and for what problems throw doubt on.
+        Has the names for the message.
     outcome : Outcome
-        Of the fit.
+        Result of the fit.
     """
-    # one epoch of `partial_fit` is no attempt to reach a plateau
+    # one epoch of `partial_fit` is not expected to reach a plateau
     stopped = not (outcome.converged or outcome.is_reference or outcome.one_epoch)
     if stopped and estimator.max_iter > 0 and estimator.tol is not None:
         warnings.warn(
@@ -126,15 +126,15 @@ def warn_of_problems(estimator: BaseEstimator, family: Any, outcome: Any) -> Non
 
 
 def least_improvement(tol: float | None) -> float:
-    """Return the improvement that counts; without a tolerance every epoch is one."""
+    """Return the smallest improvement that counts; without a tolerance, any change does."""
     return -math.inf if tol is None else tol
 
 
-_COSTLY = ("n_chains", "n_particles", "n_probes", "batch_size", "hidden_layer_sizes")
+_MEMORY_PARAMETERS = ("n_chains", "n_particles", "n_probes", "batch_size", "hidden_layer_sizes")
 
 
 def memory_advice(estimator: BaseEstimator) -> str:
-    """Return which parameters of an estimator to decrease where memory is short."""
-    given = [name for name in _COSTLY if hasattr(estimator, name)]
+    """Return the parameters of an estimator to decrease if memory is short, as a message."""
+    given = [name for name in _MEMORY_PARAMETERS if hasattr(estimator, name)]
     values = [f"decrease {name} (now {getattr(estimator, name)!r})" for name in given]
     return ", ".join([*values, "or fit fewer rows"])

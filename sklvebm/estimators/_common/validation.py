@@ -16,13 +16,13 @@ def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 
     Parameters
     ----------
     estimator : BaseEstimator
-        Remembers the columns if `reset`, else knows them.
+        Stores the columns if `reset`, otherwise has them.
     X : array-like of shape (n_samples, n_features)
         Rows in the units of the data.
     reset : bool
-        Whether these are the rows that a fit starts from.
+        Whether these are the rows of a new fit.
     least : int, default=1
-        Fewest rows.
+        Smallest number of rows.
 
     Raises
     ------

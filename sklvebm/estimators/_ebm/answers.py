@@ -1,4 +1,4 @@
-"""The questions a fitted, annealed density answers, shared by its estimators."""
+"""Methods of fitted densities whose log Z is bracketed by annealing."""
 
 from typing import Any
 
@@ -28,8 +28,7 @@ from sklvebm.runtime import draw_seed, without_numpy_errors
 class AnnealedDensityMixin(FittedDensityMixin):
     """Score from the fitted attribute `_model`, whose log Z is bracketed by annealing.
 
-    No state, no constructor: an estimator provides `fit`, which sets `_model`, and a parameter
-    `device`.
+    An estimator provides `fit`, which sets `_model`, and a parameter `device`.
     """
 
     _to_plain = staticmethod(serialization.to_plain)
@@ -44,9 +43,9 @@ class AnnealedDensityMixin(FittedDensityMixin):
         X : array-like of shape (n_samples, n_features)
             Rows.
         bound : {"lower", "upper"}, default="lower"
-            Side of the estimate: "lower" is the ELBO, whose expectation is not above the truth;
-            "upper" is its counterpart by annealing back from the posterior. The distance between
-            both is what the normaliser and the annealing leave open.
+            Side of the estimate. "lower" is the ELBO, whose expectation is at most the
+            log-density. "upper" is its counterpart by annealing back from the posterior. Their
+            difference shows the errors of normaliser and annealing.
 
         Returns
         -------
@@ -68,7 +67,7 @@ class AnnealedDensityMixin(FittedDensityMixin):
         return values.astype(X.dtype)
 
     def _expert(self) -> Any:
-        """Return the density as `sklvebm.compose` sees it."""
+        """Return the density as a factor of `sklvebm.compose`."""
         check_is_fitted(self)
         return expert_of(self._model)
 
@@ -79,7 +78,7 @@ class AnnealedDensityMixin(FittedDensityMixin):
 
 
 class FeatureDensityMixin(AnnealedDensityMixin):
-    """Score and sample an energy of the features alone; no state, no constructor."""
+    """Score and sample an energy of the features alone."""
 
     @without_numpy_errors
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
@@ -90,7 +89,7 @@ class FeatureDensityMixin(AnnealedDensityMixin):
         n_samples : int, default=1
             Number of rows.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
 
         Returns
         -------
@@ -103,7 +102,7 @@ class FeatureDensityMixin(AnnealedDensityMixin):
 
 
 class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, AnnealedDensityMixin):
-    """Score, transform and sample, with latents; no state, no constructor."""
+    """Score, transform and sample an energy with latents."""
 
     @without_numpy_errors
     def transform(self, X: Any) -> Any:
@@ -153,7 +152,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         n_draws : int, default=1
             Draws per row.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
 
         Returns
         -------

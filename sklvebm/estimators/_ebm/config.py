@@ -1,4 +1,4 @@
-"""Parameters of the energies that a pool of particles trains, with every "auto" resolved."""
+"""Parameters of energies trained with a pool of particles, with every "auto" resolved."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,14 @@ from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.runtime import working_memory
 
+# thresholds of `with_defaults`
 _FEW_DIMENSIONS = 7  # features and latents together
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig(AnchoredConfig):
-    """What training by a pool of negative particles reads."""
+    """Parameters of training with a pool of negative particles."""
 
     dynamics: str
     step_size: float | None
@@ -29,7 +30,7 @@ class PoolConfig(AnchoredConfig):
     latent_map: str = "linear"
 
     def pool(self) -> TemperedPool:
-        """Return the pool that training moves."""
+        """Return the pool of training."""
         return TemperedPool(
             dynamics=self.dynamics,
             n_chains=self.n_chains,
@@ -41,14 +42,14 @@ class PoolConfig(AnchoredConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig(PoolConfig):
-    """What `ParticleLVEBM` reads."""
+    """Parameters of `ParticleLVEBM`."""
 
     posterior: str
     negatives: str
     n_particles: int
 
     def objective(self) -> ParticleLikelihood:
-        """Return what training descends."""
+        """Return the training objective."""
         return ParticleLikelihood(
             dynamics=self.dynamics,
             posterior=self.posterior,
@@ -64,7 +65,7 @@ class LikelihoodConfig(PoolConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ProximalConfig(PoolConfig):
-    """What `WassersteinFlowEBM` reads."""
+    """Parameters of `WassersteinFlowEBM`."""
 
     proximal: str
     proximal_weight: float
@@ -72,7 +73,7 @@ class ProximalConfig(PoolConfig):
     penalty_half_life: float | None  # epochs
 
     def objective(self) -> WassersteinFlow:
-        """Return what training descends."""
+        """Return the training objective."""
         penalised = self.proximal == "gradient-penalty"
         return WassersteinFlow(
             self.pool(),
@@ -91,7 +92,8 @@ def likelihood_config(
     Raises
     ------
     ValueError
-        If contrastive negatives are asked for on a ladder, or rows are no images of `image_shape`.
+        If negatives are contrastive with several temperatures, or rows are no images of
+        `image_shape`.
     """
     parameters = with_defaults(parameters, n_samples, n_features)
     return LikelihoodConfig(**fields_of(LikelihoodConfig, parameters))
@@ -111,12 +113,11 @@ def proximal_config(parameters: dict[str, Any], n_samples: int, n_features: int)
 
 
 def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:
-    """Return parameters with every "auto" replaced by what suits such rows.
+    """Return parameters with every "auto" replaced by a value for rows of this shape.
 
-    The rules are explained in docs/user_guide/tuning.md.
-
-    Few dimensions need a small network, a short ladder and first-layer units that divide the space
-    finely; few rows allow no such freedom.
+    The rules are explained in docs/user_guide/tuning.md. In few dimensions, a small network and a
+    short ladder suffice. With many rows in addition, larger first-layer weights allow finer detail,
+    which would overfit few rows.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
             f"{parameters['n_temperatures']!r}."
         )
     few_dimensions = n_features + parameters["n_components"] <= _FEW_DIMENSIONS
-    # one particle for each of very many rows says as much about the mean as four for a quarter
+    # one particle for each of many rows estimates the mean as well as four for a quarter of them
     few_particles = few_dimensions or n_samples >= _VERY_MANY_ROWS
     free = few_dimensions and n_samples >= _MANY_ROWS
     chosen = {
@@ -141,7 +142,7 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
         "n_particles": 1 if few_particles else 4,
         "alpha": 0.01 if free else 0.5,
         "learning_rate_init": 0.02 if free else 0.01,
-        # about eight updates an epoch, up to thirty-two where there are many rows
+        # about eight updates per epoch, up to thirty-two for many rows
         "batch_size": max(int(np.clip(n_samples // 8, 32, 256)), n_samples // 32),
     }
     parameters = resolved(parameters, chosen)

@@ -1,4 +1,4 @@
-"""Can the numbers of a fitted model be trusted? Measurements, a verdict and a readable report."""
+"""Diagnostics of a fitted energy: measurements, tolerances and a report."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from sklvebm.mixtures.reference_check import impossible_reference
 from sklvebm.objectives.pool import DiagnosticChains
 from sklvebm.smc.log_partition import Normalisation
 
-MAX_RHAT = 1.05
-_MIN_WALKERS = 20.0
-_MIN_SWAP = 0.05
-_MIN_POSTERIOR = 0.25  # share of effective particles that nine of ten rows have
+MAX_RHAT = 1.05  # nested, between pools with different starts
+_MIN_WALKERS = 20.0  # effective walkers of forward annealing
+_MIN_SWAP = 0.05  # acceptance of swaps between neighbouring temperatures
+_MIN_POSTERIOR = 0.25  # share of effective posterior particles, exceeded in nine of ten rows
 
 
 class Diagnostics(NamedTuple):
-    """What was measured when the model was normalised; plain numbers.
+    """Measurements from the normalisation of a model; plain numbers.
 
     Attributes
     ----------
@@ -27,13 +27,14 @@ class Diagnostics(NamedTuple):
     swap_rates : list of float
         Mean acceptance of swaps between each pair of neighbouring temperatures.
     round_trips : int
-        Replicas that went from the model to the reference of the diagnostic chains.
+        Replicas of the diagnostic chains that went from the model to the reference.
     rhat : float
-        Nested R-hat of correction and base energy at the model's temperature, the larger one, over
-        a pool started at data rows and one started at the reference; near one if both agree.
+        Nested R-hat of two diagnostic pools, one started at data rows and one at the reference:
+        the larger value for correction and base energy at the model's temperature. Near one if
+        both pools agree.
     split_rhat : float
-        Split R-hat of the same chains one by one; above one also where the agreeing pools consist
-        of chains too short to have seen everything.
+        Split R-hat of the same chains, one by one. It also exceeds one if both pools agree but
+        their chains are too short to mix.
     pool_sample_size : float
         Effective number of independent draws among the `n_pool_draws` of the diagnostic chains.
     n_pool_draws : int
@@ -43,36 +44,36 @@ class Diagnostics(NamedTuple):
     log_z_upper, log_z_upper_error : float
         Annealing from the model, nats.
     missed_mass : float
-        Nats that components of the reference too rare for the walkers add to log Z.
+        Addition to log Z for components of the reference that are too rare for walkers, nats.
     log_z_importance, importance_shape : float
-        Importance estimate of log Z, nats, from draws of the reference half of which are of its
-        defensive component; and the shape of the weights' tail: below 0.7, the estimate can be
-        relied on.
+        Importance estimate of log Z, nats, from draws of the reference with half of its weight in
+        the defensive component; and the shape of the weights' tail. Below 0.7, the estimate is
+        reliable.
     log_z_defended : float
-        The same draws annealed to the model, nats.
+        Estimate by annealing such draws to the model, nats.
     log_z_from_model, from_model_shape : float
-        Importance estimate from draws of the model, nats, and the shape of its tail.
+        Importance estimate from draws of the model, nats, and the shape of its weights' tail.
     excess_density : float
-        Nats by which a row's density under the reference is above the highest that its components
-        allow: more than zero is impossible, and rounding.
+        Largest log-density of a row under the reference above an upper bound, the sum of the
+        components' peaks; nats. Positive values are rounding errors.
     distinct_draws : float
         Share of draws of the reference that differ from all others.
     bracket_width : float
         `log_partition_.upper - log_partition_.lower`, nats.
     tolerance : float
-        Width up to which the bracket is trusted, nats; at least a tenth of what the energy gains
-        over its reference on held-out rows.
+        Largest width of a reliable bracket, nats; at least a tenth of the energy's gain over its
+        reference on held-out rows.
     walker_sample_size : float
         Effective number of the `n_walkers` walkers of forward annealing.
     n_walkers, n_annealing_steps : int
         Effort of the normaliser.
     posterior_sample_size : float
-        Effective number of posterior particles that nine of ten training rows have.
+        Effective number of posterior particles, exceeded in nine of ten training rows.
     n_posterior_particles : int
         Posterior particles per row; 0 without latents.
     is_anchored : bool
-        Whether the energy is its reference with a bounded correction that fades. In an energy of
-        the user's own, a far and narrow well that no walker finds cannot be excluded.
+        Whether the energy is a reference with a bounded correction of finite reach. In an energy of
+        the user, distant and narrow wells that no walker finds cannot be excluded.
     """
 
     acceptance: list[float]
@@ -107,7 +108,7 @@ class Diagnostics(NamedTuple):
     rare_mass = RenamedAttribute("rare_mass", "missed_mass", "0.3")  # type: ignore[misc]
 
     def problems(self) -> list[str]:
-        """Return what is wrong, each with the parameter to change; empty if nothing is."""
+        """Return the problems, each with the parameter to change."""
         found = []
         found += impossible_reference(self.excess_density, self.distinct_draws)
         if self.bracket_width > self.tolerance:
@@ -141,14 +142,14 @@ class Diagnostics(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """One line: sound, or what is wrong first; of the user's energies, that nothing is seen."""
+        """One line: the first problem, "sound", or "nothing contradicts log Z" (user energies)."""
         found = self.problems()
         if found:
             return f"check: {found[0]}"
         return "sound" if self.is_anchored else "nothing contradicts log Z"
 
     def report(self) -> str:
-        """Return the measurements as text that a person can read."""
+        """Return the measurements as readable text."""
 
         def row(values: list[float]) -> str:
             return " ".join(f"{value:.2f}" for value in values) or "-"
@@ -180,7 +181,7 @@ class Diagnostics(NamedTuple):
 
 
 def disagreement(diagnostic_chains: list[DiagnosticChains]) -> float:
-    """Return the nested R-hat of pools with different starts, the larger of both scalars."""
+    """Return the nested R-hat of pools with different starts, the larger one of two scalars."""
     starts = (chains.traces for chains in diagnostic_chains)
     return max(nested_rhat(torch.stack(groups)) for groups in zip(*starts, strict=True))
 
@@ -226,7 +227,7 @@ def diagnose(
 
 
 def diagnose_reference(n_temperatures: int, **measured: Any) -> Diagnostics:
-    """Return the diagnostics of a model that is its reference: exact, with nothing to move.
+    """Return the diagnostics of a model that is its reference, for which all results are exact.
 
     Parameters
     ----------

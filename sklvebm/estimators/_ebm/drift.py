@@ -13,24 +13,24 @@ from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.reach import reach_of_rows
 from sklvebm.training import Optimisation
 
-_MOST_ADDED = 0.5  # of the density, in one step
+_MAX_ADDED_SHARE = 0.5  # share of the density of new components in one continued fit
 
 
 def follow_drift(rows: np.ndarray, training: Training, source: np.random.RandomState) -> Training:
-    """Return a training whose reference has components where it had only its tails.
+    """Return a training whose reference has components for rows outside of it.
 
-    A reference is fitted to the first rows. Where later ones lie outside of it, the correction is
-    zero and no chain comes by: neither can learn them. They get components of their own, with the
-    share of the chunk that they are, half at most.
+    The reference is fitted to the rows of the first fit. Outside of it, the correction is zero and
+    no chains arrive, so that training cannot fit later rows there. These rows get components, whose
+    share of the density is the rows' share of the chunk, at most one half.
 
     Parameters
     ----------
     rows : ndarray of shape (n_samples, n_features)
         Standardised rows of the continued fit.
     training : Training
-        What is continued; its energies are given the new reference in place.
+        The training to continue; its energies get the new reference in place.
     source : numpy.random.RandomState
-        Of the new components' starts.
+        Source of the new components' starts.
 
     Warns
     -----
@@ -41,7 +41,7 @@ def follow_drift(rows: np.ndarray, training: Training, source: np.random.RandomS
     outside = warn_of_drift(rows, reference, ": it gets components there")
     if not len(outside):
         return training
-    share = min(len(outside) / len(rows), _MOST_ADDED)
+    share = min(len(outside) / len(rows), _MAX_ADDED_SHARE)
     extended = _extended(reference, rows[outside], share, source)
     energy, average, optimizer, n_updates = training.optimisation
     seed = int(source.randint(2**30))
@@ -51,14 +51,14 @@ def follow_drift(rows: np.ndarray, training: Training, source: np.random.RandomS
         if isinstance(model, AnchoredEnergy) and model.reach is not None:
             model.reach = reach_of_rows(rows, extended, seed).to(like)
     optimisation = Optimisation(energy, average, optimizer, n_updates)
-    # what cross-validation chose of the first rows is not what these rows have
+    # the choice of mixtures for the first rows does not apply to these rows
     return training._replace(optimisation=optimisation, reference=extended, choice=None)
 
 
 def _extended(
     reference: MixtureReference, rows: np.ndarray, share: float, source: np.random.RandomState
 ) -> MixtureReference:
-    """Return the reference with components fitted to standardised rows, of a share in all."""
+    """Return the reference with components fitted to standardised rows (N, D), of a given share."""
     ensemble = fit_ensemble(rows, choose_mixture(rows, source), source)
     weights, means, covariances = [], [], []
     for weight, member in zip(ensemble.weights, ensemble.members, strict=True):

@@ -1,4 +1,4 @@
-"""The family of energies that a pool of particles trains, as `fit_in_epochs` needs it."""
+"""The steps of `fit_in_epochs` for energies trained with a pool of particles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ def pool_family(
     value: str,
     resolved: tuple[str, ...],
 ) -> Family:
-    """Return the family of one estimator, of which only parameters and words are its own."""
+    """Return the family of one estimator, with its own parameters and names."""
     return Family(
         rules=rules,
         configure=configure,
@@ -48,7 +48,7 @@ def pool_family(
 
 
 def resume(estimator: BaseEstimator, session: FitSession) -> Training:
-    """Return the training of the fit before, on its reference, for the rows of a session.
+    """Return the training of the earlier fit, on its reference, for the rows of a session.
 
     Warns
     -----
@@ -57,7 +57,7 @@ def resume(estimator: BaseEstimator, session: FitSession) -> Training:
     """
     training, data = estimator._training, session.data
     if not session.keep_best:
-        # another chunk: particles of the former rows are of no use to these
+        # another chunk: the particles belong to other rows
         training = training._replace(state=training.state._replace(latents=None))
     training = on_device(training, session.config.torch_device)
     training = anchored_on(training, estimator.reference_)
@@ -70,7 +70,7 @@ def resume(estimator: BaseEstimator, session: FitSession) -> Training:
 
 
 def shape(training: Training) -> dict[str, Any]:
-    """Return the parameters that shape the model, as they were when it was made."""
+    """Return the parameters that shape the model, with their values at its creation."""
     energy, pool = training.optimisation.energy, training.state.pool
     own = {
         "n_components": energy.n_latents,
@@ -78,14 +78,14 @@ def shape(training: Training) -> dict[str, Any]:
         "n_chains": pool.shape[1],
         "dtype": str(pool.dtype).removeprefix("torch."),
     }
-    # an anchored network may be given up for its reference, which an energy of the user's has not
+    # for an anchored network, `energy` must stay None
     if isinstance(energy, AnchoredEnergy):
         own = {**own, "energy": None, **shape_of(energy.network)}
     return own
 
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
-    """Return the fitted attributes that only this family has."""
+    """Return the fitted attributes of this family."""
     own = {
         **derived_attributes(outcome.model),
         "diagnostics_": outcome.diagnostics,

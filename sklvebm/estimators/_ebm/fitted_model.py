@@ -1,4 +1,4 @@
-"""A fitted model and what it answers: arrays in the units of the data in, arrays out."""
+"""Scores, latents and draws of a fitted model, on arrays in the units of the data."""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from sklvebm.mcmc.state import stack_rows
 from sklvebm.messages import naming_memory
 from sklvebm.models.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.preprocessing.scaling import (
-    FAR_OUT,
+    MAX_FINITE_SQUARE_DISTANCE,
     Standardisation,
     finite,
     zero_where_squares_overflow,
@@ -29,11 +29,11 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
 
 _MAX_JOINT_WALKERS = 4096  # draws of one annealing run
-_COPIES = 8  # positions, gradients, activations and steps on the way that are alive at once
+_N_LIVE_COPIES = 8  # positions, gradients, activations and intermediates in memory at a time
 
 
 class Model(NamedTuple):
-    """Everything that scoring, transforming and sampling need; float64, on the CPU."""
+    """Parameters for scoring, transforming and sampling; float64, on the CPU."""
 
     energy: PathEnergy
     standardisation: Standardisation
@@ -42,19 +42,17 @@ class Model(NamedTuple):
     n_annealing_steps: int
     latent_step_size: float
     seed: int  # of deterministic results
-    latent_map: LatentMap | None = (
-        None  # what latents are called outside; None is the reference's map
-    )
+    latent_map: LatentMap | None = None  # coordinates of latents; None is the reference's map
 
     def latents(self, x: Tensor, e: Tensor) -> Tensor:
         """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
         gauge = self.energy.reference if self.latent_map is None else self.latent_map
-        # a copy: the model may be on another device than the rows
+        # copies, because the rows may be on another device
         return gauge.to_latents(x.cpu().double(), e.cpu().double())
 
 
 def expert_of(model: Model) -> Expert:
-    """Return the model as compositions see it; a latent map changes no density of rows."""
+    """Return the model as a factor of compositions; a latent map does not change it."""
     return Expert(
         reference=model.energy.reference,
         correction=model.energy.correction,
@@ -66,12 +64,12 @@ def expert_of(model: Model) -> Expert:
 
 
 def numbers_per_particle(energy: PathEnergy) -> int:
-    """Return about how many numbers an evaluation and its gradient make for each particle."""
-    # a number of the user's energy may be a parameter, too
+    """Return the approximate numbers in memory per particle for an energy and its gradient."""
+    # a user's energy may have scalar parameters
     widths = (parameter.shape[0] for parameter in energy.parameters() if parameter.dim() > 0)
     widest = max(widths, default=1)
     width = energy.n_features + energy.n_latents
-    return _COPIES * (width + widest) + 2 * len(energy.reference.log_weights)
+    return _N_LIVE_COPIES * (width + widest) + 2 * len(energy.reference.log_weights)
 
 
 def _answer_rows(
@@ -92,8 +90,8 @@ def log_density(
 ) -> np.ndarray:
     """Return a bound on `log p(x)` of rows X, (n_samples,), nats in the units of X.
 
-    From below, the free energy is annealed from the reference and log Z is its upper estimate;
-    from above, the free energy is annealed back from the posterior and log Z is its lower one.
+    From below, the free energy is annealed from the reference, with the upper estimate of log Z.
+    From above, it is annealed back from the posterior, with the lower estimate.
     """
 
     def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
@@ -150,8 +148,10 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
             energy, z, step_size=step_size, seed=model.seed, latent_map=latent_map
         )
 
-    # far out the mean is linear: latents whose squares overflow are carried nearer, and back
-    size = np.maximum(np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / FAR_OUT, 1.0)
+    # the mean is linear at large distances: latents whose squares overflow are rescaled
+    size = np.maximum(
+        np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / MAX_FINITE_SQUARE_DISTANCE, 1.0
+    )
     standardised = _answer_rows(model, Z / size, device, answer) * size
     return finite(model.standardisation.invert(standardised))
 
@@ -164,7 +164,7 @@ def samples(
     Z = np.empty((n_samples, model.energy.n_latents))
     n_threads = threads_for(min(n_samples, _MAX_JOINT_WALKERS), multiply_adds(model.energy))
     with numerical_session(n_threads), naming_memory("decrease n_samples"):
-        # single precision: draws carry Monte Carlo error far above its rounding
+        # single precision: its rounding is far below the Monte Carlo error of draws
         energy = copy.deepcopy(model.energy).to(device=device, dtype=torch.float32)
         ladder = Ladder(*(part.to(device=device, dtype=torch.float32) for part in model.ladder))
         generator = seeded_generator(seed, device)

@@ -1,4 +1,4 @@
-"""The last act of `fit`: equilibrate the pool, bracket log Z, measure what can be trusted."""
+"""Normalisation at the end of `fit`: equilibrate the pool, bracket log Z, measure diagnostics."""
 
 import copy
 import math
@@ -41,31 +41,31 @@ from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.smc.resampling import effective_sample_size
 from sklvebm.training import TrainingResult
 
-_EQUILIBRATION_SWEEPS, _MOST_SWEEPS = 20, 60  # the first, and one more per feature
-_WATCH_ROUNDS = (10, 10, 20, 40, 80)  # sweeps
-_DEFENSIVE_SHARE = 0.125  # of the particles of a pool that starts away from the data
-_WALKERS = 512
-_RUNGS = 8  # where training had no ladder of its own
-_MOST_CHAINS = 2**12  # of the diagnostic chains: traces of more would outgrow it
-_MAX_STEPS = 512
-_POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1
-_CHUNK_ROWS = 128
+_EQUILIBRATION_SWEEPS, _MAX_SWEEPS = 20, 60  # the former plus one per feature, and its limit
+_DIAGNOSTIC_ROUNDS = (10, 10, 20, 40, 80)  # sweeps of each round of the diagnostic chains
+_DEFENSIVE_SHARE = 0.125  # of the particles of the diagnostic pool that starts at the reference
+_N_WALKERS = 512  # of annealing, in each direction
+_N_RUNGS = 8  # temperatures, if training had one
+_MAX_CHAINS = 2**12  # diagnostic chains, whose traces are kept in memory
+_MAX_STEPS = 512  # annealing steps
+_POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1  # for `Diagnostics.posterior_sample_size`
+_CHUNK_ROWS = 128  # held-out rows evaluated at once
 
 
 class TrainedParticles(NamedTuple):
-    """What training leaves to the normaliser besides the parameters."""
+    """Particles, rows and random numbers of training, for the normaliser."""
 
     state: ParticleState  # at the end of training
-    rows: Tensor  # (N, D), standardised training rows: starts of chains at the data
+    rows: Tensor  # (N, D), standardised training rows
     seed: int  # of the model's deterministic results
     generator: torch.Generator  # source of all noise
 
 
 def normaliser_pool(config: PoolConfig) -> TemperedPool:
-    """Return the pool that the normaliser moves: tempered, exact on the reference."""
+    """Return the pool of the normaliser: tempered, with moves that are exact on the reference."""
     return TemperedPool(
         dynamics="crank-nicolson",
-        n_chains=min(config.n_chains, _MOST_CHAINS),
+        n_chains=min(config.n_chains, _MAX_CHAINS),
         n_temperatures=_n_rungs(config),
         n_langevin_steps=config.n_langevin_steps,
         step_size=None,
@@ -73,7 +73,7 @@ def normaliser_pool(config: PoolConfig) -> TemperedPool:
 
 
 def _n_rungs(config: PoolConfig) -> int:
-    return config.n_temperatures if config.n_temperatures > 1 else _RUNGS
+    return config.n_temperatures if config.n_temperatures > 1 else _N_RUNGS
 
 
 def normalise(
@@ -91,16 +91,16 @@ def normalise(
     energy : AnchoredEnergy or BridgedEnergy
         The trained model.
     reference : MixtureReference
-        Its reference before it was rounded for training.
+        Its reference in double precision.
     trained : TrainedParticles
         Particles, rows and random numbers.
 
     Returns
     -------
     model : Model
-        Complete, in float64, on the CPU.
+        The normalised model, float64, on the CPU.
     diagnostics : Diagnostics
-        What was measured.
+        Measurements.
     """
     config, rows = session.config, trained.rows
     exact = copy.deepcopy(energy).to(device="cpu", dtype=torch.float64).requires_grad_(False)
@@ -140,7 +140,7 @@ def normalise(
 
 
 def plain_ladder(config: PoolConfig) -> Ladder:
-    """Return the ladder of a model that is its reference, where every step is exact."""
+    """Return the ladder of a model that is its reference, for which every step is exact."""
     betas = torch.linspace(0.0, 1.0, _n_rungs(config), dtype=torch.float64)
     return Ladder(betas, torch.full_like(betas, 2.0), torch.zeros_like(betas))
 
@@ -157,24 +157,23 @@ class Bracketed(NamedTuple):
 def bracket_log_partition(
     energy: PathEnergy, config: PoolConfig, trained: TrainedParticles
 ) -> Bracketed:
-    """Equilibrate a pool, run diagnostic chains, anneal both ways, compare with other draws.
+    """Equilibrate a pool, run diagnostic chains, anneal in both directions, check independently.
 
-    Arguments as in `normalise`.
+    Parameters as in `normalise`.
     """
     tempered, generator, state = normaliser_pool(config), trained.generator, trained.state
     if config.n_temperatures > 1 and config.dynamics == "crank-nicolson":
         state = state._replace(pool=state.pool[:, : tempered.n_chains])
     else:
         state = tempered.init(energy, generator)
-    # half of the walkers that leave the model come from the trained pool, half from the diagnostic
-    # chains
-    n_snapshots = math.ceil(0.5 * _WALKERS / config.n_chains)
-    n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MOST_SWEEPS)
+    # reverse annealing starts from the trained pool and from the diagnostic chains, in equal parts
+    n_snapshots = math.ceil(0.5 * _N_WALKERS / config.n_chains)
+    n_sweeps = min(_EQUILIBRATION_SWEEPS + energy.n_features, _MAX_SWEEPS)
     n_sweeps = max(n_sweeps, 2 * n_snapshots)
     state, draws = tempered.equilibrate(energy, state, n_sweeps, n_snapshots, generator)
     diagnostic_chains = compare_diagnostic_chains(energy, tempered, state, trained.rows, generator)
-    diagnosed = [o.state.pool[-1][: _WALKERS // 4] for o in diagnostic_chains]
-    model_draws = torch.cat([draws[-_WALKERS // 2 :], *diagnosed])
+    diagnosed = [o.state.pool[-1][: _N_WALKERS // 4] for o in diagnostic_chains]
+    model_draws = torch.cat([draws[-_N_WALKERS // 2 :], *diagnosed])
     target = joint_target(energy, select_correction_and_grad(energy))
     ladder, noise = tempered.ladder(state), IndependentNoise(generator)
     tolerance = WANTED_WIDTH.at(energy.n_features)
@@ -213,10 +212,10 @@ def compare_diagnostic_chains(
     rows: Tensor,
     generator: torch.Generator,
 ) -> list[DiagnosticChains]:
-    """Watch a pool that starts at data rows and one that starts at the defended reference.
+    """Run diagnostic chains from data rows and from the defended reference.
 
-    An eighth of the latter's particles start around the rows, wider than these. Both are run
-    again, twice as long, until they agree or the rounds are used up.
+    In the latter, an eighth of the particles start in the defensive component. Rounds are repeated,
+    with twice as many sweeps, until both pools agree or no rounds are left.
     """
     reference = energy.reference
     t, c, width = state.pool.shape
@@ -233,7 +232,7 @@ def compare_diagnostic_chains(
     ]
     how = (tempered.kernel, tempered.n_langevin_steps)
     # the first round is burn-in
-    for number, n_sweeps in enumerate(_WATCH_ROUNDS):
+    for number, n_sweeps in enumerate(_DIAGNOSTIC_ROUNDS):
         diagnostic_chains = [
             run_diagnostic_chains(energy, pool, *how, noise, n_sweeps=n_sweeps) for pool in states
         ]
@@ -246,26 +245,26 @@ def compare_diagnostic_chains(
 def estimated_gain(
     energy: PathEnergy, result: TrainingResult, rows: Tensor, expected: Tensor
 ) -> float:
-    """Return the gain over the reference on monitored rows (N, D) as training saw it, nats.
+    """Return the gain over the reference on monitored rows (N, D) by the training's bound, nats.
 
-    As `gain_over_reference`, with the ladder's log Z. The best epoch was selected by it, so the
-    estimate is biased upwards: where it is not positive, normalising would be in vain.
+    As `gain_over_reference`, with log Z from the ladder. The selection of the best epoch biases it
+    upwards. Where it is not positive, the energy is rejected without normalisation.
     """
     with torch.no_grad():
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
         evidence = -free_energy_bound(energy, rows, nodes)
         base = energy.reference.log_marginal(rows).double()
     gains = (evidence - base).cpu() - expected
-    # the mean over several epochs instead of that of one
+    # the mean is that over several epochs, with the confidence margin of one
     mean = result.best_lower_bound - float(base.mean()) - float(expected.mean())
     return mean - float(gains.mean()) + lower_confidence_limit(gains)
 
 
 def gain_over_reference(model: Model, rows: Tensor, expected: Tensor) -> float:
-    """Return by how much rows, standardised (N, D), prefer the model to a reference, nats.
+    """Return the lower confidence limit of the mean gain on standardised rows (N, D), nats.
 
-    The lower confidence limit of the mean gain over the reference that would be kept instead. That
-    one is expected to gain `expected` (N,) nats over the model's own; log Z counts from above.
+    The gain is that over the reference that would be kept instead, which is expected to gain
+    `expected` (N,) nats over the model's own. log Z is the upper estimate.
     """
     parts = [
         posterior_particles(
@@ -278,7 +277,7 @@ def gain_over_reference(model: Model, rows: Tensor, expected: Tensor) -> float:
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:
-    """Return the effective number of posterior particles that nine of ten random rows have."""
+    """Return the effective number of posterior particles that nine of ten random rows exceed."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(model.seed))
     x = rows[order[:_POSTERIOR_ROWS].to(rows.device)].cpu().double()
     particles = posterior_particles(

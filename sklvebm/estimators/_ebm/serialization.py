@@ -1,7 +1,7 @@
-"""Fitted state as NumPy arrays and plain types, to be stored anywhere and read anywhere.
+"""Fitted state of energies as NumPy arrays and plain types, independent of devices.
 
-Modules become a description and their arrays; a user's own energy stays the module it is, on the
-CPU. Posterior particles of the training rows are left out: they are as large as the data.
+Modules become a description and their arrays; a user's energy stays a module, on the CPU. Posterior
+particles of the training rows are left out, because they are as large as the data.
 """
 
 import copy
@@ -53,7 +53,7 @@ def latent_map_from_plain(arrays: dict[str, np.ndarray] | None) -> LatentMap | N
 
 
 def plain_energy(energy: PathEnergy) -> dict[str, Any]:
-    """Describe the trained part of an energy; the reference is kept apart."""
+    """Describe the trained part of an energy, without the reference."""
     network = energy.network
     if isinstance(energy, BridgedEnergy):
         return {"kind": "user", "network": copy.deepcopy(network).cpu()}
@@ -62,7 +62,7 @@ def plain_energy(energy: PathEnergy) -> dict[str, Any]:
 
 
 def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> PathEnergy:
-    """Rebuild what `plain_energy` described, on the given reference."""
+    """Undo `plain_energy`, with the given reference."""
     if plain["kind"] == "user":
         return BridgedEnergy(reference, plain["network"])
     network = network_from_plain(plain, reference.n_features, reference.n_latents)
@@ -71,13 +71,13 @@ def energy_from_plain(plain: dict[str, Any], reference: MixtureReference) -> Pat
 
 
 def reach_from_plain(arrays: dict[str, np.ndarray]) -> Reach:
-    """Rebuild how far a correction reaches from its arrays, in their dtype."""
+    """Rebuild the reach of a correction from its arrays, in their dtype."""
     centre, whitening = (tensor_of(arrays[k]) for k in ("centre", "whitening"))
     return Reach(centre, whitening).to(centre.dtype)
 
 
 def plain_particles(state: ParticleState) -> dict[str, Any]:
-    """Describe the pool and the adapted scalars; the latents are left out."""
+    """Describe the pool and the adapted scalars, without posterior particles."""
     fields = {name: value for name, value in state._asdict().items() if name != "latents"}
     return {
         name: value.cpu().numpy() if isinstance(value, torch.Tensor) else value
@@ -86,7 +86,7 @@ def plain_particles(state: ParticleState) -> dict[str, Any]:
 
 
 def particles_from_plain(plain: dict[str, Any]) -> ParticleState:
-    """Rebuild what `plain_particles` described; the posteriors start anew."""
+    """Undo `plain_particles`; posterior particles start anew."""
     fields: dict[str, Any] = {
         name: tensor_of(value) if isinstance(value, np.ndarray) else value
         for name, value in plain.items()
@@ -104,7 +104,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     plain["diagnostics_"] = plain["diagnostics_"]._asdict()
     plain["_plain"] = {
         "reference": plain_reference(model.energy.reference),
-        # another one, where training was not accepted
+        # another reference if training was not accepted
         "trained_on": plain_reference(training.reference),
         "choice": plain_choice(training.choice),
         "latent_map": training.latent_map and arrays_of(training.latent_map),

@@ -1,4 +1,4 @@
-"""Training of energies by particles: start on a reference, train, normalise, accept or give up."""
+"""Training of energies with particles: start on a reference, train, normalise, accept or reject."""
 
 import copy
 from typing import Any, NamedTuple, Protocol
@@ -43,18 +43,18 @@ from sklvebm.training import (
     train,
 )
 
-_OPEN_SHARE = 0.1  # of the gain over the reference, that the bracket of log Z may be wide
-_FARTHEST = 1e9  # standard deviations: rows count as that far in training
+_MAX_BRACKET_SHARE = 0.1  # accepted width of the bracket of log Z over the gain
+_MAX_DISTANCE = 1e9  # standard deviations; clips rows in training
 
 
 class Training(NamedTuple):
-    """What `warm_start` and `partial_fit` continue from."""
+    """The state from which `warm_start` and `partial_fit` continue."""
 
     optimisation: Optimisation
     state: ParticleState
-    reference: MixtureReference  # float64, on the CPU: training rounds its own copy
-    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
-    latent_map: LatentMap | None  # what latents are called outside; None for the linear map
+    reference: MixtureReference  # float64, on the CPU; the energies have a rounded copy
+    choice: MixtureChoice | None  # of the reference's mixtures, if cross-validation made it
+    latent_map: LatentMap | None  # coordinates of latents; None is the reference's map
 
 
 class PoolObjective(Objective, Protocol):
@@ -63,10 +63,10 @@ class PoolObjective(Objective, Protocol):
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
     ) -> Any:
-        """Return the state to train from, given the particles of an earlier fit or a start."""
+        """Return the first state of training from initial particles or those of an earlier fit."""
 
     def particles(self, state: Any) -> ParticleState:
-        """Return the particles of a state, which are all that outlasts a fit."""
+        """Return the particles of a state, which a fitted estimator keeps."""
 
 
 def build_energy(
@@ -74,13 +74,13 @@ def build_energy(
 ) -> PathEnergy:
     """Join the reference to a network that corrects it, or to a copy of the user's energy.
 
-    The correction fades beyond `reach`; None lets it act everywhere.
+    The correction vanishes beyond `reach`; None is no limit.
 
     Raises
     ------
     TypeError, ValueError
-        If `energy` is not a module or factory, does not return one energy per row, or leaves
-        nothing to train.
+        If `energy` is not a module or factory, does not return one energy per row, or has nothing
+        to train.
     """
     if config.energy is not None:
         is_trained = config.max_iter > 0
@@ -106,7 +106,7 @@ def start(session: FitSession) -> Training:
     )
     state = config.pool().init(energy, seeded_generator(seed, device))
     latent_map = None
-    # the latents of a user's energy are not ours to rename
+    # the user defines the latents of an own energy
     if config.energy is None and config.n_components > 0:
         source = np.random.RandomState(seed)
         latent_map = fit_latent_map(rows, reference, config.latent_map, source)
@@ -114,7 +114,7 @@ def start(session: FitSession) -> Training:
 
 
 def on_device(training: Training, device: torch.device) -> Training:
-    """Return a training on a device, with copies of all that updates write into: they may fail."""
+    """Return a training on a device, with copies of everything that a failing fit could modify."""
     optimisation, state = copy.deepcopy((training.optimisation, training.state))
     here = state.pool.device
     if here.type != device.type or device.index not in (None, here.index):
@@ -130,9 +130,10 @@ def on_device(training: Training, device: torch.device) -> Training:
 
 
 def anchored_on(training: Training, reference: MixtureReference) -> Training:
-    """Return a training whose energies, changed in place, stand on the reference of a model.
+    """Return a training whose energies have the given reference, set in place.
 
-    Another than theirs, if the fit before gave them up for a reference of all of its rows.
+    It differs from theirs if the earlier fit rejected the energies for a reference fitted to all
+    rows.
     """
     optimisation = training.optimisation
     own = copy.deepcopy(reference).to(optimisation.energy.reference.location)
@@ -141,12 +142,13 @@ def anchored_on(training: Training, reference: MixtureReference) -> Training:
 
 
 def accepted_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
-    """Return a gain over the reference, nats, that is zero at most where the diagnostics object.
+    """Return the gain over the reference, nats, limited to zero if the diagnostics find problems.
 
-    A score that nobody can vouch for is no reason to give up one that is exact. The gain counts
-    log Z from its upper end, so that a tenth of it may be open: the tolerance grows with it.
+    The score of the reference is exact, and an unreliable score does not justify replacing it. The
+    gain uses the upper estimate of log Z. The tolerance for the bracket is therefore at least a
+    tenth of the gain.
     """
-    tolerance = max(diagnostics.tolerance, _OPEN_SHARE * gain)
+    tolerance = max(diagnostics.tolerance, _MAX_BRACKET_SHARE * gain)
     diagnostics = diagnostics._replace(tolerance=tolerance)
     return min(gain, 0.0) if diagnostics.problems() else gain, diagnostics
 
@@ -157,22 +159,22 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     Parameters
     ----------
     session : FitSession
-        Rows, parameters and random numbers; `config.objective()` is what training descends.
+        Rows, parameters and random numbers; `config.objective()` is the training objective.
     training : Training
-        Where to start; used up.
+        Start; modified.
 
     Raises
     ------
     ParticleDivergenceError
-        If training stops being finite.
+        If training diverges.
     """
     data = session.data
     like = training.optimisation.energy.reference.location
     seed = session.draw_seed()
     generator = seeded_generator(seed, like.device)
-    # moved in as far as single precision needs: a correction is zero there anyway
+    # clipped for single precision; corrections are zero at such distances
     fitted, monitor = (
-        torch.from_numpy(rows.clip(-_FARTHEST, _FARTHEST)).to(like)
+        torch.from_numpy(rows.clip(-_MAX_DISTANCE, _MAX_DISTANCE)).to(like)
         for rows in (data.fitted, data.monitored)
     )
     with team(torch.get_num_threads()), numerical_session(1):
@@ -234,7 +236,7 @@ def _accepted(
     monitor: Tensor,
     trained: TrainedParticles,
 ) -> tuple[Model, Diagnostics, float]:
-    """Return the normalised energy, or the reference where that is no gain, with the gain, nats."""
+    """Return the normalised energy, or the reference if there is no gain, and the gain, nats."""
     kept = result.best if session.keep_best else result.optimisation.average
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
     gain = 0.0
@@ -245,7 +247,7 @@ def _accepted(
         gain = gain_over_reference(model, monitor, expected)
         gain, diagnostics = accepted_gain(gain, diagnostics)
     if may_fall_back and gain <= 0.0:
-        # annealing has the last word: what looked like progress on the ladder was none
+        # the annealed estimate decides, also against the training's bound
         session.report.stage("keeping the reference")
         reference = kept_reference(session, training, trained.seed)
         untrained = build_energy(session.config, copy.deepcopy(reference), trained.seed)

@@ -1,4 +1,4 @@
-"""The questions a fitted potential flow answers."""
+"""Methods of a fitted potential flow."""
 
 from typing import Any
 
@@ -24,8 +24,8 @@ from sklvebm.runtime import draw_seed, without_numpy_errors
 class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
     """Score, transform and sample from the fitted attribute `_model`.
 
-    No state, no constructor: an estimator provides `fit`, which sets `_model`, and parameters
-    `device` and `n_langevin_steps`.
+    An estimator provides `fit`, which sets `_model`, and parameters `device` and
+    `n_langevin_steps`.
     """
 
     _n_latents_name = "n_features_in_"
@@ -43,15 +43,15 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         method : {"flow", "energy"}, default="flow"
             "flow" integrates the instantaneous change of variables; with more features than
             `n_probes` its trace is estimated, with the error in `diagnostics_`. "energy" is minus
-            the explicit energy at `energy_time`, less its annealed log normaliser; it needs no
-            integration. Both say the same as far as `diagnostics_.flow_minus_energy` says.
+            the explicit energy at `energy_time`, minus its annealed log normaliser, without
+            integration. `diagnostics_.flow_minus_energy` is their mean difference.
 
         Returns
         -------
         log_density : ndarray of shape (n_samples,)
             Log-density of each row, nats, in the units of X; a deterministic function of the row.
-            For "energy" and an `energy_time` below 1, the density of rows that carry noise
-            `(1 - t) / t` in standard deviations of the columns.
+            For "energy" and a time t = `energy_time` below 1, the density of rows with noise of
+            `(1 - t) / t` standard deviations of the columns.
 
         Raises
         ------
@@ -101,16 +101,16 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """Draw rows from the model.
 
-        Noise is carried to data by Heun's method, with the number of steps that `fit` found to
-        suffice. `n_langevin_steps` adds Metropolis-adjusted moves under the explicit energy. Where
-        the model is its reference, draws are those of the mixture, without any integration.
+        Heun's method carries noise to data, with a number of steps chosen by `fit`.
+        `n_langevin_steps` adds Metropolis-adjusted moves under the explicit energy. If the model is
+        its reference, draws are exact draws of the mixture.
 
         Parameters
         ----------
         n_samples : int, default=1
             Number of rows.
         random_state : int, RandomState, Generator or None, default=None
-            None draws afresh at each call, an integer repeats.
+            None gives new draws at each call, an integer the same ones.
 
         Returns
         -------
@@ -124,7 +124,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         return framed(self, X)
 
     def _expert(self) -> Any:
-        """Return the explicit energy as `sklvebm.compose` sees it."""
+        """Return the explicit energy as a factor of `sklvebm.compose`."""
         check_is_fitted(self)
         return expert_of(self._model)
 

@@ -11,21 +11,21 @@ from sklvebm.models.networks import resolve_layers
 from sklvebm.objectives.flow_matching import PotentialFlow
 
 _FEW_FEATURES, _MANY_ROWS = 3, 1000
-_EXACT_TRACE_UP_TO, _PROBES = 16, 16
+_MAX_EXACT_FEATURES, _N_PROBES = 16, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig(AnchoredConfig):
-    """What training and checking a potential flow read."""
+    """Parameters of training and checking a potential flow."""
 
     loss: str
     consistency: float
-    n_steps: int | str  # of the integrator; "auto" is decided after training
+    n_steps: int | str  # of the integrator; "auto" is resolved after training
     n_probes: int
     energy_time: float
 
     def objective(self) -> PotentialFlow:
-        """Return what training descends."""
+        """Return the training objective."""
         return PotentialFlow(self.loss, consistency=self.consistency)
 
 
@@ -47,15 +47,15 @@ def flow_config(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
             "batch_size": int(np.clip(n_samples // 8, 32, 256)),
         },
     )
-    is_exact = n_features <= _EXACT_TRACE_UP_TO or len(parameters["hidden_layer_sizes"]) == 1
-    parameters = resolved(parameters, {"n_probes": n_features if is_exact else _PROBES})
+    is_exact = n_features <= _MAX_EXACT_FEATURES or len(parameters["hidden_layer_sizes"]) == 1
+    parameters = resolved(parameters, {"n_probes": n_features if is_exact else _N_PROBES})
     reference = parameters["reference"]
     return FlowConfig(
         **fields_of(FlowConfig, parameters)
         | {
             "batch_size": min(parameters["batch_size"], n_samples),
             "input_gain": 3.0 if few_features and n_samples >= _MANY_ROWS else 1.0,
-            # latents of the reference, which take no part
+            # latents of the reference, which the flow ignores
             "n_components": reference.n_latents if isinstance(reference, MixtureReference) else 1,
         }
     )

@@ -1,4 +1,4 @@
-"""The family of potential flows, as `fit_in_epochs` needs it."""
+"""The steps of `fit_in_epochs` for potential flows."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from sklvebm.models.networks import shape_of
 
 
 def flow_family(rules: dict[str, Rule], resolved: tuple[str, ...]) -> Family:
-    """Return the family of `PotentialFlowEBM`, of which only the parameters are its own."""
+    """Return the family of `PotentialFlowEBM`."""
     return Family(
         rules=rules,
         configure=flow_config,
@@ -32,7 +32,7 @@ def flow_family(rules: dict[str, Rule], resolved: tuple[str, ...]) -> Family:
 
 
 def resume(estimator: BaseEstimator, session: FitSession) -> FlowTraining:
-    """Return a copy of the training of the fit before, on its reference.
+    """Return a copy of the training of the earlier fit, on its reference.
 
     Warns
     -----
@@ -44,14 +44,14 @@ def resume(estimator: BaseEstimator, session: FitSession) -> FlowTraining:
 
 
 def shape(training: FlowTraining) -> dict[str, Any]:
-    """Return the parameters that shape the network, as they were when it was made."""
+    """Return the parameters that shape the network, with their values at its creation."""
     network = training.optimisation.energy.network
     dtype = str(network.output.dtype).removeprefix("torch.")
     return {**shape_of(network), "dtype": dtype}
 
 
 def attributes(outcome: Outcome) -> dict[str, Any]:
-    """Return the fitted attributes that only this family has."""
+    """Return the fitted attributes of this family."""
     return {
         **derived_attributes(outcome.model),
         "n_steps_": outcome.model.n_steps,

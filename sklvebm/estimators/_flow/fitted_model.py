@@ -1,4 +1,4 @@
-"""A fitted potential and what it answers: arrays in the units of the data in, arrays out."""
+"""Scores, latents and draws of a fitted potential, on arrays in the units of the data."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_densi
 from sklvebm.inference.products import Expert
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import (
-    FAR_OUT,
+    MAX_FINITE_SQUARE_DISTANCE,
     Standardisation,
     finite,
     zero_where_squares_overflow,
@@ -25,16 +25,16 @@ from sklvebm.preprocessing.scaling import (
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 
-_TAIL_BEGINS = 3.5  # standard deviations beyond the typical norm, of rows as of noise
-_WIDE = 10.0  # standard deviations of a component that makes tails
-_CHUNK_NUMBERS = 2**20  # of the largest intermediate: 8 MB in float64
+_TAIL_DEVIATIONS = 3.5  # norm above sqrt(D) from which rows and noise are in the tails
+_MIN_TAIL_SCALE = 10.0  # standard deviation of a component that needs further time steps
+_CHUNK_NUMBERS = 2**20  # entries of the largest intermediate: 8 MB in float64
 
 
 class FlowModel(NamedTuple):
-    """Everything that scoring, transforming and sampling need; float64, on the CPU."""
+    """Parameters for scoring, transforming and sampling; float64, on the CPU."""
 
     potential: AnchoredPotential
-    reference: MixtureReference  # whose marginal the potential is anchored on
+    reference: MixtureReference  # the potential corrects that of its marginal
     standardisation: Standardisation
     n_steps: int  # of the fourth-order integrator: likelihoods and transforms
     n_sampling_steps: int  # of Heun's method
@@ -44,7 +44,7 @@ class FlowModel(NamedTuple):
 
 
 def expert_of(model: FlowModel) -> Expert:
-    """Return the explicit energy as compositions see it, at its time."""
+    """Return the explicit energy at its time as a factor of compositions."""
     time, potential = model.energy_time, model.potential
 
     def correction(x: Tensor, z: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def expert_of(model: FlowModel) -> Expert:
         reference=PotentialSlice(potential, time).reference,
         correction=correction,
         mean=torch.from_numpy(np.array(model.standardisation.mean)),
-        # rows of the law at an earlier time are shrunk by it
+        # the interpolant at time t scales rows by t
         scale=torch.from_numpy(np.array(model.standardisation.scale)) / time,
         log_partition=model.log_partition.value,
         bounded=True,
@@ -100,12 +100,12 @@ def flow_log_density(
 ) -> np.ndarray:
     """Return the flow's log-density of rows X, (n_samples,), nats in the units of X.
 
-    Before time 1, that of rows with noise `(1 - stop) / stop`, in standardised units.
+    For `stop` below 1, that of rows with noise of scale `(1 - stop) / stop`, standardised units.
     """
     directions = model.directions.to(device)
 
     def answer(potential: AnchoredPotential, x: Tensor) -> Tensor:
-        if potential.network is None:  # nothing is gained on the way
+        if potential.network is None:  # exact, without integration
             return potential.log_reference(stop * x, stop)
         return flow_density(potential, stop * x, model.n_steps, directions, stop=stop).log_density
 
@@ -136,7 +136,7 @@ def _in_units(
     rows = standardisation.apply(X)
     values = _answer_rows(model, rows, device, answer, n_directions)
     values = zero_where_squares_overflow(values, rows)
-    # rows of the law at an earlier time are shrunk by it
+    # the interpolant at time t scales rows by t
     return values + X.shape[1] * np.log(time) + standardisation.log_jacobian
 
 
@@ -153,18 +153,18 @@ def from_noise(model: FlowModel, Z: np.ndarray, device: torch.device) -> np.ndar
 def _carried(
     model: FlowModel, rows: np.ndarray, device: torch.device, *, backwards: bool = False
 ) -> np.ndarray:
-    """Carry rows (N, D) along the flow, those whose squares overflow as well.
+    """Carry rows (N, D) along the flow, also those whose squares overflow.
 
-    Rows in the tails take the steps that defensive components need. Beyond these the flow is
-    linear: rows are carried nearer to the others, and the result back.
+    Rows in the tails use the time steps for defensive components. At even larger distances the flow
+    is linear, and rows are rescaled.
     """
     rows = np.asarray(rows, dtype=np.float64)
-    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / FAR_OUT, 1.0)
+    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / MAX_FINITE_SQUARE_DISTANCE, 1.0)
     rows = rows / size
     times = _times(model, model.n_steps)
     widest = math.sqrt(float(model.potential.mixture.variances.max()))
-    radius = math.sqrt(rows.shape[1]) + _TAIL_BEGINS
-    is_far = (np.linalg.norm(rows, axis=1) > radius) & (widest > _WIDE)
+    radius = math.sqrt(rows.shape[1]) + _TAIL_DEVIATIONS
+    is_far = (np.linalg.norm(rows, axis=1) > radius) & (widest > _MIN_TAIL_SCALE)
     there = np.empty_like(rows)
     for chosen, path in ((~is_far, times), (is_far, times_for_tails(times, widest))):
         if chosen.any():
@@ -180,9 +180,9 @@ def flow_samples(
 ) -> np.ndarray:
     """Return draws, (n_samples, n_features), in the units of the data.
 
-    Noise is carried to data by Heun's method. With Langevin steps, it is carried to the time of
-    the energy, moved by Metropolis-adjusted steps that leave the density of the energy alone, and
-    carried on. A model that is its reference is drawn from exactly.
+    Heun's method carries noise to data. With Langevin steps, it carries noise to the time of the
+    energy, where Metropolis-adjusted steps under the energy follow, and then to data. If the model
+    is its reference, draws are exact.
     """
     generator = torch.Generator().manual_seed(seed)
     if model.potential.network is None:

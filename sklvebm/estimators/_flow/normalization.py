@@ -1,4 +1,4 @@
-"""After the training of a potential flow: integrator steps, normaliser of the energy, agreement."""
+"""Checks of a trained potential flow: integrator steps, log Z of the energy, their agreement."""
 
 import math
 from typing import Any
@@ -22,14 +22,13 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_check import check_reference
 from sklvebm.smc.log_partition import WANTED_WIDTH
 
-_STEPS = (8, 16, 32, 64, 128, 256)
-# standardised units, median over rows: where the flow pulls neighbours apart, single rows need
-# many times the steps of the others
-_POSITION_TOLERANCE = 1e-4
-_SAMPLING_TOLERANCE = 1e-2  # standardised units
-_MAX_ROWS = 100
-_WALKERS = 512
-_N_SETS = 8  # of directions, for the error of the trace
+_STEP_COUNTS = (8, 16, 32, 64, 128, 256)  # candidates for the integrator's steps
+# Standardised units, median over rows: where the flow separates neighbours, single rows would need
+# many times the steps of the others.
+_POSITION_TOLERANCE, _SAMPLING_TOLERANCE = 1e-4, 1e-2
+_MAX_ROWS = 100  # monitored rows of the checks, and draws
+_N_WALKERS = 512  # of annealing, in each direction
+_N_SETS = 8  # sets of directions for the error of the trace
 
 
 def check_model(
@@ -46,11 +45,11 @@ def check_model(
     session : FitSession
         Has the monitored rows, the units, and `n_steps` and `energy_time` of the config.
     potential : AnchoredPotential
-        Float64, on the CPU; without a network where the reference is the model.
+        Float64, on the CPU; without a network if the reference is the model.
     reference : MixtureReference
-        What it is anchored on.
+        Its reference.
     directions : Tensor of shape (1, K, D)
-        Of the Laplacian.
+        Directions of the Laplacian.
     seed : int
         Seed of walkers and probes.
     """
@@ -90,7 +89,7 @@ def _with_normalised_energy(
     """Return a model with log Z of its explicit energy, and fields of `FlowDiagnostics`."""
     energy = PotentialSlice(model.potential, model.energy_time)
     width = WANTED_WIDTH.at(model.potential.n_features)
-    normalisation = normalise_slice(energy, _WALKERS, model.n_steps, generator, width)
+    normalisation = normalise_slice(energy, _N_WALKERS, model.n_steps, generator, width)
     estimate = normalisation.estimate
     return model._replace(log_partition=estimate), {
         "bracket_width": estimate.upper - estimate.lower,
@@ -104,7 +103,7 @@ def _chosen_steps(
     potential: AnchoredPotential, rows: Tensor, directions: Tensor, n_steps: int | str
 ) -> tuple[int, dict[str, float]]:
     """Return steps and their errors; "auto" doubles them until the tolerance is met."""
-    candidates = _STEPS if isinstance(n_steps, str) else (n_steps, 2 * n_steps)
+    candidates = _STEP_COUNTS if isinstance(n_steps, str) else (n_steps, 2 * n_steps)
     scale = finest_scale(potential.mixture)
     density = flow_density(potential, rows, candidates[0], directions)
     for coarse, fine in zip(candidates[:-1], candidates[1:], strict=True):
@@ -124,20 +123,20 @@ def _chosen_steps(
 
 
 def _sampling_steps(potential: AnchoredPotential, generator: torch.Generator) -> int:
-    """Return steps of Heun's method whose doubling hardly moves draws."""
+    """Return the steps of Heun's method, doubled until the change of draws is within tolerance."""
     noise = torch.randn((_MAX_ROWS, potential.n_features), generator=generator, dtype=torch.float64)
     scale = finest_scale(potential.mixture)
-    coarse = transport(potential, noise, graded_times(_STEPS[0], scale), heun_step)
-    for n_steps in _STEPS[1:]:
+    coarse = transport(potential, noise, graded_times(_STEP_COUNTS[0], scale), heun_step)
+    for n_steps in _STEP_COUNTS[1:]:
         fine = transport(potential, noise, graded_times(n_steps, scale), heun_step)
         if _median_distance(fine, coarse) <= _SAMPLING_TOLERANCE:
             return n_steps
         coarse = fine
-    return _STEPS[-1]
+    return _STEP_COUNTS[-1]
 
 
 def _agreement(model: FlowModel, rows: Tensor, generator: torch.Generator) -> dict[str, float]:
-    """Compare flow and energy on rows of the law at the energy's time."""
+    """Compare flow and energy on rows with noise, at the energy's time."""
     time = model.energy_time
     noise = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
     x = time * rows + (1.0 - time) * noise

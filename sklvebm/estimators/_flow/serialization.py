@@ -30,14 +30,14 @@ def derived_attributes(model: FlowModel) -> dict[str, Any]:
 
 
 def plain_potential(potential: AnchoredPotential) -> dict[str, Any]:
-    """Describe the correction of a potential; the reference is kept apart."""
+    """Describe the correction of a potential, without the reference."""
     network = potential.network
     plain = None if network is None else plain_network(network)
     return {"bound": potential.bound, "network": plain}
 
 
 def potential_from_plain(plain: dict[str, Any], mixture: InterpolantMarginals) -> AnchoredPotential:
-    """Rebuild what `plain_potential` described, on the given mixture."""
+    """Undo `plain_potential`, with the given mixture."""
     parts = plain["network"]
     if parts is None:
         return AnchoredPotential(mixture, None, plain["bound"])
@@ -55,7 +55,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
     plain["diagnostics_"] = plain["diagnostics_"]._asdict()
     plain["_plain"] = {
         "reference": plain_reference(model.reference),
-        # another one, where training was not accepted
+        # another reference if training was not accepted
         "trained_on": plain_reference(training.reference),
         "choice": plain_choice(training.choice),
         "potential": plain_potential(model.potential),

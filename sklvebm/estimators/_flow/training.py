@@ -1,4 +1,4 @@
-"""Training of potential flows: start on a reference, train, accept or give up, check."""
+"""Training of potential flows: start on a reference, train, accept or reject, check."""
 
 import copy
 from typing import NamedTuple
@@ -33,20 +33,20 @@ from sklvebm.training import (
     train,
 )
 
-_ACCEPTANCE_STEPS = 16  # of the integrator
-_POINTS_PER_ROW = 2  # a pair of opposite noise
+_ACCEPTANCE_STEPS = 16  # of the integrator, for the gain over the reference
+_POINTS_PER_ROW = 2  # with noise of opposite sign
 
 
 class FlowTraining(NamedTuple):
-    """What `warm_start` continues from."""
+    """The state from which `warm_start` continues."""
 
     optimisation: Optimisation
     reference: MixtureReference  # float64, on the CPU
-    choice: MixtureChoice | None  # what the reference is, if cross-validation chose it
+    choice: MixtureChoice | None  # of the reference's mixtures, if cross-validation made it
 
 
 def start(session: FitSession) -> FlowTraining:
-    """Fit the reference and set up a correction that is zero."""
+    """Fit the reference and create a correction that is zero."""
     config: FlowConfig = session.config
     reference, choice = fit_session_reference(session)
     generator = torch.Generator().manual_seed(session.draw_seed())
@@ -61,9 +61,9 @@ def start(session: FitSession) -> FlowTraining:
 
 
 def anchored_on(training: FlowTraining, reference: MixtureReference) -> FlowTraining:
-    """Return a copy of a training whose potentials stand on the reference of a model.
+    """Return a copy of a training whose potentials have the given reference.
 
-    Another than theirs, if the fit before gave them up for a reference of all of its rows.
+    It differs from theirs if the earlier fit rejected them for a reference fitted to all rows.
     """
     optimisation = copy.deepcopy(training.optimisation)
     for potential in (optimisation.energy, optimisation.average):
@@ -79,12 +79,12 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
     session : FitSession
         Rows, parameters and random numbers.
     training : FlowTraining
-        Where to start; used up.
+        Start; modified.
 
     Raises
     ------
     ParticleDivergenceError
-        If training stops being finite.
+        If training diverges.
     """
     data, device = session.data, session.config.torch_device
     seed = session.draw_seed()
@@ -140,7 +140,7 @@ def _descended(
 def _accepted(
     session: FitSession, training: FlowTraining, result: TrainingResult, seed: int
 ) -> tuple[FlowModel, FlowDiagnostics, float]:
-    """Return the checked flow, or the reference where that is no gain, with the gain, nats."""
+    """Return the checked flow, or the reference if there is no gain, and the gain, nats."""
     monitored = torch.from_numpy(session.data.monitored)
     on_cpu = seeded_generator(seed, torch.device("cpu"))
     directions = trace_directions(monitored.shape[1], session.config.n_probes, on_cpu)
@@ -154,7 +154,7 @@ def _accepted(
         if diagnostics.score_problems():
             gain = 0.0  # the score of the reference is exact
     if gain <= 0.0:
-        # what looked like progress may be chance, and the reference can have all rows
+        # the gain is not significant, and the reference can be fitted to all rows
         session.report.stage("keeping the reference")
         reference = kept_reference(session, training, seed)
         kept = AnchoredPotential(interpolant_marginals(reference), None)
@@ -166,10 +166,10 @@ def _accepted(
 def gain_over_reference(
     potential: AnchoredPotential, rows: Tensor, directions: Tensor, expected: Tensor
 ) -> float:
-    """Return by how much rows, standardised (N, D), prefer the potential to a reference, nats.
+    """Return the lower confidence limit of the mean gain on standardised rows (N, D), nats.
 
-    The lower confidence limit of the mean gain over the reference that would be kept instead. That
-    one is expected to gain `expected` (N,) nats over the potential's own.
+    The gain is that over the reference that would be kept instead, which is expected to gain
+    `expected` (N,) nats over the potential's own.
     """
     density = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions)
     return lower_confidence_limit(density.gains[:, 0] - expected)
