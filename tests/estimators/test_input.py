@@ -276,7 +276,8 @@ def test_bad_parameters_raise_in_fit_with_their_name_and_value(small, moons, nam
 
 
 def test_the_message_about_a_reference_names_the_objects_that_are_allowed(small, moons):
-    with pytest.raises(TypeError, match="'gaussian', a GaussianMixture or a MixtureReference"):
+    allowed = "'gaussian', a GaussianMixture, a MixtureStack or a MixtureReference"
+    with pytest.raises(TypeError, match=allowed):
         small(reference=BayesianGaussianMixture()).fit(moons)
 
 
