@@ -15,7 +15,7 @@ from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.serialization import arrays_of
 from sklvebm.messages import naming_memory
 from sklvebm.models.networks import load_arrays
-from sklvebm.preprocessing.scaling import MAX_FINITE_SQUARE_DISTANCE, Standardisation, finite
+from sklvebm.preprocessing.scaling import MAX_SQUARABLE, Standardisation, finite
 from sklvebm.runtime import chunks, numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 
@@ -64,9 +64,7 @@ def latents(
     lost = np.isnan(out).any(axis=1)
     if lost.any():
         # squares overflow; decoders are linear at large distances, and the rows are rescaled
-        size = np.maximum(
-            np.abs(rows[lost]).max(axis=1, keepdims=True) / MAX_FINITE_SQUARE_DISTANCE, 1.0
-        )
+        size = np.maximum(np.abs(rows[lost]).max(axis=1, keepdims=True) / MAX_SQUARABLE, 1.0)
         out[lost] = finite(size * _by_rows(fitted, rows[lost] / size, device, answer, n_samples))
     return out
 

@@ -48,8 +48,7 @@ class GaussianDecoder(nn.Module):
     activation : str
         Activation of g.
     initial_variance : float
-        Initial variance, below that of the rows, so that the decoder depends on its latents from
-        the start.
+        Below the variance of the rows, so that the decoder depends on its latents at first, too.
     variance_floor : float
         Added to the exponential of the free parameter.
     generator : torch.Generator or None

@@ -17,8 +17,7 @@ from sklvebm.mcmc.state import STANDARD_FRAME, Chains, Frame, Noise, Target, Val
 from sklvebm.smc.quasi_random import latent_nodes
 
 N_STARTS = 1024  # prior draws, candidates for a row's starts
-# Levenberg-Marquardt: damping relative to the curvature, and its factors after a step that is
-# accepted or rejected
+# relative damping of Levenberg-Marquardt, and its factors after an accepted and a rejected step
 _FIRST_DAMPING, _MIN_DAMPING, _MAX_DAMPING = 1e-2, 1e-9, 1e9
 _DAMPING_DECREASE, _DAMPING_INCREASE = 0.2, 6.0
 _BRIEF_STEPS, _THOROUGH_STEPS = 8, 30  # from each start

@@ -14,7 +14,7 @@ RADII = (0.5, 1.0, 1.5)
 RADIAL_NOISE = 0.05
 NOISE = 0.02
 _N_NODES = 20  # Gauss-Legendre nodes of a smooth integrand, and of each panel of an entropy
-_MAX_DEVIATIONS = 12.0  # standard deviations beyond which the mass of a shell is negligible
+_CUTOFF = 12.0  # standard deviations beyond which the mass of a shell is negligible
 
 
 @validate_params(
@@ -202,10 +202,7 @@ def concentric_shells_entropy(
     """
     radii = positive_vector(radii, "radii")
     width = np.hypot(radial_noise, noise)
-    low, high = (
-        max(0.0, radii.min() - _MAX_DEVIATIONS * width),
-        radii.max() + _MAX_DEVIATIONS * width,
-    )
+    low, high = max(0.0, radii.min() - _CUTOFF * width), radii.max() + _CUTOFF * width
     edges = np.linspace(low, high, int(np.ceil((high - low) / width)) + 1)
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
     half = 0.5 * np.diff(edges)[:, None]

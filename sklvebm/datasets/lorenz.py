@@ -44,8 +44,7 @@ def make_lorenz(
     from a normal distribution around `(0, 0, ρ - 1)` with standard deviation 5. They end at a
     uniform time between `duration` and twice that: at a common time they would have similar phases,
     because all of them rotate at nearly the same rate. With the defaults, those of 1963 [1]_, rows
-    follow the stationary distribution on the attractor, whose dimension is 2.06: without noise they
-    have no density.
+    are stationary on the attractor, whose dimension is 2.06: without noise they have no density.
 
     Parameters
     ----------

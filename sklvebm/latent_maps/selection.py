@@ -65,7 +65,7 @@ def fit_latent_map(
         If "manifold" has fewer than five rows, or fewer than two for each latent.
     """
     n_latents, n_features = reference.n_latents, X.shape[1]
-    # with as many latents as features, the linear map loses nothing
+    # with as many latents as features, the linear map preserves all information
     hopeless = n_latents >= n_features or len(X) < _MIN_ROWS
     if kind == "linear" or (kind == "auto" and hopeless):
         return None

@@ -191,9 +191,8 @@ def dci(
 ) -> DCI:
     r"""Return disentanglement, completeness and informativeness of latents.
 
-    A regressor predicts each factor k of K from all latents j; `P_jk` is the importance of the
-    latent, with a sum of one for each factor. With entropies H relative to the logarithm of the
-    number of entries [1]_,
+    A regressor predicts each factor k of K from all latents j, with importances `P_jk` that sum to
+    one over j. With entropies H relative to the logarithm of the number of entries [1]_,
 
     .. math:: D = \sum_j \rho_j\, \bigl(1 - H(P_{j\cdot} / \textstyle\sum_k P_{jk})\bigr), \qquad
         C = \frac{1}{K} \sum_k \bigl(1 - H(P_{\cdot k})\bigr)

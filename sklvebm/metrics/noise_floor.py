@@ -62,9 +62,8 @@ def noise_floor(
 ) -> NoiseFloor:
     """Return the values of a two-sample metric between random halves of one sample.
 
-    If the samples of a model are as far from held-out rows as such halves are from each other, the
-    metric finds no difference between model and data with this number of rows. Report the floor
-    with every value.
+    A value between model and held-out rows within this range shows no difference of the model from
+    the data, with this number of rows. Report the floor with every value.
 
     Parameters
     ----------

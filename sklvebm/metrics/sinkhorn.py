@@ -12,7 +12,7 @@ from sklvebm.metrics._pairwise import blocks, check_two_samples, median_distance
 from sklvebm.validation import Interval, validate_params
 
 _RELATIVE_EPSILON = 0.05  # in squared median distances of pooled rows
-_EPSILON_RATIO = 0.25  # of consecutive ε, which halves the length scale
+_COOLING = 0.25  # of consecutive ε, which halves the length scale
 
 
 @validate_params(
@@ -35,8 +35,7 @@ def sinkhorn_divergence(
         + \epsilon\, \mathrm{KL}(\pi \,\|\, \mu \otimes \nu)
 
     It tends to the squared Wasserstein distance for small ε and to the squared distance of the
-    means for large ε. Up to the tolerance, it is non-negative, and zero only for equal samples
-    [1]_.
+    means for large ε. Up to the tolerance, it is positive unless the samples are equal [1]_.
 
     Parameters
     ----------
@@ -136,10 +135,8 @@ def _cost_within(cost: np.ndarray, *, epsilon: float, max_iter: int, tol: float)
 
 def _blurs(cost: np.ndarray, epsilon: float) -> np.ndarray:
     """Return values of ε from the largest cost down to the wanted one, which is not included."""
-    n_steps = int(
-        max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_EPSILON_RATIO)))
-    )
-    return epsilon * _EPSILON_RATIO ** -np.arange(n_steps, 0, -1.0)
+    n_steps = int(max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_COOLING))))
+    return epsilon * _COOLING ** -np.arange(n_steps, 0, -1.0)
 
 
 def _soft_minimum(cost: np.ndarray, potential: np.ndarray, epsilon: float) -> np.ndarray:
