@@ -20,7 +20,7 @@ from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systemat
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEPS, _MAX_STEPS = 64, 512  # annealing steps
-MIN_WALKERS = 256
+MIN_WALKERS = 256  # of annealing, also for fewer draws
 _MIN_EFFECTIVE_SHARE = 0.25  # of the walkers; fewer effective walkers double the annealing steps
 _N_MOVES = 50  # Metropolis moves that separate and equilibrate resampled walkers
 # reweightings for missed components; the first uses an estimate of log Z that misses them

@@ -24,7 +24,7 @@ from sklvebm.mixtures.reference import MixtureReference
 LATENT_MAPS = ("auto", "linear", "manifold")
 _MIN_ROWS, _MAX_ROWS, _MAX_ROWS_EXACT = 100, 1000, 10_000  # of Isomap, and of the autoencoder
 _HELD_OUT_SHARE = 0.25  # of the rows
-_N_NEIGHBOURS = 10
+_N_NEIGHBOURS = 10  # of Isomap's graph, and in the comparison
 # the regression on bumps: centres, rows averaged for each, width over the median distance to the
 # fifteenth neighbour, ridge, and least residual variance (latents have variance 1)
 _N_LANDMARKS, _N_ROWS_PER_LANDMARK = 128, 3
