@@ -22,9 +22,8 @@ def answer_rows(
 ) -> np.ndarray:
     """Apply `answer(module, rows, number of the chunk)` to chunks of rows and join the results.
 
-    On the CPU, chunks run in parallel with one torch thread each. Threads do not wait for each
-    other, so that a busy core delays its own chunks only. Results do not depend on the number of
-    threads.
+    On the CPU, chunks run in parallel with one torch thread each, and a busy core delays only its
+    own chunks. Results do not depend on the number of threads.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ class ParticleDivergenceError(ArithmeticError):
     See Also
     --------
     ParticleLVEBM.fit : Raises it.
-    sklearn.exceptions.ConvergenceWarning : What is doubtful, but finite.
+    sklearn.exceptions.ConvergenceWarning : The warning of finite, but unreliable results.
 
     Examples
     --------

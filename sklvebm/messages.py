@@ -7,13 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-_MEMORY_PHRASES = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "unable to allocate",
-)
-_MAX_NAMED_COLUMNS = 3  # in one message
+_OOM_TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "unable to allocate")
+_MAX_NAMED = 3  # in one message
 FEWER_ROWS = "pass fewer rows, or decrease working_memory by sklearn.set_config"
 
 
@@ -27,12 +22,8 @@ def naming_columns(X: Any) -> Iterator[None]:
         if not found:
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        named = ", ".join(found[:_MAX_NAMED_COLUMNS])
-        more = (
-            f" and {len(found) - _MAX_NAMED_COLUMNS} more"
-            if len(found) > _MAX_NAMED_COLUMNS
-            else ""
-        )
+        named = ", ".join(found[:_MAX_NAMED])
+        more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         noun, verb = ("Column", "is") if len(found) == 1 else ("Columns", "are")
         raise kind(
             f"{noun} {named}{more} of X {verb} not numeric: {error}. Encode such columns as "
@@ -96,7 +87,7 @@ def naming_memory(remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         text = str(error).lower()
         is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_memory and not any(words in text for words in _MEMORY_PHRASES):
+        if not is_memory and not any(words in text for words in _OOM_TEXTS):
             raise
         if remedy in str(error):
             raise

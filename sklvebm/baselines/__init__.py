@@ -1,8 +1,8 @@
-"""Competing estimators of latent-variable densities, with the contract of `ParticleLVEBM`.
+"""Competing estimators of latent-variable densities, with the interface of `ParticleLVEBM`.
 
 All of them decode latents by a perceptron with Gaussian noise and report importance-weighted lower
-bounds in nats; they differ in what stands for the posterior of a row.
-See `docs/user_guide/baselines.md`.
+bounds in nats. They differ in the approximation of the posterior of a row. See
+`docs/user_guide/baselines.md`.
 """
 
 from sklvebm.baselines.hard_em import HardEM

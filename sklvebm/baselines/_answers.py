@@ -1,4 +1,4 @@
-"""What a fitted baseline answers: arrays in the units of the data in, arrays out."""
+"""Scores, latents and draws of a fitted baseline, on arrays in the units of the data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.serialization import arrays_of
 from sklvebm.messages import naming_memory
 from sklvebm.models.networks import load_arrays
-from sklvebm.preprocessing.scaling import MAX_FINITE_SQUARE_DISTANCE, Standardisation, finite
+from sklvebm.preprocessing.scaling import MAX_SQUARABLE, Standardisation, finite
 from sklvebm.runtime import chunks, numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 
@@ -56,17 +56,15 @@ def latents(
         q = inference.posterior(model, x, fitted.seed, thorough=True)
         if q.mean.shape[1] == 1:
             return q.mean[:, 0]
-        # several components stand for a posterior of any shape: its mean takes their weights
+        # several components approximate a posterior of any shape by importance sampling
         return weighted_latents(model, x, q, n_samples, fitted.seed).mean()
 
     rows = fitted.standardisation.apply(X)
     out = _by_rows(fitted, rows, device, answer, n_samples)
     lost = np.isnan(out).any(axis=1)
     if lost.any():
-        # squares overflow: far out decoders are linear, so that nearer rows tell the latents
-        size = np.maximum(
-            np.abs(rows[lost]).max(axis=1, keepdims=True) / MAX_FINITE_SQUARE_DISTANCE, 1.0
-        )
+        # squares overflow; decoders are linear at large distances, and the rows are rescaled
+        size = np.maximum(np.abs(rows[lost]).max(axis=1, keepdims=True) / MAX_SQUARABLE, 1.0)
         out[lost] = finite(size * _by_rows(fitted, rows[lost] / size, device, answer, n_samples))
     return out
 

@@ -4,8 +4,8 @@ For any density q of the latents of a row and draws `z_1 ... z_K` of it,
 
 .. math:: \log \frac1K \sum_k \frac{p(x, z_k)}{q(z_k)}
 
-is in expectation at most `log p(x)`, by Jensen's inequality, and increases with K [1]_. The draws
-are the same standard normal numbers for every row, so a row's bound depends on that row alone.
+is in expectation at most `log p(x)`, by Jensen's inequality, and increases with K [1]_. All rows
+use the same standard normal numbers, so that a row's bound depends on that row alone.
 
 References
 ----------
@@ -34,9 +34,9 @@ class GaussianMixtures(NamedTuple):
         Parameters
         ----------
         nodes : Tensor of shape (K, L)
-            Quasi-random nodes whose second half mirrors the first. Each component takes a block
-            of consecutive ones and their mirror images: every M-th node of a Sobol sequence would
-            lie in one strip of the space.
+            Quasi-random nodes whose second half mirrors the first. Each component uses a block of
+            consecutive nodes and their mirror images, because every M-th node of a Sobol sequence
+            can be in one strip of the space.
 
         Returns
         -------
@@ -93,7 +93,7 @@ def weighted_latents(
     x : Tensor of shape (N, D)
         Standardised rows.
     q : GaussianMixtures
-        Where latents of these rows are looked for; it must not depend on the same nodes.
+        Proposal for the latents of these rows; it must not depend on the same nodes.
     n_samples : int
         Draws K per row, a power of two, at least twice the number of components.
     seed : int

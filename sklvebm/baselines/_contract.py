@@ -1,4 +1,4 @@
-"""The scikit-learn face of the baselines: parameters, `fit`, and the questions a fit answers."""
+"""The scikit-learn interface of the baselines: parameters, `fit` and methods of a fitted model."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class DecoderDensityMixin(
     """Fit, score, transform and sample a latent-variable model with a decoder.
 
     An estimator provides a constructor, `_rules`, and `_objective()`, whose result trains the model
-    and finds posteriors of rows; it may replace `_architecture`.
+    and approximates posteriors of rows; it may override `_architecture`.
     """
 
     _rules = RULES
@@ -119,7 +119,7 @@ class DecoderDensityMixin(
         Returns
         -------
         Z : ndarray of shape (n_samples, n_components)
-            Point estimate of the latents, see the class; a deterministic function of the row.
+            Point estimate of the latents (see the class); a deterministic function of the row.
         """
         return self._transformed(X)
 
@@ -148,7 +148,7 @@ class DecoderDensityMixin(
 
     @property
     def _family(self) -> Family:
-        """Return what the fit of this baseline has that another's has not."""
+        """The steps and names of the fit of this baseline."""
         return Family(
             rules=self._rules,
             configure=self._configured,
@@ -165,7 +165,7 @@ class DecoderDensityMixin(
     def _configured(
         self, parameters: dict[str, Any], n_samples: int, n_features: int
     ) -> DecoderConfig:
-        """Return the config for rows of a shape; parameters are checked one by one before."""
+        """Return the config for rows of a shape; single parameters have been checked."""
         if not self.initial_variance > self.variance_floor:
             raise ValueError(
                 f"initial_variance must be above variance_floor ({self.variance_floor}), "
@@ -179,7 +179,7 @@ class DecoderDensityMixin(
         return DecoderConfig(**own)
 
     def _architecture(self, n_features: int) -> Architecture:
-        """Return the model to build; estimators may add an encoder or an energy prior."""
+        """Return the sizes of the model; estimators may add an encoder or an energy prior."""
         return Architecture(
             n_features=n_features,
             n_latents=int(self.n_components),

@@ -1,8 +1,8 @@
-r"""The generative model that all baselines share: a prior over latents and a Gaussian decoder.
+r"""The generative model of all baselines: a prior over latents and a Gaussian decoder.
 
 .. math:: p(x, z) = p(z)\, N(x; g(z), \mathrm{diag}(\sigma^2))
 
-`g` is a perceptron, the variances are parameters, one per feature, kept above a floor. Rows are
+`g` is a perceptron; the variances are parameters with a lower limit, one per feature. Rows are
 standardised; all densities are in nats, in standardised units.
 """
 
@@ -24,7 +24,7 @@ def standard_normal_log_density(z: Tensor) -> Tensor:
 
 
 class Architecture(NamedTuple):
-    """What it takes, beside arrays, to build a latent-variable model."""
+    """Sizes and settings of a latent-variable model."""
 
     n_features: int
     n_latents: int
@@ -48,7 +48,7 @@ class GaussianDecoder(nn.Module):
     activation : str
         Activation of g.
     initial_variance : float
-        Below the variance of the rows, so that the decoder depends on its latents from the start.
+        Below the variance of the rows, so that the decoder depends on its latents at first, too.
     variance_floor : float
         Added to the exponential of the free parameter.
     generator : torch.Generator or None
@@ -97,7 +97,7 @@ class EnergyPrior(nn.Module):
         Source of the initial weights.
     """
 
-    BOUND = 15.0  # nats; keeps Z finite and annealing possible whatever the weights
+    BOUND = 15.0  # nats; Z is finite and annealing possible for any weights
 
     def __init__(
         self,
@@ -141,10 +141,10 @@ class LatentModel(nn.Module):
             a.variance_floor,
             generator,
         )
-        self.prior: Any = None  # else an `EnergyPrior`
+        self.prior: Any = None  # or an `EnergyPrior`
         if a.prior_layer_sizes is not None:
             self.prior = EnergyPrior(a.n_latents, a.prior_layer_sizes, a.activation, generator)
-        self.encoder: Any = None  # else a `Perceptron`
+        self.encoder: Any = None  # or a `Perceptron`
         if a.has_encoder:
             self.encoder = Perceptron(
                 a.n_features, 2 * a.n_latents, a.hidden_layer_sizes, a.activation, generator

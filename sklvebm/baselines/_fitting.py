@@ -18,13 +18,13 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
 from sklvebm.training import start_optimisation, train
 
-NORMALISED = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))
-_MAX_MONITOR_ROWS = 500  # each takes an optimisation of its own at every epoch
-_N_MONITOR_SAMPLES = 32
+NORMALISED = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # of a normal prior
+_MAX_MONITOR_ROWS = 500  # each needs an optimisation in every epoch
+_N_MONITOR_SAMPLES = 32  # importance samples per monitored row
 
 
 class DecoderModel(NamedTuple):
-    """Everything that scoring, transforming and sampling need; float64, on the CPU."""
+    """Parameters for scoring, transforming and sampling; float64, on the CPU."""
 
     network: LatentModel
     standardisation: Standardisation
@@ -33,18 +33,18 @@ class DecoderModel(NamedTuple):
 
 
 class Inference(Protocol):
-    """Where a method looks for the latents of rows when the model is fixed."""
+    """A method's approximate posteriors of rows under a fixed model."""
 
     def posterior(
         self, model: LatentModel, x: Tensor, seed: int, *, thorough: bool
     ) -> GaussianMixtures:
-        """Return approximate posteriors of rows x (N, D); less exact ones unless `thorough`."""
+        """Return approximate posteriors of rows x (N, D), more accurate ones if `thorough`."""
 
 
 class BoundObjective(Inference):
-    """The half of `training.Objective` that methods share: rows held out are monitored by bounds.
+    """The part of `training.Objective` that methods share: the bound of monitored rows.
 
-    A method adds `init` (what it carries from one update to the next), `step` and `posterior`.
+    A method adds `init`, which returns its first state, `step` and `posterior`.
     """
 
     loss_name, has_total_bound = "contrast", False
@@ -63,7 +63,7 @@ class BoundObjective(Inference):
         return float(bound) - self.monitored_log_partition(target, state)
 
     def monitored_log_partition(self, target: LatentModel, state: Any) -> float:
-        """Return log Z of the prior, cheaply; zero for a normal one."""
+        """Return a cheap estimate of log Z of the prior; zero for a normal one."""
         return 0.0
 
     def normalise(self, model: LatentModel, state: Any, seed: int) -> LogPartition:
@@ -75,16 +75,16 @@ class BoundObjective(Inference):
         return {}
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
-        """Return None: nothing but non-finite numbers can go wrong, which the loop sees."""
+        """Return None: the training loop detects non-finite numbers, and there is no other test."""
         return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig(TrainingConfig):
-    """What training of a baseline reads."""
+    """Parameters of the training of a baseline."""
 
     architecture: Architecture
-    objective: Any  # a BoundObjective: what training descends
+    objective: Any  # a BoundObjective
 
 
 def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
@@ -121,12 +121,12 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
     session : FitSession
         Rows, parameters and random numbers.
     model : LatentModel
-        Where to start; a copy is trained.
+        Initial model; a copy is trained.
 
     Raises
     ------
     ParticleDivergenceError
-        If training stops being finite and roll-backs do not help.
+        If training diverges and roll-backs do not help.
     """
     config, data, objective = session.config, session.data, session.config.objective
     device, seed = config.torch_device, session.draw_seed()

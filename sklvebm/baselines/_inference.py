@@ -1,7 +1,7 @@
-"""Posteriors of rows under a fixed generative model: where they are, how wide, and particles.
+"""Posteriors of rows under a fixed generative model: modes, covariances and particles.
 
-Every result is a deterministic function of its row: starts are shared quasi-random draws of the
-prior's normal base, optimisation is row by row, and Langevin noise is the same for every row.
+Every result is a deterministic function of its row. Starts are shared quasi-random draws of the
+prior's normal base, optimisation is row by row, and all rows share the Langevin noise.
 """
 
 import math
@@ -16,12 +16,13 @@ from sklvebm.mcmc.langevin import crank_nicolson_step
 from sklvebm.mcmc.state import STANDARD_FRAME, Chains, Frame, Noise, Target, Value
 from sklvebm.smc.quasi_random import latent_nodes
 
-N_STARTS = 1024  # draws of the prior among which each row finds its start
+N_STARTS = 1024  # prior draws, candidates for a row's starts
+# relative damping of Levenberg-Marquardt, and its factors after an accepted and a rejected step
 _FIRST_DAMPING, _MIN_DAMPING, _MAX_DAMPING = 1e-2, 1e-9, 1e9
 _DAMPING_DECREASE, _DAMPING_INCREASE = 0.2, 6.0
-_BRIEF_STEPS, _THOROUGH_STEPS = 8, 30  # of new rows
-_THOROUGH_CLIMBS = 4
-_MIN_START_DISTANCE = 0.5  # least distance of starts, in standard deviations of the prior
+_BRIEF_STEPS, _THOROUGH_STEPS = 8, 30  # from each start
+_THOROUGH_CLIMBS = 4  # starts of a thorough search
+_MIN_START_DISTANCE = 0.5  # between starts, in standard deviations of the prior
 
 
 def best_prior_draws(
@@ -29,8 +30,8 @@ def best_prior_draws(
 ) -> Tensor:
     """Return for every row x (N, D) the likeliest of shared draws of N(0, I), (N, n_best, L).
 
-    The second best is the likeliest outside of a ball around the best, and so on: near
-    neighbours climb the same hill.
+    The second is the likeliest outside of a ball around the first, and so on: neighbouring starts
+    lead to the same maximum.
     """
     nodes = latent_nodes(n_draws, model.n_latents, seed).to(x)
     root = torch.sqrt(model.decoder.variance())
@@ -54,7 +55,7 @@ class Quadratic(NamedTuple):
 def gauss_newton(model: LatentModel, x: Tensor, z: Tensor) -> Quadratic:
     """Expand `log p(x, z)` around z (B, L) for rows x (B, D).
 
-    The curvature of an energy prior is left out: the precision stays positive definite.
+    The curvature of an energy prior is ignored, so that the precision is positive definite.
     """
     mean, jacobian = model.decoder.mean.with_jacobian(z)
     weighted = jacobian / model.decoder.variance()[:, None]
@@ -80,13 +81,13 @@ def maximise_posterior(model: LatentModel, x: Tensor, z: Tensor, n_steps: int) -
     Parameters
     ----------
     model : LatentModel
-        Held fixed.
+        The model, fixed.
     x : Tensor of shape (B, D)
         Standardised rows.
     z : Tensor of shape (B, L)
-        Where to start; not modified.
+        Start; not modified.
     n_steps : int
-        Steps; none of them lowers a row's value. An affine decoder needs about three.
+        Steps, which never lower a row's value. An affine decoder needs about three.
 
     Returns
     -------
@@ -99,7 +100,7 @@ def maximise_posterior(model: LatentModel, x: Tensor, z: Tensor, n_steps: int) -
         gradient, precision = gauss_newton(model, x, z)
         diagonal = torch.diagonal(precision, dim1=1, dim2=2)
         damped = precision + torch.diag_embed(damping.unsqueeze(1) * diagonal)
-        # without an exception for matrices that are not finite: such a proposal is not better
+        # no exception for non-finite matrices: such a proposal is rejected
         proposal = z + torch.linalg.solve_ex(damped, gradient).result
         new = model.log_joint(x, proposal)
         better = new >= value
@@ -113,7 +114,7 @@ def maximise_posterior(model: LatentModel, x: Tensor, z: Tensor, n_steps: int) -
 def most_likely_latents(model: LatentModel, x: Tensor, seed: int, *, thorough: bool) -> Tensor:
     """Return latents near the maximum of `p(x, z)` for rows x (N, D), (N, L).
 
-    A thorough search climbs from several starts and keeps the best end.
+    A thorough search has several starts and keeps the best result.
     """
     n_climbs, n_steps = (_THOROUGH_CLIMBS, _THOROUGH_STEPS) if thorough else (1, _BRIEF_STEPS)
     start = best_prior_draws(model, x, seed, n_best=n_climbs)
@@ -163,8 +164,8 @@ def posterior_target(model: LatentModel, x: Tensor) -> Target:
 def whitened_target(model: LatentModel, x: Tensor, q: GaussianMixtures) -> Target:
     """Return the path from single Gaussians q of rows x (B, D) to their posteriors.
 
-    Positions e (B, L) stand for latents `mean + factor e`: where q is right, the correction is
-    constant and every Crank-Nicolson step is exact, whatever the scale of the posterior.
+    Positions e (B, L) represent latents `mean + factor e`. If q is the posterior, the correction is
+    constant and every Crank-Nicolson step is exact, for any scale of the posterior.
     """
 
     def evaluate(e: Tensor) -> Value:

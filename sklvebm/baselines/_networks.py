@@ -54,7 +54,7 @@ class Perceptron(nn.Module):
             bias = torch.zeros(fan_out, dtype=torch.float32)
             if generator is not None:
                 is_last = layer == len(widths) - 2
-                # outputs of about unit scale; hidden units whose thresholds are spread over inputs
+                # outputs have about unit scale; biases spread the thresholds of hidden units
                 gain = 1.0 if is_last else 2.0
                 weight.normal_(0.0, math.sqrt(gain / fan_in), generator=generator)
                 if not is_last:

@@ -1,4 +1,4 @@
-"""Draws of the prior and its normaliser: a standard normal, or an energy on top of one."""
+"""Draws and normaliser of the prior: a standard normal, or an energy relative to one."""
 
 import torch
 from torch import Tensor
@@ -11,19 +11,18 @@ from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.log_partition import LogPartition, estimate_log_partition
 from sklvebm.smc.resampling import log_mean_exp, systematic_resample
 
-_N_WALKERS = 2048
-_MAX_BRACKET_WIDTH = 0.02  # nats, width of the bracket of log Z
-_MAX_STEPS = 256
-_SAMPLE_STEPS = 64  # annealing steps of draws
-_MIN_WALKERS = 256
-_POLISH_STEPS = 10
-_EQUILIBRATION_STEPS = 100
-_QUICK_WALKERS, _QUICK_STEPS = 1024, 16
 STEP_SIZE = 0.5  # Crank-Nicolson, squared units per nat
+# the bracket of log Z: walkers, wanted width in nats, most annealing steps, Langevin steps before
+# reverse annealing
+_N_WALKERS, _MAX_BRACKET_WIDTH, _MAX_STEPS = 2048, 0.02, 256
+_EQUILIBRATION_STEPS = 100
+_QUICK_WALKERS, _QUICK_STEPS = 1024, 16  # of the estimate of log Z in training
+# draws: least number of walkers, annealing steps, Langevin steps after resampling
+_MIN_WALKERS, _SAMPLE_STEPS, _POLISH_STEPS = 256, 64, 10
 
 
 def _ladder(model: LatentModel) -> Ladder:
-    """Return a ladder of one rung, which makes annealing steps equal."""
+    """Return a ladder of one temperature, which gives equal annealing steps."""
     like = next(model.parameters())
     return Ladder(like.new_ones(1), like.new_full((1,), STEP_SIZE), like.new_zeros(1))
 
@@ -52,14 +51,14 @@ def prior_draws(model: LatentModel, n: int, generator: torch.Generator) -> Tenso
     )
     index = systematic_resample(log_weights, noise, n)
     order = torch.randperm(n, generator=generator, device=index.device)
-    # separates the copies that resampling made
+    # the Langevin steps separate copies
     chains = take_chains(chains, index[order])
     draws, _ = langevin(chains, target, STEP_SIZE, _POLISH_STEPS, noise)
     return draws
 
 
 def prior_log_partition(model: LatentModel, generator: torch.Generator) -> LogPartition:
-    """Bracket log Z of the energy prior by annealing from both ends.
+    """Bracket log Z of the energy prior by annealing in both directions.
 
     Parameters
     ----------
@@ -71,7 +70,7 @@ def prior_log_partition(model: LatentModel, generator: torch.Generator) -> LogPa
     Returns
     -------
     log_partition : LogPartition
-        `upper` is used for scores, so that they stay lower bounds.
+        Scores use `upper`, so that they are lower bounds.
     """
     target, noise = prior_target(model), IndependentNoise(generator)
     draws = prior_draws(model, _N_WALKERS, generator)
@@ -88,7 +87,7 @@ def prior_log_partition(model: LatentModel, generator: torch.Generator) -> LogPa
 
 
 def quick_log_partition(model: LatentModel, generator: torch.Generator) -> float:
-    """Return an estimate of log Z, in nats, good enough to monitor training."""
+    """Return a cheap estimate of log Z, nats, for the monitored bound."""
     target, noise = prior_target(model), IndependentNoise(generator)
     betas, step_sizes = annealing_schedule(_ladder(model), _QUICK_STEPS)
     base = normal_draws(model, _QUICK_WALKERS, generator)

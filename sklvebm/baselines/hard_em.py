@@ -1,4 +1,4 @@
-"""`HardEM`: alternate between the likeliest latents of the rows and the decoder's parameters."""
+"""`HardEM`: alternating maximisation over the latents of rows and the decoder's parameters."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def standardised(z: Tensor) -> Tensor:
     """Return latents (N, L) with zero mean and unit variance in every coordinate.
 
     Without this constraint the joint density of rows and latents has no maximum: latents shrink
-    to the mode of the prior while the decoder's weights grow.
+    to the mode of the prior, and the decoder's weights grow.
     """
     centred = z - z.mean(0)
     return centred / centred.square().mean(0).sqrt().clamp(min=1e-6)
@@ -38,7 +38,7 @@ class JointLikelihood(BoundObjective):
     def step(
         self, model: LatentModel, batch: Batch, state: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Climb in the latents of the rows, return minus their mean joint log-density."""
+        """Improve the latents of the rows; return minus their mean joint log-density."""
         with torch.no_grad():
             z = maximise_posterior(model, batch.x, state[batch.index], self.n_latent_steps)
             state = standardised(state.index_copy(0, batch.index, z))
@@ -55,14 +55,14 @@ class JointLikelihood(BoundObjective):
 
 
 class HardEM(DecoderDensityMixin, BaseEstimator):
-    r"""Hard EM: the likeliest latents of every row take the place of its posterior.
+    r"""Hard EM: the likeliest latents of every row replace its posterior.
 
     .. math:: \max_\theta \sum_i \max_{z_i} \log p_\theta(x_i, z_i)
 
-    Latents climb by Levenberg-Marquardt steps and are kept at zero mean and unit variance over
-    the rows, else they would shrink without end; the decoder climbs by Adam. `transform` returns
-    the likeliest latents, `score_samples` the importance-weighted bound [1]_ with the Laplace
-    approximation there as proposal.
+    Levenberg-Marquardt steps maximise over latents, which are standardised over the rows; otherwise
+    they would shrink without limit. Adam maximises over the decoder's parameters. `transform`
+    returns the likeliest latents, `score_samples` the importance-weighted bound [1]_ with the
+    Laplace approximation as proposal.
 
     Parameters
     ----------
@@ -134,12 +134,12 @@ class HardEM(DecoderDensityMixin, BaseEstimator):
 
     See Also
     --------
-    NonAmortizedVI : Gaussians instead of points.
+    NonAmortizedVI : Gaussians instead of point estimates.
 
     Notes
     -----
-    The objective is not a likelihood: it can grow while the bound on held-out rows falls. Early
-    stopping, which goes by the bound, then ends training after few epochs.
+    The objective is not a likelihood: it can increase while the bound on held-out rows decreases.
+    Early stopping uses the bound and then ends training after few epochs.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""`LatentEBM`: a decoder on top of an energy-based prior, both trained by particles."""
+"""`LatentEBM`: a decoder with an energy-based prior, both trained with particles."""
 
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class EnergyPriorObjective(ParticleObjective):
     def step(
         self, model: LatentModel, batch: Batch, state: JointParticles, generator: torch.Generator
     ) -> tuple[Tensor, JointParticles, dict[str, Tensor]]:
-        """Move all particles; return minus the mean joint log-density, log Z included.
+        """Move all particles; return minus the mean joint log-density, including log Z.
 
         The gradient of log Z is that of minus the mean energy over the prior's particles.
         """
@@ -61,8 +61,7 @@ class EnergyPriorObjective(ParticleObjective):
     def _moved(self, model: LatentModel, pool: Tensor, generator: torch.Generator) -> Tensor:
         target, noise = prior_target(model), IndependentNoise(generator)
         chains = start(pool, target)
-        # an independence proposal (Metropolis): particles change between modes that no step
-        # connects
+        # independence proposals (Metropolis) move particles between separate modes
         chains, _ = reference_step(
             chains,
             target,
@@ -78,19 +77,19 @@ class EnergyPriorObjective(ParticleObjective):
         return quick_log_partition(target, seeded_generator(0, device))
 
     def normalise(self, model: LatentModel, state: JointParticles, seed: int) -> LogPartition:
-        """Bracket log Z by annealing from both ends, nats."""
+        """Bracket log Z by annealing in both directions, nats."""
         return prior_log_partition(model, seeded_generator(seed, torch.device("cpu")))
 
 
 class LatentEBM(DecoderDensityMixin, BaseEstimator):
-    r"""Latent-space energy-based model: a decoder on top of a learned energy prior.
+    r"""Latent-space energy-based model: a decoder with a learned energy prior.
 
     .. math:: p(x, z) = \frac{\exp(-U(z))\, N(z; 0, I)}{Z}\, N(x; g(z), \mathrm{diag}(\sigma^2))
 
-    The model of [1]_, trained as in [2]_ by posterior particles of every row and particles of the
-    prior, here with persistent prior particles, Metropolis-adjusted steps and an energy U that is
-    bounded. `score_samples` and `transform` are those of `ParticleGradientDescent`; the bound
-    takes log Z from above, by annealing from both ends.
+    The model of [1]_, trained as in [2]_ with posterior particles of every row and particles of the
+    prior. Here, prior particles are persistent, steps are Metropolis-adjusted, and the energy U is
+    bounded. `score_samples` and `transform` are those of `ParticleGradientDescent`; the bound uses
+    the upper estimate of log Z by annealing in both directions.
 
     Parameters
     ----------

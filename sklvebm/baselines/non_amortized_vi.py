@@ -1,4 +1,4 @@
-"""`NonAmortizedVI`: one Gaussian per row, optimised directly, instead of an encoder."""
+"""`NonAmortizedVI`: variational inference with one Gaussian per row instead of an encoder."""
 
 from typing import Any, NamedTuple
 
@@ -15,16 +15,16 @@ from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
 from sklvebm.smc.quasi_random import latent_nodes
 
-_FIRST_SCALE = 0.1
-_LOG_SCALE_RANGE = (-8.0, 3.0)
+_FIRST_SCALE = 0.1  # first standard deviations in training
+_LOG_SCALE_RANGE = (-8.0, 3.0)  # of the log standard deviations
 _GRADIENT_DECAY, _SQUARE_DECAY, _EPSILON = 0.9, 0.99, 1e-8  # of Adam
-_N_FIT_NODES = 16
+# the Gaussians of new rows: quasi-random nodes, steps of Adam and their first size
+_N_FIT_NODES, _LATENT_LEARNING_RATE = 16, 0.05
 _BRIEF_STEPS, _THOROUGH_STEPS = 10, 100
-_LATENT_LEARNING_RATE = 0.05
 
 
 class FreeGaussians(NamedTuple):
-    """A diagonal Gaussian per row with the moments that Adam keeps for it."""
+    """A diagonal Gaussian per row with its moments of Adam."""
 
     parameters: Tensor  # (N, 2, L): mean and log standard deviation
     gradients: Tensor  # (N, 2, L), running mean
@@ -38,7 +38,7 @@ class FreeGaussians(NamedTuple):
 
 
 def free_gaussians(mean: Tensor, scale: Tensor) -> FreeGaussians:
-    """Return Gaussians with means and standard deviations (N, L), not optimised yet."""
+    """Return Gaussians with means and standard deviations (N, L), and moments of zero."""
     parameters = torch.stack([mean, torch.log(scale)], 1)
     zero = torch.zeros_like(parameters)
     return FreeGaussians(parameters, zero, zero, parameters.new_zeros(len(mean), 1, 1))
@@ -70,7 +70,7 @@ def improved(
 
 
 class FreeBound(BoundObjective):
-    """The evidence lower bound with a Gaussian per row whose parameters are free."""
+    """The evidence lower bound with a Gaussian per row."""
 
     def __init__(self, n_latent_steps: int, latent_learning_rate: float) -> None:
         self.n_latent_steps, self.latent_learning_rate = n_latent_steps, latent_learning_rate
@@ -83,7 +83,7 @@ class FreeBound(BoundObjective):
     def step(
         self, model: LatentModel, batch: Batch, state: FreeGaussians, generator: torch.Generator
     ) -> tuple[Tensor, FreeGaussians, dict[str, Tensor]]:
-        """Improve the Gaussians of the rows, return minus their mean bound."""
+        """Improve the Gaussians of the rows; return minus their mean bound."""
         q = FreeGaussians(*(part[batch.index] for part in state))
         shape = (len(batch.x), 1, model.n_latents)
 
@@ -115,14 +115,14 @@ class FreeBound(BoundObjective):
 
 
 class NonAmortizedVI(DecoderDensityMixin, BaseEstimator):
-    r"""Variational inference without an encoder: one free Gaussian per row.
+    r"""Variational inference without an encoder: one Gaussian per row.
 
     .. math:: \max_\theta \sum_i \max_{m_i, s_i} \; \mathbb{E}_{q_i} [\log p_\theta(x_i | z)]
               - KL(q_i \| N(0, I)), \qquad q_i = N(m_i, \mathrm{diag}(s_i^2))
 
-    Means and standard deviations climb by Adam with moments of their own for every row [1]_; new
-    rows get Gaussians by the same optimisation, from their likeliest latents. `transform` returns
-    `m`, `score_samples` the importance-weighted bound [2]_ with `q` as proposal.
+    Adam optimises means and standard deviations, with separate moments for every row [1]_. The
+    optimisation for new rows starts at their likeliest latents. `transform` returns `m`,
+    `score_samples` the importance-weighted bound [2]_ with `q` as proposal.
 
     Parameters
     ----------

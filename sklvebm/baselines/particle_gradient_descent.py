@@ -1,4 +1,4 @@
-"""`ParticleGradientDescent`: Langevin particles for the posteriors, a decoder that climbs."""
+"""`ParticleGradientDescent`: Langevin particles of the posteriors, gradient ascent of a decoder."""
 
 from typing import Any, NamedTuple
 
@@ -25,14 +25,13 @@ from sklvebm.smc.quasi_random import latent_nodes
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEP_SIZE = 0.05  # squared units per nat
-_FIRST_SPREAD = 0.1
-_POSTERIOR_PARTICLES = 8
-_POSTERIOR_STEPS = 20
-_POSTERIOR_STEP_SIZE = 0.5  # squared whitened units per nat
+_FIRST_SPREAD = 0.1  # standard deviation of a row's first particles
+# posterior particles of new rows, Langevin steps and step size, squared whitened units per nat
+_POSTERIOR_PARTICLES, _POSTERIOR_STEPS, _POSTERIOR_STEP_SIZE = 8, 20, 0.5
 
 
 class PosteriorParticles(NamedTuple):
-    """Particles of all rows and the step that moves them."""
+    """Particles of all rows and their step size."""
 
     latents: Tensor  # (N, K, L)
     step_size: Tensor  # 0-d, squared units per nat
@@ -63,7 +62,7 @@ class ParticleObjective(BoundObjective):
         state: Any,
         generator: torch.Generator,
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Move the particles of the rows, return minus their mean joint log-density."""
+        """Move the particles of the rows; return minus their mean joint log-density."""
         z = state.latents[batch.index]
         with torch.no_grad():
             target = posterior_target(model, stack_rows(batch.x, self.n_particles))
@@ -85,7 +84,7 @@ class ParticleObjective(BoundObjective):
     def posterior(
         self, model: LatentModel, x: Tensor, seed: int, *, thorough: bool
     ) -> GaussianMixtures:
-        """Run particles from the Laplace approximation; put a Gaussian around each of them."""
+        """Return Gaussians around particles that started at the Laplace approximation."""
         z = most_likely_latents(model, x, seed, thorough=thorough)
         q = laplace(model, x, z.unsqueeze(1))
         if not thorough:
@@ -106,7 +105,7 @@ class ParticleObjective(BoundObjective):
 
 
 class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
-    r"""Particle gradient descent: posterior particles for every row, a decoder that climbs.
+    r"""Particle gradient descent: posterior particles for every row, gradient ascent of a decoder.
 
     .. math:: dz_{ik} = \nabla_z \log p_\theta(x_i, z_{ik}) dt + \sqrt{2}\, dB_{ik}, \qquad
               d\theta = \tfrac{1}{NK} \textstyle\sum_{ik} \nabla_\theta
@@ -114,8 +113,8 @@ class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
 
     A discretised gradient flow of the free energy [1]_, here with Metropolis-adjusted steps of
     adapted size, mini-batches and Adam. `score_samples` returns the importance-weighted bound [2]_
-    with Gaussians around eight particles of the row as proposal, `transform` the posterior mean
-    under the same weights.
+    with Gaussians around eight particles of the row as proposal, and `transform` the posterior mean
+    with the same weights.
 
     Parameters
     ----------
@@ -189,7 +188,7 @@ class ParticleGradientDescent(DecoderDensityMixin, BaseEstimator):
 
     See Also
     --------
-    LatentEBM : The same with a prior that is learned, too.
+    LatentEBM : The same with a learned prior.
 
     References
     ----------

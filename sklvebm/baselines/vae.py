@@ -12,7 +12,7 @@ from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.baselines._fitting import BoundObjective
 from sklvebm.mcmc.state import Batch
 
-_LOG_SCALE_RANGE = (-8.0, 3.0)
+_LOG_SCALE_RANGE = (-8.0, 3.0)  # of the encoder's log standard deviations
 
 
 def encode(model: LatentModel, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,16 +22,16 @@ def encode(model: LatentModel, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AmortizedBound(BoundObjective):
-    """The evidence lower bound with a Gaussian that an encoder computes from the row."""
+    """The evidence lower bound with an encoder that gives the Gaussian of a row."""
 
     def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> None:
-        """Return None: nothing is carried from one update to the next."""
+        """Return None: there is no state between updates."""
         return None
 
     def step(
         self, model: LatentModel, batch: Batch, state: None, generator: torch.Generator
     ) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """Return minus the mean bound of the rows, by one reparameterised draw each."""
+        """Return minus the mean bound of the rows, with one reparameterised draw each."""
         mean, scale = encode(model, batch.x)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
         z = mean + scale * noise
@@ -47,7 +47,7 @@ class AmortizedBound(BoundObjective):
 
 
 class VAE(DecoderDensityMixin, BaseEstimator):
-    r"""Variational autoencoder: a decoder, and an encoder that all rows share.
+    r"""Variational autoencoder: a decoder and an encoder.
 
     .. math:: \max_{\theta, \phi} \; \mathbb{E}_{q_\phi(z | x)} [\log p_\theta(x | z)]
               - KL(q_\phi(z | x) \| N(0, I))

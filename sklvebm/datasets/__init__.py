@@ -1,4 +1,4 @@
-"""Data sets with known factors, and often density and entropy: shapes, images and physics."""
+"""Data sets with known factors, some with known density and entropy: shapes, images, physics."""
 
 from sklvebm.datasets.concentric_rings import (
     concentric_rings_entropy,

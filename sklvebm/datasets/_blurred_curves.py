@@ -1,9 +1,10 @@
-r"""Closed curves `r(\phi)` around the origin, blurred along the radius and in the plane.
+r"""Closed curves `r(\phi)` around the origin, with noise along the radius and in the plane.
 
-A row is `(r(\phi) + \sigma_r \epsilon)\, u(\phi) + \sigma_x \xi` with a uniform angle. Given the
-angle it is Gaussian: variance `\sigma_r^2 + \sigma_x^2` along `u(\phi)` and `\sigma_x^2` across it.
-The density is therefore one integral over the angle, whose integrand is periodic and analytic: the
-trapezoidal rule converges exponentially once its step resolves the blur.
+A row is `(r(\phi) + \sigma_r \epsilon)\, u(\phi) + \sigma_x \xi` with a uniform angle φ, direction
+u, and standard normal ε and ξ. Given the angle, it is Gaussian with variance
+`\sigma_r^2 + \sigma_x^2` along `u(\phi)` and `\sigma_x^2` across it. The density is an integral
+over the angle with a periodic and analytic integrand, for which the trapezoidal rule converges
+exponentially once its step resolves the noise.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-_BLOCK_EXPONENTS = 2**18  # exponents held at a time
-_MAX_NODES = 2**22
-_NODES_PER_BLUR = 12.0  # angles per radian and inverse blur: the error is below rounding
-_N_ACROSS, _N_ALONG = 8, 20  # Gauss-Hermite nodes of an entropy: six digits for rings that part
+_BLOCK_EXPONENTS = 2**18  # in memory at a time
+_MAX_NODES = 2**22  # angles of the trapezoidal rule
+_NODES_PER_BLUR = 12.0  # angles per inverse angular scale: the error is below rounding
+_N_ACROSS, _N_ALONG = 8, 20  # Gauss-Hermite nodes of an entropy: six digits for separate rings
 
 Curves = Callable[[np.ndarray], np.ndarray]  # angles (n,) -> radii (n_curves, n)
 
@@ -48,7 +49,7 @@ def draw(
     noise: float,
     random_state: np.random.RandomState,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draw rows (n, 2) with their curve's index, radius before the blur in the plane, and angle."""
+    """Draw rows (n, 2), their curve's index, radius before the noise in the plane, and angle."""
     angle = random_state.uniform(0.0, 2.0 * np.pi, n_samples)
     radii = curves(angle)
     index = random_state.randint(len(radii), size=n_samples)
@@ -70,7 +71,7 @@ def log_density(
     order = np.argsort(distance)
     result = np.empty(len(X))
     while len(order):
-        # far rows see the blur under a smaller angle; neighbours in distance share a grid
+        # the noise spans a smaller angle at distant rows; rows of similar distance share a grid
         blur = distance[order[-1]] / noise + steepness / along
         n_nodes = int(_NODES_PER_BLUR * (blur + 8.0))
         if n_nodes > _MAX_NODES:
@@ -102,9 +103,9 @@ def _log_mean(
 def entropy(
     curves: Curves, steepness: float, radial_noise: float, noise: float, *, n_angles: int
 ) -> float:
-    """Return minus the mean log density, in nats, by quadrature over all that is drawn at random.
+    """Return minus the mean log density, in nats, by quadrature over angle and noises.
 
-    `n_angles` equidistant angles are used: one is exact for circles.
+    `n_angles` equidistant angles are used; one is exact for circles.
     """
     along = np.hypot(radial_noise, noise)
     (g, weight_g), (h, weight_h) = (

@@ -1,18 +1,18 @@
-"""Independent trajectories of one ordinary differential equation, integrated side by side."""
+"""Independent trajectories of an ordinary differential equation, integrated together."""
 
 from collections.abc import Callable
 
 import numpy as np
 from scipy.integrate import solve_ivp
 
-# of the whole ensemble in root mean square: single trajectories are a little worse
+# relative and absolute, root mean square over all trajectories; single ones may be less accurate
 TOLERANCE = 1e-8
 
 Derivative = Callable[[float, np.ndarray], np.ndarray]  # time, states -> rates of change
 
 
 def flow(derivative: Derivative, start: np.ndarray, duration: float) -> np.ndarray:
-    """Carry states along an equation and return them at the end, shape (n_states, n_samples).
+    """Integrate an equation and return the final states, shape (n_states, n_samples).
 
     `derivative` maps a time and states of shape (n_states, n_samples) to rates of change.
     """

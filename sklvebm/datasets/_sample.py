@@ -1,9 +1,8 @@
-"""What a function that draws rows returns."""
+"""The return type of functions that draw rows."""
 
 from typing import Any
 
 import numpy as np
 
-# X, or the pair (X, factors) with `return_factors=True`. Which of the two it is, only the caller
-# knows: Any lets the caller use either.
+# X, or the pair (X, factors) with `return_factors=True`; Any lets callers use either.
 Sample = np.ndarray | Any

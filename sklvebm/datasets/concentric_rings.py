@@ -198,7 +198,7 @@ def concentric_rings_entropy(
     Notes
     -----
     Gauss-Hermite quadrature of the exact log density over both noises. The error is below 1e-5
-    nats where rings lie apart and grows to about 1e-3 where they overlap.
+    nats for separate rings and about 1e-3 for overlapping ones.
 
     Examples
     --------

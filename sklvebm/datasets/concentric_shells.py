@@ -13,8 +13,8 @@ from sklvebm.validation import Interval, check_random_state, validate_params
 RADII = (0.5, 1.0, 1.5)
 RADIAL_NOISE = 0.05
 NOISE = 0.02
-_N_NODES = 20  # Gauss-Legendre nodes for a smooth integrand, and for each panel of an entropy
-_MAX_DEVIATIONS = 12.0  # standard deviations beyond which a shell has no mass
+_N_NODES = 20  # Gauss-Legendre nodes of a smooth integrand, and of each panel of an entropy
+_CUTOFF = 12.0  # standard deviations beyond which the mass of a shell is negligible
 
 
 @validate_params(
@@ -191,7 +191,8 @@ def concentric_shells_entropy(
     Notes
     -----
     Gauss-Legendre quadrature over the distance from the origin, in panels as wide as the noise
-    along the radius; accurate to about ten digits. Time grows as the largest radius over that.
+    along the radius; accurate to about ten digits. Time is proportional to the largest radius over
+    this noise.
 
     Examples
     --------
@@ -201,10 +202,7 @@ def concentric_shells_entropy(
     """
     radii = positive_vector(radii, "radii")
     width = np.hypot(radial_noise, noise)
-    low, high = (
-        max(0.0, radii.min() - _MAX_DEVIATIONS * width),
-        radii.max() + _MAX_DEVIATIONS * width,
-    )
+    low, high = max(0.0, radii.min() - _CUTOFF * width), radii.max() + _CUTOFF * width
     edges = np.linspace(low, high, int(np.ceil((high - low) / width)) + 1)
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
     half = 0.5 * np.diff(edges)[:, None]
@@ -229,7 +227,7 @@ def _log_density(
 
 def _cosine_integral(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the integral of exp(a (t² - 1) + b (t - 1)) over [-1, 1], elementwise; a, b >= 0."""
-    # smooth where both are small, and there the closed forms below divide zero by zero
+    # for small a and b, where the closed forms below divide zero by zero, the integrand is smooth
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
     small = a + b < 1.0
     shallow = np.minimum(a, 1.0)[..., None], np.minimum(b, 1.0)[..., None]

@@ -1,4 +1,4 @@
-"""A chain of coupled oscillators, seen through a fixed nonlinear map into many features."""
+"""A chain of coupled oscillators, observed through a fixed nonlinear map to many features."""
 
 from numbers import Integral, Real
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, check_random_state, validate_params
 
-_MAP_SEED = 0  # the map is part of the data set, not of a draw
+_MAP_SEED = 0  # of the map, which is the same for all draws
 
 
 @validate_params(
@@ -38,15 +38,15 @@ def make_coupled_oscillators(
 
     .. math:: \ddot q_i = -q_i - \kappa (2 q_i - q_{i-1} - q_{i+1}), \qquad q_0 = q_{n+1} = 0
 
-    Each normal mode k swings with an amplitude and a phase of its own,
-    `A_k cos φ_k` with momentum `-ω_k A_k sin φ_k`. The state s of all positions and momenta is seen
-    through a fixed map
+    Each normal mode k has an independent amplitude and phase: its position is `A_k cos φ_k` and its
+    momentum `-ω_k A_k sin φ_k`. The state s of all positions and momenta is observed through a
+    fixed map
 
     .. math:: x = Q \begin{pmatrix} s + \tfrac12 \sin(B s) \\ \sin(C s) \end{pmatrix} +
         \text{noise}
 
-    with an orthogonal Q. The map is one-to-one, since B has norm one, and bent: no linear
-    projection undoes it.
+    with an orthogonal Q. The map is one-to-one, since B has norm one, and nonlinear: no linear
+    projection inverts it.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def make_coupled_oscillators(
 
     Notes
     -----
-    Exact: modes are found by diagonalising the chain, nothing is integrated.
+    States are exact, from a diagonalisation of the chain.
 
     References
     ----------
@@ -125,7 +125,7 @@ def _normal_modes(n_oscillators: int, coupling: float) -> tuple[np.ndarray, np.n
     neighbours = np.eye(n_oscillators, k=1) + np.eye(n_oscillators, k=-1)
     stiffness = (1.0 + 2.0 * coupling) * np.eye(n_oscillators) - coupling * neighbours
     square, modes = np.linalg.eigh(stiffness)
-    # a mode and its negative are the same: without a convention the phases would be arbitrary
+    # the sign of a mode is arbitrary: a convention makes the phases unique
     return np.sqrt(square), modes * np.where(modes[0] < 0.0, -1.0, 1.0)
 
 
@@ -143,7 +143,7 @@ def _observe(state: np.ndarray, n_features: int) -> np.ndarray:
     n_states = state.shape[1]
     rotation, _ = np.linalg.qr(generator.randn(n_features, n_features))
     bend = generator.randn(n_states, n_states)
-    # with norm one, half its sine is a contraction: what is added cannot fold the state
+    # with norm one, half the sine is a contraction, and the sum with the state is one-to-one
     bend /= np.linalg.norm(bend, 2)
     curve = generator.randn(n_states, n_features - n_states)
     unfolded = state + 0.5 * np.sin(state @ bend)

@@ -1,4 +1,4 @@
-"""Langevin particle in a double well: stationary rows, stationary density, entropy."""
+"""Langevin particle in a double well: stationary draws, density and entropy."""
 
 from numbers import Integral, Real
 from typing import Any
@@ -14,8 +14,8 @@ _POSITIVE = [Interval(Real, 0, None, closed="neither")]
 _SYSTEM = {"barrier": _POSITIVE, "half_distance": _POSITIVE, "temperature": _POSITIVE}
 _NOISE = [Interval(Real, 0, None, closed="left")]
 _N_NODES = 2001  # of the trapezoidal rule over the position
-_BLOCK_ROWS = 500  # rows convolved at a time
-_MAX_RELATIVE_ENERGY = 45.0  # nats above the bottom where the stationary law is cut off
+_BLOCK_ROWS = 500  # convolved at a time
+_MAX_RELATIVE_ENERGY = 45.0  # nats above the minimum, where the quadrature ends
 
 
 @validate_params(
@@ -42,9 +42,8 @@ def make_double_well(
     .. math:: dq = p\,dt, \qquad dp = -(V'(q) + \gamma p)\,dt + \sqrt{2\gamma T}\,dW, \qquad
         V(q) = h\,\bigl((q / w)^2 - 1\bigr)^2
 
-    The stationary law is `exp(-(p²/2 + V(q)) / T)` up to a constant, for every friction γ. It is
-    sampled exactly, by rejection, so that rows are independent: no trajectory has to cross the
-    barrier.
+    The stationary density is proportional to `exp(-(p²/2 + V(q)) / T)`, for every friction γ. Rows
+    are exact and independent draws, by rejection sampling.
 
     Parameters
     ----------
@@ -94,7 +93,7 @@ def make_double_well(
     steepness = barrier / temperature
     scaled = np.empty(0)
     while len(scaled) < n_samples:
-        # (u² - 1)² >= (u - 1)² for u >= 0: a normal law around one dominates each half
+        # (u² - 1)² >= (u - 1)² for u >= 0: a normal density around one dominates each half
         u = 1.0 + random_state.randn(2 * n_samples) / np.sqrt(2.0 * steepness)
         excess = steepness * ((u**2 - 1.0) ** 2 - (u - 1.0) ** 2)
         accepted = (u > 0.0) & (random_state.standard_exponential(len(u)) > excess)
@@ -161,9 +160,9 @@ def double_well_log_density(
 
     Notes
     -----
-    Closed form without noise. With noise the trapezoidal rule over the position, accurate to
-    about eight digits while the noise is at least a five-hundredth of `half_distance` and the
-    barrier at most 10⁴ temperatures.
+    Without noise, the density is a closed form. With noise, the trapezoidal rule over the position
+    is accurate to about eight digits if the noise is at least a five-hundredth of `half_distance`
+    and the barrier at most 10⁴ temperatures.
 
     Examples
     --------
@@ -217,9 +216,9 @@ def double_well_entropy(
 
     Notes
     -----
-    The momentum's entropy is that of a normal law, the position's is found by the trapezoidal
-    rule, accurate to about eight digits while any noise is at least a five-hundredth of
-    `half_distance` and the barrier at most 10⁴ temperatures.
+    The momentum is normal. The entropy of the position is computed by the trapezoidal rule, to
+    about eight digits if any noise is at least a five-hundredth of `half_distance` and the barrier
+    at most 10⁴ temperatures.
 
     Examples
     --------
@@ -245,7 +244,7 @@ def _reduced_potential(
 def _grid(
     barrier: float, half_distance: float, temperature: float, noise: float = 0.0
 ) -> np.ndarray:
-    """Return equidistant positions that cover all but a share of exp(-45) of the law."""
+    """Return equidistant positions up to a density of exp(-45) relative to the maximum."""
     reach = half_distance * np.sqrt(1.0 + np.sqrt(_MAX_RELATIVE_ENERGY * temperature / barrier))
     reach += noise * np.sqrt(2.0 * _MAX_RELATIVE_ENERGY)
     return np.linspace(-reach, reach, _N_NODES)

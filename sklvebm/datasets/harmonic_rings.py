@@ -92,8 +92,8 @@ def make_harmonic_rings(
     .. math:: x = r\,(\cos\varphi, \sin\varphi) + \sigma_x \xi, \qquad
         r = R + \sum_k (a_k \cos k\varphi + b_k \sin k\varphi) + \sigma_r \epsilon
 
-    with R uniform among the radii, each with coefficients of its own, a uniform angle and standard
-    normal ε and ξ. The defaults are the published constants of the data set HMR-2D [1]_: a round
+    with R uniform among the radii, coefficients for each radius, a uniform angle and standard
+    normal ε and ξ. The defaults are the published constants of the data set HMR-2D [1]_: a circular
     inner ring, `a_3 = 0.22` on the middle one, `a_5 = 0.30` and `a_10 = -0.12` on the outer one.
 
     Parameters
@@ -261,8 +261,8 @@ def harmonic_rings_entropy(
     Notes
     -----
     Quadrature of the exact log density over angle and both noises, with three angles for each
-    harmonic. The error is below 1e-5 nats where rings lie apart and grows to about 1e-3 where they
-    overlap. HMR-2D takes two to three seconds.
+    harmonic. The error is below 1e-5 nats for separate rings and about 1e-3 for overlapping ones.
+    HMR-2D takes two to three seconds.
 
     Examples
     --------

@@ -33,9 +33,9 @@ def make_kepler_orbits(
     .. math:: \ddot q = -q / |q|^3, \qquad
         E = \tfrac12 |\dot q|^2 - 1 / |q|, \qquad L = q_1 \dot q_2 - q_2 \dot q_1
 
-    Energy and eccentricity e are uniform, all pericentres lie on the positive first axis, and the
-    body is seen at a uniform time of its period. Four numbers are observed and three are free:
-    without noise the rows lie on a surface of three dimensions and have no density.
+    Energy and eccentricity e are uniform, all pericentres are on the positive first axis, and the
+    time within the period is uniform. Four numbers depend on three factors: without noise, rows
+    are on a three-dimensional surface and have no density.
 
     Parameters
     ----------
@@ -70,11 +70,11 @@ def make_kepler_orbits(
     See Also
     --------
     make_coupled_oscillators : Another conserved energy.
-    make_double_well : A particle with two places to be.
+    make_double_well : A particle with two stable positions.
 
     Notes
     -----
-    Exact: Kepler's equation `M = η - e sin η` is solved to rounding instead of integrating.
+    Instead of an integration, Kepler's equation `M = η - e sin η` is solved to rounding.
 
     References
     ----------
@@ -133,7 +133,7 @@ def _kepler_state(energy: np.ndarray, eccentricity: np.ndarray, phase: np.ndarra
 
 def _eccentric_anomaly(eccentricity: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """Solve M = η - e sin η for η, for M in [0, 2π)."""
-    # Newton's method descends or climbs monotonically from π: the left side bends only there
+    # Newton's method converges monotonically from π, the inflection point of the left side
     anomaly = np.full_like(phase, np.pi)
     for _ in range(100):
         excess = anomaly - eccentricity * np.sin(anomaly) - phase

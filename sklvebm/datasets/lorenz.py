@@ -40,11 +40,11 @@ def make_lorenz(
     .. math:: \dot x = \sigma (y - x), \qquad \dot y = x (\rho - z) - y, \qquad
         \dot z = x y - \beta z
 
-    Every row is the end of a trajectory of its own, so that rows are independent. Trajectories
-    start from a normal law around `(0, 0, ρ - 1)`, of standard deviation 5, and end at a uniform
-    time between `duration` and twice that: all of them turn at nearly one pace, so that at a common
-    time they would be bunched. With the defaults, those of 1963 [1]_, rows follow the law of the
-    attractor, whose dimension is 2.06: without noise they have no density.
+    Every row is the end of a separate trajectory, so that rows are independent. Trajectories start
+    from a normal distribution around `(0, 0, ρ - 1)` with standard deviation 5. They end at a
+    uniform time between `duration` and twice that: at a common time they would have similar phases,
+    because all of them rotate at nearly the same rate. With the defaults, those of 1963 [1]_, rows
+    are stationary on the attractor, whose dimension is 2.06: without noise they have no density.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def make_lorenz(
     beta : float, default=8/3
         Aspect ratio β; positive.
     duration : float, default=20
-        Least time that passes before a row is taken, in Lorenz's units. Errors grow by a factor e
-        about every 1.1 of them.
+        Shortest time of a trajectory, in Lorenz's units. Errors grow by a factor e in about 1.1 of
+        them.
     noise : float, default=0.5
         Standard deviation of measurement, added to all columns.
     return_factors : bool, default=False
@@ -87,8 +87,8 @@ def make_lorenz(
     Notes
     -----
     Integrated by an eighth-order Runge-Kutta method with a relative tolerance of 1e-8. Chaos
-    amplifies that error, so single trajectories are not reproducible across platforms, only their
-    law.
+    amplifies that error: the distribution of trajectories is reproducible across platforms, single
+    trajectories are not.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Phase portrait of a damped pendulum under a periodic drive."""
+"""Phase portrait of a damped pendulum with a periodic drive."""
 
 from numbers import Integral, Real
 from typing import Any
@@ -41,12 +41,12 @@ def make_pendulum(
 
     .. math:: \ddot\theta + c\,\dot\theta + \sin\theta = a \cos(\Omega t + \psi)
 
-    Time is in units of the pendulum's own `1 / ω_0`. Every row is the end of a trajectory of its
-    own, which starts at a uniform angle, a normal velocity and a uniform phase ψ of the drive, so
-    that rows are independent and the phase of the drive at the end is uniform too. With the
-    defaults the motion is chaotic [1]_ and the rows cover its attractor, at all phases at once;
-    `drive=0` with a short `duration` gives the spirals of a pendulum coming to rest, and without
-    damping either its closed orbits.
+    Time is in units of `1 / ω_0`, with the pendulum's angular frequency ω_0. Every row is the end
+    of a separate trajectory, which starts at a uniform angle, a normal velocity and a uniform phase
+    ψ of the drive. Rows are therefore independent, and the phase of the drive at the end is
+    uniform, too. With the defaults, the motion is chaotic [1]_ and rows cover its attractor at all
+    phases. `drive=0` with a short `duration` gives the spirals of a pendulum that comes to rest;
+    without damping in addition, closed orbits.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def make_pendulum(
     drive_frequency : float, default=2/3
         Angular frequency Ω, in units of ω_0.
     duration : float, default=60
-        Time that passes before a row is taken, in units of 1 / ω_0.
+        Time of a trajectory, in units of 1 / ω_0.
     start_velocity : float, default=1
         Standard deviation of the velocity at the start, in units of ω_0.
     noise : float, default=0.02
@@ -93,8 +93,8 @@ def make_pendulum(
     Notes
     -----
     Integrated by an eighth-order Runge-Kutta method with a relative tolerance of 1e-8. Chaos
-    amplifies that error, so single trajectories are not reproducible across platforms, only their
-    law.
+    amplifies that error: the distribution of trajectories is reproducible across platforms, single
+    trajectories are not.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Images of a single bar or ellipse whose position, size and angle are known."""
+"""Images of a single bar or ellipse with known position, size and angle."""
 
 from numbers import Integral, Real
 from typing import Any
@@ -8,9 +8,9 @@ import numpy as np
 from sklvebm.datasets._sample import Sample
 from sklvebm.validation import Interval, StrOptions, check_random_state, validate_params
 
-HALF_LENGTHS = (0.15, 0.3)  # of the longer axis, in sides of the image
+HALF_LENGTHS = (0.15, 0.3)  # range for the longer axis, in sides of the image
 ASPECT = 0.45  # shorter over longer axis
-MARGIN = 0.35  # centres keep this distance from the border, in sides
+MARGIN = 0.35  # smallest distance of centres from the border, in sides
 SOFTNESS = 0.4  # of the edge, in pixels
 NOISE = 0.05
 
@@ -38,18 +38,18 @@ def make_shape_images(
 
     .. math:: x_{ij} = \sigma(-d_{ij} / s) + \sigma_x \xi_{ij}
 
-    with σ the logistic function, d the distance of a pixel from the edge, negative inside, and s
-    the softness of the edge, 0.4 pixels: pixels change smoothly with all factors. For an ellipse d
-    is exact on the shorter axis, and stretched on the way to the longer one.
+    with the logistic function σ, the distance d of a pixel from the edge (negative inside), and the
+    softness of the edge s, 0.4 pixels: pixels are smooth functions of all factors. For an ellipse,
+    d is exact on the shorter axis and too small elsewhere.
 
     Parameters
     ----------
     n_samples : int, default=100
         Number of rows; they are independent.
     size : int, default=16
-        Side of the square images, in pixels; at least 4. Rows have its square as many features.
+        Side of the square images, in pixels; at least 4. Rows have `size**2` features.
     shape : {"bar", "ellipse", "both"}, default="both"
-        What is drawn; either with probability one half for "both".
+        The shape; "both" draws one of them with equal probabilities.
     noise : float, default=0.05
         Standard deviation added to every pixel; the shape itself is between 0 and 1.
     return_factors : bool, default=False
@@ -74,7 +74,7 @@ def make_shape_images(
 
     See Also
     --------
-    sklvebm.metrics.factor_recovery : How much of the factors latents carry.
+    sklvebm.metrics.factor_recovery : Prediction of the factors from latents.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def make_shape_images(
             random_state.uniform(MARGIN, 1.0 - MARGIN, n_samples),
             random_state.uniform(*HALF_LENGTHS, n_samples),
             random_state.uniform(0.0, np.pi, n_samples),
-            # drawn in any case, so that other factors do not depend on the shape
+            # always drawn, so that other factors do not depend on `shape`
             random_state.randint(2, size=n_samples),
         ],
         1,

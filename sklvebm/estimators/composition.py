@@ -21,7 +21,7 @@ from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
 
 _CPU = torch.device("cpu")
-_ASSUMED_MULTIPLY_ADDS = 2**12  # of an energy per row, for the number of threads
+_MULTIPLY_ADDS = 2**12  # of an energy per row, for the number of threads
 
 
 class ComposedEnergy:
@@ -98,10 +98,7 @@ class ComposedEnergy:
             If X does not fit the models.
         """
         X = checked_rows(self.models[0], X, reset=False)
-        with (
-            numerical_session(threads_for(len(X), _ASSUMED_MULTIPLY_ADDS)),
-            naming_memory(FEWER_ROWS),
-        ):
+        with numerical_session(threads_for(len(X), _MULTIPLY_ADDS)), naming_memory(FEWER_ROWS):
             rows = torch.from_numpy(np.array(X, dtype=np.float64))
             values = self._composition().energy(rows).numpy()
         return values.astype(X.dtype)
@@ -131,10 +128,7 @@ class ComposedEnergy:
         Number(True, 1).check("n_samples", n_samples)
         generator = seeded_generator(draw_seed(random_state), _CPU)
         advice = "decrease n_samples"
-        with (
-            numerical_session(threads_for(n_samples, _ASSUMED_MULTIPLY_ADDS)),
-            naming_memory(advice),
-        ):
+        with numerical_session(threads_for(n_samples, _MULTIPLY_ADDS)), naming_memory(advice):
             X = self._composition().draw(int(n_samples), generator).numpy()
         named = [model for model in self.models if hasattr(model, "feature_names_in_")]
         set_ = [kind for kind in map(container_of, self.models) if kind != "default"]
@@ -174,10 +168,7 @@ class ComposedEnergy:
         Number(False, 0.0, open_low=True).check("tolerance", tolerance)
         generator = seeded_generator(draw_seed(random_state), _CPU)
         advice = "decrease n_walkers or n_nodes"
-        with (
-            numerical_session(threads_for(n_walkers, _ASSUMED_MULTIPLY_ADDS)),
-            naming_memory(advice),
-        ):
+        with numerical_session(threads_for(n_walkers, _MULTIPLY_ADDS)), naming_memory(advice):
             result = self._composition().normalise(int(n_walkers), float(tolerance), generator)
         self.log_partition_: LogPartition = result.estimate
         return self.log_partition_

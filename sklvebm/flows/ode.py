@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_FIRST_TIME = 1e-3  # times 1 / scale, at which a component of this scale is still the noise
+_FIRST_TIME = 1e-3  # in units of 1 / scale, where a component of this scale is still the noise
 _MAX_LOG_TIME_STEP = 0.05  # between consecutive times in the tails
 
 

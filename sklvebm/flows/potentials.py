@@ -29,7 +29,7 @@ from sklvebm.flows.ode import (
 from sklvebm.models.convolutions import ConvLayerEnergy
 from sklvebm.models.energies import MLPEnergy
 
-_MIN_TIME = 1e-6  # divides log q_t - log N, which vanishes in proportion to t, at earlier times
+_MIN_TIME = 1e-6  # smaller t are replaced by it where log q_t - log N, of order t, is divided by t
 
 
 PotentialNetwork = MLPEnergy | ConvLayerEnergy

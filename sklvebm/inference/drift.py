@@ -10,10 +10,10 @@ from sklvebm.inference.missed_components import is_outside
 from sklvebm.mixtures.reference import MixtureReference
 
 _DEFENSIVE_SHARE = 0.01  # share of the defensive components in `is_outside`
-_MAX_ISOLATED_ROWS = 3  # so few rows outside are outliers, not a new region
+_MAX_OUTLIERS = 3  # so few rows outside are outliers, not a new region
 _N_DRAWS = 4096  # reference draws, which give the expected number of rows outside
-_MAX_EXCESS_DEVIATIONS = 4.0  # Poisson standard deviations above the expected number
-_MAX_NAMED_ROWS = 5  # in one warning
+_MAX_DEVIATIONS = 4.0  # Poisson standard deviations above the expected number
+_MAX_NAMED = 5  # in one warning
 
 
 def rows_outside(rows: np.ndarray, reference: MixtureReference) -> np.ndarray:
@@ -26,9 +26,7 @@ def rows_outside(rows: np.ndarray, reference: MixtureReference) -> np.ndarray:
     y = reference.sample(_N_DRAWS, torch.Generator().manual_seed(0))[:, : reference.n_features]
     own = is_outside(reference, reference.to_features(y), _DEFENSIVE_SHARE)
     expected = float(own.double().mean()) * len(rows)
-    few = len(outside) <= max(
-        _MAX_ISOLATED_ROWS, expected + _MAX_EXCESS_DEVIATIONS * math.sqrt(expected)
-    )
+    few = len(outside) <= max(_MAX_OUTLIERS, expected + _MAX_DEVIATIONS * math.sqrt(expected))
     return outside[:0] if few else outside
 
 
@@ -42,9 +40,8 @@ def warn_of_drift(rows: np.ndarray, reference: MixtureReference, consequence: st
     """
     outside = rows_outside(rows, reference)
     if len(outside):
-        named = ", ".join(map(str, outside[:_MAX_NAMED_ROWS])) + (
-            ", ..." if len(outside) > _MAX_NAMED_ROWS else ""
-        )
+        more = ", ..." if len(outside) > _MAX_NAMED else ""
+        named = ", ".join(map(str, outside[:_MAX_NAMED])) + more
         warnings.warn(
             f"{len(outside)} of {len(rows)} rows ({named}) lie outside of the reference that the "
             f"first rows were given{consequence}. If the rows keep drifting, fit anew to rows of "

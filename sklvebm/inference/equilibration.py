@@ -20,11 +20,10 @@ from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systemat
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEPS, _MAX_STEPS = 64, 512  # annealing steps
-MIN_WALKERS = 256
+MIN_WALKERS = 256  # of annealing, also for fewer draws
 _MIN_EFFECTIVE_SHARE = 0.25  # of the walkers; fewer effective walkers double the annealing steps
 _N_MOVES = 50  # Metropolis moves that separate and equilibrate resampled walkers
-# Reweightings of the reference for missed components. The first uses an estimate of log Z that
-# still misses them; further ones correct it.
+# reweightings for missed components; the first uses an estimate of log Z that misses them
 _MAX_TILTS = 3
 _MIN_MISSED_WALKERS = 0.5  # expected walkers in missed components that require a reweighting
 

@@ -42,7 +42,7 @@ _N_WALKERS = 1024  # annealed from the defended reference
 # Standard errors of a difference that is a contradiction, in general and above the claim. The
 # latter is smaller: the distribution of a mean weight is skewed towards values that are too low.
 _MAX_STANDARD_ERRORS, _MAX_STANDARD_ERRORS_ABOVE = 3.0, 2.0
-_MARKOV_MARGIN = math.log(100.0)  # nats; log means exceed log Z by more in 1 % of cases at most
+_MARKOV_MARGIN = math.log(100.0)  # nats; the log mean weight exceeds log Z + this in 1 % at most
 MAX_RELIABLE_SHAPE = 0.7  # of the weights' tail, for which a low mean weight is evidence
 
 

@@ -3,10 +3,9 @@ r"""Products of powers of densities: their factors, a covering reference, draws 
 .. math:: E(x) = -\sum_i w_i \log p_i(x), \qquad Z = \int \prod_i p_i(x)^{w_i} dx
           \qquad \text{(docs/theory/composition.md, eq. 1)}
 
-An *expert* is one factor. The latents of experts with weight 1 are sampled jointly: the product
-over x is exactly the marginal of the product on `(x, z_1, z_2, ...)`. With any other weight, the
-power of the marginal differs from the marginal of the power, and the latents are integrated out
-over fixed nodes.
+An *expert* is one factor. Latents of experts with weight 1 are sampled jointly: the product over x
+is exactly the marginal of the product on `(x, z_1, z_2, ...)`. With other weights, the power of the
+marginal is not the marginal of the power, and latents are integrated out over fixed nodes.
 """
 
 import itertools

@@ -23,7 +23,7 @@ from sklvebm.models.targets import CorrectionAndGrad
 from sklvebm.smc.quasi_random import latent_nodes
 
 _N_FIT_NODES, _LEARNING_RATE = 32, 0.05  # quasi-random nodes, and the first step of Adam
-_N_REPLICATES, _N_REPLICATE_NODES = 8, 32  # scramblings, and evaluation nodes in each
+_N_REPLICATES, _N_NODES = 8, 32  # scramblings, and evaluation nodes in each
 
 
 class Gaussians(NamedTuple):
@@ -55,9 +55,7 @@ def evidence_bound(energy: PathEnergy, x: Tensor, q: Gaussians, *, seed: int) ->
     correction_and_grad = select_correction_and_grad(energy)
     values = []
     for replicate in range(_N_REPLICATES):
-        nodes = latent_nodes(
-            _N_REPLICATE_NODES, energy.n_latents, seed * _N_REPLICATES + replicate
-        ).to(x)
+        nodes = latent_nodes(_N_NODES, energy.n_latents, seed * _N_REPLICATES + replicate).to(x)
         f, _ = _correction(energy, x, q.place(nodes), correction_and_grad)
         values.append(-f.mean(1) - q.divergence())
     stacked = torch.stack(values)
@@ -95,7 +93,7 @@ def fit_gaussians(
     diagonal : bool
         Restrict covariances to diagonal ones.
     start : Gaussians or None, default=None
-        Where to start; None is the reference posterior N(0, I).
+        Start; None is the reference posterior N(0, I).
     n_steps : int, default=300
         Steps of Adam; the step falls to zero linearly.
     seed : int, default=0

@@ -24,7 +24,7 @@ from sklvebm.mixtures.reference import MixtureReference
 LATENT_MAPS = ("auto", "linear", "manifold")
 _MIN_ROWS, _MAX_ROWS, _MAX_ROWS_EXACT = 100, 1000, 10_000  # of Isomap, and of the autoencoder
 _HELD_OUT_SHARE = 0.25  # of the rows
-_N_NEIGHBOURS = 10
+_N_NEIGHBOURS = 10  # of Isomap's graph, and in the comparison
 # the regression on bumps: centres, rows averaged for each, width over the median distance to the
 # fifteenth neighbour, ridge, and least residual variance (latents have variance 1)
 _N_LANDMARKS, _N_ROWS_PER_LANDMARK = 128, 3
@@ -65,7 +65,7 @@ def fit_latent_map(
         If "manifold" has fewer than five rows, or fewer than two for each latent.
     """
     n_latents, n_features = reference.n_latents, X.shape[1]
-    # with as many latents as features, the linear map loses nothing
+    # with as many latents as features, the linear map preserves all information
     hopeless = n_latents >= n_features or len(X) < _MIN_ROWS
     if kind == "linear" or (kind == "auto" and hopeless):
         return None

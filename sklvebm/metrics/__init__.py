@@ -1,4 +1,4 @@
-"""How far two samples are apart, and what latents know: numbers that judge a fitted density."""
+"""Metrics of fitted densities: distances between samples, and information in latents."""
 
 from sklvebm.metrics.classifier_two_sample import ClassifierTest, classifier_two_sample_test
 from sklvebm.metrics.disentanglement import DCI, dci, mutual_information_gap, sap_score

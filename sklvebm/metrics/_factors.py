@@ -1,4 +1,4 @@
-"""Latents and factors side by side: checks, and angles as points on the circle."""
+"""Validation of latents and factors, and angles as points on the circle."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from sklearn.utils import check_array
 def check_latents_and_factors(
     latents: Any, factors: Any, *, least: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as float64 arrays with equally many rows and at least so many columns."""
+    """Return both as float64 arrays with equally many rows and at least `least` columns."""
     latents, factors = (
         check_array(
             columns,

@@ -1,4 +1,4 @@
-"""Sums over pairs of rows, in blocks: what two-sample statistics are made of."""
+"""Sums over pairs of rows, in blocks, for two-sample statistics."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,8 +9,8 @@ from sklearn.utils import check_array
 
 OfDistances = Callable[[np.ndarray], np.ndarray]  # elementwise, of squared distances
 
-_BLOCK_PAIRS = 2**22  # pairs held at a time: 32 MiB
-_N_MEDIAN_ROWS = 1000  # rows of each sample that the median distance comes from
+_BLOCK_PAIRS = 2**22  # pairs in memory at a time: 32 MiB
+_N_MEDIAN_ROWS = 1000  # rows of each sample for the median distance
 
 
 def check_two_samples(X: Any, Y: Any, *, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +27,7 @@ def check_two_samples(X: Any, Y: Any, *, least: int = 2) -> tuple[np.ndarray, np
 
 
 def blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
-    """Yield slices of rows whose product with all columns stays within memory."""
+    """Yield slices of rows whose pairs with all columns are at most one block."""
     size = max(1, _BLOCK_PAIRS // n_columns)
     for start in range(0, n_rows, size):
         yield slice(start, min(start + size, n_rows))
@@ -45,7 +45,7 @@ def mean_within(X: np.ndarray, function: OfDistances) -> float:
     """Return the mean of a function of squared distances over pairs of different rows."""
     n, total = len(X), 0.0
     for rows in blocks(n, n):
-        # each block needs the rows from its own on: the others are its mirror images
+        # by symmetry, pairs with later rows count twice, and earlier rows are skipped
         values = function(cdist(X[rows], X[rows.start :], "sqeuclidean"))
         own = values[:, : len(values)]
         total += float(own.sum() - np.trace(own) + 2.0 * values[:, len(values) :].sum())
@@ -56,5 +56,5 @@ def median_distance(X: np.ndarray, Y: np.ndarray) -> float:
     """Return the median distance of pairs of pooled rows; one if all rows are equal."""
     pooled = np.concatenate([each[:: -(-len(each) // _N_MEDIAN_ROWS)] for each in (X, Y)])
     distances = pdist(pooled)
-    # repeated rows may make the median zero
+    # with repeated rows, the median may be zero
     return float(np.median(distances) or distances.mean() or 1.0)

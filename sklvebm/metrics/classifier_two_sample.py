@@ -14,13 +14,13 @@ from sklvebm.validation import HasMethods, Interval, check_random_state, validat
 
 
 class ClassifierTest(NamedTuple):
-    """How well a classifier tells two samples apart.
+    """Result of a classifier two-sample test.
 
     Attributes
     ----------
     accuracy : float
         Share of held-out rows that are attributed to their own sample; one half if both samples
-        have one law.
+        have the same distribution.
     p_value : float
         Probability of at least this accuracy by guessing.
 
@@ -51,18 +51,18 @@ class ClassifierTest(NamedTuple):
 def classifier_two_sample_test(
     X: Any, Y: Any, *, estimator: Any = None, cv: int = 5, random_state: Any = None
 ) -> ClassifierTest:
-    """Test whether two samples have one law, by the accuracy of a classifier on held-out rows.
+    """Test whether two samples have the same distribution, by a classifier's held-out accuracy.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
         Rows of one sample.
     Y : array-like of shape (n_other_samples, n_features)
-        Rows of the other. Of the larger sample as many rows as the smaller has are drawn.
+        Rows of the other. From the larger sample, as many rows as in the smaller one are drawn.
     estimator : classifier or None, default=None
         Cloned for each fold. None takes gradient-boosted trees.
     cv : int, default=5
-        Number of folds; each row is attributed by the classifier that was not fitted to it.
+        Number of folds; each row is attributed by a classifier that was not fitted to it.
     random_state : int, RandomState, Generator or None, default=None
         Source of folds and draws.
 
@@ -84,9 +84,9 @@ def classifier_two_sample_test(
 
     Notes
     -----
-    The p-value is that of a binomial law, which folds follow nearly only: their classifiers share
-    rows, and balanced classes make guesses slightly worse than chance. In the tests at 5 % a true
-    hypothesis is rejected in at most about 5 % of cases.
+    The p-value is that of a binomial distribution, which is an approximation: classifiers of
+    several folds share rows, and balanced classes make guesses slightly worse than chance. In the
+    package's tests, a true hypothesis is rejected at level 5 % in at most about 5 % of cases.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Does each latent hold one factor? Mutual information gap, DCI and separated predictability."""
+"""Disentanglement of latents: mutual information gap, DCI, separated attribute predictability."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -22,9 +22,9 @@ class DCI(NamedTuple):
     Attributes
     ----------
     disentanglement : float
-        One if every latent serves one factor, zero if all serve all equally.
+        One if every latent predicts one factor, zero if all predict all factors equally.
     completeness : float
-        One if every factor is served by one latent, zero if by all equally.
+        One if every factor is predicted by one latent, zero if by all equally.
     informativeness : float
         Mean out-of-fold R² of the factors; at most one.
     importance : ndarray of shape (n_latents, n_factors)
@@ -54,7 +54,8 @@ def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> f
 
     .. math:: \frac{1}{K} \sum_{k=1}^K \frac{I(z_{(1)}; v_k) - I(z_{(2)}; v_k)}{H(v_k)}
 
-    with the two latents that know most about each factor [1]_.
+    with the two latents of largest mutual information I with each of the K factors v_k, and the
+    entropy H [1]_.
 
     Parameters
     ----------
@@ -63,12 +64,13 @@ def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> f
     factors : array-like of shape (n_samples, n_factors)
         Their true factors.
     n_bins : int, default=20
-        Bins of equal counts for columns with more different values; others are discrete.
+        Bins of equal counts for columns with more distinct values; other columns are discrete.
 
     Returns
     -------
     gap : float
-        In [0, 1]; one if a single latent determines each factor's bin and no other knows of it.
+        In [0, 1]; one if a single latent determines each factor's bin and the others are
+        independent of it.
 
     Raises
     ------
@@ -82,9 +84,9 @@ def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> f
 
     Notes
     -----
-    Information between bins is overestimated by about `n_bins² / (2 n_samples)` nats where there
-    is none; most of it cancels in the gap. Bins of an angle need no care: information does not
-    depend on their order, so that their ends need not meet.
+    The information of independent columns is overestimated by about `n_bins² / (2 n_samples)` nats,
+    most of which cancels in the gap. Angles need no special treatment: information does not depend
+    on the order of bins.
 
     References
     ----------
@@ -114,8 +116,8 @@ def mutual_information_gap(latents: Any, factors: Any, *, n_bins: int = 20) -> f
 def sap_score(latents: Any, factors: Any, *, circular: Sequence[int] = ()) -> float:
     """Return the separated attribute predictability of latents and factors.
 
-    For each factor the R² of linear regression on each latent alone is found; the score is the mean
-    over factors of the difference between the two largest [1]_. All factors count as continuous.
+    The score is the mean over factors of the difference between the two largest values of R² of
+    linear regressions on single latents [1]_. All factors are treated as continuous.
 
     Parameters
     ----------
@@ -125,7 +127,7 @@ def sap_score(latents: Any, factors: Any, *, circular: Sequence[int] = ()) -> fl
         Their true factors.
     circular : tuple of int, default=()
         Columns of `factors` that are angles, in radians: the R² of cosine and sine is pooled, and
-        one latent cannot exceed about one half.
+        is at most about one half for a single latent.
 
     Returns
     -------
@@ -189,13 +191,13 @@ def dci(
 ) -> DCI:
     r"""Return disentanglement, completeness and informativeness of latents.
 
-    A regressor predicts each factor from all latents; `P` is the share of each latent in each
-    prediction. With entropies relative to the logarithm of the number of entries [1]_,
+    A regressor predicts each factor k of K from all latents j, with importances `P_jk` that sum to
+    one over j. With entropies H relative to the logarithm of the number of entries [1]_,
 
     .. math:: D = \sum_j \rho_j\, \bigl(1 - H(P_{j\cdot} / \textstyle\sum_k P_{jk})\bigr), \qquad
         C = \frac{1}{K} \sum_k \bigl(1 - H(P_{\cdot k})\bigr)
 
-    where latent j weighs in with its share ρ of all importance.
+    where `ρ_j` is the share of latent j in the sum of all importances.
 
     Parameters
     ----------
@@ -206,9 +208,9 @@ def dci(
     circular : tuple of int, default=()
         Columns of `factors` that are angles, in radians; cosine and sine are predicted together.
     estimator : regressor or None, default=None
-        Cloned for each factor and fold; must have `feature_importances_`, or `coef_`, whose
-        absolute values then count, and needs standardised latents. None takes a random forest of
-        100 trees with leaves of five rows at least.
+        Cloned for each factor and fold; must have `feature_importances_`, or `coef_`, of which the
+        absolute values are used and which needs standardised latents. None is a random forest of
+        100 trees with at least five rows per leaf.
     cv : int, default=5
         Number of folds; importances are means over them.
     random_state : int, RandomState, Generator or None, default=None
@@ -229,7 +231,7 @@ def dci(
     --------
     mutual_information_gap : Compares the two most informative latents of a factor.
     sap_score : The same by predictions from single latents.
-    factor_recovery : Whether factors are in the latents, however they are mixed.
+    factor_recovery : Whether the latents determine the factors, in any mixture.
 
     References
     ----------
@@ -259,7 +261,7 @@ def dci(
             model = clone(estimator).fit(latents[train], target[train].squeeze())
             predicted[test] = model.predict(latents[test]).reshape(len(test), -1)
             weight = weight + _importance(model)
-        # a factor that no latent helps to predict is spread evenly
+        # all latents are equally important for a factor that none predicts
         total = weight.sum()
         columns.append(weight / total if total > 0.0 else np.full(len(weight), 1 / len(weight)))
         shares.append(explained_share(target, predicted))
@@ -277,7 +279,7 @@ def _need_two(columns: np.ndarray, name: str) -> None:
 
 
 def _bins(values: np.ndarray, n_bins: int) -> np.ndarray:
-    """Return the index of a bin for each value, shape (n,): of nearly equal counts if many."""
+    """Return the index of a bin for each value, (n,): distinct values, or bins of equal counts."""
     different, index = np.unique(values, return_inverse=True)
     # quantiles would merge rare values of a discrete column
     if len(different) <= n_bins:

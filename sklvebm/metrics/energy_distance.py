@@ -15,7 +15,7 @@ def energy_distance(X: Any, Y: Any) -> float:
     .. math:: D = 2 E|x - y| - E|x - x'| - E|y - y'|
 
     with means over pairs of different rows [1]_. It is zero, and its estimate zero on average, if
-    and only if both samples have one law. It has no parameter.
+    and only if both samples have the same distribution. It has no parameter.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def energy_distance(X: Any, Y: Any) -> float:
     Returns
     -------
     distance : float
-        In units of X; estimates of zero are negative as often as not.
+        In units of X; for equal distributions, estimates can be negative.
 
     Raises
     ------
@@ -36,13 +36,12 @@ def energy_distance(X: Any, Y: Any) -> float:
 
     See Also
     --------
-    noise_floor : How large it is between halves of one sample.
+    noise_floor : Its values between halves of one sample.
 
     Notes
     -----
-    Not the root of it, which `scipy.stats.energy_distance` returns in one dimension, of the biased
-    estimate. Time grows as the square of the number of rows, memory does not: pairs are visited in
-    blocks of 32 MiB.
+    In contrast, `scipy.stats.energy_distance` returns the square root of the biased estimate, in
+    one dimension. Time is quadratic in the number of rows; memory is limited to blocks of 32 MiB.
 
     References
     ----------

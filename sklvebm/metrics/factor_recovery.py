@@ -1,4 +1,4 @@
-"""How well the true factors of rows can be predicted from their latents."""
+"""Prediction of the true factors of rows from their latents."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -23,7 +23,7 @@ class FactorRecovery(NamedTuple):
     linear : ndarray of shape (n_factors,)
         By linear regression: whether the factor is a direction in latent space.
     nearest_neighbours : ndarray of shape (n_factors,)
-        By nearest neighbours: whether the factor is in the latents at all.
+        By nearest neighbours: whether the latents determine the factor at all.
 
     See Also
     --------
@@ -34,7 +34,7 @@ class FactorRecovery(NamedTuple):
     >>> import numpy as np
     >>> from sklvebm.metrics import FactorRecovery
     >>> recovery = FactorRecovery(linear=np.array([0.2]), nearest_neighbours=np.array([0.9]))
-    >>> bool(recovery.nearest_neighbours[0] > recovery.linear[0])  # known, but not as a direction
+    >>> bool(recovery.nearest_neighbours[0] > recovery.linear[0])  # determined, but nonlinearly
     True
     """
 
@@ -61,12 +61,12 @@ def factor_recovery(
     cv: int = 5,
     random_state: Any = None,
 ) -> FactorRecovery:
-    r"""Return how well each factor is predicted from the latents, by two regressors.
+    r"""Return the R² of predictions of each factor from the latents, by two regressors.
 
     .. math:: R^2 = 1 - \sum_i |v_i - \hat v_i|^2 / \sum_i |v_i - \bar v|^2
 
-    on rows that the regressor was not fitted to. A circular factor is the point
-    `v = (cos φ, sin φ)`, so that the ends of its interval meet.
+    on held-out rows, with factors v and predictions `v̂`. A circular factor φ is the point
+    `v = (cos φ, sin φ)`, which is continuous at the ends of its interval.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def factor_recovery(
     circular : tuple of int, default=()
         Columns of `factors` that are angles, in radians.
     n_neighbors : int, default=10
-        Neighbours that vote, the nearer the more.
+        Neighbours, weighted by inverse distance.
     cv : int, default=5
         Number of folds.
     random_state : int, RandomState, Generator or None, default=None
@@ -87,7 +87,7 @@ def factor_recovery(
     -------
     recovery : FactorRecovery
         `linear` and `nearest_neighbours`: R² of each factor, without unit. One is perfect, zero is
-        what the mean achieves, and less is possible.
+        the value of the mean, and negative values are possible.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def factor_recovery(
 
     See Also
     --------
-    dci : Whether single latents hold single factors.
+    dci : Whether single latents determine single factors.
 
     Notes
     -----
@@ -113,7 +113,7 @@ def factor_recovery(
     """
     latents, factors = check_latents_and_factors(latents, factors)
     targets = as_targets(factors, circular)
-    # one seed, so that both regressors and all factors are judged on the same folds
+    # one seed gives the same folds for both regressors and all factors
     seed = check_random_state(random_state).randint(2**31 - 1)
     folds = KFold(cv, shuffle=True, random_state=seed)
     regressors = (

@@ -17,7 +17,7 @@ from sklvebm.metrics._pairwise import (
 )
 from sklvebm.validation import Interval, check_random_state, validate_params
 
-_RELATIVE_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+_RELATIVE_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in median distances of pooled rows
 _CONSTRAINTS: dict[str, list[Any]] = {
     "X": ["array-like"],
     "Y": ["array-like"],
@@ -26,7 +26,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class PermutationTest(NamedTuple):
-    """A statistic with its law under the hypothesis that both samples have one law.
+    """A statistic with its distribution under the hypothesis of equal distributions.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class PermutationTest(NamedTuple):
     p_value : float
         Share of values at least as large among the permutations and the value itself.
     null : ndarray of shape (n_permutations,)
-        Values of the pooled rows divided at random.
+        Values for random divisions of the pooled rows.
 
     See Also
     --------
@@ -62,7 +62,7 @@ def maximum_mean_discrepancy(X: Any, Y: Any, *, bandwidths: Any = None) -> float
         k(x, y) = \frac{1}{S} \sum_s e^{-|x - y|^2 / (2 h_s^2)}
 
     with means over pairs of different rows [1]_. It is zero, and its estimate zero on average, if
-    and only if both samples have one law.
+    and only if both samples have the same distribution.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def maximum_mean_discrepancy(X: Any, Y: Any, *, bandwidths: Any = None) -> float
     Returns
     -------
     mmd_squared : float
-        Squared discrepancy, without unit, at most 2; estimates of zero are negative as often as
-        not.
+        Squared discrepancy, without unit, at most 2; for equal distributions, estimates can be
+        negative.
 
     Raises
     ------
@@ -89,12 +89,12 @@ def maximum_mean_discrepancy(X: Any, Y: Any, *, bandwidths: Any = None) -> float
     See Also
     --------
     mmd_permutation_test : Whether it differs from zero.
-    noise_floor : How large it is between halves of one sample.
+    noise_floor : Its values between halves of one sample.
 
     Notes
     -----
-    Time grows as the square of the number of rows, memory does not: pairs are visited in blocks of
-    32 MiB. The median is that of up to 1,000 evenly spaced rows of each sample.
+    Time is quadratic in the number of rows; memory is limited to blocks of 32 MiB. The median is
+    that of up to 1,000 evenly spaced rows of each sample.
 
     References
     ----------
@@ -126,7 +126,7 @@ def maximum_mean_discrepancy(X: Any, Y: Any, *, bandwidths: Any = None) -> float
 def mmd_permutation_test(
     X: Any, Y: Any, *, bandwidths: Any = None, n_permutations: int = 200, random_state: Any = None
 ) -> PermutationTest:
-    """Test whether two samples have one law, by permutations of the maximum mean discrepancy.
+    """Test equality of distributions by permutations of the maximum mean discrepancy.
 
     Parameters
     ----------
@@ -154,11 +154,11 @@ def mmd_permutation_test(
     See Also
     --------
     maximum_mean_discrepancy : The statistic alone.
-    classifier_two_sample_test : Tests by what a classifier can tell apart.
+    classifier_two_sample_test : A test by the accuracy of a classifier.
 
     Notes
     -----
-    Kernel values of pairs are computed once, in blocks, and serve all permutations.
+    Kernel values of pairs are computed once, in blocks, for all permutations.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def mmd_permutation_test(
     random_state = check_random_state(random_state)
     kernel = _kernel(X, Y, bandwidths)
     pooled, n, m = np.concatenate([X, Y]), len(X), len(Y)
-    # column 0 is the division that was given; one marks the rows of the first sample
+    # column 0 is the given division; ones mark the rows of the first sample
     member = np.zeros((n + m, n_permutations + 1))
     member[:n, 0] = 1.0
     for column in range(1, n_permutations + 1):

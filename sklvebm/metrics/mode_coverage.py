@@ -1,4 +1,4 @@
-"""Which modes of a sample another sample covers, and how much of it lies elsewhere."""
+"""Modes of a sample that another sample covers, and its outlying rows."""
 
 from numbers import Real
 from typing import Any, NamedTuple
@@ -12,17 +12,17 @@ from sklvebm.validation import Interval, validate_params
 
 
 class ModeCoverage(NamedTuple):
-    """How generated rows are distributed over the modes of a reference sample.
+    """Distribution of generated rows over the modes of a reference sample.
 
     Attributes
     ----------
     covered : float
-        Share of the modes that received at least `threshold` times their share of rows.
+        Share of the modes with at least `threshold` times their share of rows.
     total_variation : float
         Half the summed absolute difference of the modes' shares, in [0, 1].
     outlying : float
-        Share of rows farther from the reference than `1 - quantile` of the reference's own rows
-        are from each other: about `1 - quantile` for a perfect sample.
+        Share of rows whose nearest reference row is farther than the `quantile` of distances
+        between nearest reference rows: about `1 - quantile` for a perfect sample.
     shares : ndarray of shape (n_modes,)
         Share of the rows in each mode, in the order of the sorted labels.
 
@@ -58,18 +58,18 @@ def mode_coverage(
 ) -> ModeCoverage:
     """Count the modes of a labelled sample that another sample covers.
 
-    A row of Y belongs to the mode of its nearest neighbour in X, whatever the shape of the modes.
+    A row of Y belongs to the mode of its nearest neighbour in X, for modes of any shape.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
         Rows of the reference, at least two.
     labels : array-like of shape (n_samples,)
-        Mode of each of them.
+        Mode of each row of X.
     Y : array-like of shape (n_other_samples, n_features)
-        Rows to be judged.
+        Generated rows.
     threshold : float, default=0.2
-        Share of a mode's rightful share that counts as covering it; in (0, 1].
+        Smallest ratio of a mode's share in Y to its share in X for a covered mode; in (0, 1].
     quantile : float, default=0.99
         Quantile of the distances of rows of X from their nearest neighbour beyond which a row of Y
         is outlying.
@@ -86,13 +86,13 @@ def mode_coverage(
 
     See Also
     --------
-    noise_floor : What a metric is worth between two parts of one sample.
+    noise_floor : Values of a metric between two parts of one sample.
     energy_distance : A distance that needs no modes.
 
     Notes
     -----
-    Even a perfect sample has a total variation of the order of the root of modes over rows.
-    Rows in X and Y must differ: a copy of X is not outlying anywhere.
+    Even a perfect sample has a total variation of the order of `sqrt(n_modes / n_other_samples)`.
+    X and Y must not share rows: no row of a copy of X is outlying.
 
     Examples
     --------

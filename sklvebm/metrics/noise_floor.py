@@ -1,4 +1,4 @@
-"""What a two-sample metric reads between two samples of one law."""
+"""Values of a two-sample metric between samples of the same distribution."""
 
 from collections.abc import Callable
 from numbers import Integral
@@ -62,21 +62,21 @@ def noise_floor(
 ) -> NoiseFloor:
     """Return the values of a two-sample metric between random halves of one sample.
 
-    A model whose samples are as far from held-out rows as such halves are from each other cannot be
-    told from the data by this metric with so many rows. Report it beside every value.
+    A value between model and held-out rows within this range shows no difference of the model from
+    the data, with this number of rows. Report the floor with every value.
 
     Parameters
     ----------
     metric : callable
-        Maps two arrays of rows to a number, for instance `energy_distance`. Fix what the metric
-        would otherwise choose from the rows, for instance by `functools.partial`.
+        Maps two arrays of rows to a number, for instance `energy_distance`. Fix parameters that the
+        metric would choose from the rows, for instance by `functools.partial`.
     X : array-like of shape (n_samples, n_features)
-        Rows of one law, independent of each other.
+        Independent rows of one distribution.
     n_splits : int, default=20
         Random divisions.
     n_rows : int or None, default=None
-        Rows in each part, at most half of X; None takes half. Take as many as the samples have that
-        the floor is meant for: most metrics read less between larger samples.
+        Rows in each part, at most half of X; None takes half. Use the size of the samples to be
+        compared, because most metrics are smaller between larger samples.
     quantiles : tuple of two floats, default=(0.05, 0.95)
         Lower and upper quantile that are returned.
     random_state : int, RandomState, Generator or None, default=None
@@ -99,7 +99,7 @@ def noise_floor(
 
     Notes
     -----
-    Divisions share rows, so that quantiles are less certain than the number of splits suggests.
+    Divisions share rows. Quantiles are therefore less certain than the number of splits suggests.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How far rows are from their reconstructions."""
+"""Errors of reconstructions of rows."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def reconstruction_rmse(X: Any, X_reconstructed: Any, *, relative: bool = False)
     X_reconstructed : array-like of shape (n_samples, n_features)
         Their reconstructions, in the same order.
     relative : bool, default=False
-        Whether to divide by the error of the mean of X. A value near one then says that the
-        reconstruction ignores the row it was made from.
+        Whether to divide by the error of the mean of X. A value near one then means that the
+        reconstruction hardly depends on the row.
 
     Returns
     -------
@@ -32,11 +32,11 @@ def reconstruction_rmse(X: Any, X_reconstructed: Any, *, relative: bool = False)
     Raises
     ------
     ValueError
-        If shapes differ, or X is constant and `relative` is asked for.
+        If shapes differ, or X is constant with `relative=True`.
 
     See Also
     --------
-    factor_recovery : What latents know of factors, not of rows.
+    factor_recovery : Prediction of factors from latents.
 
     Examples
     --------
@@ -55,5 +55,5 @@ def reconstruction_rmse(X: Any, X_reconstructed: Any, *, relative: bool = False)
         return error
     spread = float(np.sqrt(np.mean((X - X.mean(0)) ** 2)))
     if spread == 0.0:
-        raise ValueError("X must not be constant where the error is relative.")
+        raise ValueError("X must not be constant if the error is relative.")
     return error / spread

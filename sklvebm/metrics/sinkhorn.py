@@ -1,4 +1,4 @@
-"""Sinkhorn divergence: entropic optimal transport without its bias."""
+"""Sinkhorn divergence: debiased entropic optimal transport."""
 
 import warnings
 from numbers import Integral, Real
@@ -11,8 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklvebm.metrics._pairwise import blocks, check_two_samples, median_distance
 from sklvebm.validation import Interval, validate_params
 
-_RELATIVE_EPSILON = 0.05
-_EPSILON_RATIO = 0.25  # from one blur to the next: half in length
+_RELATIVE_EPSILON = 0.05  # in squared median distances of pooled rows
+_COOLING = 0.25  # of consecutive ε, which halves the length scale
 
 
 @validate_params(
@@ -35,7 +35,7 @@ def sinkhorn_divergence(
         + \epsilon\, \mathrm{KL}(\pi \,\|\, \mu \otimes \nu)
 
     It tends to the squared Wasserstein distance for small ε and to the squared distance of the
-    means for large ε, is never negative beyond the tolerance, and zero for equal samples only [1]_.
+    means for large ε. Up to the tolerance, it is positive unless the samples are equal [1]_.
 
     Parameters
     ----------
@@ -44,14 +44,14 @@ def sinkhorn_divergence(
     Y : array-like of shape (n_other_samples, n_features)
         Rows of the other.
     epsilon : float or None, default=None
-        Strength ε of the entropy, in squared units of X: rows nearer than its root are not told
-        apart. None takes 5 % of the squared median distance of pooled rows. Values with different
-        ε cannot be compared.
+        Strength ε of the entropy, in squared units of X: differences between rows below its square
+        root are smoothed. None takes 5 % of the squared median distance of pooled rows. Values with
+        different ε cannot be compared.
     max_iter : int, default=1000
-        Iterations at most, for each of the three terms.
+        Upper limit on the iterations for each of the three terms.
     tol : float, default=1e-3
-        Mean relative error of the rows' masses in the plan at which the iteration stops. The value
-        is more precise than that, since it is stationary in the potentials.
+        Mean relative error of the rows' masses in the plan at which the iteration stops. The result
+        is more accurate, since it is stationary in the potentials.
 
     Returns
     -------
@@ -74,8 +74,8 @@ def sinkhorn_divergence(
 
     Notes
     -----
-    In the log domain, with ε lowered step by step. Time of an iteration and memory grow as the
-    product of the numbers of rows: 8 bytes for each pair.
+    The iteration is in the log domain and lowers ε step by step. Its time and memory are
+    proportional to the product of the numbers of rows, with 8 bytes for each pair.
 
     References
     ----------
@@ -123,8 +123,8 @@ def _cost_within(cost: np.ndarray, *, epsilon: float, max_iter: int, tol: float)
     for blur in _blurs(cost, epsilon):
         f = 0.5 * (f + _soft_minimum(cost, f, blur))
     for _ in range(max_iter):
-        # the change of a potential over ε is the logarithm of a row's mass;
-        # the mean of old and new: alternating would swing between two potentials
+        # the change of a potential over ε is the logarithm of a row's mass; the mean of old and
+        # new, because the plain iteration oscillates between two potentials
         f, old = 0.5 * (f + _soft_minimum(cost, f, epsilon)), f
         if np.abs(f - old).mean() <= 0.5 * tol * epsilon:
             break
@@ -134,11 +134,9 @@ def _cost_within(cost: np.ndarray, *, epsilon: float, max_iter: int, tol: float)
 
 
 def _blurs(cost: np.ndarray, epsilon: float) -> np.ndarray:
-    """Return values of ε from the largest cost down to the one that is asked for."""
-    n_steps = int(
-        max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_EPSILON_RATIO)))
-    )
-    return epsilon * _EPSILON_RATIO ** -np.arange(n_steps, 0, -1.0)
+    """Return values of ε from the largest cost down to the wanted one, which is not included."""
+    n_steps = int(max(0.0, np.ceil(np.log(epsilon / max(cost.max(), epsilon)) / np.log(_COOLING))))
+    return epsilon * _COOLING ** -np.arange(n_steps, 0, -1.0)
 
 
 def _soft_minimum(cost: np.ndarray, potential: np.ndarray, epsilon: float) -> np.ndarray:

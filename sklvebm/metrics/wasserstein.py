@@ -11,8 +11,8 @@ from scipy.spatial.distance import cdist
 from sklvebm.metrics._pairwise import check_two_samples
 from sklvebm.validation import Interval, check_random_state, validate_params
 
-_MAX_ROUTES = 250_000  # variables of a transport programme between samples of different sizes
-_BLOCK_PROJECTIONS = 2**22  # projections held at a time
+_MAX_ROUTES = 250_000  # pairs, the variables of the linear programme for samples of unequal size
+_BLOCK_PROJECTIONS = 2**22  # projected rows in memory at a time
 
 
 @validate_params({"X": ["array-like"], "Y": ["array-like"]})
@@ -46,14 +46,14 @@ def wasserstein_distance_2(X: Any, Y: Any) -> float:
     See Also
     --------
     sliced_wasserstein_distance : For many rows.
-    sinkhorn_divergence : Between the two.
+    sinkhorn_divergence : A smoothed distance, for more rows.
 
     Notes
     -----
-    One dimension: quantiles, in `n log n`. Equal sizes: an assignment, whose time grows as the cube
-    of the number of rows and whose memory as the square; 1,000 rows take a tenth of a second, 5,000
-    half a minute at most. Other sizes: a linear programme. Two samples of one law are far apart in
-    many dimensions: compare with `noise_floor`.
+    In one dimension, quantiles are compared, in `n log n`. For equal sizes, an assignment problem
+    is solved in cubic time and quadratic memory: 1,000 rows take a tenth of a second, 5,000 at most
+    half a minute. For other sizes, a linear programme is solved. In many dimensions, the distance
+    between samples of the same distribution is large: compare with `noise_floor`.
 
     References
     ----------
@@ -97,7 +97,7 @@ def sliced_wasserstein_distance(
 
     .. math:: SW_2 = \Bigl( E_\theta\, W_2^2(\theta \cdot X, \theta \cdot Y) \Bigr)^{1/2}
 
-    over directions θ uniform on the unit sphere [1]_; the mean is over random ones.
+    with directions θ uniform on the unit sphere [1]_. The mean is estimated with random directions.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def sliced_wasserstein_distance(
     n_projections : int, default=200
         Random directions.
     random_state : int, RandomState, Generator or None, default=None
-        Source of the directions. Compare models under the same int.
+        Source of the directions. Use the same int to compare models.
 
     Returns
     -------
@@ -164,7 +164,7 @@ def _squared_on_lines(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
 def _transport_cost(cost: np.ndarray) -> float:
     """Return the least cost of moving equal masses of rows to equal masses of columns."""
     n, m = cost.shape
-    # one constraint follows from the others
+    # one constraint is redundant
     leave = kron(eye_array(n), np.ones((1, m)), format="csr")
     arrive = kron(np.ones((1, n)), eye_array(m), format="csr")[:-1]
     masses = np.concatenate([np.full(n, 1.0 / n), np.full(m - 1, 1.0 / m)])

@@ -18,14 +18,14 @@ from sklvebm.mixtures.components import LOG_2PI
 _MAX_ITERATIONS = 50
 _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
 PRIOR_ROWS = 0.5  # weight of the pooled covariance in each component's own, in rows
-_LOG_START_DISTANCE = 100.0  # standardised units; k-means++ uses logarithms of larger values
+_LOG_START = 100.0  # standardised units; k-means++ uses logarithms of larger values
 # number of features up to which products of features are cheaper than residuals per component
 _MAX_FEATURES_WITH_PRODUCTS = 24
-# largest squared value over smallest variance for which quadratic forms are expanded: the terms
-# cancel, with an error of 0.001 nats at this limit
+# largest squared value over smallest variance of expanded quadratic forms, whose terms cancel, with
+# an error of 0.001 nats at this limit
 _MAX_EXPANDED_SQUARE = 1e13
-# A component with this many rows for each of D + 1 parameters has a reliable variance of its own.
-# The pooled variance in its prior is then limited to this multiple of its own variance.
+# With this many rows for each of D + 1 parameters, a component's own variance is reliable, and the
+# pooled variance in its prior is limited to this multiple of it.
 _TRUSTED_ROWS_PER_COLUMN, _MAX_POOLED_RATIO = 5.0, 10.0
 
 
@@ -75,8 +75,7 @@ class Statistics:
     covariance_type : {"full", "tied", "diag"}
         Determines the products.
     least_variance : float
-        Smallest variance of any component. Products are not used where squares of rows are too
-        large relative to it.
+        Smallest variance of any component; there are no products if squares are too large for it.
     """
 
     def __init__(self, X: np.ndarray, covariance_type: str, least_variance: float = 1e-6) -> None:
@@ -127,7 +126,7 @@ def _whitened(X: np.ndarray, lower: np.ndarray) -> np.ndarray:
 def _residual_forms(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
     """Return quadratic forms (n_samples, M) and log determinants (M,), without expanding squares.
 
-    This is slower than the expanded forms, and accurate for components at any distance from zero.
+    Slower than the expanded forms, and accurate for components at any distance from zero.
     """
     covariances, of = mixture.covariances, np.arange(len(mixture.means))
     if mixture.covariance_type == "diag":
@@ -195,10 +194,9 @@ def maximise(
 def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:
     """Return covariances (M, D, D) or variances (M, D) averaged with the pooled one.
 
-    The pooled covariance counts as `prior_rows` rows. Components with the largest variances
-    dominate it. For a component with enough rows to estimate its own variance, the prior variance
-    is therefore limited to a multiple of its own: otherwise half a row in three hundred can make a
-    narrow component a thousand times too wide.
+    The pooled covariance counts as `prior_rows` rows, and components with large variances dominate
+    it. For a component with enough rows, the prior variance is limited to a multiple of its own:
+    otherwise half a row in three hundred can make it a thousand times too wide.
     """
     pooled = np.average(covariances, axis=0, weights=counts)
     share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
@@ -271,10 +269,10 @@ def _drawn_in(X: np.ndarray) -> np.ndarray:
     above zero by rounding, and k-means++ draws all centres there.
     """
     size = np.abs(X)
-    far = np.maximum(size, _LOG_START_DISTANCE)
+    far = np.maximum(size, _LOG_START)
     return np.where(
-        size > _LOG_START_DISTANCE,
-        np.sign(X) * _LOG_START_DISTANCE * (1.0 + np.log(far / _LOG_START_DISTANCE)),
+        size > _LOG_START,
+        np.sign(X) * _LOG_START * (1.0 + np.log(far / _LOG_START)),
         X,
     )
 

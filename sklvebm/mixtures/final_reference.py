@@ -11,7 +11,7 @@ from sklvebm.mixtures.reference_selection import fit_reference, with_defensive_w
 from sklvebm.mixtures.stacking import MAX_FITTED_ROWS, MixtureChoice
 from sklvebm.preprocessing.prepared import PreparedData
 
-_MAX_COMPARED_ROWS = 2000  # about as many fitted rows estimate the gap to held-out rows
+_MAX_COMPARED_ROWS = 2000  # fitted rows, at most, in the estimate of the gap to held-out rows
 
 
 class Anchored(Protocol):

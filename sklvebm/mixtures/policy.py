@@ -26,7 +26,7 @@ class SearchPolicy:
         Below this number of rows, there are five folds instead of three and a larger first ridge.
     many_rows : int
         Above this number of rows, one quarter is held out once.
-    tie_errors : float
+    tie : float
         Standard errors of the paired difference of losses within which fewer parameters win.
     ridges : tuple of float
         Added to variances, standardised units squared, ascending.
@@ -44,7 +44,7 @@ class SearchPolicy:
     patience: int = 3
     few_rows: int = 500
     many_rows: int = 1000
-    tie_errors: float = 0.25
+    tie: float = 0.25
     ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
     first_ridge: float = 1e-3
 
@@ -73,8 +73,8 @@ def n_parameters(n_components: int, covariance_type: str, n_features: int) -> in
 class StackPolicy(SearchPolicy):
     """Settings of the stacking; measurements in docs/benchmarks/defaults.md.
 
-    A *kind* is a covariance type with a number of components and a ridge. A stack is a weighted
-    mean of ensembles, one for each kind; the members of an ensemble differ in their starts.
+    A *kind* is a covariance type, a number of components and a ridge. A stack is a weighted mean
+    of ensembles of one kind each, whose members differ in their starts.
 
     Attributes
     ----------
@@ -85,12 +85,9 @@ class StackPolicy(SearchPolicy):
     n_trial_members : int
         Members of an ensemble during the comparison of candidates.
     n_growth_members, growth_places : int
-        Members of an ensemble, and grid places per step, while larger numbers of components are
-        tried on many rows.
-    min_growth_rows : int
-        Number of rows from which larger numbers of components are tried.
-    max_judging_rows : int
-        Upper limit on the held-out rows of that trial.
+        Members, and grid places per step, in trials of larger numbers of components.
+    min_growth_rows, max_judging_rows : int
+        Smallest number of rows for these trials, and upper limit on their held-out rows.
     many_held_out_rows, max_errors_behind : int and float
         With more held-out rows than the former, a covariance type is left out if its best single
         mixture is worse than the best of all by more than the latter, in standard errors.
@@ -101,8 +98,7 @@ class StackPolicy(SearchPolicy):
     max_members, max_components, max_numbers : int
         Limits for all kinds together; numbers are entries of means and covariances.
     min_tail_rows, max_tail_weight : float
-        Lower limit of the weight of all defensive components, in held-out rows, and its upper
-        limit.
+        Limits of the weight of all defensive components, the lower one in held-out rows.
     prior_tail_rows : float
         Rows that a Student-like tail counts as in the shares of the defensive components.
     """

@@ -7,9 +7,8 @@ reference's own coordinates `(y, e)`,
 
 .. math:: x = \mu + P y, \qquad z = A P y + S^{1/2} e,                (docs/theory/model.md, eq. 3)
 
-with `P` a square root of the pooled within-component covariance. In these coordinates, mixture
-components have about unit scale, and the reference posterior of the latents is `e ~ N(0, I)` for
-every row.
+with `P` a square root of the pooled within-component covariance. Here, mixture components have
+about unit scale, and the reference posterior of the latents is `e ~ N(0, I)` for every row.
 """
 
 import copy
@@ -35,8 +34,7 @@ from sklvebm.mixtures.components import (
     products_by_component,
 )
 
-# largest `mean^T precision mean` of a component whose quadratic form is expanded: the terms cancel,
-# with an error of 1e-5 nats at this limit
+# largest `mean^T precision mean` of expanded quadratic forms: cancellation gives 1e-5 nats there
 _MAX_EXPANDED_FORM = 1e10
 _DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
 RENAMED_PARAMETERS = {
@@ -70,9 +68,8 @@ class MixtureReference(MixtureParts):
     defensive_covariance : Tensor of shape (n_features, n_features) or None, default=None
         Covariance of the first defensive component; required when `defensive_weight` is positive.
     defensive_scales : Tensor of shape (n_defensive,) or None, default=None
-        Factors on its standard deviations. Components of one shape and growing scales form a
-        Student-like tail: the log density of a far row falls with the logarithm of its distance.
-        None is 1.
+        Factors on its standard deviations; None is 1. Components of one shape and growing scales
+        form a Student-like tail: log densities fall with the logarithm of the distance.
 
     Attributes
     ----------

@@ -34,7 +34,7 @@ _LATENT_VARIANCE_FLOOR = 0.01  # of posterior variances; the prior variance is 1
 # weight of the defensive components beside a single Gaussian: they change no digit within thirty
 # standard deviations, and dominate beyond
 _GAUSSIAN_TAIL_WEIGHT = 1e-200
-_MAX_COVARIANCE_FLOOR = 1e-3  # standardised units squared; larger ridges smooth the density
+_MAX_FLOOR = 1e-3  # standardised units squared; larger ridges smooth the density
 
 
 class LatentMap(NamedTuple):
@@ -109,9 +109,7 @@ def fit_anchor(
     scales = column_scales(X[:MAX_SELECTION_ROWS])
     ridge = max(part.candidate.ridge for part in choice.parts) * scales.ridge_units.min()
     share = max(least_defensive_weight, choice.defensive_weight)
-    return Anchor(
-        ensemble, min(_MAX_COVARIANCE_FLOOR, ridge), share * np.array(choice.defensive_shares)
-    )
+    return Anchor(ensemble, min(_MAX_FLOOR, ridge), share * np.array(choice.defensive_shares))
 
 
 def reference_of(X: np.ndarray, anchor: Anchor, latent: LatentMap) -> MixtureReference:

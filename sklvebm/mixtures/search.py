@@ -30,10 +30,8 @@ _DEFENSIVE_SPREAD = 2.0  # of the first defensive component, standard deviations
 # Defensive components have one shape and these scales. Together they are a discrete scale mixture
 # that decays like Student's t; with three degrees of freedom, its variance is finite.
 TAIL_SCALES = 10.0 ** np.arange(10)
-_TAIL_DEGREES_OF_FREEDOM = 3.0
-TAIL_SHARES = (
-    TAIL_SCALES**-_TAIL_DEGREES_OF_FREEDOM / (TAIL_SCALES**-_TAIL_DEGREES_OF_FREEDOM).sum()
-)
+_TAIL_DEGREES = 3.0
+TAIL_SHARES = TAIL_SCALES**-_TAIL_DEGREES / (TAIL_SCALES**-_TAIL_DEGREES).sum()
 
 
 class Candidate(NamedTuple):
@@ -121,7 +119,7 @@ class HeldOutLosses:
     seed : int
         Seed of the first member; the others count on from it.
     scales : ColumnScales
-        Of all rows.
+        Scales of all rows.
     policy : StackPolicy
         Settings of the search.
     """
@@ -192,7 +190,7 @@ def search_singles(
     Returns
     -------
     best : Candidate
-        The candidate with the fewest parameters among those within `tie_errors` standard errors of
+        The candidate with the fewest parameters among those within `tie` standard errors of
         the best, with its best ridge.
     tried : dict of Candidate to float
         Mean losses of all evaluated candidates.
@@ -204,7 +202,7 @@ def search_singles(
     near = [
         candidate
         for candidate, loss in tried.items()
-        if loss - tried[best] <= policy.tie_errors * losses.standard_error(candidate, best)
+        if loss - tried[best] <= policy.tie * losses.standard_error(candidate, best)
     ]
     simplest = min(near, key=lambda c: n_parameters(c.n_components, c.covariance_type, X.shape[1]))
     ridges = _ridges(policy.ridges, losses.scales.ridge_units)

@@ -232,9 +232,7 @@ def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) ->
         if len(means) > 2 and means[finer] > min(means.values()):
             break
     best = min(means, key=means.__getitem__)
-    if means[single] - means[best] <= policy.tie_errors * losses.standard_error(
-        single, best, n_tried
-    ):
+    if means[single] - means[best] <= policy.tie * losses.standard_error(single, best, n_tried):
         best = single
     # the single mixture's loss is no criterion: the selection biases it downwards
     return best if losses.diversity(best, n_tried) >= policy.min_gain else single

@@ -89,7 +89,7 @@ class ConvEnergy(Energy):
 
     See Also
     --------
-    ConvLayerEnergy : A single layer, whose second derivatives cost nothing.
+    ConvLayerEnergy : A single layer, with cheap second derivatives.
     MLPEnergy : For rows whose columns have no order.
 
     Examples

@@ -12,7 +12,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import BridgedEnergy
 
 _N_PROBE_ROWS = 256  # rows, and as many draws of the reference
-_N_FIRST_ROWS = 3  # rows of the first call, which checks types and shapes
+_N_FIRST = 3  # rows of the first call, which checks types and shapes
 _NEAR_RADIUS, _FAR_RADIUS = 1e3, 1e6  # standardised units, between which growth is measured
 _N_DIRECTIONS = 16  # random directions, besides the axes and the one of smallest slopes
 _RELATIVE_ROUNDING = 1e-6  # relative differences of energies that count as rounding
@@ -45,7 +45,7 @@ def build_user_energy(
             f"Module, got {given!r}."
         )
     energy = BridgedEnergy(reference, network.double())
-    _check_values(network, *_draws(reference, _N_FIRST_ROWS, seed))
+    _check_values(network, *_draws(reference, _N_FIRST, seed))
     trainable = [parameter.requires_grad for parameter in network.parameters()]
     if not trainable or (is_trained and not any(trainable)):
         raise ValueError(
@@ -146,7 +146,7 @@ def _check_function(network: nn.Module, values: Tensor, x: Tensor, z: Tensor) ->
         rule = "energy must be a function of each row alone, but it depends on the batch"
         try:
             alone = torch.cat(
-                [_called(network, x[i : i + 1], z[i : i + 1]) for i in range(_N_FIRST_ROWS)]
+                [_called(network, x[i : i + 1], z[i : i + 1]) for i in range(_N_FIRST)]
             )
         except (IndexError, RuntimeError, ValueError) as error:
             raise ValueError(f"{rule}: a single row fails ({error}).") from error

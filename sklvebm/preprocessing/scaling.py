@@ -9,7 +9,7 @@ _MAX_QUARTILE_RANGES = 20.0  # interquartile ranges from the median; clips value
 # distances in standardised units
 _WARNING_DISTANCE = 1e6  # larger values cause a warning
 _MAX_DISTANCE = 1e30  # larger values are an error: squares must be finite in single precision
-MAX_FINITE_SQUARE_DISTANCE = 1e100  # larger rows are rescaled, so that their squares are finite
+MAX_SQUARABLE = 1e100  # larger rows are rescaled, so that their squares are finite
 _OVERFLOW_DISTANCE = 1e150  # squares and products with precisions may be infinite
 _MAX_NAMED = 3  # rows and columns in one message
 _MAX_EQUAL_SPACINGS = 8.0  # spacings of floating-point numbers within which values are equal

@@ -7,16 +7,15 @@ import numpy as np
 from sklvebm.runtime import without_numpy_errors
 
 _MAX_TIED_SHARE = 0.05  # of values that repeat others, for a column to count as continuous
-# A *tolerance* is the distance within which two numbers count as one value. Spacings are those of
-# floating-point numbers at the value.
-_MAX_EQUAL_SPACINGS = 8.0  # spacings, the tolerance of stored values
-_DIFFERENCE_SPACINGS = 2.0**18  # spacings, the tolerance of differences of larger rounded numbers
+# A *tolerance* is the distance within which two numbers count as one value, in spacings of
+# floating-point numbers: of stored values, and of differences of larger rounded numbers.
+_MAX_EQUAL_SPACINGS, _DIFFERENCE_SPACINGS = 8.0, 2.0**18
 _MIN_CLEAR_TOLERANCES = 8.0  # tolerances between neighbouring values of a quantised column
 # smallest ratio of a distance between values to a distance within a value for which the tolerance
 # may be widened, for columns in double precision and those rounded to single precision
 _MIN_GAP_RATIO, _MIN_GAP_RATIO_SINGLE = 2e10, 100.0
 _EQUAL_GAP_SHARE = 1e-2  # of the step; distances this close to the smallest one estimate the step
-_STEP_ERROR_SHARE = 1e-3  # of the step, largest rounding error of its estimate
+_STEP_ERROR = 1e-3  # of the step, largest rounding error of its estimate
 _MAX_ZEROS = 4  # different results of computations whose exact result is zero
 
 
@@ -65,9 +64,7 @@ def step_of(column: np.ndarray, least: float = 0.0) -> float:
     rounding = _between(np.spacing(np.abs(single if is_single else values.value)))
     place = alike[rounding[alike].argmin()]
     step = float(gap[place])
-    return _shortest(
-        step, min(_STEP_ERROR_SHARE * step, max(tolerance[place], 4.0 * rounding[place]))
-    )
+    return _shortest(step, min(_STEP_ERROR * step, max(tolerance[place], 4.0 * rounding[place])))
 
 
 def _rounding(value: np.ndarray) -> np.ndarray:
@@ -117,7 +114,7 @@ def _joined_if_apart(values: _Values, wider: np.ndarray, ratio: float) -> _Value
 def _are_multiples(values: _Values) -> bool:
     """Return whether values are multiples of their smallest distance."""
     multiples = values.value / _gaps(values).min(initial=np.inf)
-    return bool(np.abs(multiples - np.rint(multiples)).max() <= _STEP_ERROR_SHARE)
+    return bool(np.abs(multiples - np.rint(multiples)).max() <= _STEP_ERROR)
 
 
 def _joined_zeros(values: _Values) -> _Values:

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.training import Progress
 
-_PRIVATE_ATTRIBUTES = {"_model", "_training", "_split_seed"}
+_PRIVATE_ATTRIBUTES = {"_model", "_training", "_split_seed"}  # set by `fit`
 
 
 def check_unchanged(estimator: BaseEstimator, config: Any, shape: dict[str, Any]) -> None:
@@ -130,6 +130,7 @@ def least_improvement(tol: float | None) -> float:
     return -math.inf if tol is None else tol
 
 
+# parameters that determine the memory of a fit
 _MEMORY_PARAMETERS = ("n_chains", "n_particles", "n_probes", "batch_size", "hidden_layer_sizes")
 
 

@@ -12,9 +12,8 @@ from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.runtime import working_memory
 
-# thresholds of `with_defaults`
 _FEW_DIMENSIONS = 7  # features and latents together
-_MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000
+_MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from sklvebm.mcmc.state import stack_rows
 from sklvebm.messages import naming_memory
 from sklvebm.models.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.preprocessing.scaling import (
-    MAX_FINITE_SQUARE_DISTANCE,
+    MAX_SQUARABLE,
     Standardisation,
     finite,
     zero_where_squares_overflow,
@@ -149,9 +149,7 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
         )
 
     # the mean is linear at large distances: latents whose squares overflow are rescaled
-    size = np.maximum(
-        np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / MAX_FINITE_SQUARE_DISTANCE, 1.0
-    )
+    size = np.maximum(np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / MAX_SQUARABLE, 1.0)
     standardised = _answer_rows(model, Z / size, device, answer) * size
     return finite(model.standardisation.invert(standardised))
 

@@ -132,8 +132,7 @@ def on_device(training: Training, device: torch.device) -> Training:
 def anchored_on(training: Training, reference: MixtureReference) -> Training:
     """Return a training whose energies have the given reference, set in place.
 
-    It differs from theirs if the earlier fit rejected the energies for a reference fitted to all
-    rows.
+    It differs from theirs if the earlier fit kept a reference fitted to all rows.
     """
     optimisation = training.optimisation
     own = copy.deepcopy(reference).to(optimisation.energy.reference.location)
@@ -144,9 +143,8 @@ def anchored_on(training: Training, reference: MixtureReference) -> Training:
 def accepted_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnostics]:
     """Return the gain over the reference, nats, limited to zero if the diagnostics find problems.
 
-    The score of the reference is exact, and an unreliable score does not justify replacing it. The
-    gain uses the upper estimate of log Z. The tolerance for the bracket is therefore at least a
-    tenth of the gain.
+    An unreliable score does not justify replacing the reference, whose score is exact. Because the
+    gain uses the upper estimate of log Z, the tolerance for the bracket is at least a tenth of it.
     """
     tolerance = max(diagnostics.tolerance, _MAX_BRACKET_SHARE * gain)
     diagnostics = diagnostics._replace(tolerance=tolerance)

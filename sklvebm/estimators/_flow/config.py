@@ -10,8 +10,8 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import resolve_layers
 from sklvebm.objectives.flow_matching import PotentialFlow
 
-_FEW_FEATURES, _MANY_ROWS = 3, 1000
-_MAX_EXACT_FEATURES, _N_PROBES = 16, 16
+_FEW_FEATURES, _MANY_ROWS = 3, 1000  # thresholds for sizes and learning rates
+_MAX_EXACT_FEATURES, _N_PROBES = 16, 16  # limit of the exact trace, and directions beyond it
 
 
 @dataclass(frozen=True, kw_only=True)

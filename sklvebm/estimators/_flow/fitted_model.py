@@ -17,7 +17,7 @@ from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_densi
 from sklvebm.inference.products import Expert
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import (
-    MAX_FINITE_SQUARE_DISTANCE,
+    MAX_SQUARABLE,
     Standardisation,
     finite,
     zero_where_squares_overflow,
@@ -159,7 +159,7 @@ def _carried(
     is linear, and rows are rescaled.
     """
     rows = np.asarray(rows, dtype=np.float64)
-    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / MAX_FINITE_SQUARE_DISTANCE, 1.0)
+    size = np.maximum(np.abs(rows).max(axis=1, keepdims=True) / MAX_SQUARABLE, 1.0)
     rows = rows / size
     times = _times(model, model.n_steps)
     widest = math.sqrt(float(model.potential.mixture.variances.max()))
