@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import sklvebm
 from sklvebm import (
     GaussianMargins,
+    MixtureStack,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -43,7 +44,11 @@ FEW = {"LatentEBM": {"n_chains": 16}}
 BASELINES = [
     getattr(baselines, name)(1, **FEW.get(name, {}), **SMALL) for name in baselines.__all__
 ]
-AROUND = [GaussianMargins(), TransformedDensity(GaussianMixture(2, random_state=0))]
+AROUND = [
+    GaussianMargins(),
+    MixtureStack(random_state=0),
+    TransformedDensity(GaussianMixture(2, random_state=0)),
+]
 EVERY = [*OWN, *BASELINES, *AROUND]
 # the other options that change which functions of the dependencies are called
 OPTIONS = [

@@ -362,7 +362,8 @@ def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_opti
     def numbers(optimisation):
         modules = [optimisation.energy.state_dict(), optimisation.average.state_dict()]
         numbers = [value.clone() for module in modules for value in module.values()]
-        return [*numbers, *optimisation.optimizer.first, *optimisation.optimizer.second]
+        moments = optimisation.optimizer.state()
+        return [*numbers, *moments["first"], *moments["second"]]
 
     def trained_for(optimisation, n_updates):
         energy, average, optimizer, n_before = optimisation

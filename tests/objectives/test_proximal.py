@@ -357,7 +357,7 @@ def test_pool_of_a_foreign_energy_burns_in():
     assert flow.particles(state).n_updates > 0
     assert flow.problem(state, {"least_swap_rate": 1.0}) is None
     runaway = particles._replace(pool=particles.pool + 1e4)
-    assert "white units" in flow.problem(FlowState(runaway, None), {"least_swap_rate": 1.0})
+    assert "standardised units" in flow.problem(FlowState(runaway, None), {"least_swap_rate": 1.0})
 
 
 # On a grid ---------------------------------------------------------------------------------------
