@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class SearchPolicy:
-    """Settings of the search for single mixtures; measurements in docs/benchmarks/defaults.md.
+    """Settings of the search for single mixtures; what was measured: docs/benchmarks/defaults.md.
 
     Attributes
     ----------
@@ -18,7 +18,7 @@ class SearchPolicy:
         Some of "full", "tied" and "diag".
     coarse_step : int
         Grid places from one coarse point to the next; places around the best coarse point are
-        tried afterwards. On fifteen data sets, steps of three select the same as the whole grid.
+        tried afterwards.
     patience : int
         Coarse points without improvement that end the search of a covariance type. One is too few:
         data on shells needs many components before any mixture beats a single Gaussian.
@@ -71,7 +71,7 @@ def n_parameters(n_components: int, covariance_type: str, n_features: int) -> in
 
 @dataclass(frozen=True)
 class StackPolicy(SearchPolicy):
-    """Settings of the stacking; measurements in docs/benchmarks/defaults.md.
+    """Settings of the stacking; what was measured of them: docs/benchmarks/defaults.md.
 
     A *kind* is a covariance type, a number of components and a ridge. A stack is a weighted mean
     of ensembles of one kind each, whose members differ in their starts.

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.datasets import load_iris, make_moons
 from sklearn.exceptions import NotFittedError
@@ -82,10 +83,14 @@ def test_draws_follow_the_density(stack):
     # five standard errors, and what tails of that weight within six scales can move the mean
     slack = 5.0 * error + 6.0 * stack.tail_weight_ * stack.scale_
     assert (np.abs(main.mean(0) - mean) < slack).all()
-    # the entropy of the draws is that of the density: both halves agree
-    scores = stack.score_samples(X)
-    first, second = scores[::2], scores[1::2]
-    assert abs(first.mean() - second.mean()) < 5.0 * scores.std() * np.sqrt(2.0 / len(first))
+    # the mean probability of a component over draws is its weight
+    weights = np.concatenate(
+        [w * m.weights for w, m in zip(stack.weights_, stack.members_, strict=True)]
+    )
+    probabilities = stack.predict_proba(X)
+    expected = np.append(weights, stack.tail_weight_)
+    scatter = np.sqrt(expected / len(X))  # of a share of counts, which mean probabilities undercut
+    assert (np.abs(probabilities.mean(0) - expected) < 5.0 * scatter).all()
     np.testing.assert_array_equal(stack.sample(3, random_state=1), stack.sample(3, random_state=1))
     assert not np.array_equal(stack.sample(3), stack.sample(3))
 
@@ -147,6 +152,11 @@ def test_it_is_a_reference_of_energies(rows, kind):
     clone(model)
 
 
+def test_the_class_is_no_reference(rows):
+    with pytest.raises(TypeError, match="a MixtureStack or a MixtureReference, got"):
+        ParticleLVEBM(reference=MixtureStack, max_iter=0).fit(rows)
+
+
 def test_stored_and_composed_it_says_the_same(stack, rows):
     again = pickle.loads(pickle.dumps(stack))
     np.testing.assert_array_equal(again.score_samples(rows), stack.score_samples(rows))
@@ -162,8 +172,8 @@ def test_stored_and_composed_it_says_the_same(stack, rows):
 def test_frames_pipelines_and_searches(rows):
     frame = pd.DataFrame(rows, columns=["a", "b"])
     stack = MixtureStack(max_components=4, random_state=0).fit(frame)
-    drawn = stack.set_output(transform="pandas").sample(3) if hasattr(stack, "set_output") else None
-    assert drawn is None or list(drawn.columns) == ["a", "b"]
+    with config_context(transform_output="pandas"):
+        assert list(stack.sample(3).columns) == ["a", "b"]
     assert list(stack.feature_names_in_) == ["a", "b"]
     pipeline = make_pipeline(StandardScaler(), MixtureStack(max_components=4, random_state=0))
     assert np.isfinite(cross_val_score(pipeline, rows, cv=2)).all()

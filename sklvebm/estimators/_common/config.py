@@ -77,7 +77,10 @@ def checked_parameters(estimator: BaseEstimator, rules: dict[str, Rule]) -> dict
     parameters = parameters_of(estimator)
     check_parameters(parameters, rules)
     reference = parameters.get("reference", "mixture")
-    if not isinstance(reference, GaussianMixture | MixtureReference | HasStackPolicy):
+    # a class has the methods of its instances, too
+    is_class = isinstance(reference, type)
+    allowed = GaussianMixture | MixtureReference | HasStackPolicy
+    if is_class or not isinstance(reference, allowed):
         others = "a GaussianMixture, a MixtureStack or a MixtureReference"
         OneOf(("mixture", "gaussian"), others).check("reference", reference)
     if parameters["validation_fraction"] == 1.0:
