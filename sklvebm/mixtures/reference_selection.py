@@ -102,9 +102,13 @@ def fit_anchor(
     random_state: np.random.RandomState,
     *,
     least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
+    observed: np.ndarray | None = None,
 ) -> Anchor:
-    """Fit the ensemble that cross-validation chose to standardised rows (N, D)."""
-    ensemble = fit_ensemble(X, choice, random_state)
+    """Fit the ensemble that cross-validation chose to standardised rows (N, D).
+
+    `observed` are the same rows with NaN in missing cells, or None where no cell is missing.
+    """
+    ensemble = fit_ensemble(X, choice, random_state, observed)
     # a larger ridge smooths on purpose: held-out rows preferred it to narrower covariances
     scales = column_scales(X[:MAX_SELECTION_ROWS])
     ridge = max(part.candidate.ridge for part in choice.parts) * scales.ridge_units.min()
