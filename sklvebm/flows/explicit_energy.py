@@ -61,11 +61,11 @@ class PotentialSlice:
 
     def target(self) -> Target:
         """Return the path from the reference's marginal to the energy; positions y are (B, D)."""
-        return joint_target(self, lambda x, z: self.correction_and_grad(x, z))
+        return joint_target(self, self.correction_and_grad)
 
 
 def polish(slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
-    """Move rows x (B, D) by Metropolis-adjusted steps, for which the density is stationary."""
+    """Move rows x (B, D) by Metropolis-adjusted steps with the slice as stationary density."""
     chains = start(slice_.reference.from_features(x.double()), slice_.target())
     chains, _ = moved(slice_, chains, n_steps, generator)
     return slice_.reference.to_features(chains.position)
@@ -92,7 +92,7 @@ def normalise_slice(
     generator : torch.Generator
         Source of all noise.
     tolerance : float
-        Width of the bracket, in nats, at which the effort stops growing.
+        Width of the bracket, in nats, that ends the doubling of annealing steps.
 
     Returns
     -------
@@ -101,9 +101,9 @@ def normalise_slice(
 
     Notes
     -----
-    The correction can up-weight components of the reference that are too rare for a walker. Forward
-    annealing then starts from a reference with raised weights. Walkers of the reverse direction are
-    then annealed, too: draws of the flow would presuppose that the flow reaches these components.
+    The correction can up-weight components in which no walker of the reference starts. Forward
+    annealing then starts from a reference with raised weights. Reverse annealing then starts from
+    annealed walkers instead of draws of the flow, which may not reach these components.
     """
     path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
     missed = missed_components(slice_, n_walkers, generator)

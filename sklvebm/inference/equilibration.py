@@ -23,7 +23,7 @@ _FIRST_STEPS, _MAX_STEPS = 64, 512  # annealing steps
 MIN_WALKERS = 256  # of annealing, also for fewer draws
 _MIN_EFFECTIVE_SHARE = 0.25  # of the walkers; fewer effective walkers double the annealing steps
 _N_MOVES = 50  # Metropolis moves that separate and equilibrate resampled walkers
-# reweightings for missed components; the first uses an estimate of log Z that misses them
+# reweightings for missed components; the log Z that the first one uses misses their mass
 _MAX_TILTS = 3
 _MIN_MISSED_WALKERS = 0.5  # expected walkers in missed components that require a reweighting
 
@@ -70,8 +70,8 @@ def equilibrated(
     while True:
         log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
         tilted = tilted_reference(path.reference, missed, log_mean_exp(log_weights))
-        elsewhere = n_walkers * missed_share(path.reference, tilted)
-        if elsewhere >= _MIN_MISSED_WALKERS and n_tilts < _MAX_TILTS:
+        n_missed = n_walkers * missed_share(path.reference, tilted)
+        if n_missed >= _MIN_MISSED_WALKERS and n_tilts < _MAX_TILTS:
             path, n_tilts = Rebased(energy, tilted), n_tilts + 1
             continue
         share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers

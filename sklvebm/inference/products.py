@@ -38,7 +38,7 @@ _CHUNK_POSITIONS = 2**14  # rows times nodes at once
 class Expert(NamedTuple):
     """One factor of a composition: a reference, a correction and the units of both.
 
-    An estimator takes part in compositions by a method `_expert()` that returns this.
+    Estimators with a method `_expert()` that returns one can be composed.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Expert(NamedTuple):
     log_partition : float
         log Z of reference and correction, nats. Draws and scores do not depend on it.
     bounded : bool
-        Whether the correction is: the reference then has the tails of the density.
+        Whether the correction is bounded, so that the reference has the tails of the density.
     """
 
     reference: MixtureReference
@@ -182,9 +182,6 @@ class Composition:
         chunk = _CHUNK_POSITIONS // per_position
         missed = missed_components(self, max(n, MIN_WALKERS), generator, chunk=chunk)
         return equilibrated(self, n, missed, generator)
-
-
-# The reference -----------------------------------------------------------------------------------
 
 
 class Components(NamedTuple):

@@ -13,16 +13,9 @@ from sklvebm.inference.posterior import (
     weighted_particles,
 )
 from sklvebm.mcmc.langevin import start
-from sklvebm.mcmc.state import (
-    IndependentNoise,
-    stack_rows,
-    take_chains,
-)
+from sklvebm.mcmc.state import IndependentNoise, stack_rows, take_chains
 from sklvebm.models.energies import PathEnergy
-from sklvebm.models.targets import (
-    joint_target,
-    latent_target,
-)
+from sklvebm.models.targets import joint_target, latent_target
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.resampling import systematic_resample
 
