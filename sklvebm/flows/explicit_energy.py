@@ -13,16 +13,15 @@ from torch import Tensor
 
 from sklvebm.flows.ode import graded_times
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, transport
-from sklvebm.inference.equilibration import Equilibrated, equilibrated, moved, single_rung
+from sklvebm.inference.equilibration import Equilibrated, bracketed, equilibrated, moved
 from sklvebm.inference.missed_components import missed_components
 from sklvebm.mcmc.langevin import start
-from sklvebm.mcmc.state import IndependentNoise, Target
+from sklvebm.mcmc.state import Target
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.targets import joint_target
-from sklvebm.smc.log_partition import LogPartition, Normalisation, estimate_log_partition
+from sklvebm.smc.log_partition import LogPartition, Normalisation
 
 _N_BURN_IN = 50  # moves of the flow's draws before they start reverse annealing
-_MAX_STEPS = 512  # annealing steps
 
 
 class PotentialSlice:
@@ -105,21 +104,12 @@ def normalise_slice(
     annealing then starts from a reference with raised weights. Reverse annealing then starts from
     annealed walkers instead of draws of the flow, which may not reach these components.
     """
-    path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
+    found = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
     missed = missed_components(slice_, n_walkers, generator)
     if len(missed.index) > 0:
-        found = equilibrated(slice_, n_walkers, missed, generator)
-        if found.energy is not slice_:
-            path, chains, step_size = found
-    return estimate_log_partition(
-        path.target(),
-        lambda: path.reference.sample(n_walkers, generator, stratified=True),
-        chains.position,
-        single_rung(step_size),
-        noise=IndependentNoise(generator),
-        tolerance=tolerance,
-        max_steps=_MAX_STEPS,
-    )
+        annealed = equilibrated(slice_, n_walkers, missed, generator)
+        found = found if annealed.energy is slice_ else annealed
+    return bracketed(found, tolerance, generator)
 
 
 def _flow_chains(

@@ -13,10 +13,11 @@ from sklvebm.inference.missed_components import (
 )
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import KERNELS, crank_nicolson_step, start
-from sklvebm.mcmc.state import Chains, IndependentNoise, Target, take_chains
+from sklvebm.mcmc.state import Chains, IndependentNoise, Target
 from sklvebm.models.energies import Corrected
-from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
-from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
+from sklvebm.smc.annealing import anneal, annealing_schedule, single_rung
+from sklvebm.smc.log_partition import Normalisation, estimate_log_partition
+from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, resample_chains
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEPS, _MAX_STEPS = 64, 512  # annealing steps
@@ -78,9 +79,7 @@ def equilibrated(
         if share >= _MIN_EFFECTIVE_SHARE or n_steps >= _MAX_STEPS:
             break
         n_steps *= 2
-    index = systematic_resample(log_weights, IndependentNoise(generator), n)
-    order = torch.randperm(n, generator=generator, device=index.device)
-    chains = take_chains(chains, index[order])
+    chains = resample_chains(chains, log_weights, IndependentNoise(generator), n)
     return Equilibrated(path, *moved(path, chains, _N_MOVES, generator))
 
 
@@ -115,6 +114,19 @@ def moved(
     return chains, step_size
 
 
-def single_rung(step_size: Tensor) -> Ladder:
-    """Return a ladder of one temperature with the given step size, 0-d."""
-    return Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))
+def bracketed(found: Equilibrated, tolerance: float, generator: torch.Generator) -> Normalisation:
+    """Bracket log Z, nats, by annealing between the reference and the chains; both ways.
+
+    The reference has as many walkers as there are chains. Parameters are those of
+    `estimate_log_partition`.
+    """
+    n_walkers = len(found.chains.position)
+    return estimate_log_partition(
+        found.energy.target(),
+        lambda: found.energy.reference.sample(n_walkers, generator, stratified=True),
+        found.chains.position,
+        single_rung(found.step_size),
+        noise=IndependentNoise(generator),
+        tolerance=tolerance,
+        max_steps=_MAX_STEPS,
+    )

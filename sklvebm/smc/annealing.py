@@ -87,6 +87,11 @@ class Ladder(NamedTuple):
     spread: Tensor  # (T,), variance of the correction, nats^2
 
 
+def single_rung(step_size: Tensor) -> Ladder:
+    """Return a ladder of one temperature with the given step size, 0-d."""
+    return Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))
+
+
 def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
     """Return inverse temperatures at equal thermodynamic distances, and their step sizes.
 
