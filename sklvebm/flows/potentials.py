@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from sklvebm.flows.interpolant import InterpolantMarginals
 from sklvebm.flows.ode import Carried, Field, Rates, Step, graded_times, integrate, runge_kutta_step
-from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.models.convolutions import ConvLayerEnergy
 from sklvebm.models.energies import MLPEnergy
 
@@ -140,11 +139,6 @@ class AnchoredPotential(nn.Module):
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """Return the gradient of Φ at rows x (B, D) and one time; (B, D), float64."""
         return flow_field(self)(x, t).velocity
-
-
-def standard_normal(x: Tensor) -> Tensor:
-    """Return `log N(x; 0, I)` of rows x (B, D), (B,), nats."""
-    return -0.5 * (x.square().sum(1) + x.shape[1] * LOG_2PI)
 
 
 def _derivatives(activation: str, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
