@@ -327,7 +327,7 @@ FEWER = {
     tempered_pool: {"_BURN_IN_SWEEPS": 4},
     equilibration: {"_FIRST_STEPS": 4, "_MAX_STEPS": 8, "_N_MOVES": 3},
     flow_normalization: {"_STEP_COUNTS": (4, 8)},
-    explicit_energy: {"_N_BURN_IN": 3, "_MAX_STEPS": 8},
+    explicit_energy: {"_N_BURN_IN": 3},
     _prior: {
         "_MAX_STEPS": 8,
         "_SAMPLE_STEPS": 4,

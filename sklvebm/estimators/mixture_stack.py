@@ -41,13 +41,7 @@ from sklvebm.preprocessing.scaling import (
     fit_standardisation,
     zero_where_squares_overflow,
 )
-from sklvebm.runtime import (
-    chunks,
-    draw_seed,
-    generator_of,
-    numerical_session,
-    without_numpy_errors,
-)
+from sklvebm.runtime import chunks, draw_seed, generator_of, numerical_session, without_numpy_errors
 
 _RULES: dict[str, Rule] = {
     "covariance_types": SomeOf(DEFAULT_POLICY.covariance_types),

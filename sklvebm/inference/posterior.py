@@ -14,17 +14,9 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.langevin import crank_nicolson_step, start
-from sklvebm.mcmc.state import (
-    Chains,
-    Noise,
-    SharedNoise,
-    Target,
-    stack_rows,
-)
+from sklvebm.mcmc.state import Chains, Noise, SharedNoise, Target, stack_rows
 from sklvebm.models.energies import AnchoredEnergy, PathEnergy
-from sklvebm.models.targets import (
-    latent_target,
-)
+from sklvebm.models.targets import latent_target
 from sklvebm.smc.annealing import anneal
 from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.smc.resampling import effective_sample_size
@@ -77,7 +69,7 @@ def weighted_particles(
     base_draws : Tensor of shape (N, K, P)
         Exact draws of each row's base.
     step_size : float
-        Crank-Nicolson step at the target, squared white units per nat; 2 at the base.
+        Crank-Nicolson step at the target, squared whitened units per nat; 2 at the base.
     make_noise : callable
         Maps the number of a stage to its noise.
     stages : tuple of (int, float)
@@ -96,7 +88,7 @@ def weighted_particles(
     position = base_draws.clone()
     log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
     for stage, (n_steps, enough) in enumerate(stages):
-        # only rows of the stage before, so that the result of a row depends on this row alone
+        # only rows of the previous stage, so that a row's result depends on this row alone
         rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
         if len(rows) == 0:
             break
