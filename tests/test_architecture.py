@@ -43,8 +43,8 @@ LEVELS = {
     "mixtures": [
         ["components", "policy"],
         ["reference", "expectation_maximization"],
-        ["reference_check", "margins"],
-        ["search"],
+        ["reference_check", "margins", "missing_cells"],
+        ["missing_fit", "search"],
         ["stacking"],
         ["reference_selection"],
         ["final_reference"],
@@ -53,7 +53,7 @@ LEVELS = {
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
         ["frames", "parameters", "serialization", "validation"],
-        ["config", "transactional_fit"],
+        ["config", "missing_cells", "transactional_fit"],
         ["session"],
         ["answers", "fit", "reference"],
     ],

@@ -195,7 +195,7 @@ def reference_log_components(reference: MixtureReference, x: Tensor) -> Tensor:
 
     Those of complete rows are densities of the reference's own coordinates.
     """
-    return _by_completeness(
+    return by_completeness(
         x,
         lambda rows: reference.log_components(reference.from_features(rows)),
         lambda rows: log_components(rows, components_of(reference)),
@@ -207,12 +207,12 @@ def reference_log_marginal(reference: MixtureReference, x: Tensor) -> Tensor:
 
     Complete rows get the same numbers as from `MixtureReference.log_marginal`.
     """
-    return _by_completeness(
+    return by_completeness(
         x, reference.log_marginal, lambda rows: log_marginal(rows, components_of(reference))
     )
 
 
-def _by_completeness(
+def by_completeness(
     x: Tensor, of_complete: Callable[[Tensor], Tensor], of_others: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Apply one function to complete rows of x (N, D) and one to rows with missing cells."""

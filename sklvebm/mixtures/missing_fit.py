@@ -19,11 +19,14 @@ from sklvebm.mixtures.expectation_maximization import (
 from sklvebm.mixtures.missing_cells import (
     Block,
     blocks,
+    components_of,
     components_of_mixture,
     conditioned,
     draw_missing,
     score_observed,
 )
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.preprocessing.scaling import without_outliers
 
 _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
@@ -153,18 +156,20 @@ def completed(X: np.ndarray, mixture: Mixture, seed: int) -> np.ndarray:
     return np.where(np.isnan(X), draws[:, 0].numpy(), X)
 
 
-def complete_rows(X: np.ndarray, seed: int) -> np.ndarray:
+def complete_rows(X: np.ndarray, seed: int, fitted: np.ndarray | None = None) -> np.ndarray:
     """Return standardised rows X (N, D) with missing cells drawn given the others.
 
     The draws are those of the mixture that gives the observed cells of held-out rows the highest
     likelihood, of mixtures with 1, 2, 4, ... full covariances. Each one starts from rows that the
-    one before has completed. Complete rows are returned unchanged.
+    one before has completed. Only the rows of the index `fitted` are used, or all. Without missing
+    cells, X is returned.
     """
     if not np.isnan(X).any():
         return X
-    order = np.random.RandomState(seed).permutation(len(X))[:_MAX_ROWS]
+    some = np.arange(len(X)) if fitted is None else fitted
+    some = some[~np.isnan(X[some]).all(axis=1)]
+    order = np.random.RandomState(seed).permutation(some)[:_MAX_ROWS]
     rows = without_outliers(X[order])
-    rows = rows[~np.isnan(rows).all(axis=1)]
     n_held_out = len(rows) // 5
     held_out, rows = rows[:n_held_out], rows[n_held_out:]
     scores = {r: _score(likeliest_gaussian(rows, r), held_out) for r in _RIDGES}
@@ -187,3 +192,19 @@ def complete_rows(X: np.ndarray, seed: int) -> np.ndarray:
 def _score(mixture: Mixture, X: np.ndarray) -> float:
     """Return the mean log density of the observed cells of rows X (N, D), nats."""
     return float(score_observed(mixture, X).mean()) if len(X) else -np.inf
+
+
+def with_completed_rows(data: PreparedData, seed: int) -> PreparedData:
+    """Return the data with missing cells drawn by `complete_rows`, from its fitted rows."""
+    rows = complete_rows(data.standardised, seed, data.split.fitted)
+    return data if rows is data.standardised else data._replace(completed=rows)
+
+
+def completed_by(data: PreparedData, reference: MixtureReference, seed: int) -> PreparedData:
+    """Return the data with missing cells drawn from a reference given the observed cells."""
+    if data.observed is None:
+        return data
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.from_numpy(data.observed)
+    draws = draw_missing(rows, components_of(reference), 1, generator)
+    return data._replace(completed=draws[:, 0].numpy())

@@ -28,12 +28,18 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     early.
     """
     config: AnchoredConfig = session.config
-    rows = session.data.fitted
+    rows, observed = session.data.fitted, session.data.observed
+    if observed is not None:
+        observed = observed[session.data.split.fitted]
     policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
-    choice = choose_mixture(rows, session.random_state, policy) if policy else None
-    kind = "mixture" if policy else config.reference
-    reference = fit_reference(rows, config.n_components, kind, session.random_state, choice=choice)
+    source = session.random_state
+    choice = choose_mixture(rows, source, policy, observed) if policy else None
+    kind, known = (
+        "mixture" if policy else config.reference,
+        {"choice": choice, "observed": observed},
+    )
+    reference = fit_reference(rows, config.n_components, kind, source, **known)
     session.report.stage(f"reference: {len(reference.log_weights)} components")
     return FittedReference(reference, choice)
 

@@ -166,6 +166,7 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     ParticleDivergenceError
         If training diverges.
     """
+    session = session.completed_by(training.reference)
     data = session.data
     like = training.optimisation.energy.reference.location
     seed = session.draw_seed()

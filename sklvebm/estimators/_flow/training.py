@@ -86,6 +86,7 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
     ParticleDivergenceError
         If training diverges.
     """
+    session = session.completed_by(training.reference)
     data, device = session.data, session.config.torch_device
     seed = session.draw_seed()
     rows = [torch.from_numpy(part).to(device) for part in (data.fitted, data.monitored)]
