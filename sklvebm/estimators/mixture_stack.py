@@ -214,7 +214,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
             report.stage("completing rows with missing cells")
             rows = complete_rows(rows, random_state.randint(2**30))
         choice = choose_mixture(rows, random_state, self.stack_policy(), observed)
-        known = {"least_defensive_weight": 0.0, "observed": observed}
+        known: dict[str, Any] = {"least_defensive_weight": 0.0, "observed": observed}
         anchor = fit_anchor(rows, choice, random_state, **known)
         reference = reference_of(rows, anchor, probabilistic_pca(rows, 1)).without_latents()
         members = [_in_units(member, units) for member in anchor.ensemble.members]

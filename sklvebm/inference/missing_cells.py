@@ -9,8 +9,10 @@ Coordinates of observed cells are standard normal numbers that nothing depends o
 different missing cells then share one array.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from sklvebm.models.energies import PathEnergy
 from sklvebm.smc.quasi_random import latent_nodes
 
 _JITTER = 1e-12  # of the variances; rounding of a small conditional variance
+_MAX_MOVED_ROWS, _MOVED_AT_A_TIME = 2000, 250  # rows of one call of `move_missing`
 
 
 class RowConditionals(NamedTuple):
@@ -160,7 +163,8 @@ class MissingCells:
             part[pattern, which].to(like) for part in (given.roots, given.inverse_roots)
         )
 
-        def on_cells(function):  # latents are standard normal already
+        def on_cells(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            # latents are standard normal already
             return lambda u: torch.cat([function(u[:, :d]), u[:, d:]], 1)
 
         def product(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -260,6 +264,47 @@ def missing_draws(
     chains = start(particles.position[rows[:, None], index].flatten(0, 1), target)
     chains = polish(chains, target, x.new_tensor(step_size), noise)
     return chains.position.reshape(n, n_draws, -1)
+
+
+@torch.no_grad()
+def move_missing(
+    energy: PathEnergy,
+    observed: np.ndarray,
+    rows: Tensor,
+    step_size: float,
+    generator: torch.Generator,
+) -> None:
+    """Move the missing cells of completed rows under an energy, in place.
+
+    The cells are persistent particles, one for each row, for which the energy's distribution given
+    the observed cells is stationary. At most 2,000 random rows are moved.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model as it is.
+    observed : ndarray of shape (N, D)
+        Standardised rows, NaN in missing cells.
+    rows : Tensor of shape (N, D)
+        The same rows completed; modified.
+    step_size : float
+        Crank-Nicolson step, squared white units per nat.
+    generator : torch.Generator
+        Source of all noise, on the device of the rows.
+    """
+    places = torch.from_numpy(np.flatnonzero(np.isnan(observed).any(axis=1))).to(rows.device)
+    order = torch.randperm(len(places), generator=generator, device=rows.device)
+    noise, d = IndependentNoise(generator), rows.shape[1]
+    for some in places[order[:_MAX_MOVED_ROWS]].split(_MOVED_AT_A_TIME):
+        x = torch.from_numpy(observed[some.cpu().numpy()]).to(rows)
+        cells = MissingCells(energy, x, 1)
+        free = noise.normal(x.new_empty(len(x), d + energy.n_latents))
+        position = torch.cat(
+            [torch.where(cells.is_missing, rows[some], free[:, :d]), free[:, d:]], 1
+        )
+        target = cells.target(torch.arange(len(x), device=x.device))
+        chains = polish(start(position, target), target, x.new_tensor(step_size), noise)
+        rows[some] = cells.complete(chains.position[:, None])[:, 0]
 
 
 def weighted_mean(values: Tensor, log_weights: Tensor) -> Tensor:

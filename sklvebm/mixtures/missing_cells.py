@@ -16,7 +16,7 @@ covariances, `D` columns.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,8 @@ def components_of_mixture(mixture: Mixture) -> Components:
 class Block(NamedTuple):
     """Rows of several patterns, with equal numbers of rows for each."""
 
-    index: Tensor  # (P, R), of the rows; patterns with fewer rows repeat their first one
+    # (P, R), of the rows; patterns with fewer rows repeat their first one; hides `tuple.index`
+    index: Tensor  # type: ignore[assignment]
     is_row: Tensor  # (P, R), False for such repeats
     is_observed: Tensor  # (P, D)
     values: Tensor  # (P, R, D), zero in missing cells
@@ -297,7 +298,7 @@ def draw_missing(
     """
     found = X.double().unsqueeze(1).repeat(1, n_draws, 1)
     roots = torch.linalg.cholesky(components.covariances)
-    options = {"generator": generator, "dtype": torch.float64, "device": X.device}
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": X.device}
     for block in blocks(X, components):
         if bool(block.is_observed.all()):
             continue
@@ -307,28 +308,25 @@ def draw_missing(
         uniform = torch.rand(p, r, n_draws, **options) * cumulative[:, :, -1:]
         component = torch.searchsorted(cumulative, uniform).clamp(max=m - 1)  # (P, R, n_draws)
         for number in range(n_draws):
-            draws = _drawn(block, given, components, roots, component[:, :, number], options)
-            rows = found[:, number]
-            _scattered(block, draws, rows)
+            chosen = component[:, :, number]
+            noise = torch.randn(block.values.shape, **options)
+            root = roots[components.covariance_of[chosen]]
+            deviation = torch.einsum("prd,pred->pre", noise, root)
+            _scattered(block, _moved(block, given, components, chosen, deviation), found[:, number])
     return torch.where(torch.isnan(X).unsqueeze(1), found, X.double().unsqueeze(1))
 
 
-def _drawn(
-    block: Block,
-    given: Conditioned,
-    components: Components,
-    roots: Tensor,
-    component: Tensor,
-    options: dict,
+def _moved(
+    block: Block, given: Conditioned, components: Components, chosen: Tensor, deviation: Tensor
 ) -> Tensor:
-    """Return a draw of each row from its component (P, R), (P, R, D)."""
-    which = components.covariance_of[component]
-    noise = torch.randn(block.values.shape, **options)
-    deviation = torch.einsum("prd,pred->pre", noise, roots[which])
+    """Return rows (P, R, D) with the observed cells of a block.
+
+    Each was drawn from its component `chosen` (P, R) as its mean plus a `deviation` (P, R, D). What
+    the observed cells' part of the deviation explains is taken out.
+    """
+    which = components.covariance_of[chosen]
     pattern = torch.arange(len(which), device=which.device)[:, None]
-    # the deviation of the missing cells that is left when the observed ones do not deviate
     seen = block.is_observed.double().unsqueeze(1)
     explained = torch.einsum("prd,prde->pre", deviation * seen, given.gains[pattern, which])
-    left = (deviation - explained) * components.scales[component].unsqueeze(2)
-    centre = torch.take_along_dim(given.centres, component[:, None, :, None], 1).squeeze(1)
-    return centre + left
+    left = (deviation - explained) * components.scales[chosen].unsqueeze(2)
+    return torch.take_along_dim(given.centres, chosen[:, None, :, None], 1).squeeze(1) + left

@@ -116,7 +116,7 @@ def fit_with_missing(
                 break
             before = now
             mixture = _maximised(moments, mixture.covariance_type, ridge)
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:  # of torch, where a matrix has no root
         raise np.linalg.LinAlgError(str(error)) from error
     return mixture
 
@@ -133,8 +133,8 @@ def _maximised(moments: Moments, covariance_type: str, ridge: float | np.ndarray
         covariances = covariances - means[:, :, None] * means[:, None, :]
         if covariance_type == "diag":
             covariances = torch.diagonal(covariances, dim1=1, dim2=2).clamp(min=0.0)
-    arrays = (part.numpy().copy() for part in (counts, means, covariances))
-    return of_moments(Mixture(*arrays, covariance_type), ridge, PRIOR_ROWS)
+    weights, centres, matrices = (p.numpy().copy() for p in (counts, means, covariances))
+    return of_moments(Mixture(weights, centres, matrices, covariance_type), ridge, PRIOR_ROWS)
 
 
 def likeliest_gaussian(X: np.ndarray, ridge: float) -> Mixture:

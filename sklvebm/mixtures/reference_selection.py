@@ -1,7 +1,7 @@
 """Fits the reference to standardised rows: Gaussian mixtures, or probabilistic PCA."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -188,9 +188,9 @@ def fit_reference(
     reference : MixtureReference
         Float64, on the CPU.
     """
+    known: dict[str, Any] = {"least_defensive_weight": least_defensive_weight, "observed": observed}
     width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
     if n_components == 0 and width > 0:
-        known = {"least_defensive_weight": least_defensive_weight, "observed": observed}
         return fit_reference(X, width, kind, random_state, choice=choice, **known).without_latents()
     if isinstance(kind, MixtureReference):
         if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
@@ -211,7 +211,6 @@ def fit_reference(
     if isinstance(kind, GaussianMixture):
         return reference_of(X, _anchor_of(kind, X), latent)
     choice = choice or choose_mixture(X, random_state, observed=observed)
-    known = {"least_defensive_weight": least_defensive_weight, "observed": observed}
     return reference_of(X, fit_anchor(X, choice, random_state, **known), latent)
 
 

@@ -27,6 +27,11 @@ class PreparedData(NamedTuple):
         return self.completed[self.split.monitor]
 
     @property
+    def judged(self) -> np.ndarray:
+        """The monitored rows with NaN in missing cells, (n_monitored, D); a copy."""
+        return self.standardised[self.split.monitor]
+
+    @property
     def holds_out(self) -> bool:
         """Whether some rows are held out."""
         return len(self.split.fitted) < len(self.standardised)

@@ -35,11 +35,10 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
     source = session.random_state
     choice = choose_mixture(rows, source, policy, observed) if policy else None
-    kind, known = (
-        "mixture" if policy else config.reference,
-        {"choice": choice, "observed": observed},
+    kind = "mixture" if policy else config.reference
+    reference = fit_reference(
+        rows, config.n_components, kind, source, choice=choice, observed=observed
     )
-    reference = fit_reference(rows, config.n_components, kind, source, **known)
     session.report.stage(f"reference: {len(reference.log_weights)} components")
     return FittedReference(reference, choice)
 

@@ -129,7 +129,7 @@ def log_density(
             own = reference_log_marginal(energy.reference, x)
             if is_reference(energy):
                 return own
-            how = {"step_size": model.joint_step_size, "seed": model.seed}
+            how: dict[str, Any] = {"step_size": model.joint_step_size, "seed": model.seed}
             return own + observed_evidence(energy, x, from_above=from_above, **how)
 
         return by_completeness(x, of_complete, of_others)
@@ -149,7 +149,7 @@ def cells(model: Model, rows: np.ndarray, device: torch.device, question: Questi
     n_particles = max(question.n_particles, 2 * question.n_draws)
 
     def answer(energy: PathEnergy, x: Tensor, number: int) -> Tensor:
-        how = {"step_size": model.joint_step_size}
+        how: dict[str, Any] = {"step_size": model.joint_step_size}
         if question.weighted is None:
             generator = seeded_generator(question.seed + number, device)
             draws = missing_draws(energy, x, question.n_draws, generator=generator, **how)
@@ -220,7 +220,7 @@ def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
 
     def answer(energy: PathEnergy, z: Tensor, _: int) -> Tensor:
         latent_map = model.latent_map and copy.deepcopy(model.latent_map).to(device)
-        how = {"step_size": model.joint_step_size, "seed": model.seed}
+        how: dict[str, Any] = {"step_size": model.joint_step_size, "seed": model.seed}
         return conditional_features(energy, z, latent_map=latent_map, **how)
 
     # the mean is linear at large distances: latents whose squares overflow are rescaled

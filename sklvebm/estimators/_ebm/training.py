@@ -24,6 +24,7 @@ from sklvebm.estimators._ebm.normalization import (
     gain_over_reference,
     normalise,
 )
+from sklvebm.inference.missing_cells import move_missing
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
@@ -38,6 +39,7 @@ from sklvebm.threads import team
 from sklvebm.training import (
     Objective,
     Optimisation,
+    Progress,
     TrainingResult,
     start_optimisation,
     train,
@@ -211,6 +213,14 @@ def _descended(
     objective: PoolObjective = session.config.objective()
     energy = training.optimisation.energy
     state = objective.ready(energy, training.state, len(fitted), generator)
+    observed = session.data.observed
+
+    def after_epoch(progress: Progress) -> None:
+        session.report_epoch(progress)
+        if observed is not None:
+            seen = observed[session.data.split.fitted]
+            move_missing(energy, seen, fitted, float(config.pool().step_size), generator)
+
     result = train(
         training.optimisation,
         objective,
@@ -223,7 +233,7 @@ def _descended(
         tol=least_improvement(config.tol),
         n_iter_no_change=config.n_iter_no_change,
         generator=generator,
-        callback=session.report_epoch,
+        callback=after_epoch,
     )
     return result, objective.particles(result.state)
 
@@ -243,7 +253,7 @@ def _accepted(
     if not may_fall_back or estimated_gain(kept, result, monitor, expected) > 0.0:
         session.report.stage("normalising the trained energy")
         model, diagnostics = normalise(session, kept, training.reference, trained)
-        gain = gain_over_reference(model, monitor, expected)
+        gain = gain_over_reference(model, session.data.judged, expected)
         gain, diagnostics = accepted_gain(gain, diagnostics)
     if may_fall_back and gain <= 0.0:
         # the annealed estimate decides, also against the training's bound
