@@ -1,5 +1,6 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
+from sklvebm.applications.imputer import ParticleImputer
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
@@ -46,6 +47,7 @@ __all__ = [
     "MixtureReference",
     "MixtureStack",
     "ParticleDivergenceError",
+    "ParticleImputer",
     "ParticleLVEBM",
     "PerceptronLatentMap",
     "PotentialFlowEBM",

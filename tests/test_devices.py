@@ -53,6 +53,7 @@ KINDS = [k for k in EVERY_KIND if "device" in signature(k).parameters]
 NO_DEVICE = {
     "GaussianMargins": "NumPy alone",
     "MixtureStack": "exact mixtures, on the CPU",
+    "ParticleImputer": "leaves devices to its estimator",
     "TransformedDensity": "leaves devices to its estimator; a test of its own is below",
 }
 

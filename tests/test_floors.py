@@ -22,6 +22,7 @@ import sklvebm
 from sklvebm import (
     GaussianMargins,
     MixtureStack,
+    ParticleImputer,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -44,9 +45,11 @@ FEW = {"LatentEBM": {"n_chains": 16}}
 BASELINES = [
     getattr(baselines, name)(1, **FEW.get(name, {}), **SMALL) for name in baselines.__all__
 ]
+GAUSSIAN = MixtureStack(covariance_types=["full"], max_components=1, random_state=0)
 AROUND = [
     GaussianMargins(),
     MixtureStack(random_state=0),
+    ParticleImputer(GAUSSIAN),
     TransformedDensity(GaussianMixture(2, random_state=0)),
 ]
 EVERY = [*OWN, *BASELINES, *AROUND]
