@@ -1,6 +1,7 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
 from sklvebm.applications.imputer import ParticleImputer
+from sklvebm.applications.outliers import DensityOutlierDetector
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
@@ -36,6 +37,7 @@ __all__ = [
     "ComposedEnergy",
     "ConvEnergy",
     "ConvLayerEnergy",
+    "DensityOutlierDetector",
     "Energy",
     "FeatureEnergy",
     "GaussianMargins",

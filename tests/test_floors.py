@@ -20,6 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import sklvebm
 from sklvebm import (
+    DensityOutlierDetector,
     GaussianMargins,
     MixtureStack,
     ParticleImputer,
@@ -47,6 +48,7 @@ BASELINES = [
 ]
 GAUSSIAN = MixtureStack(covariance_types=["full"], max_components=1, random_state=0)
 AROUND = [
+    DensityOutlierDetector(GaussianMixture(random_state=0), random_state=0),
     GaussianMargins(),
     MixtureStack(random_state=0),
     ParticleImputer(GAUSSIAN),

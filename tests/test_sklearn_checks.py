@@ -10,6 +10,7 @@ from sklearn.mixture import GaussianMixture
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklvebm import (
+    DensityOutlierDetector,
     GaussianMargins,
     MixtureStack,
     ParticleImputer,
@@ -110,7 +111,7 @@ SUBCLASSES = [
             WassersteinFlowEBM(**GAUSSIAN, **parameters)
             for parameters in WASSERSTEIN_CONFIGURATIONS
         ],
-        ParticleImputer(ONE_NORMAL),
+        DensityOutlierDetector(GaussianMixture(random_state=0), random_state=0),
         ParticleImputer(ONE_NORMAL, strategy="sample", add_indicator=True, random_state=0),
         TransformedDensity(ParticleLVEBM(1, max_iter=1, **GAUSSIAN)),
         TransformedDensity(PotentialFlowEBM(max_iter=1, **GAUSSIAN)),

@@ -7,12 +7,12 @@ from numbers import Real
 from typing import Any, Self
 
 import numpy as np
-from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.impute import MissingIndicator
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklvebm.estimators._common.frames import plain_arrays
 from sklvebm.estimators._common.parameters import (
     Flag,
     OneOf,
@@ -89,6 +89,7 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
     See Also
     --------
     MixtureStack : The default density.
+    DensityOutlierDetector : Finds rows and cells that a density does not expect.
     sklearn.impute.KNNImputer : Fills cells by means of similar rows.
 
     Notes
@@ -180,7 +181,7 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
             seeds = estimator.get_params(deep=False)
             if "random_state" in seeds and seeds["random_state"] is None:
                 estimator.set_params(random_state=draw_seed(self.random_state))
-            with _arrays():
+            with plain_arrays():
                 estimator.fit(rows[:, ~is_empty])
             self.estimator_, self.indicator_, self.is_empty_ = estimator, indicator, is_empty
         return self
@@ -214,7 +215,7 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
             filled = filled[:, ~self.is_empty_]
         if self.indicator_ is None:
             return filled
-        with _arrays():
+        with plain_arrays():
             marks = np.asarray(self.indicator_.transform(rows))
         return np.hstack([filled, marks.astype(filled.dtype)])
 
@@ -255,7 +256,7 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """Return rows of the columns that the estimator was fitted to, without missing cells."""
-        with _arrays():
+        with plain_arrays():
             if self.strategy == "mean":
                 return np.asarray(self.estimator_.conditional_mean(rows))
             if self.strategy == "median":
@@ -312,11 +313,6 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
                 f"({self.n_features_in_}), got {len(names)}"
             )
         return names
-
-
-def _arrays() -> Any:
-    """Return a context in which steps exchange NumPy arrays, independent of the configuration."""
-    return config_context(transform_output="default", array_api_dispatch=False)
 
 
 def _check_missing_values(value: Any) -> None:
