@@ -19,8 +19,7 @@ AUTO_SHARE = 0.01
 _AUTO_QUANTILES = (0.75, 0.9)
 _PATTERN_ROWS = 400  # training rows by which the threshold of a pattern of missing cells is found
 _BLOCK_ROWS = 2**15  # rows scored at once for such thresholds
-
-Scorer = Callable[[np.ndarray], np.ndarray]
+_LOWEST = -1e300  # nats; finite, so that quantiles are
 
 
 class CrossFit(NamedTuple):
@@ -111,6 +110,7 @@ def threshold(scores: np.ndarray, contamination: Any) -> float:
     contamination : float or "auto"
         Share of outliers among the rows.
     """
+    scores = np.maximum(scores, _LOWEST)  # a kernel of finite width gives -inf
     if contamination != "auto":
         return float(np.quantile(scores, contamination))
     shares = [1.0 - level for level in _AUTO_QUANTILES]

@@ -166,6 +166,8 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
             self.estimator_, self.fold_estimators_ = fit.estimator, fit.fold_estimators
             self._fold_of, self._place_of = fit.fold_of, fit.place_of
             self._completed: CompletedRows = completed_rows(fit, rows, random)
+            # thresholds of patterns agree with `offset_` also if the parameter is changed later
+            self._contamination = self.contamination
             self._reference_threshold = self._level(np.zeros((1, rows.shape[1]), bool))[0]
             self._median_score = 0.0
             scores = self._scores(rows)
@@ -173,8 +175,6 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
             scores[np.isnan(rows).all(axis=1)] = self._median_score
             self.training_scores_ = scores
             self.offset_ = threshold(scores, self.contamination)
-            # what `predict` must agree with, should the parameter be set to another value later
-            self._contamination = self.contamination
         return self
 
     @without_numpy_errors
@@ -340,8 +340,7 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
 
     def _level(self, is_missing: np.ndarray) -> np.ndarray:
         """Return thresholds for rows with given missing cells (N, D), (N,), nats."""
-        contamination = getattr(self, "_contamination", self.contamination)
-        return pattern_thresholds(self._fit(), self._completed, is_missing, contamination)
+        return pattern_thresholds(self._fit(), self._completed, is_missing, self._contamination)
 
     def _scores(self, rows: np.ndarray) -> np.ndarray:
         """Return scores of validated rows, nats."""

@@ -129,6 +129,16 @@ def test_auto_is_hardly_moved_by_outliers():
     assert np.quantile(mixed, 0.01) == -1e6
 
 
+@pytest.mark.parametrize("contamination", ["auto", 0.1])
+def test_rows_of_density_zero_are_outliers(rows, contamination):
+    X = np.concatenate([rows[:100], [[50.0, 50.0, 50.0]]])
+    density = KernelDensity(bandwidth=3.0, kernel="tophat")
+    detector = DensityOutlierDetector(density, contamination=contamination, random_state=0).fit(X)
+    assert np.isneginf(detector.training_scores_[-1])
+    assert np.isfinite(detector.offset_)
+    assert detector.predict([[50.0, 50.0, 50.0], [9e9, 0.0, 0.0], MEAN]).tolist() == [-1, -1, 1]
+
+
 def test_a_training_row_is_scored_without_itself_and_any_row_alone(known, rows):
     X = np.concatenate([draw(5, 2), rows[:5]])
     detector = DensityOutlierDetector(GaussianMixture(3), random_state=0).fit(rows[:100])
@@ -342,15 +352,16 @@ def test_pickles_clones_and_frames(known, rows):
         detector.predict(frame.rename(columns={"a": "z"}))
 
 
-def test_a_parameter_set_after_fit_changes_nothing(rows):
-    X = rows[:100].copy()
-    X[3, 0] = np.nan
+def test_a_parameter_set_after_fit_waits_for_the_next_fit(rows):
+    X = draw(20, 13)
+    X[:, 0] = np.nan
     detector = DensityOutlierDetector(KnownNormal(), contamination=0.1, random_state=0)
-    detector.fit(rows[:100])
-    before = detector.decision_function(X)
-    np.testing.assert_array_equal(
-        detector.set_params(contamination=0.4).decision_function(X), before
-    )
+    before = detector.fit(rows[:100]).decision_function(X)
+    detector.set_params(contamination=0.4)
+    np.testing.assert_array_equal(detector.decision_function(X), before)
+    again = detector.fit(rows[:100]).decision_function(X)
+    fresh = clone(detector).fit(rows[:100]).decision_function(X)
+    np.testing.assert_array_equal(again, fresh)
 
 
 @pytest.mark.parametrize(
