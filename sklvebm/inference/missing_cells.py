@@ -30,6 +30,7 @@ from sklvebm.mcmc.langevin import start
 from sklvebm.mcmc.state import Frame, IndependentNoise, Noise, Target, Value, stack_rows
 from sklvebm.mixtures.components import draw_categorical
 from sklvebm.mixtures.missing_cells import Components, blocks, components_of, conditioned
+from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import PathEnergy
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -74,32 +75,36 @@ def row_conditionals(x: Tensor, components: Components) -> RowConditionals:
     return RowConditionals(log_joint, centres, pattern, root, inverse)
 
 
-class MissingCells:
-    """The path from the reference to an energy, of missing cells and latents given observed cells.
+class ReferenceCells:
+    """Missing cells and latents of rows under a reference, given the observed cells.
 
     Parameters
     ----------
-    energy : AnchoredEnergy or BridgedEnergy
-        The model, in double precision.
+    reference : MixtureReference
+        The reference, in double precision.
     x : Tensor of shape (N, D)
         Standardised rows, NaN in missing cells.
     n_copies : int
         Particles of each row.
     """
 
-    def __init__(self, energy: PathEnergy, x: Tensor, n_copies: int) -> None:
-        self.energy, self.x, self.n_copies = energy, x, n_copies
+    def __init__(self, reference: MixtureReference, x: Tensor, n_copies: int) -> None:
+        self.reference, self.x, self.n_copies = reference, x, n_copies
         self.is_missing = torch.isnan(x)
-        self.components = components_of(energy.reference)
+        self.components = components_of(reference)
         self.given = row_conditionals(x, self.components)
-        self._correction_and_grad = select_correction_and_grad(energy)
 
-    def base_draws(self, nodes: Tensor) -> Tensor:
-        """Map normal numbers to draws of the reference's conditional distribution.
+    @property
+    def n_nodes(self) -> int:
+        """Normal numbers that make one draw."""
+        return 1 + self.reference.n_features + self.reference.n_latents
+
+    def draws(self, nodes: Tensor) -> Tensor:
+        """Map normal numbers to draws of the conditional distribution.
 
         Parameters
         ----------
-        nodes : Tensor of shape (N or 1, n_copies, 1 + D + L)
+        nodes : Tensor of shape (N or 1, n_copies, n_nodes)
             The first coordinate selects the component.
 
         Returns
@@ -121,9 +126,49 @@ class MissingCells:
         d = self.x.shape[1]
         return torch.where(self.is_missing.unsqueeze(1), position[:, :, :d], self.x.unsqueeze(1))
 
+    def _frame(self, rows: Tensor, component: Tensor) -> Frame:
+        """Return frames in which a component (B,) of each row (B,) is standard normal."""
+        given, d, like = self.given, self.x.shape[1], self.x
+        which, pattern = self.components.covariance_of[component], given.pattern[rows]
+        centre = given.centres[rows, component].to(like)
+        scale = self.components.scales[component].to(like).unsqueeze(1)
+        scale = torch.where(self.is_missing[rows], scale, 1.0)
+        root, inverse = (
+            part[pattern, which].to(like) for part in (given.roots, given.inverse_roots)
+        )
+
+        def on_cells(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            # latents are standard normal already
+            return lambda u: torch.cat([function(u[:, :d]), u[:, d:]], 1)
+
+        def product(rows: Tensor, matrices: Tensor) -> Tensor:
+            return torch.bmm(rows.unsqueeze(1), matrices).squeeze(1)
+
+        return Frame(
+            whiten=on_cells(lambda u: product((u - centre) / scale, inverse.mT)),
+            colour=on_cells(lambda s: centre + scale * product(s, root.mT)),
+            pull=on_cells(lambda grad: product(scale * grad, root)),
+        )
+
+
+class MissingCells(ReferenceCells):
+    """The path from the reference to an energy, of missing cells and latents given observed cells.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model, in double precision.
+    x, n_copies
+        As for `ReferenceCells`.
+    """
+
+    def __init__(self, energy: PathEnergy, x: Tensor, n_copies: int) -> None:
+        super().__init__(energy.reference, x, n_copies)
+        self._correction_and_grad = select_correction_and_grad(energy)
+
     def target(self, rows: Tensor, n_copies: int | None = None) -> Target:
         """Return the path for the particles of some rows (n,), stacked row by row."""
-        reference, d = self.energy.reference, self.x.shape[1]
+        reference, d = self.reference, self.x.shape[1]
         stacked = stack_rows(rows, n_copies or self.n_copies)
         x, hidden = self.x[stacked], self.is_missing[stacked]
 
@@ -151,30 +196,6 @@ class MissingCells:
             return self._frame(stacked, draw_categorical(reference.log_components(y), noise))
 
         return Target(evaluate, base, frames)
-
-    def _frame(self, rows: Tensor, component: Tensor) -> Frame:
-        """Return frames in which a component (B,) of each row (B,) is standard normal."""
-        given, d, like = self.given, self.x.shape[1], self.x
-        which, pattern = self.components.covariance_of[component], given.pattern[rows]
-        centre = given.centres[rows, component].to(like)
-        scale = self.components.scales[component].to(like).unsqueeze(1)
-        scale = torch.where(self.is_missing[rows], scale, 1.0)
-        root, inverse = (
-            part[pattern, which].to(like) for part in (given.roots, given.inverse_roots)
-        )
-
-        def on_cells(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            # latents are standard normal already
-            return lambda u: torch.cat([function(u[:, :d]), u[:, d:]], 1)
-
-        def product(rows: Tensor, matrices: Tensor) -> Tensor:
-            return torch.bmm(rows.unsqueeze(1), matrices).squeeze(1)
-
-        return Frame(
-            whiten=on_cells(lambda u: product((u - centre) / scale, inverse.mT)),
-            colour=on_cells(lambda s: centre + scale * product(s, root.mT)),
-            pull=on_cells(lambda grad: product(scale * grad, root)),
-        )
 
 
 def missing_particles(
@@ -209,10 +230,9 @@ def missing_particles(
         the reference's density of these cells.
     """
     cells = MissingCells(energy, x, n_particles)
-    nodes = latent_nodes(n_particles, 1 + x.shape[1] + energy.n_latents, seed).to(x)
     particles = weighted_particles(
         cells.target,
-        cells.base_draws(nodes[None]),
+        cells.draws(latent_nodes(n_particles, cells.n_nodes, seed).to(x)[None]),
         step_size=step_size,
         make_noise=shared_noise(seed, n_particles),
         stages=LATENT_STAGES,
@@ -247,12 +267,12 @@ def missing_draws(
     Weighted particles of the row are resampled, and moved to separate copies. Draws of different
     rows are independent.
     """
-    n, d = x.shape
+    n = len(x)
     n_particles = max(ROW_PARTICLES, 2 * n_draws)
     cells, noise = MissingCells(energy, x, n_particles), IndependentNoise(generator)
     particles = weighted_particles(
         cells.target,
-        cells.base_draws(noise.normal(x.new_empty(n, n_particles, 1 + d + energy.n_latents))),
+        cells.draws(noise.normal(x.new_empty(n, n_particles, cells.n_nodes))),
         step_size=step_size,
         make_noise=lambda stage: noise,
         stages=LATENT_STAGES,
