@@ -12,7 +12,6 @@ different missing cells then share one array.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +34,6 @@ from sklvebm.models.energies import PathEnergy
 from sklvebm.smc.quasi_random import latent_nodes
 
 _JITTER = 1e-12  # of the variances; rounding of a small conditional variance
-_MAX_MOVED_ROWS, _MOVED_AT_A_TIME = 2000, 250  # rows of one call of `move_missing`
 
 
 class RowConditionals(NamedTuple):
@@ -287,44 +285,41 @@ def missing_draws(
 
 
 @torch.no_grad()
-def move_missing(
+def moved_cells(
     energy: PathEnergy,
-    observed: np.ndarray,
-    rows: Tensor,
-    step_size: float,
-    generator: torch.Generator,
-) -> None:
-    """Move the missing cells of completed rows under an energy, in place.
-
-    The cells are persistent particles, one for each row, for which the energy's distribution given
-    the observed cells is stationary. At most 2,000 random rows are moved.
+    observed: Tensor,
+    position: Tensor,
+    step_size: Tensor,
+    noise: IndependentNoise,
+) -> Tensor:
+    """Move missing cells and latents; the energy's conditional distribution is stationary.
 
     Parameters
     ----------
     energy : AnchoredEnergy or BridgedEnergy
-        The model as it is.
-    observed : ndarray of shape (N, D)
+        The model.
+    observed : Tensor of shape (N, D)
         Standardised rows, NaN in missing cells.
-    rows : Tensor of shape (N, D)
-        The same rows completed; modified.
-    step_size : float
+    position : Tensor of shape (N, D + L)
+        The same rows completed, and whitened latents.
+    step_size : Tensor, 0-d
         Crank-Nicolson step, squared white units per nat.
-    generator : torch.Generator
-        Source of all noise, on the device of the rows.
+    noise : IndependentNoise
+        Source of all noise.
+
+    Returns
+    -------
+    position : Tensor of shape (N, D + L)
+        Observed cells are unchanged.
     """
-    places = torch.from_numpy(np.flatnonzero(np.isnan(observed).any(axis=1))).to(rows.device)
-    order = torch.randperm(len(places), generator=generator, device=rows.device)
-    noise, d = IndependentNoise(generator), rows.shape[1]
-    for some in places[order[:_MAX_MOVED_ROWS]].split(_MOVED_AT_A_TIME):
-        x = torch.from_numpy(observed[some.cpu().numpy()]).to(rows)
-        cells = MissingCells(energy, x, 1)
-        free = noise.normal(x.new_empty(len(x), d + energy.n_latents))
-        position = torch.cat(
-            [torch.where(cells.is_missing, rows[some], free[:, :d]), free[:, d:]], 1
-        )
-        target = cells.target(torch.arange(len(x), device=x.device))
-        chains = polish(start(position, target), target, x.new_tensor(step_size), noise)
-        rows[some] = cells.complete(chains.position[:, None])[:, 0]
+    cells, d = MissingCells(energy, observed, 1), observed.shape[1]
+    free = noise.normal(observed)
+    own = torch.where(cells.is_missing, position[:, :d], free)
+    target = cells.target(torch.arange(len(observed), device=observed.device))
+    chains = start(torch.cat([own, position[:, d:]], 1), target)
+    chains = polish(chains, target, step_size, noise)
+    rows = cells.complete(chains.position[:, None])[:, 0]
+    return torch.cat([rows, chains.position[:, d:]], 1)
 
 
 def weighted_mean(values: Tensor, log_weights: Tensor) -> Tensor:

@@ -283,6 +283,26 @@ def _farthest(numbers: Tensor) -> Tensor:
     return torch.stack(torch.aminmax(numbers)).abs().max()
 
 
+def log_ratio_to_reference(
+    energy: PathEnergy, x: Tensor, nodes: Tensor, n_copies: int = 1
+) -> Tensor:
+    """Return minus the bound of F minus `log r`, (N,), nats; see `free_energy_bound`.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model.
+    x : Tensor of shape (N * n_copies, D)
+        Completions of each row by the reference, row by row.
+    nodes : Tensor of shape (n_nodes, L)
+        Whitened latents, the same for every row.
+    n_copies : int, default=1
+        Completions, whose ratios are averaged.
+    """
+    ratios = -free_energy_bound(energy, x, nodes) - energy.reference.log_marginal(x).double()
+    return torch.logsumexp(ratios.reshape(-1, n_copies), 1) - math.log(n_copies)
+
+
 def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:
     """Return an importance-sampled upper bound on F(x) in expectation, (N,), nats.
 

@@ -24,22 +24,22 @@ from sklvebm.estimators._ebm.normalization import (
     gain_over_reference,
     normalise,
 )
-from sklvebm.inference.missing_cells import move_missing
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
+from sklvebm.mixtures.missing_fit import N_MONITORED_COPIES, monitored_completions
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
 from sklvebm.models.networks import correction_network
 from sklvebm.models.reach import Reach, reach_of_rows
 from sklvebm.models.user_energy import build_user_energy, probe
+from sklvebm.objectives.missing_cells import WithMissingCells
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import (
     Objective,
     Optimisation,
-    Progress,
     TrainingResult,
     start_optimisation,
     train,
@@ -174,12 +174,15 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     seed = session.draw_seed()
     generator = seeded_generator(seed, like.device)
     # clipped for single precision; corrections are zero at such distances
+    monitored = data.monitored
+    if data.observed is not None:
+        monitored = monitored_completions(data, training.reference, seed)
     fitted, monitor = (
         torch.from_numpy(rows.clip(-_MAX_DISTANCE, _MAX_DISTANCE)).to(like)
-        for rows in (data.fitted, data.monitored)
+        for rows in (data.fitted, monitored)
     )
     with team(torch.get_num_threads()), numerical_session(1):
-        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
+        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(data.monitored)}")
         result, particles = _descended(session, training, fitted, monitor, generator)
         trained = TrainedParticles(particles, fitted, seed, generator)
         training = training._replace(optimisation=result.optimisation, state=particles)
@@ -187,7 +190,7 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
     value = result.best_lower_bound
     if is_reference:
-        value = mean_log_density(training.reference, data.monitored)
+        value = mean_log_density(training.reference, data.judged)
     return Outcome(
         model=model._replace(latent_map=training.latent_map),
         diagnostics=diagnostics,
@@ -214,13 +217,11 @@ def _descended(
     energy = training.optimisation.energy
     state = objective.ready(energy, training.state, len(fitted), generator)
     observed = session.data.observed
-
-    def after_epoch(progress: Progress) -> None:
-        session.report_epoch(progress)
-        if observed is not None:
-            seen = observed[session.data.split.fitted]
-            move_missing(energy, seen, fitted, float(config.pool().step_size), generator)
-
+    if observed is not None:
+        seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
+        base = mean_log_density(training.reference, session.data.judged)
+        known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
+        objective = WithMissingCells(objective, seen, fitted, **known)
     result = train(
         training.optimisation,
         objective,
@@ -233,7 +234,7 @@ def _descended(
         tol=least_improvement(config.tol),
         n_iter_no_change=config.n_iter_no_change,
         generator=generator,
-        callback=after_epoch,
+        callback=session.report_epoch,
     )
     return result, objective.particles(result.state)
 
@@ -250,7 +251,8 @@ def _accepted(
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
     gain = 0.0
     expected = expected_refit_gain(session, training)
-    if not may_fall_back or estimated_gain(kept, result, monitor, expected) > 0.0:
+    base = mean_log_density(training.reference, session.data.judged)
+    if not may_fall_back or estimated_gain(kept, result, monitor, expected, base) > 0.0:
         session.report.stage("normalising the trained energy")
         model, diagnostics = normalise(session, kept, training.reference, trained)
         gain = gain_over_reference(model, session.data.judged, expected)
@@ -262,5 +264,5 @@ def _accepted(
         untrained = build_energy(session.config, copy.deepcopy(reference), trained.seed)
         untrained = untrained.to(kept.reference.location)
         model, diagnostics = normalise(session, untrained, reference, trained)
-    session.report.kept(gain > 0.0, gain, len(monitor), falls_back=may_fall_back)
+    session.report.kept(gain > 0.0, gain, len(expected), falls_back=may_fall_back)
     return model, diagnostics, gain
