@@ -10,6 +10,8 @@ from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.latent_maps.selection import LATENT_MAPS
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import EMBEDDINGS
+from sklvebm.objectives.density_ratio import INITS
 from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
 
 _RULES: dict[str, Rule] = {
@@ -17,6 +19,8 @@ _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
+    "embedding": OneOf(EMBEDDINGS),
+    "init": OneOf(INITS),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
     "negatives": OneOf(NEGATIVES),
@@ -41,6 +45,8 @@ _RULES: dict[str, Rule] = {
 }
 _RESOLVED = (
     "hidden_layer_sizes",
+    "embedding",
+    "init",
     "n_particles",
     "n_temperatures",
     "learning_rate_init",
@@ -78,6 +84,16 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional in x (`ConvEnergy`). None treats all columns alike. Ignored when `energy` is
         given.
+    embedding : {"auto", "periodic", "none"}, default="auto"
+        Inputs of the network g: "periodic" gives it learned sines and cosines of every column
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" for a thousand rows or more
+        with at least four features, without `image_shape`. Ignored when `energy` is given.
+    init : {"auto", "ratio", "reference"}, default="auto"
+        Where training by particles starts. "reference": at the reference. "ratio": at the density
+        ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
+        rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
+        ends. "auto" is "ratio" where rows are held out, with several temperatures and without
+        `energy`. Only a first `fit` has a start.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
@@ -185,6 +201,10 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         reference.
     hidden_layer_sizes_ : tuple of int
         Values that training used, where "auto" was given, too.
+    embedding_ : {"periodic", "none"}
+        Inputs of the network.
+    init_ : {"ratio", "reference"}
+        Where a first `fit` starts.
     n_particles_, n_temperatures_, batch_size_ : int
         Particles per row, rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -210,9 +230,9 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     `max_iter`, `tol`, `early_stopping`, `warm_start`, `device`, `verbose` and `random_state`.
 
     **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
-    `activation`, `energy`, `dynamics`, `posterior`, `negatives`, `step_size`, `n_particles`,
-    `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`, `batch_size`,
-    `validation_fraction`, `n_iter_no_change` and `dtype`.
+    `activation`, `embedding`, `init`, `energy`, `dynamics`, `posterior`, `negatives`, `step_size`,
+    `n_particles`, `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`,
+    `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
 
     `score` uses the upper estimate of log Z and an upper bound of the free energy, so that its
     expectation is not above the log-likelihood. The likelihood does not determine `p(z | x)`: the
@@ -222,6 +242,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     ----------
     .. [1] S. Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
        Proceedings of Machine Learning Research 337, 2026.
+    .. [2] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical
+       Models", Journal of Machine Learning Research 13, 2012.
 
     Examples
     --------
@@ -246,6 +268,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         hidden_layer_sizes="auto",
         activation="tanh",
         image_shape=None,
+        embedding="auto",
+        init="auto",
         energy=None,
         reference="mixture",
         dynamics="crank-nicolson",
@@ -275,6 +299,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.image_shape = image_shape
+        self.embedding = embedding
+        self.init = init
         self.energy = energy
         self.reference = reference
         self.dynamics = dynamics

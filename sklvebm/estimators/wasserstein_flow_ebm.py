@@ -9,12 +9,16 @@ from sklvebm.estimators._ebm.config import proximal_config
 from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import EMBEDDINGS
+from sklvebm.objectives.density_ratio import INITS
 from sklvebm.objectives.proximal import PROXIMAL
 
 _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
+    "embedding": OneOf(EMBEDDINGS),
+    "init": OneOf(INITS),
     "proximal": OneOf(PROXIMAL),
     "proximal_weight": Number(False, 0.0),
     "penalty_half_life": Number(False, 0.0, open_low=True, none=True),
@@ -39,6 +43,8 @@ _RULES: dict[str, Rule] = {
 }
 _RESOLVED = (
     "hidden_layer_sizes",
+    "embedding",
+    "init",
     "n_temperatures",
     "learning_rate_init",
     "alpha",
@@ -77,6 +83,16 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional (`ConvEnergy`). None treats all columns alike.
+    embedding : {"auto", "periodic", "none"}, default="auto"
+        Inputs of the network g: "periodic" gives it learned sines and cosines of every column
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" for a thousand rows or more
+        with at least four features, without `image_shape`.
+    init : {"auto", "ratio", "reference"}, default="auto"
+        Where training by particles starts. "reference": at the reference. "ratio": at the density
+        ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
+        rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
+        ends. "auto" is "ratio" where rows are held out, with several temperatures. Only a first
+        `fit` has a start.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
         by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
@@ -173,6 +189,10 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         upper estimate of log Z. If not, it is that reference.
     hidden_layer_sizes_ : tuple of int
         Values that training used, where "auto" was given, too.
+    embedding_ : {"periodic", "none"}
+        Inputs of the network.
+    init_ : {"ratio", "reference"}
+        Where a first `fit` starts.
     n_temperatures_, batch_size_ : int
         Rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -196,9 +216,10 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     `warm_start`, `device`, `verbose` and `random_state`.
 
     **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
-    `activation`, `proximal`, `proximal_weight`, `penalty_half_life`, `n_inner_steps`, `dynamics`,
-    `step_size`, `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`,
-    `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
+    `activation`, `embedding`, `init`, `proximal`, `proximal_weight`, `penalty_half_life`,
+    `n_inner_steps`, `dynamics`, `step_size`, `n_chains`, `n_temperatures`, `n_langevin_steps`,
+    `learning_rate_init`, `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and
+    `dtype`.
 
     Without latents the energy of a row is exact. The only error of `score` is that of log Z, for
     which it uses the upper estimate. See `docs/user_guide/wasserstein_flow.md`.
@@ -207,6 +228,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     ----------
     .. [1] Y. Wu, P. Wei, L. Lin, "A near-optimal gradient flow for learning neural energy-based
        models", arXiv:1910.14216, 2019.
+    .. [2] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical
+       Models", Journal of Machine Learning Research 13, 2012.
 
     Examples
     --------
@@ -228,6 +251,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         *,
         activation="tanh",
         image_shape=None,
+        embedding="auto",
+        init="auto",
         reference="mixture",
         proximal="jko",
         proximal_weight=0.1,
@@ -255,6 +280,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.image_shape = image_shape
+        self.embedding = embedding
+        self.init = init
         self.reference = reference
         self.proximal = proximal
         self.proximal_weight = proximal_weight

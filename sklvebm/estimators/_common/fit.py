@@ -72,6 +72,15 @@ def fit_in_epochs(
     ):
         parameters = checked_parameters(estimator, family.rules)
         X = checked_rows(estimator, X, reset=not continues, least=1 if continues else 2)
+        if continues and family.shape is not None:
+            # "auto" stays what the rows of the first fit made of it
+            earlier = family.shape(estimator._training)
+            parameters = {
+                name: earlier.get(name, value)
+                if isinstance(value, str) and value == "auto"
+                else value
+                for name, value in parameters.items()
+            }
         config = family.configure(parameters, *X.shape)
         if one_epoch:
             config = replace(config, max_iter=1, early_stopping=False)
