@@ -14,6 +14,7 @@ from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.latent_maps.maps import KernelLatentMap, PerceptronLatentMap
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy
+from sklvebm.models.embeddings import PeriodicEnergy
 from sklvebm.models.energies import (
     AnchoredEnergy,
     BridgedEnergy,
@@ -48,6 +49,7 @@ __all__ = [
     "ParticleDivergenceError",
     "ParticleLVEBM",
     "PerceptronLatentMap",
+    "PeriodicEnergy",
     "PotentialFlowEBM",
     "TransformedDensity",
     "WassersteinFlowEBM",

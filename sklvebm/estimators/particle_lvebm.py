@@ -10,6 +10,8 @@ from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.latent_maps.selection import LATENT_MAPS
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import EMBEDDINGS
+from sklvebm.objectives.density_ratio import INITS
 from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
 
 _RULES: dict[str, Rule] = {
@@ -24,6 +26,8 @@ _RULES: dict[str, Rule] = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "embedding": OneOf(EMBEDDINGS),
+    "init": OneOf(INITS),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
     "negatives": OneOf(NEGATIVES),
@@ -41,6 +45,8 @@ _RULES: dict[str, Rule] = {
 }
 _RESOLVED = (
     "hidden_layer_sizes",
+    "embedding",
+    "init",
     "n_particles",
     "n_temperatures",
     "learning_rate_init",
@@ -109,6 +115,16 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         `diagnostics_` reports a problem.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    embedding : {"auto", "periodic", "none"}, default="auto"
+        Inputs of the network g: "periodic" gives it learned sines and cosines of every column
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" for a thousand rows or more
+        with at least four features, without `image_shape`. Ignored when `energy` is given.
+    init : {"auto", "ratio", "reference"}, default="auto"
+        Where training by particles starts. "reference": at the reference. "ratio": at the density
+        ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
+        rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
+        ends. "auto" is "ratio" where rows are held out, with several temperatures and without
+        `energy`. Only a first `fit` has a start.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
@@ -188,6 +204,10 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         reference.
     hidden_layer_sizes_ : tuple of int
         Values that training used, where "auto" was given, too.
+    embedding_ : {"periodic", "none"}
+        Inputs of the network.
+    init_ : {"ratio", "reference"}
+        Where a first `fit` starts.
     n_particles_, n_temperatures_, batch_size_ : int
         Particles per row, rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -217,6 +237,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     ----------
     .. [1] S. Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
        Proceedings of Machine Learning Research 337, 2026.
+    .. [2] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical
+       Models", Journal of Machine Learning Research 13, 2012.
 
     Examples
     --------
@@ -250,6 +272,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         verbose=0,
         random_state=None,
         activation="tanh",
+        embedding="auto",
+        init="auto",
         energy=None,
         dynamics="crank-nicolson",
         posterior="particles",
@@ -279,6 +303,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
         self.activation = activation
+        self.embedding = embedding
+        self.init = init
         self.energy = energy
         self.dynamics = dynamics
         self.posterior = posterior

@@ -9,6 +9,8 @@ from sklvebm.estimators._ebm.config import proximal_config
 from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import EMBEDDINGS
+from sklvebm.objectives.density_ratio import INITS
 from sklvebm.objectives.proximal import PROXIMAL
 
 _RULES: dict[str, Rule] = {
@@ -21,6 +23,8 @@ _RULES: dict[str, Rule] = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "embedding": OneOf(EMBEDDINGS),
+    "init": OneOf(INITS),
     "proximal": OneOf(PROXIMAL),
     "proximal_weight": Number(False, 0.0),
     "penalty_half_life": Number(False, 0.0, open_low=True, none=True),
@@ -39,6 +43,8 @@ _RULES: dict[str, Rule] = {
 }
 _RESOLVED = (
     "hidden_layer_sizes",
+    "embedding",
+    "init",
     "n_temperatures",
     "learning_rate_init",
     "alpha",
@@ -103,6 +109,16 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         `diagnostics_` reports a problem.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    embedding : {"auto", "periodic", "none"}, default="auto"
+        Inputs of the network g: "periodic" gives it learned sines and cosines of every column
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" for a thousand rows or more
+        with at least four features, without `image_shape`.
+    init : {"auto", "ratio", "reference"}, default="auto"
+        Where training by particles starts. "reference": at the reference. "ratio": at the density
+        ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
+        rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
+        ends. "auto" is "ratio" where rows are held out, with several temperatures. Only a first
+        `fit` has a start.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
         The proximal term. "jko": the change of the energy's gradient at the particles since their
         last move (unbiased). "gradient-penalty": the gradient itself, which flattens the energy
@@ -176,6 +192,10 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         upper estimate of log Z. If not, it is that reference.
     hidden_layer_sizes_ : tuple of int
         Values that training used, where "auto" was given, too.
+    embedding_ : {"periodic", "none"}
+        Inputs of the network.
+    init_ : {"ratio", "reference"}
+        Where a first `fit` starts.
     n_temperatures_, batch_size_ : int
         Rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -202,6 +222,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     ----------
     .. [1] Y. Wu, P. Wei, L. Lin, "A near-optimal gradient flow for learning neural energy-based
        models", arXiv:1910.14216, 2019.
+    .. [2] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical
+       Models", Journal of Machine Learning Research 13, 2012.
 
     Examples
     --------
@@ -231,6 +253,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         verbose=0,
         random_state=None,
         activation="tanh",
+        embedding="auto",
+        init="auto",
         proximal="jko",
         proximal_weight=0.1,
         penalty_half_life=100.0,
@@ -258,6 +282,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
         self.activation = activation
+        self.embedding = embedding
+        self.init = init
         self.proximal = proximal
         self.proximal_weight = proximal_weight
         self.penalty_half_life = penalty_half_life

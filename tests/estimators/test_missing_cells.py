@@ -150,6 +150,9 @@ def test_what_is_not_usable_is_refused(fitted, rows, name):
         clone(model).fit(infinite)
     with pytest.raises(ValueError, match="infinity"):
         fitted[name].score_samples([[np.inf, np.nan]])
+    if hasattr(model, "init"):
+        with pytest.raises(ValueError, match="init must be 'auto' or 'reference' with NaN"):
+            clone(model).set_params(init="ratio", max_iter=3).fit(rows[0])
     with pytest.raises(ValueError, match="quantiles must be a non-empty sequence"):
         fitted[name].conditional_quantiles(some_rows(), [1.5])
     with pytest.raises(ValueError, match="n_draws must be"):
