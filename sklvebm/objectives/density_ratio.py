@@ -35,7 +35,8 @@ from sklvebm.training import Plateau, Progress, batches, read_together
 INITS = ("auto", "ratio", "reference")
 _DRAWS_PER_ROW = 5  # the number nu
 _SAMPLED_AT_A_TIME = 2**15  # draws of the reference
-_MEASURING_DRAWS = 2**15  # for log Z of every epoch
+_MEASURING_DRAWS = 2**15  # for log Z and for the pool
+_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW = 2**12, 4  # for log Z of one epoch, at most as many as above
 _MEASURED_AT_A_TIME = 2**12
 _WARM_UP = 20  # updates until the learning rate is reached
 _LEARNING_RATE_FACTOR, _N_REDUCTIONS = 0.3, 2  # applied on a plateau; the last ends training
@@ -251,7 +252,8 @@ def start_from_ratio(
         choose the epoch.
     """
     run = Classification(copy.deepcopy(energy), x, recipe, generator)
-    draws = energy.reference.sample(_MEASURING_DRAWS, generator)
+    n_draws = min(_MEASURING_DRAWS, max(_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW * len(x)))
+    draws = energy.reference.sample(n_draws, generator)
     best, best_gain = copy.deepcopy(energy), 0.0
     learning_rate, plateau = recipe.learning_rate, Plateau(recipe.tol, recipe.patience)
     epochs: list[RatioEpoch] = []
