@@ -35,7 +35,7 @@ LEVELS = {
         ["flows"],
         ["objectives"],
         ["estimators"],
-        ["baselines"],
+        ["applications", "baselines"],
         ["."],
     ],
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
@@ -77,8 +77,9 @@ LEVELS = {
 CONFINED = {
     "triton": {"kernels"},
     # estimators and validation of arrays: scikit-learn's algorithms may serve elsewhere
-    "sklearn.base.BaseEstimator": {"baselines", "estimators"},
+    "sklearn.base.BaseEstimator": {"applications", "baselines", "estimators"},
     "sklearn.utils": {
+        "applications",
         "baselines",
         "datasets",
         "estimators",

@@ -51,8 +51,10 @@ def _public(module):
 EVERY_KIND = _public(sklvebm) + _public(baselines)
 KINDS = [k for k in EVERY_KIND if "device" in signature(k).parameters]
 NO_DEVICE = {
+    "DensityOutlierDetector": "leaves devices to its estimator",
     "GaussianMargins": "NumPy alone",
     "MixtureStack": "exact mixtures, on the CPU",
+    "ParticleImputer": "leaves devices to its estimator",
     "TransformedDensity": "leaves devices to its estimator; a test of its own is below",
 }
 
