@@ -32,6 +32,7 @@ from sklvebm.mixtures.missing_cells import Components, blocks, components_of, co
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import PathEnergy
 from sklvebm.smc.quasi_random import latent_nodes
+from sklvebm.smc.resampling import effective_sample_size
 
 _JITTER = 1e-12  # of the variances; rounding of a small conditional variance
 
@@ -259,11 +260,18 @@ def missing_draws(
     *,
     step_size: float,
     generator: torch.Generator,
-) -> Tensor:
-    """Draw missing cells and latents of each row x (N, D), (N, n_draws, D + L).
+) -> tuple[Tensor, Tensor]:
+    """Draw missing cells and latents of each row x (N, D).
 
     Weighted particles of the row are resampled, and moved to separate copies. Draws of different
     rows are independent.
+
+    Returns
+    -------
+    draws : Tensor of shape (N, n_draws, D + L)
+        Positions.
+    log_weights : Tensor of shape (N, K)
+        Of the particles that were resampled, nats.
     """
     n = len(x)
     n_particles = max(ROW_PARTICLES, 2 * n_draws)
@@ -281,7 +289,14 @@ def missing_draws(
     target = cells.target(rows, n_draws)
     chains = start(particles.position[rows[:, None], index].flatten(0, 1), target)
     chains = polish(chains, target, x.new_tensor(step_size), noise)
-    return chains.position.reshape(n, n_draws, -1)
+    return chains.position.reshape(n, n_draws, -1), particles.log_weights
+
+
+def with_effective_share(answers: Tensor, log_weights: Tensor) -> Tensor:
+    """Return answers (N, Q + 1, D): the last one is the share of effective particles (N, K)."""
+    share = effective_sample_size(log_weights) / log_weights.shape[1]
+    last = share.to(answers)[:, None, None].expand(-1, 1, answers.shape[2])
+    return torch.cat([answers, last], 1)
 
 
 @torch.no_grad()

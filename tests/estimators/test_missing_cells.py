@@ -12,6 +12,7 @@ from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import MixtureStack, ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
+from sklvebm.estimators._common import missing_cells
 
 SHORT = {"reference": "gaussian", "max_iter": 40, "random_state": 0}
 MODELS = {
@@ -157,6 +158,15 @@ def test_what_is_not_usable_is_refused(fitted, rows, name):
         fitted[name].conditional_quantiles(some_rows(), [1.5])
     with pytest.raises(ValueError, match="n_draws must be"):
         fitted[name].sample_conditional(some_rows(), 0)
+
+
+def test_rows_of_which_few_particles_are_effective_are_named(fitted, monkeypatch):
+    monkeypatch.setattr(missing_cells, "_MIN_EFFECTIVE_SHARE", 1.1)
+    with pytest.warns(UserWarning, match=r"Rows \[0, 1, 2\] of X have missing cells"):
+        fitted["particles"].conditional_mean(some_rows())
+    with warnings.catch_warnings():  # a mixture's answers are exact
+        warnings.simplefilter("error")
+        fitted["reference"].conditional_mean(some_rows())
 
 
 def test_the_explicit_energy_needs_complete_rows(fitted):

@@ -148,7 +148,7 @@ def test_draws_follow_the_conditional_distribution(known, particles):
     energy, x, mixture = known
     x = x[:8]
     generator = torch.Generator().manual_seed(3)
-    draws = missing_draws(energy, x, N_DRAWS, step_size=0.5, generator=generator)
+    draws, _ = missing_draws(energy, x, N_DRAWS, step_size=0.5, generator=generator)
     full, hidden = draws[:, :, :3], torch.isnan(x)
     # resampled from twice as many weighted particles, of which a share is effective
     share = effective(particles[1])[: len(x), None] / N_PARTICLES

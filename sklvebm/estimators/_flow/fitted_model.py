@@ -15,7 +15,7 @@ from sklvebm.estimators._common.missing_cells import Question, exact_answer
 from sklvebm.flows.explicit_energy import PotentialSlice, polish
 from sklvebm.flows.ode import graded_times, heun_step, times_for_tails
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_density, transport
-from sklvebm.inference.missing_cells import ReferenceCells
+from sklvebm.inference.missing_cells import ReferenceCells, with_effective_share
 from sklvebm.inference.posterior import ROW_PARTICLES
 from sklvebm.inference.products import Expert
 from sklvebm.mixtures.missing_cells import (
@@ -172,14 +172,15 @@ def _completions(
 def flow_cells(
     model: FlowModel, rows: np.ndarray, device: torch.device, question: Question
 ) -> np.ndarray:
-    """Answer a question about standardised rows with missing cells, (n_samples, n_answers, D)."""
+    """Answer a question about standardised rows with missing cells; see `MissingCellsMixin`."""
     if model.potential.network is None:
         return exact_answer(model.reference, rows, device, question)
 
     def answer(potential: AnchoredPotential, x: Tensor, number: int) -> Tensor:
         if question.weighted is not None:
             nodes = _nodes(model, x, question.n_particles)
-            return question.weighted(*_completions(model, potential, x, nodes))
+            completed, log_weights = _completions(model, potential, x, nodes)
+            return with_effective_share(question.weighted(completed, log_weights), log_weights)
         generator = seeded_generator(question.seed + number, device)
         n_particles = max(ROW_PARTICLES, 2 * question.n_draws)
         shape = (len(x), n_particles, 1 + x.shape[1])
@@ -187,7 +188,9 @@ def flow_cells(
         completed, log_weights = _completions(model, potential, x, nodes)
         weights = torch.softmax(log_weights, 1)
         index = torch.multinomial(weights, question.n_draws, True, generator=generator)
-        return torch.take_along_dim(completed, index.unsqueeze(2), 1)
+        return with_effective_share(
+            torch.take_along_dim(completed, index.unsqueeze(2), 1), log_weights
+        )
 
     parts = _parts(model, rows, model.directions.shape[1])
     return answer_rows(_potential_on(model, device), rows, device, answer, parts)
