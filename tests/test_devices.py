@@ -242,7 +242,12 @@ CASES = [case for kind in KINDS for case in cases_of(kind)]
 # Every method ------------------------------------------------------------------------------------
 
 ARGUMENTS = {"n_samples": 3, "n_draws": 2, "random_state": 0}
-CHOICES = {"bound": "upper", "method": "energy", "return_latents": True}
+CHOICES = {
+    "bound": "upper",
+    "method": "energy",
+    "return_latents": True,
+    "quantiles": [0.2, 0.7],
+}
 
 
 def methods_of(kind):
@@ -431,6 +436,33 @@ def test_partial_fit_gives_what_the_cpu_gives(kind, pretended):
     expected = run("cpu")
     with pretended():
         assert_same(expected, run("pretended"))
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in KINDS if hasattr(k, "conditional_mean")], ids=lambda kind: kind.__name__
+)
+def test_missing_cells_give_what_the_cpu_gives(kind, pretended):
+    holes = np.where(np.random.default_rng(1).uniform(size=X.shape) < 0.3, np.nan, X)
+
+    def run(device):
+        model, rows = small(kind, device=device).fit(holes), holes[:FEW]
+        assert model.improved_  # answers are those of particles
+        said = {
+            "score_samples": model.score_samples(rows),
+            "conditional_mean": model.conditional_mean(rows),
+            "conditional_quantiles": model.conditional_quantiles(rows),
+            "sample_conditional": model.sample_conditional(rows, 2, random_state=0),
+            "state": learned(model),
+        }
+        if hasattr(model, "transform"):
+            said["transform"] = model.transform(rows)
+        return said
+
+    expected = run("cpu")
+    assert np.isnan(holes[:FEW]).any()
+    with pretended() as trace:
+        assert_same(expected, run("pretended"))
+    assert trace.launches > 100
 
 
 @pytest.mark.parametrize("kind", WARM, ids=lambda kind: kind.__name__)

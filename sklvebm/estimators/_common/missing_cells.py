@@ -1,5 +1,6 @@
 """Questions about missing cells that every fitted density answers."""
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,6 +49,7 @@ def exact_answer(
     def answer(own: MixtureReference, x: Tensor, number: int) -> Tensor:
         return question.exact(x, components_of(own), number)
 
+    reference = reference if device.type == "cpu" else copy.deepcopy(reference).to(device)
     parts = chunks(len(rows), question.n_draws, numbers_per_row(reference))
     return answer_rows(reference, rows, device, answer, parts)
 
