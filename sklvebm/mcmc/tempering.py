@@ -1,7 +1,7 @@
 """The ladder of temperatures between the reference (b = 0) and the model (b = 1).
 
-Replicas at neighbouring inverse temperatures are exchanged by Metropolis; as the targets differ by
-`(b' - b) * correction` only, the ratio needs nothing but the corrections.
+Metropolis moves exchange replicas at neighbouring inverse temperatures. The targets differ by
+`(b' - b) * correction`, so that the ratio depends on the corrections alone.
 """
 
 import math
@@ -73,7 +73,7 @@ def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Ten
     betas : Tensor of shape (n_temperatures,)
         From 0 to 1; equally spaced where the correction does not vary.
     """
-    # a floor keeps rungs from leaving a region whose variance was not seen yet
+    # the floor keeps rungs in regions whose variance is not known yet
     speed = torch.sqrt(variance.double()).clamp(min=1e-6)
     speed = speed + 0.1 * speed.mean()
     grid = betas.double()
