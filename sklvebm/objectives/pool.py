@@ -41,6 +41,7 @@ class Sweep(NamedTuple):
     acceptance: Tensor  # (T,)
     swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
     origin: Tensor  # (T, C), rung that the swaps moved each particle from, int16
+    parity: int  # the first rung of the pairs that were tried, 0 or 1
 
 
 def sweep_pool(
@@ -100,6 +101,7 @@ def sweep_pool(
         torch.stack([part.acceptance for part in parts]).mean(0),
         torch.stack([part.swap_acceptance for part in parts]).mean(0),
         torch.cat([part.origin for part in parts], 1),
+        parts[0].parity,
     )
 
 
@@ -151,7 +153,7 @@ def _sweep_block(
         step_size = adapt_step_size(kernel, step_size, acceptance)
     moved = chains.position.reshape(t, c, -1)
     origin = index.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
-    return Sweep(moved, step_size, acceptance, swap_acceptance, origin)
+    return Sweep(moved, step_size, acceptance, swap_acceptance, origin, state.n_updates % 2)
 
 
 @torch.no_grad()

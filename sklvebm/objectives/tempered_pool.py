@@ -170,12 +170,11 @@ class TemperedPool:
 
     def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
         """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
-        swaps = sweep.swap_acceptance
+        swaps = sweep.swap_acceptance[sweep.parity :: 2]  # of the pairs that were tried
+        has_pairs = len(swaps) > 0
         return {
-            "swap_rate": torch.nan_to_num(swaps.nanmean(), nan=1.0),
-            "least_swap_rate": torch.nan_to_num(swaps, nan=1.0).min()
-            if self.n_temperatures > 1
-            else swaps.new_ones(()),
+            "swap_rate": swaps.mean() if has_pairs else swaps.new_ones(()),
+            "least_swap_rate": swaps.min() if has_pairs else swaps.new_ones(()),
             "pool_acceptance": sweep.acceptance.mean(),
         }
 
