@@ -76,8 +76,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Number of latents z.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
-        to seven features and latents together, else (128, 128); (64,) with `image_shape`, after the
-        convolutions.
+        to seven features and latents together without an embedding, else (128, 128); (64,) with
+        `image_shape`, after the convolutions.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional in x (`ConvEnergy`). None treats all columns alike. Ignored when `energy` is
@@ -117,8 +117,9 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Activation of the network g.
     embedding : {"auto", "periodic", "none"}, default="auto"
         Inputs of the network g: "periodic" gives it learned sines and cosines of every column
-        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" for a thousand rows or more
-        with at least four features, without `image_shape`. Ignored when `energy` is given.
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more, a
+        thousand rows or more and a hundred rows or more per feature, without `image_shape`. Ignored
+        when `energy` is given.
     init : {"auto", "ratio", "reference"}, default="auto"
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
@@ -156,13 +157,13 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Steps of the pool per update; latents take half as many, at least one.
     learning_rate_init : float or "auto", default="auto"
         Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
-        "auto" is 0.02 for a thousand rows or more with up to seven features and latents together,
-        else 0.01.
+        "auto" is 0.001 after the density ratio; else 0.02 for a thousand rows or more with up to
+        seven features and latents together, 0.01 otherwise.
     alpha : float or "auto", default="auto"
         Decoupled weight decay, per unit of learning rate. Small values allow energies that are hard
         to normalise (a wide bracket of log Z); large ones keep the energy near the reference.
-        "auto" is 0.01 for a thousand rows or more with up to seven features and latents together,
-        else 0.5.
+        "auto" is 0.1 after the density ratio; else 0.01 for a thousand rows or more with up to
+        seven features and latents together, 0.5 otherwise.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
     validation_fraction : float, default=0.1

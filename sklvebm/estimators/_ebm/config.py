@@ -15,7 +15,7 @@ from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.runtime import working_memory
 
 _FEW_DIMENSIONS = 7  # features and latents together
-_FEWEST_COLUMNS = 4  # for embeddings of columns
+_FEWEST_COLUMNS, _ROWS_PER_COLUMN = 4, 100  # for embeddings of columns
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
@@ -181,7 +181,8 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
         raise ValueError("embedding must be 'auto' or 'none' with image_shape, got 'periodic'.")
     if embedding == "auto":
         is_table = not (is_image or is_own)
-        embeds = is_table and n_samples >= _MANY_ROWS and n_features >= _FEWEST_COLUMNS
+        is_long = n_samples >= max(_MANY_ROWS, _ROWS_PER_COLUMN * n_features)
+        embeds = is_table and is_long and n_features >= _FEWEST_COLUMNS
         embedding = "periodic" if embeds else "none"
     is_tempered = parameters["negatives"] == "persistent" and parameters["n_temperatures"] != 1
     can_classify = is_tempered and parameters["early_stopping"] and not is_own
