@@ -91,8 +91,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
         rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
-        ends. "auto" is "ratio" where rows are held out, with several temperatures. Only a first
-        `fit` has a start.
+        ends. "auto" is "ratio" for networks with an embedding, where rows are held out, with
+        several temperatures. Only a first `fit` has a start.
     reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
         The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
         by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
