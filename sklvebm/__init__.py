@@ -1,5 +1,7 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
+from sklvebm.applications.imputer import ParticleImputer
+from sklvebm.applications.outliers import DensityOutlierDetector
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
@@ -36,6 +38,7 @@ __all__ = [
     "ComposedEnergy",
     "ConvEnergy",
     "ConvLayerEnergy",
+    "DensityOutlierDetector",
     "Energy",
     "FeatureEnergy",
     "GaussianMargins",
@@ -47,6 +50,7 @@ __all__ = [
     "MixtureReference",
     "MixtureStack",
     "ParticleDivergenceError",
+    "ParticleImputer",
     "ParticleLVEBM",
     "PerceptronLatentMap",
     "PeriodicEnergy",

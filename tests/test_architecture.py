@@ -35,7 +35,7 @@ LEVELS = {
         ["flows"],
         ["objectives"],
         ["estimators"],
-        ["baselines"],
+        ["applications", "baselines"],
         ["."],
     ],
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
@@ -43,8 +43,8 @@ LEVELS = {
     "mixtures": [
         ["components", "policy"],
         ["reference", "expectation_maximization"],
-        ["reference_check", "margins"],
-        ["search"],
+        ["reference_check", "margins", "missing_cells"],
+        ["missing_fit", "search"],
         ["stacking"],
         ["reference_selection"],
         ["final_reference"],
@@ -53,7 +53,7 @@ LEVELS = {
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
         ["frames", "parameters", "serialization", "validation"],
-        ["config", "transactional_fit"],
+        ["config", "missing_cells", "transactional_fit"],
         ["session"],
         ["answers", "fit", "reference"],
     ],
@@ -77,8 +77,9 @@ LEVELS = {
 CONFINED = {
     "triton": {"kernels"},
     # estimators and validation of arrays: scikit-learn's algorithms may serve elsewhere
-    "sklearn.base.BaseEstimator": {"baselines", "estimators"},
+    "sklearn.base.BaseEstimator": {"applications", "baselines", "estimators"},
     "sklearn.utils": {
+        "applications",
         "baselines",
         "datasets",
         "estimators",

@@ -144,14 +144,11 @@ def test_see_also_names_real_objects(public):
     "estimator",
     [sklvebm.ParticleLVEBM, sklvebm.PotentialFlowEBM, sklvebm.WassersteinFlowEBM],
 )
-def test_the_notes_divide_the_parameters_into_two_groups(estimator):
-    notes = "\n".join(get_doc_object(estimator)["Notes"])
-    groups = {}
-    for title in ("Parameters to set first", "Options for research"):
-        paragraph = re.search(rf"\*\*{title}\*\*(.*?)(\n\n|\Z)", notes, re.S)[1]
-        groups[title] = re.findall(r"`(\w+)`", paragraph.split(":", 1)[1])
-    first, research = groups.values()
-    parameters = list(inspect.signature(estimator).parameters)
-    assert sorted(first + research) == sorted(parameters)
-    for group in (first, research):
-        assert group == sorted(group, key=parameters.index)
+def test_research_options_follow_the_parameters_that_users_set(estimator):
+    entries = get_doc_object(estimator)["Parameters"]
+    borders = [entry.name for entry in entries if "research options" in " ".join(entry.desc)]
+    assert borders == ["random_state"]
+    names = [entry.name for entry in entries]
+    first, research = names[: names.index("random_state")], names[names.index("random_state") + 1 :]
+    assert {"hidden_layer_sizes", "reference", "max_iter", "early_stopping"} <= set(first)
+    assert {"activation", "learning_rate_init", "alpha", "dtype"} <= set(research)

@@ -20,8 +20,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import sklvebm
 from sklvebm import (
+    DensityOutlierDetector,
     GaussianMargins,
     MixtureStack,
+    ParticleImputer,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -44,9 +46,12 @@ FEW = {"LatentEBM": {"n_chains": 16}}
 BASELINES = [
     getattr(baselines, name)(1, **FEW.get(name, {}), **SMALL) for name in baselines.__all__
 ]
+GAUSSIAN = MixtureStack(covariance_types=["full"], max_components=1, random_state=0)
 AROUND = [
+    DensityOutlierDetector(GaussianMixture(random_state=0), random_state=0),
     GaussianMargins(),
     MixtureStack(random_state=0),
+    ParticleImputer(GAUSSIAN),
     TransformedDensity(GaussianMixture(2, random_state=0)),
 ]
 EVERY = [*OWN, *BASELINES, *AROUND]

@@ -10,8 +10,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sklvebm import (
+    DensityOutlierDetector,
     GaussianMargins,
     MixtureStack,
+    ParticleImputer,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -41,6 +43,7 @@ WASSERSTEIN_CONFIGURATIONS = [
     {"n_temperatures": 1, "dynamics": "mala", "n_inner_steps": 5, "max_iter": 3},
 ]
 GAUSSIAN = {"reference": "gaussian", "random_state": 0}
+ONE_NORMAL = MixtureStack(covariance_types=["full"], max_components=1, random_state=0)
 
 
 class Curve(ParticleLVEBM):
@@ -108,6 +111,8 @@ SUBCLASSES = [
             WassersteinFlowEBM(**GAUSSIAN, **parameters)
             for parameters in WASSERSTEIN_CONFIGURATIONS
         ],
+        DensityOutlierDetector(GaussianMixture(random_state=0), random_state=0),
+        ParticleImputer(ONE_NORMAL, strategy="sample", add_indicator=True, random_state=0),
         TransformedDensity(ParticleLVEBM(1, max_iter=1, **GAUSSIAN)),
         TransformedDensity(PotentialFlowEBM(max_iter=1, **GAUSSIAN)),
         TransformedDensity(WassersteinFlowEBM(max_iter=1, **GAUSSIAN)),

@@ -8,12 +8,7 @@ import torch
 
 from sklvebm.baselines import _answers as answers
 from sklvebm.baselines._decoder import Architecture
-from sklvebm.baselines._fitting import (
-    DecoderConfig,
-    resolve_batch_size,
-    start,
-    train_decoder,
-)
+from sklvebm.baselines._fitting import DecoderConfig, resolve_batch_size, start, train_decoder
 from sklvebm.estimators._common.answers import (
     FittedDensityMixin,
     LatentSamplingMixin,

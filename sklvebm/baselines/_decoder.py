@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.baselines._networks import Perceptron
-
-LOG_2PI = math.log(2.0 * math.pi)
+from sklvebm.mixtures.components import LOG_2PI
 
 
 def standard_normal_log_density(z: Tensor) -> Tensor:

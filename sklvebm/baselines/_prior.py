@@ -6,10 +6,10 @@ from torch import Tensor
 from sklvebm.baselines._decoder import LatentModel
 from sklvebm.baselines._inference import langevin, prior_target
 from sklvebm.mcmc.langevin import start
-from sklvebm.mcmc.state import IndependentNoise, take_chains
-from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
+from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule, single_rung
 from sklvebm.smc.log_partition import LogPartition, estimate_log_partition
-from sklvebm.smc.resampling import log_mean_exp, systematic_resample
+from sklvebm.smc.resampling import log_mean_exp, resample_chains
 
 STEP_SIZE = 0.5  # Crank-Nicolson, squared units per nat
 # the bracket of log Z: walkers, wanted width in nats, most annealing steps, Langevin steps before
@@ -23,8 +23,7 @@ _MIN_WALKERS, _SAMPLE_STEPS, _POLISH_STEPS = 256, 64, 10
 
 def _ladder(model: LatentModel) -> Ladder:
     """Return a ladder of one temperature, which gives equal annealing steps."""
-    like = next(model.parameters())
-    return Ladder(like.new_ones(1), like.new_full((1,), STEP_SIZE), like.new_zeros(1))
+    return single_rung(next(model.parameters()).new_tensor(STEP_SIZE))
 
 
 def normal_draws(model: LatentModel, n: int, generator: torch.Generator) -> Tensor:
@@ -49,10 +48,8 @@ def prior_draws(model: LatentModel, n: int, generator: torch.Generator) -> Tenso
         noise=noise,
         resample_below=0.5,
     )
-    index = systematic_resample(log_weights, noise, n)
-    order = torch.randperm(n, generator=generator, device=index.device)
+    chains = resample_chains(chains, log_weights, noise, n)
     # the Langevin steps separate copies
-    chains = take_chains(chains, index[order])
     draws, _ = langevin(chains, target, STEP_SIZE, _POLISH_STEPS, noise)
     return draws
 

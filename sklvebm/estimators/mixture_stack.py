@@ -13,6 +13,7 @@ from torch import Tensor
 from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.answers import FittedDensityMixin
 from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question, exact_answer
 from sklvebm.estimators._common.parameters import (
     Number,
     Rule,
@@ -27,6 +28,8 @@ from sklvebm.estimators._common.validation import checked_rows
 from sklvebm.inference.products import Expert
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.missing_cells import reference_log_components, reference_log_marginal
+from sklvebm.mixtures.missing_fit import complete_rows
 from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_anchor, probabilistic_pca, reference_of
@@ -38,13 +41,7 @@ from sklvebm.preprocessing.scaling import (
     fit_standardisation,
     zero_where_squares_overflow,
 )
-from sklvebm.runtime import (
-    chunks,
-    draw_seed,
-    generator_of,
-    numerical_session,
-    without_numpy_errors,
-)
+from sklvebm.runtime import chunks, draw_seed, generator_of, numerical_session, without_numpy_errors
 
 _RULES: dict[str, Rule] = {
     "covariance_types": SomeOf(DEFAULT_POLICY.covariance_types),
@@ -95,7 +92,7 @@ def _from_plain(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "members_": members, "reference_": reference, "_model": model}
 
 
-class MixtureStack(FittedDensityMixin, BaseEstimator):
+class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
     """Average of Gaussian mixtures whose kinds and weights cross-validation chooses.
 
     Single mixtures depend on where their fit starts. The mean of several densities is smoother and
@@ -183,7 +180,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows, at least two; not modified.
+            Training rows, at least two, NaN in missing cells; not modified.
         y : Ignored
             Present for the interface of scikit-learn.
 
@@ -199,7 +196,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         """
         with unchanged_on_failure(self), naming_memory("fit fewer rows or columns"):
             check_parameters(parameters_of(self), _RULES)
-            X = checked_rows(self, X, reset=True, least=2)
+            X = checked_rows(self, X, reset=True, least=2, may_miss=True)
             warn_of_repeated_rows(X)
             units = fit_standardisation(X)
             rows = units.apply(X)
@@ -212,8 +209,13 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         """Fit standardised rows and set the fitted attributes."""
         random_state, report = generator_of(self.random_state), Reporter(self, "log-likelihood")
         report.stage(f"choosing mixtures of {len(rows)} rows")
-        choice = choose_mixture(rows, random_state, self.stack_policy())
-        anchor = fit_anchor(rows, choice, random_state, least_defensive_weight=0.0)
+        observed = rows if np.isnan(rows).any() else None
+        if observed is not None:
+            report.stage("completing rows with missing cells")
+            rows = complete_rows(rows, random_state.randint(2**30))
+        choice = choose_mixture(rows, random_state, self.stack_policy(), observed)
+        known: dict[str, Any] = {"least_defensive_weight": 0.0, "observed": observed}
+        anchor = fit_anchor(rows, choice, random_state, **known)
         reference = reference_of(rows, anchor, probabilistic_pca(rows, 1)).without_latents()
         members = [_in_units(member, units) for member in anchor.ensemble.members]
         tail_weight = float(anchor.defensive_weights.sum())
@@ -249,12 +251,13 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
 
         Returns
         -------
         log_density : ndarray of shape (n_samples,)
-            Exact, nats, in the units of X.
+            Exact, nats, in the units of X: the density of the observed cells, and zero for a row
+            that has none.
 
         Raises
         ------
@@ -266,8 +269,8 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         X = self._checked_rows(X)
         units = self._model.standardisation
         rows = units.apply(X)
-        values = self._answered(rows, lambda reference, x, _: reference.log_marginal(x))
-        values = zero_where_squares_overflow(values, rows) + units.log_jacobian
+        values = self._answered(rows, lambda reference, x, _: reference_log_marginal(reference, x))
+        values = zero_where_squares_overflow(values, rows) + units.log_jacobian_of(rows)
         return values.astype(X.dtype)
 
     @without_numpy_errors
@@ -288,7 +291,7 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         X = self._checked_rows(X)
 
         def answer(reference: MixtureReference, x: Tensor, _: int) -> Tensor:
-            shares = torch.softmax(reference.log_components(reference.from_features(x)), 1)
+            shares = torch.softmax(reference_log_components(reference, x), 1)
             tails = shares[:, self.n_components_ :].sum(1, keepdim=True)
             return torch.cat([shares[:, : self.n_components_], tails], 1)
 
@@ -324,6 +327,9 @@ class MixtureStack(FittedDensityMixin, BaseEstimator):
         reference = self._model.reference
         parts = chunks(len(rows), 1, 4 * len(reference.log_weights))
         return answer_rows(reference, rows, self._run_device(), answer, parts)
+
+    def _answer_cells(self, rows: np.ndarray, question: Question) -> np.ndarray:
+        return exact_answer(self._model.reference, rows, self._run_device(), question)
 
     def _run_device(self) -> torch.device:
         return torch.device("cpu")

@@ -17,8 +17,15 @@ from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
 _RULES: dict[str, Rule] = {
     "n_components": Number(True, 1),
     "hidden_layer_sizes": Widths(word="auto"),
-    "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
+    "latent_map": OneOf(LATENT_MAPS),
+    "max_iter": Number(True, 0),
+    "tol": Number(False, 0.0, none=True),
+    "early_stopping": Flag(),
+    "warm_start": Flag(),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
+    "activation": OneOf(tuple(ACTIVATIONS)),
     "embedding": OneOf(EMBEDDINGS),
     "init": OneOf(INITS),
     "dynamics": OneOf(tuple(KERNELS)),
@@ -29,19 +36,12 @@ _RULES: dict[str, Rule] = {
     "n_chains": Number(True, 2),
     "n_temperatures": Number(True, 1, word="auto"),
     "n_langevin_steps": Number(True, 1),
-    "latent_map": OneOf(LATENT_MAPS),
     "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
     "alpha": Number(False, 0.0, word="auto"),
     "batch_size": Number(True, 1, word="auto"),
-    "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0, none=True),
-    "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
-    "warm_start": Flag(),
     "dtype": OneOf(("float32", "float64")),
-    "verbose": Number(True, 0, flag=True),
-    "random_state": Seed(),
 }
 _RESOLVED = (
     "hidden_layer_sizes",
@@ -78,12 +78,43 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
         to seven features and latents together without an embedding, else (128, 128); (64,) with
         `image_shape`, after the convolutions.
-    activation : {"silu", "softplus", "tanh"}, default="tanh"
-        Activation of the network g.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional in x (`ConvEnergy`). None treats all columns alike. Ignored when `energy` is
         given.
+    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
+        The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
+        by cross-validation, with Student-like tails. "gaussian": the Gaussian of probabilistic PCA.
+        A mixture estimator: a clone, fitted to the standardised rows. Or a reference in
+        standardised units.
+    latent_map : {"auto", "linear", "manifold"}, default="auto"
+        Map from rows to the centre of their latents: that of probabilistic PCA, or a nonlinear one
+        by Isomap or, with two latents or more, an autoencoder. "auto" selects a nonlinear map if it
+        rebuilds held-out rows clearly better. Scores do not depend on it. Ignored when `energy` is
+        given.
+    max_iter : int, default=200
+        Epochs at most; 0 keeps the reference.
+    tol : float or None, default=0.001
+        Smallest relevant improvement of the monitored ELBO, nats per row. None trains for
+        `max_iter` epochs at one learning rate.
+    early_stopping : bool, default=True
+        Monitor the ELBO on held-out rows, which neither reference nor training uses, and keep the
+        best parameters. False monitors training rows.
+    warm_start : bool, default=False
+        Continue from the last fit, with its reference, units, particles and optimiser. The
+        reference and the units do not change, and are kept where training does not help.
+    device : str, default="auto"
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
+    verbose : int, default=0
+        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
+        kept; 0 prints nothing.
+    random_state : int, RandomState, Generator or None, default=None
+        Source of all randomness of `fit`.
+
+        **The parameters below are research options.** Their defaults seldom need a change, unless
+        `diagnostics_` reports a problem.
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
+        Activation of the network g.
     embedding : {"auto", "periodic", "none"}, default="auto"
         Inputs of the network g: "periodic" gives it learned sines and cosines of every column
         (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more, a
@@ -93,19 +124,14 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
         rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
-        ends. "auto" is "ratio" for networks with an embedding, where rows are held out, with
-        several temperatures. Only a first `fit` has a start.
+        ends. "auto" is "ratio" for networks with an embedding, where complete rows are held out,
+        with several temperatures. Only a first `fit` has a start.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
         `(n_features, n_components) -> module`. `fit` trains a copy, in evaluation mode: dropout is
         inactive. `exp(-energy)` must be integrable. `fit` checks for signs of the contrary, for
         randomness, and for dependence of rows on their batch.
-    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
-        by cross-validation, with Student-like tails. "gaussian": the Gaussian of probabilistic PCA.
-        A mixture estimator: a clone, fitted to the standardised rows. Or a reference in
-        standardised units.
     dynamics : str, default="crank-nicolson"
         Langevin kernel of all particles: "crank-nicolson", a Metropolis-adjusted step whose
         proposals are exact on the reference; "mala"; "leimkuhler-matthews"; "heun", of second
@@ -129,11 +155,6 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         4 for up to seven features and latents together, else 8; 1 for contrastive negatives.
     n_langevin_steps : int, default=2
         Steps of the pool per update; latents take half as many, at least one.
-    latent_map : {"auto", "linear", "manifold"}, default="auto"
-        Map from rows to the centre of their latents: that of probabilistic PCA, or a nonlinear one
-        by Isomap or, with two latents or more, an autoencoder. "auto" selects a nonlinear map if it
-        rebuilds held-out rows clearly better. Scores do not depend on it. Ignored when `energy` is
-        given.
     learning_rate_init : float or "auto", default="auto"
         Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
         "auto" is 0.001 after the density ratio; else 0.02 for a thousand rows or more with up to
@@ -145,30 +166,12 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         seven features and latents together, 0.5 otherwise.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
-    max_iter : int, default=200
-        Epochs at most; 0 keeps the reference.
-    tol : float or None, default=0.001
-        Smallest relevant improvement of the monitored ELBO, nats per row. None trains for
-        `max_iter` epochs at one learning rate.
-    early_stopping : bool, default=True
-        Monitor the ELBO on held-out rows, which neither reference nor training uses, and keep the
-        best parameters. False monitors training rows.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
         Epochs without improvement that count as a plateau.
-    warm_start : bool, default=False
-        Continue from the last fit, with its reference, units, particles and optimiser. The
-        reference and the units do not change, and are kept where training does not help.
-    device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores and latents are computed in float64.
-    verbose : int, default=0
-        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
-        kept; 0 prints nothing.
-    random_state : int, RandomState, Generator or None, default=None
-        Source of all randomness of `fit`.
 
     Attributes
     ----------
@@ -227,14 +230,6 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
 
     Notes
     -----
-    **Parameters to set first**: `n_components`, `image_shape`, `reference`, `latent_map`,
-    `max_iter`, `tol`, `early_stopping`, `warm_start`, `device`, `verbose` and `random_state`.
-
-    **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
-    `activation`, `embedding`, `init`, `energy`, `dynamics`, `posterior`, `negatives`, `step_size`,
-    `n_particles`, `n_chains`, `n_temperatures`, `n_langevin_steps`, `learning_rate_init`, `alpha`,
-    `batch_size`, `validation_fraction`, `n_iter_no_change` and `dtype`.
-
     `score` uses the upper estimate of log Z and an upper bound of the free energy, so that its
     expectation is not above the log-likelihood. The likelihood does not determine `p(z | x)`: the
     coordinates of the latents are a convention. See `docs/theory/model.md`.
@@ -267,12 +262,20 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         n_components=2,
         *,
         hidden_layer_sizes="auto",
-        activation="tanh",
         image_shape=None,
+        reference="mixture",
+        latent_map="auto",
+        max_iter=200,
+        tol=0.001,
+        early_stopping=True,
+        warm_start=False,
+        device="auto",
+        verbose=0,
+        random_state=None,
+        activation="tanh",
         embedding="auto",
         init="auto",
         energy=None,
-        reference="mixture",
         dynamics="crank-nicolson",
         posterior="particles",
         negatives="persistent",
@@ -281,29 +284,29 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         n_chains=128,
         n_temperatures="auto",
         n_langevin_steps=2,
-        latent_map="auto",
         learning_rate_init="auto",
         alpha="auto",
         batch_size="auto",
-        max_iter=200,
-        tol=0.001,
-        early_stopping=True,
         validation_fraction=0.1,
         n_iter_no_change=10,
-        warm_start=False,
-        device="auto",
         dtype="float32",
-        verbose=0,
-        random_state=None,
     ) -> None:
         self.n_components = n_components
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
         self.image_shape = image_shape
+        self.reference = reference
+        self.latent_map = latent_map
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.warm_start = warm_start
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+        self.activation = activation
         self.embedding = embedding
         self.init = init
         self.energy = energy
-        self.reference = reference
         self.dynamics = dynamics
         self.posterior = posterior
         self.negatives = negatives
@@ -312,17 +315,9 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         self.n_chains = n_chains
         self.n_temperatures = n_temperatures
         self.n_langevin_steps = n_langevin_steps
-        self.latent_map = latent_map
         self.learning_rate_init = learning_rate_init
         self.alpha = alpha
         self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.tol = tol
-        self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
         self.dtype = dtype
-        self.verbose = verbose
-        self.random_state = random_state

@@ -11,8 +11,14 @@ from sklvebm.objectives.flow_matching import LOSSES
 
 _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
-    "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
+    "max_iter": Number(True, 0),
+    "tol": Number(False, 0.0, none=True),
+    "early_stopping": Flag(),
+    "warm_start": Flag(),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
+    "activation": OneOf(tuple(ACTIVATIONS)),
     "loss": OneOf(LOSSES),
     "consistency": Number(False, 0.0),
     "n_steps": Number(True, 1, word="auto"),
@@ -22,15 +28,9 @@ _RULES: dict[str, Rule] = {
     "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
     "alpha": Number(False, 0.0),
     "batch_size": Number(True, 1, word="auto"),
-    "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0, none=True),
-    "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
-    "warm_start": Flag(),
     "dtype": OneOf(("float32", "float64")),
-    "verbose": Number(True, 0, flag=True),
-    "random_state": Seed(),
 }
 _RESOLVED = ("hidden_layer_sizes", "learning_rate_init", "batch_size", "n_probes")
 _FAMILY = flow_family(_RULES, _RESOLVED)
@@ -53,8 +53,6 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         Hidden layers of the correction's network. "auto" is (64, 64) for up to three features,
         else (512,): with one layer the exact trace of the change of variables is cheap. With
         `image_shape`, one number: the kernels of the local units; "auto" is (16,).
-    activation : {"silu", "softplus", "tanh"}, default="tanh"
-        Activation of the network.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: the
         network is then a layer of local units with shared kernels (`ConvLayerEnergy`). None treats
@@ -64,6 +62,29 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         by cross-validation, with Student-like tails. "gaussian": the Gaussian of probabilistic PCA.
         A mixture estimator: a clone, fitted to the standardised rows. Or the marginal of the
         features of a reference in standardised units.
+    max_iter : int, default=100
+        Epochs at most; 0 keeps the reference.
+    tol : float or None, default=0.001
+        Smallest relevant improvement of the monitored log-likelihood, nats per row. None trains for
+        `max_iter` epochs at one learning rate.
+    early_stopping : bool, default=True
+        Monitor the log-likelihood on held-out rows, which neither reference nor training uses,
+        and keep the best parameters. False monitors training rows.
+    warm_start : bool, default=False
+        Continue from the last fit, with its reference, units, parameters and optimiser. The
+        reference and the units do not change, and are kept where training does not help.
+    device : str, default="auto"
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
+    verbose : int, default=0
+        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
+        kept; 0 prints nothing.
+    random_state : int, RandomState, Generator or None, default=None
+        Source of all randomness of `fit`.
+
+        **The parameters below are research options.** Their defaults seldom need a change, unless
+        `diagnostics_` reports a problem.
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
+        Activation of the network.
     loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
         "flow-matching": the variational loss as a regression. "covariance": the same in
         expectation, by the covariance of potential and noise, with a larger variance. "vapo": the
@@ -89,30 +110,12 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         Decoupled weight decay, per unit of learning rate.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives about eight updates per epoch, of 32 to 256 rows.
-    max_iter : int, default=100
-        Epochs at most; 0 keeps the reference.
-    tol : float or None, default=0.001
-        Smallest relevant improvement of the monitored log-likelihood, nats per row. None trains for
-        `max_iter` epochs at one learning rate.
-    early_stopping : bool, default=True
-        Monitor the log-likelihood on held-out rows, which neither reference nor training uses,
-        and keep the best parameters. False monitors training rows.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
         Epochs without improvement that count as a plateau.
-    warm_start : bool, default=False
-        Continue from the last fit, with its reference, units, parameters and optimiser. The
-        reference and the units do not change, and are kept where training does not help.
-    device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Everything else is computed in float64.
-    verbose : int, default=0
-        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
-        kept; 0 prints nothing.
-    random_state : int, RandomState, Generator or None, default=None
-        Source of all randomness of `fit`.
 
     Attributes
     ----------
@@ -164,14 +167,6 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
 
     Notes
     -----
-    **Parameters to set first**: `image_shape`, `reference`, `max_iter`, `tol`, `early_stopping`,
-    `warm_start`, `device`, `verbose` and `random_state`.
-
-    **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
-    `activation`, `loss`, `consistency`, `n_steps`, `n_probes`, `n_langevin_steps`, `energy_time`,
-    `learning_rate_init`, `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and
-    `dtype`.
-
     By default the likelihood is exact up to the integrator's error. An estimated trace uses the
     same directions for every row. See `docs/user_guide/potential_flow.md`.
 
@@ -199,9 +194,16 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         self,
         hidden_layer_sizes="auto",
         *,
-        activation="tanh",
         image_shape=None,
         reference="mixture",
+        max_iter=100,
+        tol=0.001,
+        early_stopping=True,
+        warm_start=False,
+        device="auto",
+        verbose=0,
+        random_state=None,
+        activation="tanh",
         loss="flow-matching",
         consistency=0.1,
         n_steps="auto",
@@ -211,21 +213,21 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         learning_rate_init="auto",
         alpha=0.01,
         batch_size="auto",
-        max_iter=100,
-        tol=0.001,
-        early_stopping=True,
         validation_fraction=0.1,
         n_iter_no_change=10,
-        warm_start=False,
-        device="auto",
         dtype="float32",
-        verbose=0,
-        random_state=None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
         self.image_shape = image_shape
         self.reference = reference
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.warm_start = warm_start
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+        self.activation = activation
         self.loss = loss
         self.consistency = consistency
         self.n_steps = n_steps
@@ -235,13 +237,6 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         self.learning_rate_init = learning_rate_init
         self.alpha = alpha
         self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.tol = tol
-        self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
         self.dtype = dtype
-        self.verbose = verbose
-        self.random_state = random_state

@@ -2,18 +2,16 @@
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import numpy as np
-from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import Tags, TransformerTags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklvebm.estimators._common.answers import MeanScoreMixin
-from sklvebm.estimators._common.frames import CONTAINERS, framed
+from sklvebm.estimators._common.frames import CONTAINERS, framed, plain_arrays
 from sklvebm.estimators._common.parameters import Number, OneOf
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.margins import GaussianMargins
@@ -29,11 +27,6 @@ def _estimator_has(name: str) -> Callable[[Any], bool]:
         return True
 
     return check
-
-
-def _arrays() -> AbstractContextManager[None]:
-    """Return a context in which steps exchange NumPy arrays, independent of the configuration."""
-    return config_context(transform_output="default", array_api_dispatch=False)
 
 
 class TransformedDensity(MeanScoreMixin, BaseEstimator):
@@ -127,7 +120,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
                 raise TypeError(f"{type(part).__name__} has no {name}, which a density needs.")
         with unchanged_on_failure(self):
             X = self._rows(X, reset=True)
-            with _arrays():
+            with plain_arrays():
                 transformer.fit(X)
                 estimator.fit(np.asarray(transformer.transform(X)))
         self.transformer_, self.estimator_ = transformer, estimator
@@ -149,7 +142,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = self._rows(X, reset=False)
-        with _arrays():
+        with plain_arrays():
             values = self.estimator_.score_samples(self._inner(X))
             return np.asarray(values + self.transformer_.log_abs_det_jacobian(X))
 
@@ -185,7 +178,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
                 f"{type(self.estimator_).__name__}.sample takes no random_state: its draws follow "
                 "the random_state that it was constructed with."
             )
-        with _arrays():
+        with plain_arrays():
             drawn = self.estimator_.sample(n_samples, **options)
             # mixtures of scikit-learn return the component of each draw, too
             drawn = np.asarray(drawn[0] if isinstance(drawn, tuple) else drawn)
@@ -209,7 +202,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         """
         check_is_fitted(self)
         rows = self._rows(X, reset=False)
-        with _arrays():
+        with plain_arrays():
             Z = np.asarray(self.estimator_.transform(self._inner(rows)))
         return framed(self, Z, self.get_feature_names_out(), like=X)
 
@@ -248,7 +241,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             Columns that the transformer changed are nearer to conditional medians than to means.
         """
         check_is_fitted(self)
-        with _arrays():
+        with plain_arrays():
             inner = self.estimator_.inverse_transform(as_plain_array(X))
             rows = np.asarray(self.transformer_.inverse_transform(np.asarray(inner)))
         return framed(self, rows, like=X)

@@ -15,8 +15,14 @@ from sklvebm.objectives.proximal import PROXIMAL
 
 _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
-    "activation": OneOf(tuple(ACTIVATIONS)),
     "image_shape": Widths(none=True),
+    "max_iter": Number(True, 0),
+    "tol": Number(False, 0.0, none=True),
+    "early_stopping": Flag(),
+    "warm_start": Flag(),
+    "verbose": Number(True, 0, flag=True),
+    "random_state": Seed(),
+    "activation": OneOf(tuple(ACTIVATIONS)),
     "embedding": OneOf(EMBEDDINGS),
     "init": OneOf(INITS),
     "proximal": OneOf(PROXIMAL),
@@ -31,15 +37,9 @@ _RULES: dict[str, Rule] = {
     "learning_rate_init": Number(False, 0.0, open_low=True, word="auto"),
     "alpha": Number(False, 0.0, word="auto"),
     "batch_size": Number(True, 1, word="auto"),
-    "max_iter": Number(True, 0),
-    "tol": Number(False, 0.0, none=True),
-    "early_stopping": Flag(),
     "validation_fraction": Number(False, 0.0, 1.0, open_low=True),
     "n_iter_no_change": Number(True, 1),
-    "warm_start": Flag(),
     "dtype": OneOf(("float32", "float64")),
-    "verbose": Number(True, 0, flag=True),
-    "random_state": Seed(),
 }
 _RESOLVED = (
     "hidden_layer_sizes",
@@ -78,11 +78,37 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g. "auto" is (64, 64) for up to seven features without an
         embedding, else (128, 128); (64,) with `image_shape`, after the convolutions.
-    activation : {"silu", "softplus", "tanh"}, default="tanh"
-        Activation of the network g.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional (`ConvEnergy`). None treats all columns alike.
+    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
+        The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
+        by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
+        of the rows. A mixture estimator: a clone, fitted to the standardised rows. Or the marginal
+        of the features of a reference in standardised units.
+    max_iter : int, default=200
+        Epochs at most; 0 keeps the reference.
+    tol : float or None, default=0.001
+        Smallest relevant improvement of the monitored log-likelihood, nats per row. None trains for
+        `max_iter` epochs at one learning rate.
+    early_stopping : bool, default=True
+        Monitor the log-likelihood on held-out rows, which neither reference nor training uses,
+        and keep the best parameters. False monitors training rows.
+    warm_start : bool, default=False
+        Continue from the last fit, with its reference, units, particles and optimiser. The
+        reference and the units do not change, and are kept where training does not help.
+    device : str, default="auto"
+        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
+    verbose : int, default=0
+        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
+        kept; 0 prints nothing.
+    random_state : int, RandomState, Generator or None, default=None
+        Source of all randomness of `fit`.
+
+        **The parameters below are research options.** Their defaults seldom need a change, unless
+        `diagnostics_` reports a problem.
+    activation : {"silu", "softplus", "tanh"}, default="tanh"
+        Activation of the network g.
     embedding : {"auto", "periodic", "none"}, default="auto"
         Inputs of the network g: "periodic" gives it learned sines and cosines of every column
         (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more, a
@@ -91,13 +117,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
         rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
-        ends. "auto" is "ratio" for networks with an embedding, where rows are held out, with
-        several temperatures. Only a first `fit` has a start.
-    reference : {"mixture", "gaussian"}, GaussianMixture or MixtureReference, default="mixture"
-        The density that the energy corrects. "mixture": Gaussian mixtures, averaged with weights
-        by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
-        of the rows. A mixture estimator: a clone, fitted to the standardised rows. Or the marginal
-        of the features of a reference in standardised units.
+        ends. "auto" is "ratio" for networks with an embedding, where complete rows are held out,
+        with several temperatures. Only a first `fit` has a start.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
         The proximal term. "jko": the change of the energy's gradient at the particles since their
         last move (unbiased). "gradient-penalty": the gradient itself, which flattens the energy
@@ -134,30 +155,12 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         else 0.01 for a thousand rows or more with up to seven features, 0.5 otherwise.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
-    max_iter : int, default=200
-        Epochs at most; 0 keeps the reference.
-    tol : float or None, default=0.001
-        Smallest relevant improvement of the monitored log-likelihood, nats per row. None trains for
-        `max_iter` epochs at one learning rate.
-    early_stopping : bool, default=True
-        Monitor the log-likelihood on held-out rows, which neither reference nor training uses,
-        and keep the best parameters. False monitors training rows.
     validation_fraction : float, default=0.1
         Share of rows held out by early stopping.
     n_iter_no_change : int, default=10
         Epochs without improvement that count as a plateau.
-    warm_start : bool, default=False
-        Continue from the last fit, with its reference, units, particles and optimiser. The
-        reference and the units do not change, and are kept where training does not help.
-    device : str, default="auto"
-        Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
     dtype : {"float32", "float64"}, default="float32"
         Precision of training. Scores are computed in float64.
-    verbose : int, default=0
-        Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
-        kept; 0 prints nothing.
-    random_state : int, RandomState, Generator or None, default=None
-        Source of all randomness of `fit`.
 
     Attributes
     ----------
@@ -213,15 +216,6 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
 
     Notes
     -----
-    **Parameters to set first**: `image_shape`, `reference`, `max_iter`, `tol`, `early_stopping`,
-    `warm_start`, `device`, `verbose` and `random_state`.
-
-    **Options for research**, and for data with problems in `diagnostics_`: `hidden_layer_sizes`,
-    `activation`, `embedding`, `init`, `proximal`, `proximal_weight`, `penalty_half_life`,
-    `n_inner_steps`, `dynamics`, `step_size`, `n_chains`, `n_temperatures`, `n_langevin_steps`,
-    `learning_rate_init`, `alpha`, `batch_size`, `validation_fraction`, `n_iter_no_change` and
-    `dtype`.
-
     Without latents the energy of a row is exact. The only error of `score` is that of log Z, for
     which it uses the upper estimate. See `docs/user_guide/wasserstein_flow.md`.
 
@@ -250,11 +244,18 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self,
         hidden_layer_sizes="auto",
         *,
-        activation="tanh",
         image_shape=None,
+        reference="mixture",
+        max_iter=200,
+        tol=0.001,
+        early_stopping=True,
+        warm_start=False,
+        device="auto",
+        verbose=0,
+        random_state=None,
+        activation="tanh",
         embedding="auto",
         init="auto",
-        reference="mixture",
         proximal="jko",
         proximal_weight=0.1,
         penalty_half_life=100.0,
@@ -267,23 +268,23 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         learning_rate_init="auto",
         alpha="auto",
         batch_size="auto",
-        max_iter=200,
-        tol=0.001,
-        early_stopping=True,
         validation_fraction=0.1,
         n_iter_no_change=10,
-        warm_start=False,
-        device="auto",
         dtype="float32",
-        verbose=0,
-        random_state=None,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
         self.image_shape = image_shape
+        self.reference = reference
+        self.max_iter = max_iter
+        self.tol = tol
+        self.early_stopping = early_stopping
+        self.warm_start = warm_start
+        self.device = device
+        self.verbose = verbose
+        self.random_state = random_state
+        self.activation = activation
         self.embedding = embedding
         self.init = init
-        self.reference = reference
         self.proximal = proximal
         self.proximal_weight = proximal_weight
         self.penalty_half_life = penalty_half_life
@@ -296,13 +297,6 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self.learning_rate_init = learning_rate_init
         self.alpha = alpha
         self.batch_size = batch_size
-        self.max_iter = max_iter
-        self.tol = tol
-        self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
-        self.warm_start = warm_start
-        self.device = device
         self.dtype = dtype
-        self.verbose = verbose
-        self.random_state = random_state

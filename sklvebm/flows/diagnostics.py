@@ -26,11 +26,10 @@ class FlowDiagnostics(NamedTuple):
     position_error : float
         The same of the latents, median over rows, standardised units.
     round_trip_error : float
-        Median distance of a row from where it started, after going to the latents and back,
+        Median distance between rows and their images under `transform` and `inverse_transform`,
         standardised units.
     worst_round_trip_error : float
-        The largest of these distances. Errors of rounding and of the integrator grow where the flow
-        separates neighbours.
+        The largest of these distances. Numerical errors grow where the flow separates neighbours.
     n_sampling_steps : int
         Steps of Heun's method, chosen by doubling until half of the draws move by at most 0.01.
     trace_error : float
@@ -49,7 +48,7 @@ class FlowDiagnostics(NamedTuple):
     walker_sample_size : float
         Effective number of the `n_walkers` walkers of forward annealing.
     n_walkers, n_annealing_steps : int
-        Effort of the normaliser; 0 where the model is its reference.
+        Walkers in each direction and annealing steps of log Z; 0 if the model is its reference.
     n_features : int
         Number of features, on which tolerances depend.
     excess_density, distinct_draws : float

@@ -13,16 +13,15 @@ from torch import Tensor
 
 from sklvebm.flows.ode import graded_times
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, transport
-from sklvebm.inference.equilibration import Equilibrated, equilibrated, moved, single_rung
+from sklvebm.inference.equilibration import Equilibrated, bracketed, equilibrated, moved
 from sklvebm.inference.missed_components import missed_components
 from sklvebm.mcmc.langevin import start
-from sklvebm.mcmc.state import IndependentNoise, Target
+from sklvebm.mcmc.state import Target
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.targets import joint_target
-from sklvebm.smc.log_partition import LogPartition, Normalisation, estimate_log_partition
+from sklvebm.smc.log_partition import LogPartition, Normalisation
 
 _N_BURN_IN = 50  # moves of the flow's draws before they start reverse annealing
-_MAX_STEPS = 512  # annealing steps
 
 
 class PotentialSlice:
@@ -61,11 +60,11 @@ class PotentialSlice:
 
     def target(self) -> Target:
         """Return the path from the reference's marginal to the energy; positions y are (B, D)."""
-        return joint_target(self, lambda x, z: self.correction_and_grad(x, z))
+        return joint_target(self, self.correction_and_grad)
 
 
 def polish(slice_: PotentialSlice, x: Tensor, n_steps: int, generator: torch.Generator) -> Tensor:
-    """Move rows x (B, D) by Metropolis-adjusted steps, for which the density is stationary."""
+    """Move rows x (B, D) by Metropolis-adjusted steps with the slice as stationary density."""
     chains = start(slice_.reference.from_features(x.double()), slice_.target())
     chains, _ = moved(slice_, chains, n_steps, generator)
     return slice_.reference.to_features(chains.position)
@@ -92,7 +91,7 @@ def normalise_slice(
     generator : torch.Generator
         Source of all noise.
     tolerance : float
-        Width of the bracket, in nats, at which the effort stops growing.
+        Width of the bracket, in nats, that ends the doubling of annealing steps.
 
     Returns
     -------
@@ -101,25 +100,16 @@ def normalise_slice(
 
     Notes
     -----
-    The correction can up-weight components of the reference that are too rare for a walker. Forward
-    annealing then starts from a reference with raised weights. Walkers of the reverse direction are
-    then annealed, too: draws of the flow would presuppose that the flow reaches these components.
+    The correction can up-weight components in which no walker of the reference starts. Forward
+    annealing then starts from a reference with raised weights. Reverse annealing then starts from
+    annealed walkers instead of draws of the flow, which may not reach these components.
     """
-    path, chains, step_size = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
+    found = _flow_chains(slice_, n_walkers, n_flow_steps, generator)
     missed = missed_components(slice_, n_walkers, generator)
     if len(missed.index) > 0:
-        found = equilibrated(slice_, n_walkers, missed, generator)
-        if found.energy is not slice_:
-            path, chains, step_size = found
-    return estimate_log_partition(
-        path.target(),
-        lambda: path.reference.sample(n_walkers, generator, stratified=True),
-        chains.position,
-        single_rung(step_size),
-        noise=IndependentNoise(generator),
-        tolerance=tolerance,
-        max_steps=_MAX_STEPS,
-    )
+        annealed = equilibrated(slice_, n_walkers, missed, generator)
+        found = found if annealed.energy is slice_ else annealed
+    return bracketed(found, tolerance, generator)
 
 
 def _flow_chains(

@@ -9,19 +9,17 @@ with closed forms for its density, its score and the velocity that carries noise
 used here do not divide by t or 1 - t where these vanish, and are finite for all times in [0, 1].
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sklvebm.mixtures.components import products_by_component
+from sklvebm.mixtures.components import LOG_2PI, products_by_component
 from sklvebm.mixtures.reference import MixtureReference
 
-LOG_2PI = math.log(2.0 * math.pi)
 _MIN_VARIANCE = 1e-12  # standardised units squared
-_SWITCH_TIME = 0.5  # earlier, the score follows from the velocity; later, the velocity from it
+_SWITCH_TIME = 0.5  # earlier, the score is computed from the velocity; later, the reverse
 
 
 class NoisedValues(NamedTuple):
@@ -97,7 +95,7 @@ class InterpolantMarginals(NamedTuple):
         if self.axes is None:
             log_components, slope_at = self._along_coordinates(x, forms)
         elif self.n_features + 1 > 2 * len(self.axes):
-            # rows rotated to all axes are fewer numbers than products of features
+            # rotating rows to all axes takes fewer numbers than products of features
             log_components, slope_at = self._along_axes(x, forms)
         else:
             log_components, slope_at = self._by_products(x, forms)
@@ -114,8 +112,8 @@ class InterpolantMarginals(NamedTuple):
 
     # Three computations of the same values: log densities (G, B, M) without -D log sqrt(2 pi), and
     # a function from responsibilities (G, B, M) to the average slope times x (G, B, D). Densities
-    # are not relative to N(0, I): for distant x, its square would cancel the differences between
-    # defensive components.
+    # are not relative to N(0, I): for distant x, adding x^2 / 2 would round away the differences
+    # between defensive components.
 
     def _along_coordinates(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For components whose axes are those of the coordinates."""
@@ -126,16 +124,16 @@ class InterpolantMarginals(NamedTuple):
 
     def _along_axes(self, x: Tensor, forms: "_Forms") -> "_Pieces":
         """For few covariances of many features."""
-        turned = torch.einsum("gbd,kde->kgbe", x, self.axes)
+        rotated = torch.einsum("gbd,kde->kgbe", x, self.axes)
         half, slope = (part.transpose(0, 1).unsqueeze(-1) for part in (forms.half, forms.slope))
-        squares = (turned.square() @ half).squeeze(-1).permute(1, 2, 0)  # (G, B, K)
+        squares = (rotated.square() @ half).squeeze(-1).permute(1, 2, 0)  # (G, B, K)
         linear = x @ forms.linear.transpose(1, 2)
         log_components = forms.constant.unsqueeze(1) + linear + squares[..., self.covariance_of]
 
         def slope_at(shares: Tensor) -> Tensor:
             by_covariance = shares.new_zeros(*shares.shape[:2], len(self.variances))
             by_covariance.index_add_(2, self.covariance_of, shares)
-            scaled = turned * slope.transpose(2, 3) * by_covariance.permute(2, 0, 1).unsqueeze(-1)
+            scaled = rotated * slope.transpose(2, 3) * by_covariance.permute(2, 0, 1).unsqueeze(-1)
             return torch.einsum("kgbe,kde->gbd", scaled, self.axes)
 
         return log_components, slope_at
@@ -159,12 +157,11 @@ class InterpolantMarginals(NamedTuple):
     def _forms(self, t: Tensor) -> "_Forms":
         """Return the coefficients of components and covariances at times t (G,)."""
         t = t[:, None, None]
-        noised = t.square() * self.variances + (1.0 - t).square()  # (G, K, D)
-        # 1 - noised has the factor t
-        deficit = t * (2.0 - t - t * self.variances)
-        precision = noised.reciprocal()
+        variances = t.square() * self.variances + (1.0 - t).square()  # (G, K, D)
+        deficit = t * (2.0 - t - t * self.variances)  # 1 - variances, accurate for small t
+        precision = variances.reciprocal()
         growth = (t * self.variances - (1.0 - t)) * precision  # slope of the velocity
-        means = self.means if self.axes is None else self._turned(self.means[None], self.axes)
+        means = self.means if self.axes is None else self._rotated(self.means[None], self.axes)
         own_precision, own_growth = (part[:, self.covariance_of] for part in (precision, growth))
         scaled = own_precision * means  # (G, M, D), in the components' axes
         log_det = torch.log1p(-deficit).sum(-1)[:, self.covariance_of]
@@ -173,11 +170,11 @@ class InterpolantMarginals(NamedTuple):
         offset = torch.where(t < _SWITCH_TIME, means - t * own_growth * means, linear)
         if self.axes is not None:
             back = self.axes.transpose(1, 2)
-            linear, offset = self._turned(linear, back), self._turned(offset, back)
+            linear, offset = self._rotated(linear, back), self._rotated(offset, back)
         slope = torch.where(t < _SWITCH_TIME, growth, -precision)
         return _Forms(constant, linear, offset, -0.5 * precision, slope)
 
-    def _turned(self, vectors: Tensor, matrices: Tensor) -> Tensor:
+    def _rotated(self, vectors: Tensor, matrices: Tensor) -> Tensor:
         """Return vectors (G, M, D) times the matrix of their component's covariance."""
         covariance_of = self.covariance_of.repeat(len(vectors))
         return products_by_component(vectors.flatten(0, 1), matrices, covariance_of).view_as(
@@ -220,7 +217,7 @@ def interpolant_marginals(reference: MixtureReference) -> InterpolantMarginals:
     if reference.is_diagonal:
         roots = torch.diag_embed(roots)
     elif reference.n_defensive > 1:
-        # with noise, components of one shape and several scales no longer share a shape
+        # with noise added, components of one shape and different scales differ in shape
         first = len(covariance_of) - reference.n_defensive
         scales = reference.scales[first:].double()[:, None, None]
         roots = torch.cat([roots[:-1], roots[-1:] * scales])

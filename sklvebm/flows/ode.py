@@ -1,4 +1,4 @@
-"""Deterministic flows: integrators of an ordinary differential equation with a running integral."""
+"""Integrators of an ordinary differential equation with a running integral."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_FIRST_TIME = 1e-3  # in units of 1 / scale, where a component of this scale is still the noise
+_FIRST_TIME = 1e-3  # in units of 1 / scale; at this time the component is still the noise
 _MAX_LOG_TIME_STEP = 0.05  # between consecutive times in the tails
 
 
@@ -55,9 +55,9 @@ def graded_times(n_steps: int, width: float, stop: float = 1.0) -> list[float]:
 
 
 def times_for_tails(times: list[float], scale: float) -> list[float]:
-    """Return ascending times from 0 with further geometrically spaced ones, for rows in the tails.
+    """Return ascending times from 0 with geometrically spaced ones added, for rows in the tails.
 
-    A component with s standard deviations becomes wider than the noise at time 1 / s, which evenly
+    A component with standard deviation s becomes wider than the noise at time 1 / s, which evenly
     spaced steps miss. A distant row changes from one such component to the next while time grows
     by a few percent.
 

@@ -16,21 +16,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from sklvebm.flows.interpolant import LOG_2PI, InterpolantMarginals
-from sklvebm.flows.ode import (
-    Carried,
-    Field,
-    Rates,
-    Step,
-    graded_times,
-    integrate,
-    runge_kutta_step,
-)
+from sklvebm.flows.interpolant import InterpolantMarginals
+from sklvebm.flows.ode import Carried, Field, Rates, Step, graded_times, integrate, runge_kutta_step
 from sklvebm.models.convolutions import ConvLayerEnergy
 from sklvebm.models.energies import MLPEnergy
 
-_MIN_TIME = 1e-6  # smaller t are replaced by it where log q_t - log N, of order t, is divided by t
-
+_MIN_TIME = 1e-6  # lower limit of t in the division of log q_t - log N, which is of order t
 
 PotentialNetwork = MLPEnergy | ConvLayerEnergy
 
@@ -106,13 +97,15 @@ class AnchoredPotential(nn.Module):
         like = self.network.output
         directions = None if directions is None else directions.to(like)
         inner = network_jet(self.network, x.to(like), t.to(like), directions)
-        bent = torch.tanh(inner.value / self.bound)
-        slope = 1.0 - bent.square()
+        saturation = torch.tanh(inner.value / self.bound)
+        slope = 1.0 - saturation.square()
         second = inner.second
         if directions is not None and second is not None:
             along = torch.einsum("bd,skd->bsk", inner.grad, directions).square().sum(-1)
-            second = slope[:, None] * (second - (2.0 / self.bound) * bent[:, None] * along)
-        return Jet(self.bound * bent, slope[:, None] * inner.grad, slope * inner.rate, second)
+            second = second - (2.0 / self.bound) * saturation[:, None] * along
+            second = slope[:, None] * second
+        value, grad = self.bound * saturation, slope[:, None] * inner.grad
+        return Jet(value, grad, slope * inner.rate, second)
 
     def log_reference(self, x: Tensor, t: float) -> Tensor:
         """Return the reference's `log q_t` at rows x (B, D); (B,), nats."""
@@ -146,14 +139,6 @@ class AnchoredPotential(nn.Module):
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """Return the gradient of Φ at rows x (B, D) and one time; (B, D), float64."""
         return flow_field(self)(x, t).velocity
-
-
-def standard_normal(x: Tensor) -> Tensor:
-    """Return `log N(x; 0, I)` of rows x (B, D), (B,), nats."""
-    return -0.5 * (x.square().sum(1) + x.shape[1] * LOG_2PI)
-
-
-# Networks ----------------------------------------------------------------------------------------
 
 
 def _derivatives(activation: str, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,9 +232,6 @@ def trace_directions(
     return directions * math.sqrt(n_features / n_probes)
 
 
-# Flows -------------------------------------------------------------------------------------------
-
-
 def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -> Field:
     r"""Return the gradient of the potential and, with directions, the rate of its log-density.
 
@@ -259,8 +241,7 @@ def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -
                   = -(1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
               \qquad \text{(docs/theory/potential_flow.md, eq. 5)}
 
-    which is zero without a correction: integrator errors of the density come from the correction
-    alone.
+    which is zero without a correction, so that the reference's density has no integration error.
 
     Parameters
     ----------

@@ -6,18 +6,10 @@ from torch import Tensor
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.posterior import ROW_PARTICLES, shared_noise, weighted_particles
 from sklvebm.latent_maps.maps import LatentMap
-from sklvebm.mcmc.state import (
-    SharedNoise,
-    Target,
-    stack_rows,
-)
+from sklvebm.mcmc.state import SharedNoise, Target, stack_rows
 from sklvebm.mixtures.components import FeatureConditional
 from sklvebm.models.energies import PathEnergy
-from sklvebm.models.targets import (
-    feature_target,
-    linearised,
-    mapped_feature_target,
-)
+from sklvebm.models.targets import feature_target, linearised, mapped_feature_target
 
 # As `LATENT_STAGES`, with smaller shares: Monte Carlo errors of a conditional mean are small
 # relative to the conditional standard deviation.

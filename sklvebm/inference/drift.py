@@ -10,16 +10,16 @@ from sklvebm.inference.missed_components import is_outside
 from sklvebm.mixtures.reference import MixtureReference
 
 _DEFENSIVE_SHARE = 0.01  # share of the defensive components in `is_outside`
-_MAX_OUTLIERS = 3  # so few rows outside are outliers, not a new region
+_MAX_OUTLIERS = 3  # rows outside that are taken for outliers, not for a new region
 _N_DRAWS = 4096  # reference draws, which give the expected number of rows outside
 _MAX_DEVIATIONS = 4.0  # Poisson standard deviations above the expected number
 _MAX_NAMED = 5  # in one warning
 
 
 def rows_outside(rows: np.ndarray, reference: MixtureReference) -> np.ndarray:
-    """Return the indices of standardised rows (N, D) outside of a reference, if they are too many.
+    """Return the indices of standardised rows (N, D) outside of a reference.
 
-    Empty if the number is consistent with that of draws of the reference.
+    None are returned if their number is consistent with draws of the reference.
     """
     there = is_outside(reference, torch.from_numpy(rows), _DEFENSIVE_SHARE)
     outside = np.flatnonzero(there.numpy())
@@ -43,9 +43,9 @@ def warn_of_drift(rows: np.ndarray, reference: MixtureReference, consequence: st
         more = ", ..." if len(outside) > _MAX_NAMED else ""
         named = ", ".join(map(str, outside[:_MAX_NAMED])) + more
         warnings.warn(
-            f"{len(outside)} of {len(rows)} rows ({named}) lie outside of the reference that the "
-            f"first rows were given{consequence}. If the rows keep drifting, fit anew to rows of "
-            "all kinds.",
+            f"{len(outside)} of {len(rows)} rows ({named}) lie outside of the reference that was "
+            f"fitted to the first rows{consequence}. If the rows keep drifting, fit anew to rows "
+            "of all kinds.",
             UserWarning,
             stacklevel=6,
         )

@@ -13,17 +13,18 @@ from sklvebm.inference.missed_components import (
 )
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import KERNELS, crank_nicolson_step, start
-from sklvebm.mcmc.state import Chains, IndependentNoise, Target, take_chains
+from sklvebm.mcmc.state import Chains, IndependentNoise, Target
 from sklvebm.models.energies import Corrected
-from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
-from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
+from sklvebm.smc.annealing import anneal, annealing_schedule, single_rung
+from sklvebm.smc.log_partition import Normalisation, estimate_log_partition
+from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, resample_chains
 
 _KERNEL = KERNELS["crank-nicolson"]
 _FIRST_STEPS, _MAX_STEPS = 64, 512  # annealing steps
 MIN_WALKERS = 256  # of annealing, also for fewer draws
 _MIN_EFFECTIVE_SHARE = 0.25  # of the walkers; fewer effective walkers double the annealing steps
 _N_MOVES = 50  # Metropolis moves that separate and equilibrate resampled walkers
-# reweightings for missed components; the first uses an estimate of log Z that misses them
+# reweightings for missed components; the log Z that the first one uses misses their mass
 _MAX_TILTS = 3
 _MIN_MISSED_WALKERS = 0.5  # expected walkers in missed components that require a reweighting
 
@@ -70,17 +71,15 @@ def equilibrated(
     while True:
         log_weights, chains = _annealed(path, n_walkers, n_steps, generator)
         tilted = tilted_reference(path.reference, missed, log_mean_exp(log_weights))
-        elsewhere = n_walkers * missed_share(path.reference, tilted)
-        if elsewhere >= _MIN_MISSED_WALKERS and n_tilts < _MAX_TILTS:
+        n_missed = n_walkers * missed_share(path.reference, tilted)
+        if n_missed >= _MIN_MISSED_WALKERS and n_tilts < _MAX_TILTS:
             path, n_tilts = Rebased(energy, tilted), n_tilts + 1
             continue
         share = float(effective_sample_size(log_weights - log_weights.max())) / n_walkers
         if share >= _MIN_EFFECTIVE_SHARE or n_steps >= _MAX_STEPS:
             break
         n_steps *= 2
-    index = systematic_resample(log_weights, IndependentNoise(generator), n)
-    order = torch.randperm(n, generator=generator, device=index.device)
-    chains = take_chains(chains, index[order])
+    chains = resample_chains(chains, log_weights, IndependentNoise(generator), n)
     return Equilibrated(path, *moved(path, chains, _N_MOVES, generator))
 
 
@@ -115,6 +114,19 @@ def moved(
     return chains, step_size
 
 
-def single_rung(step_size: Tensor) -> Ladder:
-    """Return a ladder of one temperature with the given step size, 0-d."""
-    return Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))
+def bracketed(found: Equilibrated, tolerance: float, generator: torch.Generator) -> Normalisation:
+    """Bracket log Z, nats, by annealing between the reference and the chains; both ways.
+
+    The reference has as many walkers as there are chains. Parameters are those of
+    `estimate_log_partition`.
+    """
+    n_walkers = len(found.chains.position)
+    return estimate_log_partition(
+        found.energy.target(),
+        lambda: found.energy.reference.sample(n_walkers, generator, stratified=True),
+        found.chains.position,
+        single_rung(found.step_size),
+        noise=IndependentNoise(generator),
+        tolerance=tolerance,
+        max_steps=_MAX_STEPS,
+    )

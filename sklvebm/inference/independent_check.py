@@ -137,7 +137,7 @@ def check_independently(
     reference = energy.reference
     wider = defended(reference, _DEFENSIVE_SHARE)
     n_parts = _N_DRAWS // _CHUNK_DRAWS
-    parts = [_weighted(energy, wider, _CHUNK_DRAWS, noise)[1] for _ in range(n_parts)]
+    parts = [_importance_weights(energy, wider, _CHUNK_DRAWS, noise) for _ in range(n_parts)]
     positions, log_weights = _weighted_starts(reference, wider, _N_WALKERS, noise)
     betas, step_sizes = annealing_schedule(ladder, n_steps)
     annealed, _ = anneal(
@@ -163,17 +163,16 @@ def _weighted_starts(
     return positions, log_ratio(reference, wider, positions)
 
 
-def _weighted(
+def _importance_weights(
     energy: PathEnergy, wider: MixtureReference, n: int, noise: IndependentNoise
-) -> tuple[Tensor, Tensor]:
-    """Return draws (n, D + L) with their log weights (n,) under the model, nats."""
+) -> Tensor:
+    """Return log weights (n,), nats, of draws of the wider reference under the model."""
     positions, log_weights = _weighted_starts(energy.reference, wider, n, noise)
-    correction = energy.correction(*energy.reference.split(positions)).double()
-    return positions, log_weights - correction
+    return log_weights - energy.correction(*energy.reference.split(positions)).double()
 
 
 def _estimate(log_weights: Tensor) -> IndependentEstimate:
-    # draws are in the order of components: each jackknife group takes every sixteenth draw
+    # stratified draws are ordered by component; every jackknife group takes some of each
     return IndependentEstimate(
         log_mean_exp(log_weights),
         jackknife(log_mean_exp, log_weights),
@@ -191,7 +190,7 @@ def widened(claimed: LogPartition, check: IndependentCheck, tolerance: float) ->
     check : IndependentCheck
         Independent estimates.
     tolerance : float
-        Difference that is no contradiction, nats.
+        Largest difference, in nats, that never is a contradiction.
     """
     lower, upper = claimed.lower, claimed.upper
     for estimate in check:

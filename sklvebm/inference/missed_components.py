@@ -68,16 +68,15 @@ def rare_components(reference: MixtureReference, n_walkers: int) -> Tensor:
 def component_masses(
     energy: Corrected, index: Tensor, generator: torch.Generator, *, chunk: int = 2**13
 ) -> MissedComponents:
-    """Estimate how much more each component of an index (M,) holds in the model than by weight.
+    """Estimate the mean of `exp(-correction)` over each component of an index (M,).
 
-    The host waits for nothing here. Parameters are those of `missed_components`.
+    Host and device are not synchronised. Other parameters are those of `missed_components`.
 
     Returns
     -------
     missed : MissedComponents
-        Mass estimated by 64 exact draws of each, none (minus infinity) where fewer than eight are
-        effective. Components on which the correction varies more are wide, and shared by neighbours
-        that are visited.
+        Estimates from 64 exact draws of each component; minus infinity if fewer than eight draws
+        are effective. Such components are wide, and overlap with others that walkers visit.
     """
     reference = energy.reference
     if not len(index):
@@ -106,18 +105,18 @@ def component_masses(
 def missed_components(
     energy: Corrected, n_walkers: int, generator: torch.Generator, *, chunk: int = 2**13
 ) -> MissedComponents:
-    """Return the rare components whose mass is known; see `component_masses`.
+    """Return the rare components with a reliable estimate of their mass; see `component_masses`.
 
     Parameters
     ----------
     energy : AnchoredEnergy, BridgedEnergy, Composition or PotentialSlice
-        The model: anything with a mixture as `reference` and a `correction` of x and z.
+        The model.
     n_walkers : int
-        Walkers that start by weight.
+        Walkers that start from draws of the reference.
     generator : torch.Generator
         Source of the draws, on the energy's device.
     chunk : int, default=8192
-        Draws evaluated at a time; at least those of one component are.
+        Draws evaluated at a time, at least those of one component.
     """
     index = rare_components(energy.reference, n_walkers)
     found = component_masses(energy, index, generator, chunk=chunk)
@@ -139,8 +138,8 @@ def tilted_reference(
     missed : MissedComponents
         The missed components.
     log_partition : float or 0-d Tensor
-        log Z of the model, nats: what masses are shares of. Where too low, shares are too high, but
-        half at most together.
+        log Z of the model, nats. If it is too low, the raised weights are too high; their sum is
+        at most one half.
     """
     weights = torch.exp(reference.log_weights.double())
     before = weights[missed.index]
@@ -151,7 +150,7 @@ def tilted_reference(
     others = weights.index_put((missed.index,), torch.where(up_weighted, 0.0, before))
     tilted = others * ((1.0 - shares.sum()) / others.sum().clamp(min=1e-300))
     tilted = tilted.index_add(0, missed.index, shares)
-    # where all components are rare, there are no others to take weight from
+    # if all components are rare, there are no others to take weight from
     tilted = torch.where(others.sum() > 0.0, tilted, weights)
     return reference.reweighted(torch.log(tilted))
 
@@ -191,7 +190,7 @@ def is_outside(reference: MixtureReference, x: Tensor, share: float) -> Tensor:
 
 
 def missed_share(reference: MixtureReference, tilted: MixtureReference) -> Tensor:
-    """Return the share in `tilted` of components that have less than half of it in `reference`."""
+    """Return the weight in `tilted` of components whose weight more than doubled."""
     missed = tilted.log_weights > reference.log_weights + math.log(2.0)
     return torch.where(missed, torch.exp(tilted.log_weights), 0.0).sum()
 
@@ -234,7 +233,7 @@ def log_ratio(reference: MixtureReference, tilted: MixtureReference, positions: 
 
 
 class Rebased:
-    """An energy on its reference with other weights: the same density with another path to it.
+    """An energy anchored on its reference with other weights: same density, other path.
 
     log Z does not change, because both references are normalised.
 

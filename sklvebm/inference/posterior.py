@@ -14,17 +14,9 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.langevin import crank_nicolson_step, start
-from sklvebm.mcmc.state import (
-    Chains,
-    Noise,
-    SharedNoise,
-    Target,
-    stack_rows,
-)
+from sklvebm.mcmc.state import Chains, Noise, SharedNoise, Target, stack_rows
 from sklvebm.models.energies import AnchoredEnergy, PathEnergy
-from sklvebm.models.targets import (
-    latent_target,
-)
+from sklvebm.models.targets import latent_target
 from sklvebm.smc.annealing import anneal
 from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.smc.resampling import effective_sample_size
@@ -77,7 +69,7 @@ def weighted_particles(
     base_draws : Tensor of shape (N, K, P)
         Exact draws of each row's base.
     step_size : float
-        Crank-Nicolson step at the target, squared white units per nat; 2 at the base.
+        Crank-Nicolson step at the target, squared whitened units per nat; 2 at the base.
     make_noise : callable
         Maps the number of a stage to its noise.
     stages : tuple of (int, float)
@@ -96,7 +88,7 @@ def weighted_particles(
     position = base_draws.clone()
     log_weights = -chains.value.correction.reshape(n_rows, n_particles).double()
     for stage, (n_steps, enough) in enumerate(stages):
-        # only rows of the stage before, so that the result of a row depends on this row alone
+        # only rows of the previous stage, so that a row's result depends on this row alone
         rows = rows[effective_sample_size(log_weights[rows]) < enough * n_particles]
         if len(rows) == 0:
             break
@@ -279,21 +271,41 @@ def evidence_from_above(energy: PathEnergy, x: Tensor, *, step_size: float, seed
     particles = posterior_particles(energy, x, step_size=step_size, seed=seed)
     if energy.n_latents == 0 or is_reference(energy):
         return particles.log_total_weight()
+    target = latent_target(energy, stack_rows(x, ROW_PARTICLES), select_correction_and_grad(energy))
+    return annealed_back(target, particles, step_size=step_size, seed=seed)
+
+
+def annealed_back(
+    target: Target, particles: WeightedParticles, *, step_size: float, seed: int
+) -> Tensor:
+    """Return the upper estimate of `log_total_weight` by annealing particles back, (N,), nats.
+
+    Parameters
+    ----------
+    target : Target
+        The path of 64 particles a row, stacked row by row.
+    particles : WeightedParticles
+        Particles of the rows at the end of the path.
+    step_size : float
+        Crank-Nicolson step at the target, squared white units per nat; 2 at the base.
+    seed : int
+        Seed of the noise.
+    """
+    like, n_rows = particles.position, len(particles.position)
     noise = SharedNoise(torch.Generator().manual_seed(seed + 100), ROW_PARTICLES)
     # systematic resampling of each row, with the same offset for all rows
     cumulative = torch.cumsum(torch.softmax(particles.log_weights, 1), 1)
     offset = torch.rand((), generator=torch.Generator().manual_seed(seed + 101)).item()
     at = (torch.arange(ROW_PARTICLES, dtype=cumulative.dtype) + offset) / ROW_PARTICLES
-    at = at.to(cumulative.device).expand(len(x), -1).contiguous()
+    at = at.to(cumulative.device).expand(n_rows, -1).contiguous()
     index = torch.searchsorted(cumulative, at).clamp(max=cumulative.shape[1] - 1)
     start_at = torch.take_along_dim(particles.position, index.unsqueeze(2), 1)
-    target = latent_target(energy, stack_rows(x, ROW_PARTICLES), select_correction_and_grad(energy))
     chains = start(start_at.flatten(0, 1), target)
-    chains = polish(chains, target, x.new_tensor(step_size), noise)
-    betas = torch.linspace(1.0, 0.0, _REVERSE_STEPS + 1, dtype=x.dtype, device=x.device)
+    chains = polish(chains, target, like.new_tensor(step_size), noise)
+    betas = torch.linspace(1.0, 0.0, _REVERSE_STEPS + 1, dtype=like.dtype, device=like.device)
     step_sizes = 2.0 * (step_size / 2.0) ** betas
     log_weights, _ = anneal(chains, target, betas, step_sizes=step_sizes, noise=noise)
-    log_weights = log_weights.reshape(len(x), ROW_PARTICLES)
+    log_weights = log_weights.reshape(n_rows, ROW_PARTICLES)
     return math.log(ROW_PARTICLES) - torch.logsumexp(log_weights, 1)
 
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sklvebm.inference.equilibration import MIN_WALKERS, Equilibrated, equilibrated, single_rung
+from sklvebm.inference.equilibration import MIN_WALKERS, Equilibrated, bracketed, equilibrated
 from sklvebm.inference.missed_components import missed_components
-from sklvebm.mcmc.state import IndependentNoise, Target, stack_rows
+from sklvebm.mcmc.state import Target, stack_rows
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.targets import autograd_correction_and_grad, joint_target
-from sklvebm.smc.log_partition import Normalisation, estimate_log_partition
+from sklvebm.smc.log_partition import Normalisation
 from sklvebm.smc.quasi_random import latent_nodes
 
 _MAX_PAIRED_NUMBERS = 2**24  # entries of the precisions of all pairs of components: 128 MB
@@ -30,7 +30,6 @@ _MAX_COMPONENTS = 256  # of the reference of a product
 _MAX_TAIL_COMBINATIONS = 4096  # combinations of components in the check of the tails
 _TAIL_WEIGHT = 0.2  # of the component with the composition's tails
 _MIN_PRECISION_SHARE = 1e-6  # of a precision, that must remain in all directions after division
-_MAX_STEPS = 512  # annealing steps
 _MIN_ENERGY_NODES = 256  # latent nodes of experts with weight 1, for their energy only
 _CHUNK_POSITIONS = 2**14  # rows times nodes at once
 
@@ -38,7 +37,7 @@ _CHUNK_POSITIONS = 2**14  # rows times nodes at once
 class Expert(NamedTuple):
     """One factor of a composition: a reference, a correction and the units of both.
 
-    An estimator takes part in compositions by a method `_expert()` that returns this.
+    Estimators with a method `_expert()` that returns one can be composed.
 
     Attributes
     ----------
@@ -52,7 +51,7 @@ class Expert(NamedTuple):
     log_partition : float
         log Z of reference and correction, nats. Draws and scores do not depend on it.
     bounded : bool
-        Whether the correction is: the reference then has the tails of the density.
+        Whether the correction is bounded, so that the reference has the tails of the density.
     """
 
     reference: MixtureReference
@@ -164,16 +163,7 @@ class Composition:
         self, n_walkers: int, tolerance: float, generator: torch.Generator
     ) -> Normalisation:
         """Bracket log Z, nats, by annealing in both directions with `n_walkers` each."""
-        path, chains, step_size = self.equilibrated(n_walkers, generator)
-        return estimate_log_partition(
-            path.target(),
-            lambda: path.reference.sample(n_walkers, generator, stratified=True),
-            chains.position,
-            single_rung(step_size),
-            noise=IndependentNoise(generator),
-            tolerance=tolerance,
-            max_steps=_MAX_STEPS,
-        )
+        return bracketed(self.equilibrated(n_walkers, generator), tolerance, generator)
 
     def equilibrated(self, n: int, generator: torch.Generator) -> Equilibrated:
         """Return n chains of the composition, and the path on which they were annealed."""
@@ -182,9 +172,6 @@ class Composition:
         chunk = _CHUNK_POSITIONS // per_position
         missed = missed_components(self, max(n, MIN_WALKERS), generator, chunk=chunk)
         return equilibrated(self, n, missed, generator)
-
-
-# The reference -----------------------------------------------------------------------------------
 
 
 class Components(NamedTuple):

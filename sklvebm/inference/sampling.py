@@ -13,18 +13,11 @@ from sklvebm.inference.posterior import (
     weighted_particles,
 )
 from sklvebm.mcmc.langevin import start
-from sklvebm.mcmc.state import (
-    IndependentNoise,
-    stack_rows,
-    take_chains,
-)
+from sklvebm.mcmc.state import IndependentNoise, stack_rows
 from sklvebm.models.energies import PathEnergy
-from sklvebm.models.targets import (
-    joint_target,
-    latent_target,
-)
+from sklvebm.models.targets import joint_target, latent_target
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
-from sklvebm.smc.resampling import systematic_resample
+from sklvebm.smc.resampling import resample_chains
 
 # Walkers of a joint annealing run (at least the number of draws), and their coordinates in all.
 # Resampling n of W weighted walkers gives few duplicates when n is much smaller than W.
@@ -118,9 +111,7 @@ def joint_draws(
         resample_below=0.5,
         log_weights=log_weights,
     )
-    index = systematic_resample(log_weights, noise, n)
-    order = torch.randperm(n, generator=generator, device=index.device)
-    chains = take_chains(chains, index[order])
+    chains = resample_chains(chains, log_weights, noise, n)
     chains = polish(chains, target, step_sizes[-1], noise)
     y, e = chains.position[:, : reference.n_features], chains.position[:, reference.n_features :]
     return reference.to_features(y), e

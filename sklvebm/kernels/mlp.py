@@ -1,7 +1,7 @@
 """Correction and gradient of an anchored `MLPEnergy` by hand-derived back-propagation.
 
-No autograd graph is recorded, and activations are made and consumed in blocks of rows that stay in
-the processor's cache.
+No autograd graph is recorded. Rows are processed in blocks whose activations fit into the
+processor's cache.
 """
 
 import functools
@@ -15,24 +15,24 @@ from sklvebm.kernels.products import affine, affine_tanh, product
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 
-# activations of one layer that are alive at a time: 1 MB in float32, of which a core keeps a few
+# activations of one layer of a block: 1 MB in float32; a core's cache holds a few layers
 _BLOCK_NUMBERS = 2**18
-_KEPT_BYTES = 2**24  # several blocks; glibc takes such hints up to 32 MB
+_KEPT_BYTES = 2**24  # several blocks; glibc adapts its thresholds up to 32 MB
 
 
 @functools.cache
 def _keep_freed_blocks() -> None:
-    """Make the C library keep the memory of a block for the next one, once per process.
+    """Make glibc keep freed blocks for reuse; needed once per process.
 
-    glibc hands freed memory back to the system beyond twice the largest piece that was ever mapped
-    and freed, and a few activations are more than that: every step would then pay for fresh pages,
-    up to twice its time. Other libraries are not affected.
+    glibc returns freed memory to the system beyond twice the largest allocation that was mapped and
+    freed. A few activations exceed that, and fresh pages at every step up to double its time. Other
+    C libraries are not affected.
     """
     torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
 def _layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the activations of a layer, (B, W), and what `_through_` needs of them, (B, W)."""
+    """Return a layer's activations and what `_activation_backward_` needs of them, each (B, W)."""
     if kind == "tanh":
         value = affine_tanh(rows, weight, bias)
         return value, value
@@ -42,13 +42,13 @@ def _layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
     return torch.nn.functional.softplus(a), a.sigmoid_()
 
 
-# autograd's own derivatives: one pass over memory where formulas in torch take three to five
+# autograd's own derivatives make one pass over memory; formulas in torch make three to five
 _tanh_backward = torch.ops.aten.tanh_backward
 _silu_backward = torch.ops.aten.silu_backward
 
 
-def _through_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
-    """Return the gradient (B, W) in front of an activation from the one behind, in `kept`."""
+def _activation_backward_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
+    """Return the gradient (B, W) at an activation's input, given that at its output; in `kept`."""
     if kind == "tanh":
         return _tanh_backward.grad_input(grad, kept, grad_input=kept)
     if kind == "silu":
@@ -57,7 +57,7 @@ def _through_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
 
 
 class _Network(NamedTuple):
-    """The parameters of an `MLPEnergy`, whose containers are slow to look into."""
+    """The parameters of an `MLPEnergy`, without torch's containers, whose access is slow."""
 
     activation: str
     weights: list[Tensor]
@@ -75,8 +75,8 @@ def _value_and_grad(network: _Network, rows: Tensor) -> tuple[Tensor, Tensor]:
     saturation = torch.tanh((hidden @ network.output).div_(network.bound))
     grad = network.output.expand_as(hidden)
     for weight, slope in zip(reversed(network.weights), reversed(kept), strict=True):
-        grad = product(_through_(kind, grad, slope), weight)
-    # the bound's derivative is one number a row, cheapest where rows are shortest
+        grad = product(_activation_backward_(kind, grad, slope), weight)
+    # the bound's derivative is a factor per row, cheapest to apply to the narrowest tensor
     return network.bound * saturation, _tanh_backward(grad, saturation.unsqueeze(1))
 
 
@@ -107,7 +107,7 @@ def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
         if len(rows) <= block_rows:
             correction, grad = _value_and_grad(network, rows)
         else:
-            # blocks of nearly equal size: oneDNN prepares itself anew for every size it meets
+            # nearly equal blocks, because oneDNN prepares a kernel for every new size
             blocks = rows.tensor_split(math.ceil(len(rows) / block_rows))
             parts = [_value_and_grad(network, block) for block in blocks]
             correction, grad = (torch.cat(part) for part in zip(*parts, strict=True))

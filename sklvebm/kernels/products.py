@@ -1,7 +1,7 @@
-"""Matrix products of a layer, by whichever of torch's two CPU libraries is faster at them.
+"""Matrix products of a layer by the faster of torch's two CPU libraries.
 
-BLAS has the shorter call, oneDNN the faster kernel: on processors whose vectors BLAS does not use
-to their full width it is two to three times as fast, and it applies a tanh on the way
+BLAS has the shorter call, oneDNN the faster kernel. oneDNN is two to three times as fast on
+processors whose vector width BLAS does not use in full, and it applies a tanh in the same pass
 (docs/benchmarks/performance.md).
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# multiply-adds of a product above which oneDNN makes up for its longer call; few columns, up to
-# `_NARROW`, are cheap for BLAS as rows of the transposed product
+# multiply-adds of a product above which oneDNN is faster; more for up to `_NARROW` columns, which
+# BLAS computes quickly as rows of the transposed product
 _LARGE, _LARGE_NARROW, _NARROW = 5e5, 2e6, 16
 
 
@@ -30,7 +30,7 @@ _onednn_linear = _find_onednn()
 
 
 def _suits_onednn(rows: Tensor, n_units: int, least: float = _LARGE) -> bool:
-    """Tell whether a product of rows (B, K) with n_units columns is better left to oneDNN."""
+    """Return whether oneDNN is faster for a product of rows (B, K) with n_units columns."""
     return (
         rows.shape[0] * rows.shape[1] * n_units > least
         and _onednn_linear is not None

@@ -1,9 +1,9 @@
 """Correction and gradient of an anchored `MLPEnergy` in one launch of a GPU kernel (Triton).
 
-Each program takes a block of rows through the network and back. Activations are a tuple of square
-tiles per layer, because a Triton tensor cannot be cut into pieces: they stay in registers and
-shared memory, and only rows, weights, corrections and gradients pass through the GPU's memory.
-Loops over layers and tiles are unrolled when the kernel is compiled, once per configuration.
+Each program makes the forward and the backward pass of a block of rows. The activations of a layer
+are a tuple of square tiles, because Triton tensors cannot be sliced. They stay in registers and
+shared memory; only rows, weights, corrections and gradients pass through the GPU's memory. Loops
+over layers and tiles are unrolled when the kernel is compiled, once per configuration.
 
 `backends` compares the kernel with the plain function before its first use on a device.
 """
@@ -19,9 +19,9 @@ from sklvebm.kernels.tiling import choose_tiling
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 
-# Not "tf32": its products have 11 bits. Unadjusted samplers would follow another law, and the
-# acceptance of MALA, which repairs a wrong gradient, rests on energies being right to a small part
-# of a nat.
+# "tf32" keeps 11 bits of each factor. Unadjusted samplers would have another stationary
+# distribution. MALA corrects wrong gradients, but needs energies that are exact to a small part of
+# a nat.
 _PRECISION = "ieee"
 
 
@@ -96,8 +96,8 @@ def _read_weights(
 ):
     """Return a tile of a weight matrix (FAN_OUT, FAN_IN); zeros beyond its edges.
 
-    `unit` and `fan` count within the tile, whose place is added as one constant: with fewer
-    addresses a thread needs 198 registers instead of 216 for two layers of 256 units.
+    `unit` and `fan` count within the tile, whose offset is one constant. This needs fewer
+    addresses: a thread takes 198 registers instead of 216 for two layers of 256 units.
     """
     place = weight + (FIRST_UNIT * FAN_IN + FIRST_FAN) + (unit * FAN_IN + fan)
     if FAN_OUT % TILE == 0 and FAN_IN % TILE == 0:
@@ -119,24 +119,23 @@ def _layer(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return the tiles in front of the activation of one layer."""
+    """Return the tiles of one layer before its activation."""
     tiles, index = (), tl.arange(0, TILE)
     for j in tl.static_range((FAN_OUT + TILE - 1) // TILE):
         tiles = tiles + (tl.zeros((ROWS, TILE), tl.float32) + _read_units(bias, j, FAN_OUT, TILE),)
-    # all outputs of one input tile before the next: its rows, spread over registers for the
-    # product, are not needed again
+    # input tiles in the outer loop: each is spread over registers for products only once
     for i in tl.static_range((FAN_IN + TILE - 1) // TILE):
         sums = ()
         for j in tl.static_range(len(tiles)):
-            # read as its transpose: the same reads as on the way back would be made once, and the
-            # compiler would hold the tile in registers and shared memory until then
+            # read transposed: the compiler would merge reads equal to those of the backward pass,
+            # and hold the tile in registers and shared memory until then
             tile = _read_weights(
                 weight, index[None, :], index[:, None], j * TILE, i * TILE, FAN_OUT, FAN_IN, TILE
             )
             sums = sums + (tl.dot(hidden[i], tile, tiles[j], input_precision=PRECISION),)
         tiles = sums
     if FAN_OUT % TILE != 0:
-        # units that are none: an infinite input would make them NaN, and they all others
+        # zeros beyond the last unit: an infinite input would make NaN there, which spreads
         kept = ()
         for j in tl.static_range(len(tiles)):
             kept = kept + (tl.where((index < FAN_OUT - j * TILE)[None, :], tiles[j], 0.0),)
@@ -154,7 +153,7 @@ def _layer_backward(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return the tiles of the gradient at the inputs of a layer from those behind its product."""
+    """Return the tiles of the gradient at a layer's inputs, given those before its activation."""
     tiles, index = (), tl.arange(0, TILE)
     for _ in tl.static_range((FAN_IN + TILE - 1) // TILE):
         tiles = tiles + (tl.zeros((ROWS, TILE), tl.float32),)
@@ -180,15 +179,15 @@ def _all_activated(tiles, KIND: tl.constexpr):
 
 @triton.jit
 def _through(grad, tiles, KIND: tl.constexpr):
-    """Return the gradient in front of the activations of a layer from the one behind them."""
+    """Return the gradient before the activations of a layer, given that after them."""
     values = ()
     for j in tl.static_range(len(tiles)):
         values = values + (grad[j] * _slope(tiles[j], KIND),)
     return values
 
 
-# One binary per configuration, whatever the number of rows and wherever rows begin in memory: what
-# `backends` has compared is what runs.
+# One binary per configuration, for any number of rows and any alignment: `backends` has tested the
+# binary that runs.
 @triton.jit(
     do_not_specialize=["n_rows", "bound"],
     do_not_specialize_on_alignment=["x", "z", "correction", "grad_rows"],
@@ -215,7 +214,7 @@ def _value_and_grad_kernel(
 
     `WIDTHS` are those of the rows and of all hidden layers.
     """
-    # 64 bits: rows times columns may pass 2^31
+    # 64 bits: rows times columns may exceed 2^31
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     hidden = _read_rows(x, z, row, n_rows, D, L, TILE)
     kept = ()
@@ -234,7 +233,7 @@ def _value_and_grad_kernel(
         grad = _through(grad, kept[k], KIND)
         grad = _layer_backward(grad, weights[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
     tl.store(correction + row, bound * saturation, mask=row < n_rows)
-    # the bound's derivative is one number a row, cheapest where rows are shortest
+    # the bound's derivative is a factor per row, cheapest to apply to the narrowest tensor
     factor = (1.0 - saturation * saturation)[:, None]
     for i in tl.static_range(len(grad)):
         column = (i * TILE + tl.arange(0, TILE))[None, :]
@@ -271,7 +270,7 @@ def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
         "TILE": tiling.tile,
         "PRECISION": _PRECISION,
         "num_warps": tiling.n_warps,
-        "enable_fp_fusion": True,  # multiply-adds round once; Triton's default is about to change
+        "enable_fp_fusion": True,  # multiply-adds round once; Triton's default may change
     }
 
     @torch.no_grad()

@@ -1,1 +1,1 @@
-"""Nonlinear maps from rows to latents, and when to take which."""
+"""Nonlinear maps from rows to latents, and their selection."""

@@ -1,7 +1,6 @@
-"""Fits a smooth map to few latents with an autoencoder: nonlinear principal components.
+"""Nonlinear principal components by an autoencoder, whose encoder becomes the latent map.
 
-The encoder becomes the latent map, and the decoder is discarded. The density of rows depends on
-neither.
+The decoder is discarded. The density of rows depends on neither.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ _LATENT_NOISE = 0.1
 _N_PROJECTION_STEPS, _PROJECTION_LEARNING_RATE = 60, 0.02  # Adam on the latents of all rows
 
 
-class _BentMap(nn.Module):
+class _ResidualPerceptron(nn.Module):
     """A linear map plus two hidden layers, whose output starts at zero."""
 
     def __init__(self, linear: Tensor, n_units: int, generator: torch.Generator) -> None:
@@ -49,8 +48,8 @@ class _BentMap(nn.Module):
         """Return outputs (B, n_outputs) of inputs (B, n_inputs)."""
         layers = self.first_weight, self.first_bias, self.second_weight, self.second_bias
         second = hidden_units(inputs, *layers)[1]
-        straight = nn.functional.linear(inputs, self.linear, self.offset)
-        return straight + nn.functional.linear(second, self.last_weight)
+        linear = nn.functional.linear(inputs, self.linear, self.offset)
+        return linear + nn.functional.linear(second, self.last_weight)
 
 
 @torch.enable_grad()  # `numerical_session` disables gradients
@@ -85,28 +84,28 @@ def fit_bottleneck(
     spread = (X @ linear.T).std(0)
     linear = linear / np.where(spread > 1e-6, spread, 1.0)[:, None]
     n_units = _N_UNITS_EXACT if exact else _N_UNITS
-    down = _BentMap(torch.from_numpy(linear), n_units, generator)
-    back = _BentMap(torch.zeros(n_features, n_latents), n_units, generator)
+    encoder = _ResidualPerceptron(torch.from_numpy(linear), n_units, generator)
+    decoder = _ResidualPerceptron(torch.zeros(n_features, n_latents), n_units, generator)
 
-    def rebuilt_badly() -> Tensor:
+    def reconstruction_loss() -> Tensor:
         batch = rows[torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)]
-        latents = _standardised(down(batch))
+        latents = _standardised(encoder(batch))
         noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
-        return (batch - back(latents + _LATENT_NOISE * noise)).square().sum(1).mean()
+        return (batch - decoder(latents + _LATENT_NOISE * noise)).square().sum(1).mean()
 
-    _minimise(rebuilt_badly, [*down.parameters(), *back.parameters()])
+    _minimise(reconstruction_loss, [*encoder.parameters(), *decoder.parameters()])
     if exact:
-        first = down(rows).detach()
+        first = encoder(rows).detach()
         mean, scale = first.mean(0), first.std(0, correction=0).clamp(min=1e-6)
-        nearest = _nearest(back.requires_grad_(False), rows, (first - mean) / scale)
+        nearest = _nearest(decoder.requires_grad_(False), rows, (first - mean) / scale)
 
-        def far_from_nearest() -> Tensor:
+        def projection_loss() -> Tensor:
             drawn = torch.randint(len(rows), (_BATCH_SIZE,), generator=generator)
-            latents = (down(rows[drawn]) - mean) / scale
+            latents = (encoder(rows[drawn]) - mean) / scale
             return (nearest[drawn] - latents).square().sum(1).mean()
 
-        _minimise(far_from_nearest, [*down.parameters()])
-    return _unit_variance_map(down.double().requires_grad_(False), rows.double())
+        _minimise(projection_loss, [*encoder.parameters()])
+    return _unit_variance_map(encoder.double().requires_grad_(False), rows.double())
 
 
 def _standardised(latents: Tensor) -> Tensor:
@@ -124,33 +123,33 @@ def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Non
         optimizer.step()
 
 
-def _nearest(back: _BentMap, rows: Tensor, latents: Tensor) -> Tensor:
-    """Return latents (B, L) whose decoded points are nearest to rows (B, D), from given ones."""
+def _nearest(decoder: _ResidualPerceptron, rows: Tensor, latents: Tensor) -> Tensor:
+    """Return latents (B, L) whose decoded points are nearest to rows (B, D), from initial ones."""
     latents = latents.clone().requires_grad_(True)
     optimizer = Adam([latents], learning_rate=_PROJECTION_LEARNING_RATE)
     for _ in range(_N_PROJECTION_STEPS):
         optimizer.zero_grad()
-        (rows - back(latents)).square().sum().backward()
+        (rows - decoder(latents)).square().sum().backward()
         optimizer.step()
     return latents.detach()
 
 
-def _unit_variance_map(down: _BentMap, rows: Tensor) -> PerceptronLatentMap:
+def _unit_variance_map(encoder: _ResidualPerceptron, rows: Tensor) -> PerceptronLatentMap:
     """Return the trained map with latents of mean zero and variance one over the rows."""
-    latents = down(rows)
+    latents = encoder(rows)
     scale = latents.std(0, correction=0)
     scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-    # the sign of a latent is arbitrary: its largest slope is made positive
-    slopes = down.linear
+    # the sign of a latent is arbitrary, hence a positive largest slope
+    slopes = encoder.linear
     signs = torch.sign(slopes.gather(1, slopes.abs().argmax(1, keepdim=True)).squeeze(1))
     factor = torch.where(signs < 0.0, -1.0, 1.0) / scale
     return PerceptronLatentMap(
-        offset=factor * (down.offset - latents.mean(0)),
-        linear=factor[:, None] * down.linear,
-        first_weight=down.first_weight,
-        first_bias=down.first_bias,
-        second_weight=down.second_weight,
-        second_bias=down.second_bias,
-        last_weight=factor[:, None] * down.last_weight,
+        offset=factor * (encoder.offset - latents.mean(0)),
+        linear=factor[:, None] * encoder.linear,
+        first_weight=encoder.first_weight,
+        first_bias=encoder.first_bias,
+        second_weight=encoder.second_weight,
+        second_bias=encoder.second_bias,
+        last_weight=factor[:, None] * encoder.last_weight,
         variance=torch.full_like(scale, _LATENT_NOISE**2),
     )

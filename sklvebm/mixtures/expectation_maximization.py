@@ -174,21 +174,33 @@ def maximise(
     of components are averaged with the pooled covariance, which counts as `prior_rows` rows: a
     component with one row has no covariance of its own.
     """
-    X = rows.X
     counts = responsibilities.sum(0) + 10.0 * np.finfo(float).eps
-    means = (responsibilities.T @ X) / counts[:, None]
-    n_features = X.shape[1]
+    means = (responsibilities.T @ rows.X) / counts[:, None]
     if covariance_type == "diag":
-        variances = _variances(rows, responsibilities, counts, means)
-        covariances = _shrunk(variances, counts, prior_rows) + ridge
+        covariances = _variances(rows, responsibilities, counts, means)
     elif covariance_type == "tied":
         covariances = _common_covariance(rows, responsibilities, counts, means)
-        covariances += ridge * np.eye(n_features)
     else:
         covariances = _full_covariances(rows, responsibilities, counts, means)
+    moments = Mixture(counts, means, covariances, covariance_type)
+    return of_moments(moments, ridge, prior_rows)
+
+
+def of_moments(moments: Mixture, ridge: float | np.ndarray, prior_rows: float) -> Mixture:
+    """Return the mixture with given moments, the weights of which are numbers of rows.
+
+    Ridge and prior are those of `maximise`. Covariances of `moments` may be overwritten.
+    """
+    counts, means, covariances, kind = moments
+    n_features = means.shape[1]
+    if kind == "diag":
+        covariances = _shrunk(covariances, counts, prior_rows) + ridge
+    elif kind == "tied":
+        covariances += ridge * np.eye(n_features)
+    else:
         covariances = _shrunk(covariances, counts, prior_rows)
         covariances[:, np.arange(n_features), np.arange(n_features)] += ridge
-    return Mixture(counts / counts.sum(), means, covariances, covariance_type)
+    return Mixture(counts / counts.sum(), means, covariances, kind)
 
 
 def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:

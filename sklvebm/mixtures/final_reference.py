@@ -50,11 +50,12 @@ def final_reference(
     if len(data.split.fitted) >= MAX_FITTED_ROWS:
         return with_defensive_weight(training.reference, training.choice.defensive_weight)
     return fit_reference(
-        data.standardised,
+        data.completed,
         n_latents,
         "mixture",
         np.random.RandomState(seed),
         choice=training.choice,
+        observed=data.observed,
         least_defensive_weight=0.0,
     )
 
@@ -89,6 +90,6 @@ def refit_gain(data: PreparedData, training: Anchored) -> Tensor:
     fitted = data.split.fitted
     if len(fitted) >= MAX_FITTED_ROWS:
         return gain
-    some = data.standardised[fitted[:: -(-len(fitted) // _MAX_COMPARED_ROWS)]]
+    some = data.completed[fitted[:: -(-len(fitted) // _MAX_COMPARED_ROWS)]]
     gap = float(light.log_marginal(torch.from_numpy(some)).mean() - of_rows.mean())
     return gain + 0.5 * max(0.0, gap) * (1.0 - len(fitted) / len(data.standardised))

@@ -1,7 +1,7 @@
 """Fits the reference to standardised rows: Gaussian mixtures, or probabilistic PCA."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -102,9 +102,13 @@ def fit_anchor(
     random_state: np.random.RandomState,
     *,
     least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
+    observed: np.ndarray | None = None,
 ) -> Anchor:
-    """Fit the ensemble that cross-validation chose to standardised rows (N, D)."""
-    ensemble = fit_ensemble(X, choice, random_state)
+    """Fit the ensemble that cross-validation chose to standardised rows (N, D).
+
+    `observed` are the same rows with NaN in missing cells, or None where no cell is missing.
+    """
+    ensemble = fit_ensemble(X, choice, random_state, observed)
     # a larger ridge smooths on purpose: held-out rows preferred it to narrower covariances
     scales = column_scales(X[:MAX_SELECTION_ROWS])
     ridge = max(part.candidate.ridge for part in choice.parts) * scales.ridge_units.min()
@@ -155,6 +159,7 @@ def fit_reference(
     *,
     choice: MixtureChoice | None = None,
     least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
+    observed: np.ndarray | None = None,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 
@@ -174,16 +179,19 @@ def fit_reference(
         Mixtures of "mixture"; None chooses by cross-validation.
     least_defensive_weight : float, default=0.01
         Lower limit of the defensive component's weight, for "mixture".
+    observed : ndarray of shape (n_samples, n_features) or None, default=None
+        The rows with NaN in missing cells: "mixture" climbs the likelihood of the observed cells.
+        Other kinds are fitted to the completed rows X.
 
     Returns
     -------
     reference : MixtureReference
         Float64, on the CPU.
     """
+    known: dict[str, Any] = {"least_defensive_weight": least_defensive_weight, "observed": observed}
     width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
     if n_components == 0 and width > 0:
-        least = {"least_defensive_weight": least_defensive_weight}
-        return fit_reference(X, width, kind, random_state, choice=choice, **least).without_latents()
+        return fit_reference(X, width, kind, random_state, choice=choice, **known).without_latents()
     if isinstance(kind, MixtureReference):
         if (kind.n_features, kind.n_latents) != (X.shape[1], n_components):
             raise ValueError(
@@ -202,9 +210,8 @@ def fit_reference(
         )
     if isinstance(kind, GaussianMixture):
         return reference_of(X, _anchor_of(kind, X), latent)
-    choice = choice or choose_mixture(X, random_state)
-    weight = {"least_defensive_weight": least_defensive_weight}
-    return reference_of(X, fit_anchor(X, choice, random_state, **weight), latent)
+    choice = choice or choose_mixture(X, random_state, observed=observed)
+    return reference_of(X, fit_anchor(X, choice, random_state, **known), latent)
 
 
 def _anchor_of(template: GaussianMixture, X: np.ndarray) -> Anchor:

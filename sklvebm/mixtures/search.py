@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 from sklearn import config_context
@@ -13,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.expectation_maximization import Mixture, fit_mixture
+from sklvebm.mixtures.missing_cells import Components, log_components, score_observed
 from sklvebm.mixtures.policy import StackPolicy, n_parameters
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
@@ -45,8 +47,8 @@ class Candidate(NamedTuple):
 class Fold(NamedTuple):
     """One split of the rows."""
 
-    train: np.ndarray
-    test: np.ndarray
+    train: np.ndarray  # complete
+    test: np.ndarray  # NaN in missing cells
     wide: np.ndarray  # (N, K), log densities of the test rows under defensive components, nats
 
 
@@ -137,7 +139,7 @@ class HeldOutLosses:
         for fold in self.folds:
             try:
                 mixture = fit_candidate(fold.train, candidate, self.scales, self.seed + number)
-                parts.append(mixture.score_samples(fold.test))
+                parts.append(score_observed(mixture, fold.test))
             except np.linalg.LinAlgError:  # other candidates may have regular covariances
                 parts.append(np.full(len(fold.test), _IMPOSSIBLE_LOG_DENSITY))
         return np.concatenate(parts)
@@ -258,15 +260,19 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
     return min(losses, key=losses.__getitem__)
 
 
-def split_folds(X: np.ndarray, policy: StackPolicy) -> tuple[list[Fold], list[Fold]]:
+def split_folds(
+    X: np.ndarray, policy: StackPolicy, judged: np.ndarray
+) -> tuple[list[Fold], list[Fold]]:
     """Split rows, which are in random order, into folds.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Standardised rows.
+        Standardised rows, complete.
     policy : StackPolicy
         Settings of the search, which give the number of folds.
+    judged : ndarray of shape (n_samples, n_features)
+        The same rows, with NaN in missing cells.
 
     Returns
     -------
@@ -279,29 +285,29 @@ def split_folds(X: np.ndarray, policy: StackPolicy) -> tuple[list[Fold], list[Fo
     if len(X) < n_folds:
         return [], []
     if len(X) > policy.many_rows:
-        folds = _folds_of(X, 4)
+        folds = _folds_of(X, judged, 4)
         return folds[:1], folds[1:]
-    return _folds_of(X, n_folds), []
+    return _folds_of(X, judged, n_folds), []
 
 
-def one_fold(X: np.ndarray, most_fitted: int, most_judging: int) -> Fold:
+def one_fold(X: np.ndarray, judged: np.ndarray, most_fitted: int, most_judging: int) -> Fold:
     """Split rows, which are in random order, into one fold with a quarter of them held out.
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Standardised rows.
+    X, judged : ndarray of shape (n_samples, n_features)
+        As in `split_folds`.
     most_fitted, most_judging : int
         Upper limits on the numbers of fitted and held-out rows.
     """
-    judging = min(len(X) // 4, most_judging)
-    return _fold(X[judging : judging + most_fitted], X[:judging])
+    n_judging = min(len(X) // 4, most_judging)
+    return _fold(X[n_judging : n_judging + most_fitted], judged[:n_judging])
 
 
-def _folds_of(X: np.ndarray, n_folds: int) -> list[Fold]:
+def _folds_of(X: np.ndarray, judged: np.ndarray, n_folds: int) -> list[Fold]:
     order = np.arange(len(X))
     parts = np.array_split(order, n_folds)
-    return [_fold(X[np.setdiff1d(order, part)], X[part]) for part in parts]
+    return [_fold(X[np.setdiff1d(order, part)], judged[part]) for part in parts]
 
 
 def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
@@ -310,8 +316,15 @@ def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
 
 def log_defensive_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Return log densities (N, K) of test rows under the training rows' defensive components."""
-    root = np.linalg.cholesky(defensive_covariance(train))
-    white = solve_triangular(root, (test - without_outliers(train).mean(0)).T, lower=True)
+    covariance, centre = defensive_covariance(train), without_outliers(train).mean(0)
+    if np.isnan(test).any():
+        scales = torch.from_numpy(TAIL_SCALES)
+        of = torch.zeros(len(scales), dtype=torch.long)
+        parts = torch.from_numpy(centre).expand(len(scales), -1), torch.from_numpy(covariance)[None]
+        components = Components(torch.zeros_like(scales), *parts, of, scales)
+        return log_components(torch.from_numpy(test), components).numpy()
+    root = np.linalg.cholesky(covariance)
+    white = solve_triangular(root, (test - centre).T, lower=True)
     constant = np.log(np.diag(root)).sum() + 0.5 * test.shape[1] * LOG_2PI
     # divided before squaring: squares of distant rows may overflow
     squares = np.stack([((white / scale) ** 2).sum(0) for scale in TAIL_SCALES], 1)

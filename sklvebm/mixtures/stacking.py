@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.missing_fit import fit_with_missing
 from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
 from sklvebm.mixtures.search import (
     COVARIANCE_FLOOR,
@@ -32,6 +33,7 @@ MAX_SELECTION_ROWS = 6000  # of the cross-validation
 MAX_FITTED_ROWS = 20_000  # of each member
 MIN_DEFENSIVE_WEIGHT = 0.01  # of an energy's reference, so that walkers reach wells in its tails
 _N_WEIGHT_ITERATIONS = 200  # of expectation maximisation
+_MAX_OBSERVED_ITERATIONS = 20  # of a member, with missing cells
 
 
 class MixturePart(NamedTuple):
@@ -63,7 +65,10 @@ class MixtureEnsemble(NamedTuple):
 
 
 def fit_ensemble(
-    X: np.ndarray, choice: MixtureChoice, random_state: np.random.RandomState
+    X: np.ndarray,
+    choice: MixtureChoice,
+    random_state: np.random.RandomState,
+    observed: np.ndarray | None = None,
 ) -> MixtureEnsemble:
     """Fit every member to the rows, each from its own start.
 
@@ -75,6 +80,9 @@ def fit_ensemble(
         The stack to fit.
     random_state : numpy.random.RandomState
         Source of starts.
+    observed : ndarray of shape (n_samples, n_features) or None, default=None
+        The same rows with NaN in missing cells: members climb the likelihood of the observed cells
+        from their fit to X. None where no cell is missing.
 
     Returns
     -------
@@ -86,15 +94,21 @@ def fit_ensemble(
     ValueError
         If all members are numerically singular.
     """
-    X = X[random_state.permutation(len(X))]
+    order = random_state.permutation(len(X))
+    X, observed = X[order], None if observed is None else observed[order]
     seed, scales = random_state.randint(2**30), column_scales(X[:MAX_SELECTION_ROWS])
     members, weights = [], []
     starts = (part for part in choice.parts for _ in range(part.n_members))
     with plain_arrays_on_one_thread():
         for number, part in enumerate(starts, seed):
             try:
-                rows = _some_rows(X, number)
-                members.append(fit_candidate(rows, part.candidate, scales, number))
+                some = _some_rows(len(X), number)
+                member = fit_candidate(X[some], part.candidate, scales, number)
+                if observed is not None:
+                    ridge = part.candidate.ridge * scales.ridge_units
+                    steps = {"max_iter": _MAX_OBSERVED_ITERATIONS}
+                    member = fit_with_missing(observed[some], member, ridge, **steps)
+                members.append(member)
                 weights.append(part.weight / part.n_members)
             except np.linalg.LinAlgError:
                 continue
@@ -106,16 +120,19 @@ def fit_ensemble(
     return MixtureEnsemble(members, np.array(weights) / np.sum(weights))
 
 
-def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
+def _some_rows(n_rows: int, seed: int) -> np.ndarray | slice:
     """Return the rows of one member, which differ between members beyond `MAX_FITTED_ROWS`."""
-    if len(X) <= MAX_FITTED_ROWS:
-        return X
-    return X[np.random.RandomState(seed).permutation(len(X))[:MAX_FITTED_ROWS]]
+    if n_rows <= MAX_FITTED_ROWS:
+        return slice(None)
+    return np.random.RandomState(seed).permutation(n_rows)[:MAX_FITTED_ROWS]
 
 
 @plain_arrays_on_one_thread()
 def choose_mixture(
-    X: np.ndarray, random_state: np.random.RandomState, policy: StackPolicy | None = None
+    X: np.ndarray,
+    random_state: np.random.RandomState,
+    policy: StackPolicy | None = None,
+    observed: np.ndarray | None = None,
 ) -> MixtureChoice:
     """Choose mixtures and their weights by held-out likelihood.
 
@@ -132,6 +149,9 @@ def choose_mixture(
         Source of folds and starts.
     policy : StackPolicy or None, default=None
         Settings of the search; None is the default.
+    observed : ndarray of shape (n_samples, n_features) or None, default=None
+        The same rows with NaN in missing cells: held-out rows are judged by their observed cells.
+        None where no cell is missing.
 
     Returns
     -------
@@ -141,8 +161,9 @@ def choose_mixture(
     policy = policy or DEFAULT_POLICY
     seed = random_state.randint(2**30)
     order = random_state.permutation(len(X))[:MAX_SELECTION_ROWS]
-    every, X = X, X[repeats_together(X, order)]
-    folds, others = split_folds(X, policy)
+    every, order = X, repeats_together(X, order)
+    X = X[order]
+    folds, others = split_folds(X, policy, X if observed is None else observed[order])
     if not folds:
         kinds = policy.covariance_types
         one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
@@ -152,8 +173,10 @@ def choose_mixture(
     shares = _chosen_shares(X, losses)
     if len(every) >= policy.min_growth_rows:
         order = np.random.RandomState(seed).permutation(len(every))
-        every = every[repeats_together(every, order)]
-        fold = one_fold(every, MAX_FITTED_ROWS, policy.max_judging_rows)
+        order = repeats_together(every, order)
+        every = every[order]
+        judged = every if observed is None else observed[order]
+        fold = one_fold(every, judged, MAX_FITTED_ROWS, policy.max_judging_rows)
         losses = HeldOutLosses([fold], seed, scales, policy)
         shares = _grown(losses, shares)
         n_tried = policy.n_growth_members

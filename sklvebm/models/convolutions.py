@@ -64,8 +64,8 @@ def _offsets(n: int, generator: torch.Generator | None) -> nn.Parameter:
 class ConvEnergy(Energy):
     r"""A smooth convolutional network on x, with z as an input of its dense part; starts at zero.
 
-    Layers of 4 x 4 kernels halve the sides at least twice, and until they have at most four pixels.
-    Their feature maps shift with the content of the image. Dense layers take all feature maps and
+    Layers of 4 x 4 kernels halve the sides twice, and further until they have at most four
+    pixels. Feature maps shift with the content of the image. Dense layers take all feature maps and
     the latents.
 
     Parameters
@@ -190,8 +190,8 @@ class ConvLayerEnergy(Energy):
 
     Notes
     -----
-    `weights` and `biases` are those of a multilayer perceptron with one hidden layer and the same
-    values, whose second derivatives are cheap (`potentials.network_jet`).
+    The layer equals a dense layer with the same `weights` and `biases`, whose second derivatives
+    are cheap (`potentials.network_jet`).
 
     Examples
     --------
@@ -235,7 +235,7 @@ class ConvLayerEnergy(Energy):
     @property
     def weights(self) -> list[Tensor]:
         """The layer's weights on x and z, (n_channels * n_places, D + L)."""
-        # index of the zero column: pixels outside the kernel
+        # the appended zero is the entry of pixels outside the kernel
         padded = nn.functional.pad(self.kernel, (0, 1))
         local = padded[:, self.places].flatten(0, 1)
         shared = self.latent_weight.repeat_interleave(self.n_places, 0)

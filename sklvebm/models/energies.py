@@ -210,19 +210,18 @@ class AnchoredEnergy(Energy):
     Parameters
     ----------
     reference : MixtureReference
-        Normalised density; the model before the first update when g starts at zero.
+        Normalised density, which is the model while g is zero.
     network : Energy
         The function g.
     bound : float, default=15.0
-        The number c, in nats: bounds the correction, so that the energy is dissipative and
-        normalisable for any network.
+        The number c, in nats. With a bounded correction, the energy is dissipative and normalisable
+        for any network.
     reach : Reach or None, default=None
-        The function s, which is zero where neither rows nor draws of the reference are; None is one
-        everywhere.
+        The function s, zero far from rows and reference draws; None is one everywhere.
 
     See Also
     --------
-    BridgedEnergy : The same for an energy that is complete without the reference.
+    BridgedEnergy : Joins a complete energy to a reference.
     MixtureReference : The reference.
 
     Examples
@@ -266,10 +265,10 @@ class AnchoredEnergy(Energy):
 
 
 class BridgedEnergy(Energy):
-    """A complete energy of the user, joined to the reference by the path between both.
+    """A complete energy of the user, joined to the reference by a path.
 
-    The module is in evaluation mode, also during training: particles need a fixed energy, without
-    dropout and without batch statistics.
+    The module stays in evaluation mode during training, because particles need a fixed energy
+    without dropout and batch statistics.
 
     Parameters
     ----------
@@ -281,7 +280,7 @@ class BridgedEnergy(Energy):
     See Also
     --------
     AnchoredEnergy : A reference that a network corrects.
-    ParticleLVEBM : Makes one of its parameter `energy`.
+    ParticleLVEBM : Builds one from its parameter `energy`.
 
     Examples
     --------
@@ -326,8 +325,8 @@ class MappedEnergy(Energy):
 
     See Also
     --------
-    KernelLatentMap : Coordinates that bend along the rows.
-    PerceptronLatentMap : Coordinates from a bottleneck.
+    KernelLatentMap : Latents by a regression on Gaussian bumps.
+    PerceptronLatentMap : Latents by the encoder of an autoencoder.
 
     Examples
     --------
@@ -430,10 +429,9 @@ class Corrected(Protocol):
 
 
 def multiply_adds(energy: nn.Module) -> int:
-    """Return the approximate multiply-adds of an energy call per row.
+    """Return the approximate multiply-adds of an energy per row.
 
-    A network can give its number in an attribute `multiply_adds`. Otherwise each parameter counts
-    once.
+    They are an attribute `multiply_adds` of the network, or the number of parameters.
     """
     network = getattr(energy, "network", energy)
     n_parameters = sum(parameter.numel() for parameter in energy.parameters())

@@ -3,9 +3,8 @@ r"""The reach of a correction: a factor that is one near rows and reference draw
 .. math:: s(x) = \exp(-\max(0, u - 1)^2), \qquad u = (x - c)^T \Lambda (x - c)
                                                                     (docs/theory/model.md, eq. 1a)
 
-Training does not constrain an energy where there are neither rows nor negative particles, and no
-walker of the normaliser would find a well there. With the factor s, the model is the reference
-there.
+Training does not constrain an energy far from rows and negative particles, and no walker of the
+normaliser would find a well there. The factor s makes the model equal to the reference there.
 """
 
 import numpy as np
@@ -13,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.preprocessing.scaling import (
-    without_outliers,
-)
+from sklvebm.preprocessing.scaling import without_outliers
 
 _N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # reference draws; share of rows and draws with u < 1
 _MAX_DISTANCE = 28.0  # upper limit on u - 1, at which s is zero in double precision
@@ -54,8 +51,8 @@ class Reach(nn.Module):
         white = (x - self.centre) @ self.whitening.T
         beyond = white.square().sum(1).sub_(1.0).clamp_(0.0, _MAX_DISTANCE)
         value = beyond.square().neg_().exp_()
-        slope = (beyond.mul_(-4.0) * value).unsqueeze(1)  # zero at the clamp's far side
-        # rows far out may be too large for a product with zero
+        slope = (beyond.mul_(-4.0) * value).unsqueeze(1)  # zero at both clamps
+        # not a product with zero, which is NaN if a far row overflows
         return value, torch.where(slope != 0.0, slope * (white @ self.whitening), 0.0)
 
 

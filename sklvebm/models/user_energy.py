@@ -1,4 +1,4 @@
-"""Energies of the user: copied, and checked before training with errors that name the problem."""
+"""Copies energies of the user, and checks them before training."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from sklvebm.models.energies import BridgedEnergy
 _N_PROBE_ROWS = 256  # rows, and as many draws of the reference
 _N_FIRST = 3  # rows of the first call, which checks types and shapes
 _NEAR_RADIUS, _FAR_RADIUS = 1e3, 1e6  # standardised units, between which growth is measured
-_N_DIRECTIONS = 16  # random directions, besides the axes and the one of smallest slopes
+_N_DIRECTIONS = 16  # random directions, besides the axes and the flattest one
 _RELATIVE_ROUNDING = 1e-6  # relative differences of energies that count as rounding
 
 

@@ -11,24 +11,35 @@ from sklvebm.preprocessing.splitting import Rows, split_rows
 class PreparedData(NamedTuple):
     """Standardised rows, with the indices of fitted and monitored rows."""
 
-    standardised: np.ndarray  # (N, D), float64
+    standardised: np.ndarray  # (N, D), float64, NaN in missing cells
     standardisation: Standardisation
     split: Rows
+    completed: np.ndarray  # (N, D), `standardised` itself where no cell is missing
 
     @property
     def fitted(self) -> np.ndarray:
-        """Training rows of reference and energy, (n_fitted, D); a copy."""
-        return self.standardised[self.split.fitted]
+        """Training rows of reference and energy, completed, (n_fitted, D); a copy."""
+        return self.completed[self.split.fitted]
 
     @property
     def monitored(self) -> np.ndarray:
-        """Rows for early stopping and for the acceptance of a model, (n_monitored, D); a copy."""
+        """Completed rows for early stopping and acceptance of a model, (n_monitored, D); a copy."""
+        return self.completed[self.split.monitor]
+
+    @property
+    def judged(self) -> np.ndarray:
+        """The monitored rows with NaN in missing cells, (n_monitored, D); a copy."""
         return self.standardised[self.split.monitor]
 
     @property
     def holds_out(self) -> bool:
         """Whether some rows are held out."""
         return len(self.split.fitted) < len(self.standardised)
+
+    @property
+    def observed(self) -> np.ndarray | None:
+        """All rows with NaN in missing cells, (N, D), or None where no cell is missing."""
+        return None if self.completed is self.standardised else self.standardised
 
 
 def prepare(
@@ -42,7 +53,7 @@ def prepare(
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Validated rows in the units of the data; not modified.
+        Validated rows in the units of the data, NaN in missing cells; not modified.
     held_out_share : float
         Share of the rows to hold out; 0 monitors training rows.
     split_seed : int
@@ -59,4 +70,4 @@ def prepare(
     standardised = standardisation.apply(X)
     check_reach(standardised, X)
     split = split_rows(X, held_out_share, np.random.RandomState(split_seed))
-    return PreparedData(standardised, standardisation, split)
+    return PreparedData(standardised, standardisation, split, standardised)

@@ -1,6 +1,7 @@
 """Standardisation of columns that is robust to distant outliers, and errors that name them."""
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,23 @@ MAX_SQUARABLE = 1e100  # larger rows are rescaled, so that their squares are fin
 _OVERFLOW_DISTANCE = 1e150  # squares and products with precisions may be infinite
 _MAX_NAMED = 3  # rows and columns in one message
 _MAX_EQUAL_SPACINGS = 8.0  # spacings of floating-point numbers within which values are equal
+
+
+class _Statistics(NamedTuple):
+    """Functions of an array that reduce an axis, with or without missing cells."""
+
+    mean: Callable[..., np.ndarray]
+    std: Callable[..., np.ndarray]
+    min: Callable[..., np.ndarray]
+    max: Callable[..., np.ndarray]
+    quantile: Callable[..., np.ndarray]
+
+
+def _statistics_of(X: np.ndarray) -> _Statistics:
+    """Return the statistics for an array: those of observed cells where some are missing."""
+    if np.isnan(X).any():
+        return _Statistics(np.nanmean, np.nanstd, np.nanmin, np.nanmax, np.nanquantile)
+    return _Statistics(np.mean, np.std, np.min, np.max, np.quantile)
 
 
 class Standardisation(NamedTuple):
@@ -37,6 +55,11 @@ class Standardisation(NamedTuple):
         """Log density in data units minus log density in standardised units, in nats."""
         return -float(np.log(self.scale).sum())
 
+    def log_jacobian_of(self, rows: np.ndarray) -> float | np.ndarray:
+        """Return `log_jacobian` of the observed cells: one number, or one a row (N, D) with NaN."""
+        observed = ~np.isnan(rows)
+        return self.log_jacobian if observed.all() else -(observed @ np.log(self.scale))
+
 
 def fit_standardisation(X: np.ndarray) -> Standardisation:
     """Estimate mean and standard deviation of each column, with outliers clipped.
@@ -47,14 +70,15 @@ def fit_standardisation(X: np.ndarray) -> Standardisation:
         If columns are constant, or values are a million standard deviations from the others.
     """
     X = np.asarray(X, dtype=np.float64)
-    inner = without_outliers(X)
-    mean = inner.mean(axis=0)
+    inner, of = without_outliers(X), _statistics_of(X)
+    mean = of.mean(inner, axis=0)
     # squares of the smallest floating-point numbers underflow to zero
-    spread = np.abs(inner - mean).max(axis=0)
+    spread = of.max(np.abs(inner - mean), axis=0)
     unit = np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOW_DISTANCE), spread, 1.0)
-    scale = unit * (inner / unit).std(axis=0)
+    scale = unit * of.std(inner / unit, axis=0)
     # 0.1 + 0.2 and 0.3 are equal
-    constant = np.ptp(X, axis=0) <= _MAX_EQUAL_SPACINGS * np.spacing(np.abs(X).max(axis=0))
+    range_ = of.max(X, axis=0) - of.min(X, axis=0)
+    constant = range_ <= _MAX_EQUAL_SPACINGS * np.spacing(of.max(np.abs(X), axis=0))
     if constant.any():
         warnings.warn(
             f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
@@ -63,7 +87,7 @@ def fit_standardisation(X: np.ndarray) -> Standardisation:
             stacklevel=5,
         )
     standardisation = Standardisation(
-        np.where(constant, X[0], mean), np.where(constant, 1.0, scale)
+        np.where(constant, _first_observed(X), mean), np.where(constant, 1.0, scale)
     )
     far = np.abs(standardisation.apply(X)) > _WARNING_DISTANCE
     if far.any():
@@ -71,12 +95,17 @@ def fit_standardisation(X: np.ndarray) -> Standardisation:
     return standardisation
 
 
+def _first_observed(X: np.ndarray) -> np.ndarray:
+    """Return the first value of each column of X (N, D) that is not missing, (D,)."""
+    return X[np.isnan(X).argmin(axis=0), np.arange(X.shape[1])]
+
+
 def _far_values(X: np.ndarray, far: np.ndarray) -> str:
     """Return the message on distant values of X (N, D), given by flags (N, D)."""
     columns, found = np.flatnonzero(far.any(axis=0)), []
     for column in columns[:_MAX_NAMED]:
         rows, others = np.flatnonzero(far[:, column]), X[~far[:, column], column]
-        distance = np.abs(X[rows, column] - others.mean()).max() / others.std()
+        distance = np.abs(X[rows, column] - np.nanmean(others)).max() / np.nanstd(others)
         distance = min(distance, np.finfo(np.float64).max)
         names = ", ".join(str(row) for row in rows[:_MAX_NAMED])
         more = f" and {len(rows) - _MAX_NAMED} more" if len(rows) > _MAX_NAMED else ""
@@ -111,7 +140,7 @@ def check_reach(standardised: np.ndarray, X: np.ndarray) -> None:
     ValueError
         Names rows and columns.
     """
-    far = ~(np.abs(standardised) < _MAX_DISTANCE)
+    far = ~(np.abs(standardised) < _MAX_DISTANCE) & ~np.isnan(X)
     if not far.any():
         return
     rows, columns = np.flatnonzero(far.any(1)), np.flatnonzero(far.any(0))
@@ -132,7 +161,8 @@ def finite(rows: np.ndarray) -> np.ndarray:
 
 def without_outliers(X: np.ndarray) -> np.ndarray:
     """Return X with distant values clipped, so that few of them do not determine the scale."""
-    low, middle, high = np.quantile(X, [0.25, 0.5, 0.75], axis=0)
+    of = _statistics_of(X)
+    low, middle, high = of.quantile(X, [0.25, 0.5, 0.75], axis=0)
     reach = _MAX_QUARTILE_RANGES * (high - low)
     for column in np.flatnonzero(~(reach > 0.0)):
         # half of the values are equal: the distances of the others give the scale

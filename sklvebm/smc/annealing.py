@@ -1,6 +1,5 @@
 """Annealed importance sampling along a path of targets."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +8,9 @@ from torch import Tensor
 from sklvebm.mcmc.langevin import crank_nicolson_step
 from sklvebm.mcmc.state import Chains, Noise, Target, hold_frames, take_chains
 from sklvebm.mcmc.tempering import interpolate, respaced_ladder
-from sklvebm.smc.resampling import effective_sample_size, systematic_resample
+from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
 
-_FRAMES_LAST = 4  # annealing steps
+_STEPS_PER_FRAME = 4  # annealing steps between redraws of the base's components
 
 
 def anneal(
@@ -28,8 +27,9 @@ def anneal(
 
     .. math:: \log w = \sum_k (b_{k-1} - b_k)\, f(u_{k-1})     (docs/theory/normalisation.md, eq. 9)
 
-    with one Metropolis-adjusted step at every new inverse temperature. Components of a mixture base
-    are redrawn at every fourth: each step leaves the joint law of positions and components alone.
+    with inverse temperatures b and the correction f. A Metropolis-adjusted step follows each change
+    of b. The components of a mixture base are redrawn every fourth step; each step leaves the joint
+    distribution of positions and components invariant.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def anneal(
     resample_below : float, default=0.0
         Resample (systematically) when the effective sample size falls below this share of B.
     log_weights : Tensor of shape (B,) or None, default=None
-        Log importance weights that the positions start with, float64; None are zeros.
+        Initial log importance weights, float64; None means zeros.
 
     Returns
     -------
@@ -60,17 +60,15 @@ def anneal(
         log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
     done = 0.0
     for k in range(1, len(betas)):
-        if k % _FRAMES_LAST == 1:
+        if k % _STEPS_PER_FRAME == 1:
             held = hold_frames(target)
         log_weights = log_weights - (betas[k] - betas[k - 1]).double() * chains.value.correction
-        if resample_below > 0.0 and effective_sample_size(log_weights) < resample_below * len(
-            log_weights
-        ):
-            done += float(torch.logsumexp(log_weights, 0)) - math.log(len(log_weights))
-            index = systematic_resample(log_weights, noise)
-            chains = take_chains(chains, index)
+        least = resample_below * len(log_weights)
+        if resample_below > 0.0 and effective_sample_size(log_weights) < least:
+            done += log_mean_exp(log_weights)
+            chains = take_chains(chains, systematic_resample(log_weights, noise))
             log_weights = torch.zeros_like(log_weights)
-            held = hold_frames(target)  # frames belong to places, which have new particles
+            held = hold_frames(target)  # components are held by index, and indices have changed
         chains, _ = crank_nicolson_step(
             chains,
             held,
@@ -82,20 +80,25 @@ def anneal(
 
 
 class Ladder(NamedTuple):
-    """A tempered pool's inverse temperatures with what was measured on each."""
+    """Inverse temperatures of a tempered pool, with quantities measured at each."""
 
     betas: Tensor  # (T,)
     step_size: Tensor  # (T,), squared position units per nat
     spread: Tensor  # (T,), variance of the correction, nats^2
 
 
+def single_rung(step_size: Tensor) -> Ladder:
+    """Return a ladder of one temperature with the given step size, 0-d."""
+    return Ladder(step_size.new_ones(1), step_size.reshape(1), step_size.new_ones(1))
+
+
 def annealing_schedule(ladder: Ladder, n_steps: int) -> tuple[Tensor, Tensor]:
-    """Return inverse temperatures at equal thermodynamic length and step sizes for them.
+    """Return inverse temperatures at equal thermodynamic distances, and their step sizes.
 
     Parameters
     ----------
     ladder : Ladder
-        Measured on the tempered pool; a single rung at b = 1 counts as constant.
+        Measured on the tempered pool. A single rung at b = 1 gives a uniform schedule.
     n_steps : int
         Number of annealing steps.
 

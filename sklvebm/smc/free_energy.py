@@ -9,8 +9,8 @@ from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
-_N_GROUPS = 16  # independent replicates that standard errors come from
-_MOST_WEIGHED = 2**14  # samples that multistate weights are worked out for at a time
+_N_GROUPS = 16  # of the jackknife
+_CHUNK_SAMPLES = 2**14  # samples whose multistate weights are computed at a time
 
 
 def mbar(
@@ -37,8 +37,8 @@ def mbar(
     max_iter : int, default=200
         Fixed-point iterations at most.
     tol : float or None, default=1e-7
-        Largest change, in nats, at which the iteration stops. None makes all iterations: a test
-        would have the host wait for the device.
+        Largest change, in nats, at which the iteration stops. None makes all iterations, which
+        avoids a synchronisation of host and device in each.
 
     Returns
     -------
@@ -51,10 +51,10 @@ def mbar(
     f = correction.detach().double().reshape(-1)
     betas = betas.double()
     log_n = math.log(correction.shape[1])
-    # potentials (T, samples) are more than the samples themselves: many are gone through in parts
-    parts = f.split(_MOST_WEIGHED)
+    # potentials take T times the memory of the samples, hence chunks
+    parts = f.split(_CHUNK_SAMPLES)
     log_mixture = torch.empty_like(f)
-    pooled = log_mixture.split(_MOST_WEIGHED)
+    pooled = log_mixture.split(_CHUNK_SAMPLES)
     kept = [-betas[:, None] * f] if len(parts) == 1 else None
 
     def potentials() -> Iterable[Tensor]:
@@ -70,16 +70,16 @@ def mbar(
         implied = [torch.logsumexp(p - m, 1) for p, m in zip(potentials(), pooled, strict=True)]
         new = functools.reduce(torch.logaddexp, implied)
         new = new - new[0]
-        change = (new - log_z).abs().max()
+        is_near = tol is not None and float((new - log_z).abs().max()) < tol
         log_z = new
         pool(log_z)
-        if tol is not None and float(change) < tol:
+        if is_near:
             break
     return log_z, log_mixture
 
 
 def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
-    """Combine log weights of annealing in both directions into one log normaliser.
+    """Return Bennett's estimate of log Z from log weights of annealing in both directions.
 
     Parameters
     ----------
@@ -114,16 +114,16 @@ def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
 def jackknife(
     statistic: Callable[..., float], *log_weights: Tensor, n_groups: int = _N_GROUPS
 ) -> float:
-    """Return the standard error of a statistic of log weights, by leaving out groups of walkers.
+    """Return the jackknife standard error of a statistic of log weights of walkers.
 
     Parameters
     ----------
     statistic : callable
-        Maps as many tensors of log weights (n,) as are given to a number.
+        Maps the tensors of log weights to a number.
     *log_weights : Tensor of shape (n,)
-        Walkers; group g holds walkers g, g + n_groups, ..., the same in all tensors.
+        Group g holds walkers g, g + n_groups, ... of each tensor.
     n_groups : int, default=16
-        Independent groups.
+        Groups, one of which is left out at a time.
 
     Returns
     -------

@@ -12,9 +12,9 @@ from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import bennett, jackknife
 from sklvebm.smc.resampling import effective_sample_size, log_mean_exp
 
-_ENOUGH = 0.25  # share of effective walkers that a trusted estimate has
+_TRUSTED_SHARE = 0.25  # least share of effective walkers of a trusted estimate
 _FEW_EFFECTIVE = 0.05  # share of effective walkers below which the bracket allows for a missed tail
-_SIGMAS = 3.0  # standard errors that the bracket allows for
+_SIGMAS = 3.0  # standard errors from the estimate to the ends of the bracket, at least
 
 
 class LogPartition(NamedTuple):
@@ -23,8 +23,8 @@ class LogPartition(NamedTuple):
     Attributes
     ----------
     value : float
-        Bennett estimate from annealing in both directions. To it and to `upper` estimators with a
-        pool add what missed components hold (`missed_components.with_missed_mass`).
+        Bennett estimate from annealing in both directions. Estimators with a pool add the mass of
+        missed components to it and to `upper` (`missed_components.with_missed_mass`).
     lower : float
         The smaller of annealing from the reference to the model, whose expectation is at most
         log Z, and `value` minus three standard errors.
@@ -36,9 +36,9 @@ class LogPartition(NamedTuple):
         Standard error of `value`: the larger of its asymptotic one and that of a jackknife over
         independent groups of walkers.
     effective_sample_size : float
-        Effective number of walkers from the reference to the model. (Towards the reference a
-        single walker in a region that the model hardly visits can carry all weight; that region
-        does not matter, and `value` is not sensitive to it.)
+        Effective number of walkers from the reference to the model. In the other direction, one
+        walker in a region that the model hardly visits can carry all weight, without an effect on
+        `value`.
 
     See Also
     --------
@@ -61,7 +61,7 @@ class LogPartition(NamedTuple):
 
 
 class BracketWidth(NamedTuple):
-    """A width of the bracket of log Z, nats, that grows with the features of the model."""
+    """A width of the bracket of log Z, nats, as a function of the number of features."""
 
     two_features: float
     each_further: float
@@ -71,12 +71,12 @@ class BracketWidth(NamedTuple):
         return self.two_features + self.each_further * max(0, n_features - 2)
 
 
-WANTED_WIDTH = BracketWidth(0.02, 0.005)  # annealing is not made longer
-TRUSTED_WIDTH = BracketWidth(0.05, 0.0075)  # a wider bracket is a problem that `fit` warns of
+WANTED_WIDTH = BracketWidth(0.02, 0.005)  # ends the doubling of annealing steps
+TRUSTED_WIDTH = BracketWidth(0.05, 0.0075)  # `fit` warns of a wider bracket
 
 
 class Normalisation(NamedTuple):
-    """A bracket of log Z with what it took."""
+    """A bracket of log Z, the estimates of both directions, and their cost."""
 
     estimate: LogPartition
     forward: float  # nats: annealing from the reference to the model
@@ -97,7 +97,7 @@ def estimate_log_partition(
     tolerance: float,
     max_steps: int,
 ) -> Normalisation:
-    """Bracket log Z by annealing in both directions, with as many steps as it takes.
+    """Bracket log Z by annealing in both directions, with steps doubled until it is narrow.
 
     Parameters
     ----------
@@ -108,26 +108,25 @@ def estimate_log_partition(
     model_draws : Tensor of shape (n_walkers, P)
         Equilibrated particles of the model.
     ladder : Ladder
-        Shapes the schedule.
+        Determines the annealing schedule.
     noise : IndependentNoise
         Source of the moves.
     tolerance : float
-        Width of the bracket, in nats, at which the effort stops growing, once a quarter of the
-        walkers is effective.
+        Width of the bracket, in nats, that ends the doubling if a quarter of the walkers is
+        effective.
     max_steps : int
         Annealing steps at most.
 
     Returns
     -------
     normalisation : Normalisation
-        A run with as many steps as were found to be needed.
+        A fresh run with the number of steps found.
 
     Notes
     -----
-    The run that is found precise enough is not the one that is reported: a run can look precise
-    because it missed rare walkers, and its estimate is then off as well. A fresh one is made.
-    If the budget ends with less than a quarter of the walkers effective, the lower estimate is
-    made once more with resampling on the way, and the better one counts.
+    The run that ends the doubling is not returned, because the selection biases it: a run can look
+    precise because it missed rare walkers. If fewer than a quarter of the walkers are effective at
+    `max_steps`, annealing with resampling gives another lower estimate; the higher one is returned.
     """
     length = thermodynamic_length(ladder.betas, ladder.spread) if len(ladder.betas) > 1 else 4.0
     n_steps = min(max_steps, 8 + int(4.0 * length**2))
@@ -149,7 +148,7 @@ def estimate_log_partition(
     before = None
     while True:
         result = run()
-        effective = result.estimate.effective_sample_size >= _ENOUGH * result.n_walkers
+        effective = result.estimate.effective_sample_size >= _TRUSTED_SHARE * result.n_walkers
         if effective and result.estimate.upper - result.estimate.lower <= tolerance:
             return run()
         if n_steps >= max_steps:
@@ -165,7 +164,7 @@ def _resampled(
     ladder: Ladder,
     noise: Noise,
 ) -> Normalisation:
-    """Raise the lower estimate of a result by annealing with resampling, if that is better."""
+    """Raise the lower estimate of a result to that of annealing with resampling, if higher."""
     betas, step_sizes = annealing_schedule(ladder, result.n_steps)
     log_weights, _ = anneal(
         start(draw_base(), target),
@@ -173,23 +172,24 @@ def _resampled(
         betas,
         step_sizes=step_sizes,
         noise=noise,
-        resample_below=_ENOUGH,
+        resample_below=_TRUSTED_SHARE,
     )
     better = max(result.forward, log_mean_exp(log_weights))
-    lower = max(result.estimate.lower, min(better, result.estimate.value - _margin(result)))
+    least = result.estimate.value - _SIGMAS * result.estimate.standard_error
+    lower = max(result.estimate.lower, min(better, least))
     return result._replace(forward=better, estimate=result.estimate._replace(lower=lower))
 
 
 def _are_few(log_weights: Tensor) -> bool:
-    """Tell whether hardly any walkers are effective."""
+    """Return whether few walkers are effective."""
     return bool(effective_sample_size(log_weights) < _FEW_EFFECTIVE * len(log_weights))
 
 
 def _unfinished(result: Normalisation, before: Normalisation | None) -> Normalisation:
-    """Widen the bracket by what half as many steps changed, where hardly any walkers are effective.
+    """Widen the bracket by twice the change in the last doubling, if few walkers are effective.
 
-    The error of annealing is about inverse to the number of steps: what the last doubling changed
-    is what is still missing. Twice that much is allowed for, to either side.
+    The error of annealing is about inversely proportional to the number of steps. The error left is
+    therefore about as large as the last change.
     """
     few = result.estimate.effective_sample_size < _FEW_EFFECTIVE * result.n_walkers
     if before is None or not few:
@@ -202,16 +202,12 @@ def _unfinished(result: Normalisation, before: Normalisation | None) -> Normalis
 
 
 def _second_order(log_weights: Tensor) -> float:
-    """Return the log mean weight as if log weights were normal: mean plus half the variance.
+    """Return the log mean weight for normal log weights: their mean plus half their variance.
 
-    Right to second order in the spread however few walkers are effective, where the log of the mean
-    weight is too low by what the missed tail holds.
+    Exact to second order in the spread. The log of the mean weight is too low if few walkers are
+    effective, because the upper tail of the weights is missed.
     """
     return float(log_weights.mean() + 0.5 * log_weights.var())
-
-
-def _margin(result: Normalisation) -> float:
-    return _SIGMAS * result.estimate.standard_error
 
 
 def _bracket(forward: Tensor, reverse: Tensor, n_steps: int) -> Normalisation:
@@ -219,11 +215,11 @@ def _bracket(forward: Tensor, reverse: Tensor, n_steps: int) -> Normalisation:
     value, error = bennett(forward, reverse)
     error = max(error, jackknife(lambda a, b: bennett(a, b)[0], forward, reverse))
     below, above = log_mean_exp(forward), -log_mean_exp(reverse)
-    # where walkers have not reached their target, the estimate from below may be the higher one
+    # if walkers have not reached their target, `below` may be the higher one
     lower, upper = min(below, above, value - _SIGMAS * error), max(below, above)
     upper = max(upper, value + _SIGMAS * error)
     if _are_few(forward) or _are_few(reverse):
-        # a handful of walkers decides: their mean is far from the mean of all that might have come
+        # the mean weight depends on a few walkers, and misses the tail of the weights
         lower = min(lower, -_second_order(reverse))
         upper = max(upper, _second_order(forward))
     estimate = LogPartition(

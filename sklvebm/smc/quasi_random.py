@@ -21,7 +21,7 @@ def latent_nodes(n_nodes: int, n_latents: int, seed: int) -> Tensor:
     Notes
     -----
     Node k and node k + n_nodes / 2 are mirror images, so linear functions are integrated exactly.
-    Without latents there is nothing to integrate over, and one node of no width.
+    Without latents, the result is one node of width zero.
     """
     if n_latents == 0:
         return torch.zeros(1, 0, dtype=torch.float64)

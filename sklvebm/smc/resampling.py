@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from sklvebm.mcmc.state import Noise
+from sklvebm.mcmc.state import Chains, IndependentNoise, Noise, take_chains
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -21,6 +21,13 @@ def systematic_resample(log_weights: Tensor, noise: Noise, n: int | None = None)
     offset = noise.uniform(log_weights[:1])
     at = (torch.arange(n, dtype=cumulative.dtype, device=cumulative.device) + offset) / n
     return torch.searchsorted(cumulative, at).clamp(max=len(log_weights) - 1)
+
+
+def resample_chains(chains: Chains, log_weights: Tensor, noise: IndependentNoise, n: int) -> Chains:
+    """Draw n chains by their log weights (B,), in random order."""
+    index = systematic_resample(log_weights, noise, n)
+    order = torch.randperm(n, generator=noise.generator, device=index.device)
+    return take_chains(chains, index[order])
 
 
 def log_mean_exp(log_weights: Tensor) -> float:

@@ -273,11 +273,11 @@ def test_columns_that_are_not_numeric_are_named(taker, kind):
         TAKERS[taker](make(rows()))
 
 
-def test_missing_and_infinite_values_keep_their_message():
+def test_infinite_values_keep_their_message():
     X = rows()
-    X[3, 1] = np.nan
+    X[3, 1] = np.inf
     for bad in (X, pd.DataFrame(X), X.astype(object)):
-        with pytest.raises(ValueError, match="contains NaN"):
+        with pytest.raises(ValueError, match="contains infinity"):
             brief(ParticleLVEBM).fit(bad)
 
 

@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from sklvebm import MLPEnergy, ParticleLVEBM, PerceptronLatentMap
 from sklvebm.datasets import make_kepler_orbits
-from sklvebm.latent_maps.autoencoder import _BentMap, _nearest, fit_bottleneck
+from sklvebm.latent_maps.autoencoder import _nearest, _ResidualPerceptron, fit_bottleneck
 from sklvebm.metrics import factor_recovery
 from sklvebm.models.energies import MappedEnergy
 
@@ -177,7 +177,7 @@ def test_latents_of_nearest_points_know_more_of_an_orbit():
 def test_nearest_points_of_a_plane_are_those_of_least_squares():
     generator = torch.Generator().manual_seed(0)
     plane = torch.linalg.qr(torch.randn(6, 2, generator=generator))[0]
-    back = _BentMap(plane, 8, generator).requires_grad_(False)
+    back = _ResidualPerceptron(plane, 8, generator).requires_grad_(False)
     rows = torch.randn(500, 6, generator=generator)
     exact = rows @ plane
     found = _nearest(back, rows, exact + 0.2 * torch.randn(500, 2, generator=generator))

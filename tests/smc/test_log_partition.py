@@ -461,6 +461,6 @@ def test_multistate_weights_in_parts_are_the_same(monkeypatch):
     correction = torch.randn(3, 50, generator=generator())
     guess = torch.zeros(3, dtype=torch.float64)
     whole = mbar(correction, betas, guess)
-    monkeypatch.setattr(sklvebm.smc.free_energy, "_MOST_WEIGHED", 40)
+    monkeypatch.setattr(sklvebm.smc.free_energy, "_CHUNK_SAMPLES", 40)
     for a, b in zip(whole, mbar(correction, betas, guess), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -53,13 +53,20 @@ class FittedDensityMixin(MeanScoreMixin):
     arrays and plain types, and back.
     """
 
+    _may_miss_cells = False  # whether rows may have missing cells, NaN
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._may_miss_cells
+        return tags
 
     def _checked_rows(self, X: Any) -> np.ndarray:
         """Return validated rows for a fitted model."""
         check_is_fitted(self)
-        return checked_rows(self, X, reset=False)
+        return checked_rows(self, X, reset=False, may_miss=self._may_miss_cells)
 
     def _checked_number(self, name: str, value: Any) -> int:
         """Return a validated number of draws, at least one, for a fitted model."""

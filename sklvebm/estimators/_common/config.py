@@ -7,12 +7,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.mixture import GaussianMixture
 
-from sklvebm.estimators._common.parameters import (
-    OneOf,
-    Rule,
-    check_parameters,
-    parameters_of,
-)
+from sklvebm.estimators._common.parameters import OneOf, Rule, check_parameters, parameters_of
 from sklvebm.mixtures.policy import DEFAULT_POLICY, HasStackPolicy, StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import NetworkConfig

@@ -20,6 +20,7 @@ from sklvebm.estimators._common.transactional_fit import (
 )
 from sklvebm.estimators._common.validation import checked_rows
 from sklvebm.messages import naming_memory
+from sklvebm.mixtures.missing_fit import with_completed_rows
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.prepared import prepare
 from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
@@ -41,6 +42,7 @@ class Family(NamedTuple):
     value: str  # its name as an attribute and as a key of the history
     resolved: tuple[str, ...]  # parameters that may be "auto"
     doubtful: str = "Scores"  # subject of the warning of problems in the diagnostics
+    with_missing: dict[str, str] = {}  # values of "auto" for rows with missing cells
 
 
 def fit_in_epochs(
@@ -71,16 +73,13 @@ def fit_in_epochs(
         naming_memory(memory_advice(estimator)),
     ):
         parameters = checked_parameters(estimator, family.rules)
-        X = checked_rows(estimator, X, reset=not continues, least=1 if continues else 2)
+        least, may_miss = 1 if continues else 2, estimator._may_miss_cells
+        X = checked_rows(estimator, X, reset=not continues, least=least, may_miss=may_miss)
+        if np.isnan(X).any():
+            parameters = _without_auto(parameters, family.with_missing)
         if continues and family.shape is not None:
             # "auto" stays what the rows of the first fit made of it
-            earlier = family.shape(estimator._training)
-            parameters = {
-                name: earlier.get(name, value)
-                if isinstance(value, str) and value == "auto"
-                else value
-                for name, value in parameters.items()
-            }
+            parameters = _without_auto(parameters, family.shape(estimator._training))
         config = family.configure(parameters, *X.shape)
         if one_epoch:
             config = replace(config, max_iter=1, early_stopping=False)
@@ -99,6 +98,13 @@ def fit_in_epochs(
     return outcome
 
 
+def _without_auto(parameters: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters with known values in place of "auto"."""
+    words = {name for name, value in parameters.items() if isinstance(value, str)}
+    chosen = {name: known[name] for name in words & set(known) if parameters[name] == "auto"}
+    return {**parameters, **chosen}
+
+
 def _begun(
     estimator: BaseEstimator, X: np.ndarray, config: TrainingConfig, report: Reporter
 ) -> FitSession:
@@ -107,6 +113,7 @@ def _begun(
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
     warn_of_repeated_rows(X)
     data = prepare(X, config.held_out_share, estimator._split_seed)
+    data = with_completed_rows(data, estimator._split_seed)
     return FitSession(data, config, random_state, report)
 
 
@@ -116,6 +123,7 @@ def _continued(
     """Return the session of a continued fit, in the units of the first."""
     units = estimator._model.standardisation
     data = prepare(X, config.held_out_share, estimator._split_seed, units)
+    data = with_completed_rows(data, estimator._split_seed)
     # an integer seed must not repeat the noise of earlier epochs
     random_state = np.random.RandomState([estimator._split_seed, estimator.n_iter_])
     return FitSession(data, config, random_state, report, continues=True)
@@ -177,7 +185,7 @@ class EpochFitMixin:
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows, at least two; not modified.
+            Training rows, at least two, NaN in missing cells; not modified.
         y : Ignored
             Present for the interface of scikit-learn.
 

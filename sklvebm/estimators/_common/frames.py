@@ -1,13 +1,19 @@
 """Rows in the container of `set_output`, with column names."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-from sklearn import get_config
+from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator
 
 CONTAINERS = ("default", "pandas", "polars")
+
+
+def plain_arrays() -> AbstractContextManager[None]:
+    """Return a context in which steps exchange NumPy arrays, independent of the configuration."""
+    return config_context(transform_output="default", array_api_dispatch=False)
 
 
 def container_of(estimator: Any) -> str:

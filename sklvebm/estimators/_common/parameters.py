@@ -79,6 +79,19 @@ class SomeOf(NamedTuple):
             raise ValueError(f"{rule}.")
 
 
+class Shares(NamedTuple):
+    """A non-empty sequence of numbers between zero and one, both excluded."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` is not a sequence of such numbers; see `check_parameters`."""
+        rule = f"{name} must be a non-empty sequence of numbers > 0 and < 1, got {value!r}"
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(f"{rule} of type {type(value).__name__}.")
+        shares = list(value)
+        if not shares or not all(isinstance(s, Real) and 0.0 < float(s) < 1.0 for s in shares):
+            raise ValueError(f"{rule}.")
+
+
 class Flag(NamedTuple):
     """True or False."""
 

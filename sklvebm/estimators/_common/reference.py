@@ -9,6 +9,7 @@ from torch import Tensor
 from sklvebm.estimators._common.config import AnchoredConfig
 from sklvebm.estimators._common.session import FitSession
 from sklvebm.mixtures.final_reference import Anchored, final_reference, refit_gain
+from sklvebm.mixtures.missing_cells import reference_log_marginal
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
@@ -28,12 +29,17 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     early.
     """
     config: AnchoredConfig = session.config
-    rows = session.data.fitted
+    rows, observed = session.data.fitted, session.data.observed
+    if observed is not None:
+        observed = observed[session.data.split.fitted]
     policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
-    choice = choose_mixture(rows, session.random_state, policy) if policy else None
+    source = session.random_state
+    choice = choose_mixture(rows, source, policy, observed) if policy else None
     kind = "mixture" if policy else config.reference
-    reference = fit_reference(rows, config.n_components, kind, session.random_state, choice=choice)
+    reference = fit_reference(
+        rows, config.n_components, kind, source, choice=choice, observed=observed
+    )
     session.report.stage(f"reference: {len(reference.log_weights)} components")
     return FittedReference(reference, choice)
 
@@ -56,5 +62,5 @@ def kept_reference(session: FitSession, training: Anchored, seed: int) -> Mixtur
 
 
 def mean_log_density(reference: MixtureReference, rows: np.ndarray) -> float:
-    """Return the mean log density of standardised rows (N, D) under a reference, nats."""
-    return float(reference.log_marginal(torch.from_numpy(rows)).mean())
+    """Return the mean log density of the observed cells of rows (N, D), standardised; nats."""
+    return float(reference_log_marginal(reference, torch.from_numpy(rows)).mean())

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from sklvebm.estimators._common.transactional_fit import Reporter
+from sklvebm.mixtures.missing_fit import completed_by
+from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.training import Progress
 
@@ -23,6 +25,12 @@ class FitSession(NamedTuple):
     def draw_seed(self) -> int:
         """Draw a seed from `random_state`."""
         return self.random_state.randint(np.iinfo(np.int32).max)
+
+    def completed_by(self, reference: MixtureReference) -> "FitSession":
+        """Return the session with missing cells drawn from a reference given the observed cells."""
+        if self.data.observed is None:
+            return self
+        return self._replace(data=completed_by(self.data, reference, self.draw_seed()))
 
     def report_epoch(self, progress: Progress) -> None:
         """Print the progress of an epoch, with its value in the units of X."""

@@ -10,7 +10,14 @@ from sklvebm.messages import naming_columns
 from sklvebm.validation import as_plain_array
 
 
-def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 1) -> np.ndarray:
+def checked_rows(
+    estimator: BaseEstimator,
+    X: Any,
+    *,
+    reset: bool,
+    least: int = 1,
+    may_miss: bool = False,
+) -> np.ndarray:
     """Return X as a float array (n_samples, n_features), checked by scikit-learn.
 
     Parameters
@@ -23,6 +30,8 @@ def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 
         Whether these are the rows of a new fit.
     least : int, default=1
         Smallest number of rows.
+    may_miss : bool, default=False
+        Whether cells may be missing, NaN. Rows of a new fit need one observed cell in each column.
 
     Raises
     ------
@@ -30,11 +39,20 @@ def checked_rows(estimator: BaseEstimator, X: Any, *, reset: bool, least: int = 
         If X is not usable, or has other columns than the rows fitted.
     """
     with naming_columns(X):
-        return validate_data(
+        rows: np.ndarray = validate_data(
             estimator,
             as_plain_array(X),
             reset=reset,
             dtype=[np.float64, np.float32],
             order="C",
             ensure_min_samples=least,
+            ensure_all_finite="allow-nan" if may_miss else True,
         )
+    if may_miss and reset:
+        empty = np.flatnonzero(np.isnan(rows).all(axis=0))
+        if len(empty):
+            raise ValueError(
+                f"Columns {empty.tolist()} of X have no observed value: all their cells are NaN. "
+                "Nothing can be learned about them; drop these columns."
+            )
+    return rows

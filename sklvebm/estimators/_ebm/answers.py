@@ -12,9 +12,11 @@ from sklvebm.estimators._common.answers import (
     TransformingDensityMixin,
 )
 from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question
 from sklvebm.estimators._common.parameters import OneOf
 from sklvebm.estimators._ebm import serialization
 from sklvebm.estimators._ebm.fitted_model import (
+    cells,
     expert_of,
     features,
     latent_draws,
@@ -25,7 +27,7 @@ from sklvebm.estimators._ebm.fitted_model import (
 from sklvebm.runtime import draw_seed, without_numpy_errors
 
 
-class AnnealedDensityMixin(FittedDensityMixin):
+class AnnealedDensityMixin(MissingCellsMixin, FittedDensityMixin):
     """Score from the fitted attribute `_model`, whose log Z is bracketed by annealing.
 
     An estimator provides `fit`, which sets `_model`, and a parameter `device`.
@@ -41,7 +43,7 @@ class AnnealedDensityMixin(FittedDensityMixin):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
         bound : {"lower", "upper"}, default="lower"
             Side of the estimate. "lower" is the ELBO, whose expectation is at most the
             log-density. "upper" is its counterpart by annealing back from the posterior. Their
@@ -65,6 +67,9 @@ class AnnealedDensityMixin(FittedDensityMixin):
         above = bound == "upper"
         values = log_density(self._model, X, self._run_device(), from_above=above)
         return values.astype(X.dtype)
+
+    def _answer_cells(self, rows: np.ndarray, question: Question) -> np.ndarray:
+        return cells(self._model, rows, self._run_device(), question)
 
     def _expert(self) -> Any:
         """Return the density as a factor of `sklvebm.compose`."""
@@ -111,7 +116,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
 
         Returns
         -------
@@ -148,7 +153,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
         n_draws : int, default=1
             Draws per row.
         random_state : int, RandomState, Generator or None, default=None

@@ -44,6 +44,8 @@ def pool_family(
         monitored=monitored,
         value=value,
         resolved=resolved,
+        # a classifier learns nothing of cells that the reference has drawn
+        with_missing={"init": "reference"},
     )
 
 
@@ -63,10 +65,10 @@ def resume(estimator: BaseEstimator, session: FitSession) -> Training:
     training = anchored_on(training, estimator.reference_)
     if session.keep_best:
         consequence = ", which stays: the energy cannot learn them"
-        warn_of_drift(data.standardised, training.reference, consequence)
+        warn_of_drift(data.completed, training.reference, consequence)
         return training
     source = np.random.RandomState([estimator._split_seed, estimator.n_iter_, 1])
-    return follow_drift(data.standardised, training, source)
+    return follow_drift(data.completed, training, source)
 
 
 def shape(training: Training) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,13 +10,27 @@ import torch
 from torch import Tensor
 
 from sklvebm.by_rows import answer_rows
+from sklvebm.estimators._common.missing_cells import Question, exact_answer
 from sklvebm.inference.conditional import conditional_features
-from sklvebm.inference.posterior import ROW_PARTICLES, evidence_from_above, posterior_particles
+from sklvebm.inference.missing_cells import (
+    missing_draws,
+    missing_particles,
+    observed_evidence,
+    weighted_mean,
+    with_effective_share,
+)
+from sklvebm.inference.posterior import (
+    ROW_PARTICLES,
+    evidence_from_above,
+    is_reference,
+    posterior_particles,
+)
 from sklvebm.inference.products import Expert
 from sklvebm.inference.sampling import joint_draws, posterior_draws
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import stack_rows
 from sklvebm.messages import naming_memory
+from sklvebm.mixtures.missing_cells import by_completeness, numbers_per_row, reference_log_marginal
 from sklvebm.models.energies import BridgedEnergy, PathEnergy, multiply_adds
 from sklvebm.preprocessing.scaling import (
     MAX_SQUARABLE,
@@ -43,6 +58,11 @@ class Model(NamedTuple):
     latent_step_size: float
     seed: int  # of deterministic results
     latent_map: LatentMap | None = None  # coordinates of latents; None is the reference's map
+
+    @property
+    def joint_step_size(self) -> float:
+        """Crank-Nicolson step of features and latents together, squared white units per nat."""
+        return float(self.ladder.step_size[-1])
 
     def latents(self, x: Tensor, e: Tensor) -> Tensor:
         """Map whitened latents e (B, L) at rows x (B, D) to z (B, L)."""
@@ -80,7 +100,10 @@ def _answer_rows(
     particles_per_row: int = ROW_PARTICLES,
 ) -> np.ndarray:
     """Apply `answer(energy, rows, number of the chunk)` to rows, see `answer_rows`."""
-    parts = chunks(len(rows), particles_per_row, numbers_per_particle(model.energy))
+    numbers = numbers_per_particle(model.energy)
+    if np.isnan(rows).any():
+        numbers += numbers_per_row(model.energy.reference) // particles_per_row
+    parts = chunks(len(rows), particles_per_row, numbers)
     energy = model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
     return answer_rows(energy, rows, device, answer, parts)
 
@@ -93,30 +116,75 @@ def log_density(
     From below, the free energy is annealed from the reference, with the upper estimate of log Z.
     From above, it is annealed back from the posterior, with the lower estimate.
     """
+    options: dict[str, Any] = {"step_size": model.latent_step_size, "seed": model.seed}
 
     def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
-        options: dict[str, Any] = {"step_size": model.latent_step_size, "seed": model.seed}
-        if from_above:
-            evidence = evidence_from_above(energy, x, **options)
-        else:
-            evidence = posterior_particles(energy, x, **options).log_total_weight()
-        return energy.reference.log_marginal(x) + evidence
+        def of_complete(x: Tensor) -> Tensor:
+            if from_above:
+                evidence = evidence_from_above(energy, x, **options)
+            else:
+                evidence = posterior_particles(energy, x, **options).log_total_weight()
+            return energy.reference.log_marginal(x) + evidence
+
+        def of_others(x: Tensor) -> Tensor:
+            own = reference_log_marginal(energy.reference, x)
+            if is_reference(energy):
+                return own
+            how: dict[str, Any] = {"step_size": model.joint_step_size, "seed": model.seed}
+            return own + observed_evidence(energy, x, from_above=from_above, **how)
+
+        return by_completeness(x, of_complete, of_others)
 
     units = model.standardisation
     rows = units.apply(X)
     out = zero_where_squares_overflow(_answer_rows(model, rows, device, answer), rows)
     log_z = model.log_partition.lower if from_above else model.log_partition.upper
-    return out - log_z + units.log_jacobian
+    # the density of no cell is one
+    return np.where(np.isnan(rows).all(1), 0.0, out - log_z + units.log_jacobian_of(rows))
+
+
+def cells(model: Model, rows: np.ndarray, device: torch.device, question: Question) -> np.ndarray:
+    """Answer a question about standardised rows with missing cells; see `MissingCellsMixin`."""
+    if is_reference(model.energy):
+        return exact_answer(model.energy.reference, rows, device, question)
+    n_particles = max(question.n_particles, 2 * question.n_draws)
+
+    def answer(energy: PathEnergy, x: Tensor, number: int) -> Tensor:
+        how: dict[str, Any] = {"step_size": model.joint_step_size}
+        if question.weighted is None:
+            generator = seeded_generator(question.seed + number, device)
+            drawn = missing_draws(energy, x, question.n_draws, generator=generator, **how)
+            return with_effective_share(drawn[0][:, :, : energy.n_features], drawn[1])
+        paths, particles = missing_particles(
+            energy, x, seed=model.seed, n_particles=question.n_particles, **how
+        )
+        log_weights = particles.log_weights
+        found = question.weighted(paths.complete(particles.position), log_weights)
+        return with_effective_share(found, log_weights)
+
+    return _answer_rows(model, rows, device, answer, n_particles)
 
 
 def latent_means(model: Model, X: np.ndarray, device: torch.device) -> np.ndarray:
     """Return posterior means of z given rows X, (n_samples, n_components)."""
 
-    def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
+    def of_complete(energy: PathEnergy, x: Tensor) -> Tensor:
         particles = posterior_particles(
             energy, x, step_size=model.latent_step_size, seed=model.seed
         )
         return model.latents(x, particles.mean())
+
+    def of_others(energy: PathEnergy, x: Tensor) -> Tensor:
+        paths, particles = missing_particles(
+            energy, x, step_size=model.joint_step_size, seed=model.seed
+        )
+        n, k = particles.log_weights.shape
+        e = particles.position[:, :, energy.n_features :].flatten(0, 1)
+        z = model.latents(paths.complete(particles.position).flatten(0, 1), e)
+        return weighted_mean(z.reshape(n, k, -1), particles.log_weights.to(z))[:, 0]
+
+    def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
+        return by_completeness(x, partial(of_complete, energy), partial(of_others, energy))
 
     return _answer_rows(model, model.standardisation.apply(X), device, answer)
 
@@ -128,11 +196,23 @@ def latent_draws(
 
     def answer(energy: PathEnergy, x: Tensor, number: int) -> Tensor:
         generator = seeded_generator(seed + number, device)
-        e = posterior_draws(
-            energy, x, n_draws, step_size=model.latent_step_size, generator=generator
-        )
-        z = model.latents(stack_rows(x, n_draws), e.flatten(0, 1))
-        return z.reshape(len(x), n_draws, -1)
+
+        def of_complete(x: Tensor) -> Tensor:
+            e = posterior_draws(
+                energy, x, n_draws, step_size=model.latent_step_size, generator=generator
+            )
+            z = model.latents(stack_rows(x, n_draws), e.flatten(0, 1))
+            return z.reshape(len(x), n_draws, -1)
+
+        def of_others(x: Tensor) -> Tensor:
+            draws, _ = missing_draws(
+                energy, x, n_draws, step_size=model.joint_step_size, generator=generator
+            )
+            full, e = draws.split([energy.n_features, energy.n_latents], 2)
+            full = torch.where(torch.isnan(x).unsqueeze(1), full, x.unsqueeze(1))
+            return model.latents(full.flatten(0, 1), e.flatten(0, 1)).reshape(len(x), n_draws, -1)
+
+        return by_completeness(x, of_complete, of_others)
 
     rows = model.standardisation.apply(X)
     return _answer_rows(model, rows, device, answer, max(ROW_PARTICLES, 2 * n_draws))
@@ -140,13 +220,11 @@ def latent_draws(
 
 def features(model: Model, Z: np.ndarray, device: torch.device) -> np.ndarray:
     """Return `E[x | z]` for latents Z in the units of X, (n_samples, n_features)."""
-    step_size = float(model.ladder.step_size[-1])
 
     def answer(energy: PathEnergy, z: Tensor, _: int) -> Tensor:
         latent_map = model.latent_map and copy.deepcopy(model.latent_map).to(device)
-        return conditional_features(
-            energy, z, step_size=step_size, seed=model.seed, latent_map=latent_map
-        )
+        how: dict[str, Any] = {"step_size": model.joint_step_size, "seed": model.seed}
+        return conditional_features(energy, z, latent_map=latent_map, **how)
 
     # the mean is linear at large distances: latents whose squares overflow are rescaled
     size = np.maximum(np.abs(Z).max(axis=1, keepdims=True).astype(np.float64) / MAX_SQUARABLE, 1.0)

@@ -2,8 +2,9 @@
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,14 +22,16 @@ from sklvebm.estimators._ebm.diagnostics import (
 from sklvebm.estimators._ebm.fitted_model import Model
 from sklvebm.inference.independent_check import check_independently, widened
 from sklvebm.inference.missed_components import defended, missed_components, with_missed_mass
+from sklvebm.inference.missing_cells import observed_evidence
 from sklvebm.inference.posterior import ROW_PARTICLES, posterior_particles
 from sklvebm.mcmc.state import IndependentNoise, ParticleState
+from sklvebm.mixtures.missing_cells import by_completeness
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_check import check_reference
 from sklvebm.models.energies import AnchoredEnergy, PathEnergy
 from sklvebm.models.targets import joint_target
 from sklvebm.objectives.pool import DiagnosticChains, run_diagnostic_chains
-from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.objectives.tempered_pool import TemperedPool, log_ratio_to_reference
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.log_partition import (
     TRUSTED_WIDTH,
@@ -243,36 +246,53 @@ def compare_diagnostic_chains(
 
 
 def estimated_gain(
-    energy: PathEnergy, result: TrainingResult, rows: Tensor, expected: Tensor
+    energy: PathEnergy, result: TrainingResult, rows: Tensor, expected: Tensor, base: float
 ) -> float:
-    """Return the gain over the reference on monitored rows (N, D) by the training's bound, nats.
+    """Return the gain over the reference on monitored rows by the training's bound, nats.
 
     As `gain_over_reference`, with log Z from the ladder. The selection of the best epoch biases it
     upwards. Where it is not positive, the energy is rejected without normalisation.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The energy of the best epoch.
+    result : TrainingResult
+        Its bound is a mean over several epochs.
+    rows : Tensor of shape (N * K, D)
+        Monitored rows, or K completions of each in turn.
+    expected : Tensor of shape (N,)
+        Gain of the reference that would be kept instead, nats.
+    base : float
+        Mean log density of the observed cells under the reference, nats.
     """
     with torch.no_grad():
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
-        evidence = -free_energy_bound(energy, rows, nodes)
-        base = energy.reference.log_marginal(rows).double()
-    gains = (evidence - base).cpu() - expected
+        ratios = log_ratio_to_reference(energy, rows, nodes, len(rows) // len(expected))
+    gains = ratios.cpu() - expected
     # the mean is that over several epochs, with the confidence margin of one
-    mean = result.best_lower_bound - float(base.mean()) - float(expected.mean())
+    mean = result.best_lower_bound - base - float(expected.mean())
     return mean - float(gains.mean()) + lower_confidence_limit(gains)
 
 
-def gain_over_reference(model: Model, rows: Tensor, expected: Tensor) -> float:
+def gain_over_reference(model: Model, rows: np.ndarray, expected: Tensor) -> float:
     """Return the lower confidence limit of the mean gain on standardised rows (N, D), nats.
 
-    The gain is that over the reference that would be kept instead, which is expected to gain
-    `expected` (N,) nats over the model's own. log Z is the upper estimate.
+    Rows have NaN in missing cells: the gain is that of the density of the observed cells, over the
+    reference that would be kept instead, which is expected to gain `expected` (N,) nats over the
+    model's own. log Z is the upper estimate.
     """
-    parts = [
-        posterior_particles(
-            model.energy, x, step_size=model.latent_step_size, seed=model.seed
-        ).log_total_weight()
-        for x in rows.cpu().double().split(_CHUNK_ROWS)
-    ]
-    gains = torch.cat(parts) - expected
+    energy, seed = model.energy, model.seed
+
+    def of_complete(x: Tensor) -> Tensor:
+        how: dict[str, Any] = {"step_size": model.latent_step_size, "seed": seed}
+        return posterior_particles(energy, x, **how).log_total_weight()
+
+    def of_others(x: Tensor) -> Tensor:
+        return observed_evidence(energy, x, step_size=model.joint_step_size, seed=seed)
+
+    parts = torch.from_numpy(rows).split(_CHUNK_ROWS)
+    gains = torch.cat([by_completeness(x, of_complete, of_others) for x in parts]) - expected
     return lower_confidence_limit(gains) - model.log_partition.upper
 
 

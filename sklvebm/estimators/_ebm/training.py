@@ -28,6 +28,7 @@ from sklvebm.estimators._ebm.normalization import (
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
+from sklvebm.mixtures.missing_fit import N_MONITORED_COPIES, monitored_completions
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
@@ -35,6 +36,7 @@ from sklvebm.models.networks import correction_network
 from sklvebm.models.reach import Reach, reach_of_rows
 from sklvebm.models.user_energy import build_user_energy, probe
 from sklvebm.objectives.density_ratio import RatioEpoch, resampled_pool, start_from_ratio
+from sklvebm.objectives.missing_cells import WithMissingCells
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import (
@@ -172,17 +174,21 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     ParticleDivergenceError
         If training diverges.
     """
+    session = session.completed_by(training.reference)
     data = session.data
     like = training.optimisation.energy.reference.location
     seed = session.draw_seed()
     generator = seeded_generator(seed, like.device)
     # clipped for single precision; corrections are zero at such distances
+    monitored = data.monitored
+    if data.observed is not None:
+        monitored = monitored_completions(data, training.reference, seed)
     fitted, monitor = (
         torch.from_numpy(rows.clip(-_MAX_DISTANCE, _MAX_DISTANCE)).to(like)
-        for rows in (data.fitted, data.monitored)
+        for rows in (data.fitted, monitored)
     )
     with team(torch.get_num_threads()), numerical_session(1):
-        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
+        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(data.monitored)}")
         started = _from_ratio(session, training, fitted, monitor, generator)
         result, particles = _descended(session, started, fitted, monitor, generator)
         trained = TrainedParticles(particles, fitted, seed, generator)
@@ -191,7 +197,7 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
     value = result.best_lower_bound
     if is_reference:
-        value = mean_log_density(training.reference, data.monitored)
+        value = mean_log_density(training.reference, data.judged)
     return Outcome(
         model=model._replace(latent_map=training.latent_map),
         diagnostics=diagnostics,
@@ -224,6 +230,8 @@ def _from_ratio(
     """Start a first fit from the density ratio of rows and reference, if it is to start there."""
     config: PoolConfig = session.config
     recipe = config.ratio_recipe(len(fitted))
+    if config.init == "ratio" and session.data.observed is not None:
+        raise ValueError("init must be 'auto' or 'reference' with NaN in X, got 'ratio'.")
     is_first = session.keep_best and not session.continues and session.data.holds_out
     energy = training.optimisation.average
     if not (is_first and recipe.max_epochs > 0):
@@ -266,6 +274,12 @@ def _descended(
         return TrainingResult(optimisation, state, best, started.value, history, True), state
     energy = optimisation.energy
     state = objective.ready(energy, started.training.state, len(fitted), generator)
+    observed = session.data.observed
+    if observed is not None:
+        seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
+        base = mean_log_density(started.training.reference, session.data.judged)
+        known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
+        objective = WithMissingCells(objective, seen, fitted, **known)
 
     def report(progress: Progress) -> None:
         session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
@@ -301,10 +315,11 @@ def _accepted(
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
     gain = 0.0
     expected = expected_refit_gain(session, training)
-    if not may_fall_back or estimated_gain(kept, result, monitor, expected) > 0.0:
+    base = mean_log_density(training.reference, session.data.judged)
+    if not may_fall_back or estimated_gain(kept, result, monitor, expected, base) > 0.0:
         session.report.stage("normalising the trained energy")
         model, diagnostics = normalise(session, kept, training.reference, trained)
-        gain = gain_over_reference(model, monitor, expected)
+        gain = gain_over_reference(model, session.data.judged, expected)
         gain, diagnostics = accepted_gain(gain, diagnostics)
     if may_fall_back and gain <= 0.0:
         # the annealed estimate decides, also against the training's bound
@@ -313,5 +328,5 @@ def _accepted(
         untrained = build_energy(session.config, copy.deepcopy(reference), trained.seed)
         untrained = untrained.to(kept.reference.location)
         model, diagnostics = normalise(session, untrained, reference, trained)
-    session.report.kept(gain > 0.0, gain, len(monitor), falls_back=may_fall_back)
+    session.report.kept(gain > 0.0, gain, len(expected), falls_back=may_fall_back)
     return model, diagnostics, gain

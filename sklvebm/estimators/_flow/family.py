@@ -39,7 +39,7 @@ def resume(estimator: BaseEstimator, session: FitSession) -> FlowTraining:
     UserWarning
         If rows lie outside of the reference.
     """
-    warn_of_drift(session.data.standardised, estimator.reference_, ", which stays")
+    warn_of_drift(session.data.completed, estimator.reference_, ", which stays")
     return anchored_on(estimator._training, estimator.reference_)
 
 

@@ -86,6 +86,7 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
     ParticleDivergenceError
         If training diverges.
     """
+    session = session.completed_by(training.reference)
     data, device = session.data, session.config.torch_device
     seed = session.draw_seed()
     rows = [torch.from_numpy(part).to(device) for part in (data.fitted, data.monitored)]
@@ -98,7 +99,7 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
         model, diagnostics, gain = _accepted(session, training, result, seed)
     value = result.best_lower_bound
     if gain <= 0.0:
-        value = mean_log_density(training.reference, data.monitored)
+        value = mean_log_density(training.reference, data.judged)
     return Outcome(
         model=model,
         diagnostics=diagnostics,

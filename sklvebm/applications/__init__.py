@@ -1,0 +1,1 @@
+"""Estimators that put a fitted density to use: imputation and detection of outliers."""

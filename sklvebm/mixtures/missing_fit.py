@@ -1,0 +1,222 @@
+"""Expectation maximisation for mixtures of rows with missing cells, and completed rows.
+
+The expectation over the missing cells is exact: given the observed cells, each component has a
+normal distribution of the others, whose mean and covariance enter the moments.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklvebm.mixtures.expectation_maximization import (
+    PRIOR_ROWS,
+    Mixture,
+    fit_mixture,
+    of_moments,
+)
+from sklvebm.mixtures.missing_cells import (
+    Block,
+    blocks,
+    components_of,
+    components_of_mixture,
+    conditioned,
+    draw_missing,
+    score_observed,
+)
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.preprocessing.prepared import PreparedData
+from sklvebm.preprocessing.scaling import without_outliers
+
+N_MONITORED_COPIES = 8  # completions of a monitored row
+_MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
+_MAX_GAUSSIAN_ITERATIONS = 100  # of a single Gaussian, where half of the cells may be missing
+# of the mixtures that complete rows: variances added, iterations, rows, parameters per cell
+_RIDGES, _MAX_ITERATIONS, _MAX_ROWS, _MAX_PARAMETER_SHARE = (1e-6, 1e-4, 1e-2), 20, 6000, 0.25
+
+
+class Moments(NamedTuple):
+    """Expected sums over rows, for each component."""
+
+    counts: Tensor  # (M,)
+    first: Tensor  # (M, D)
+    second: Tensor  # (M, D, D)
+    log_likelihood: Tensor  # 0-d, sum over rows, nats
+
+
+def expected_moments(found: list[Block], mixture: Mixture) -> Moments:
+    """Return the moments of complete rows that are expected given the observed cells.
+
+    Parameters
+    ----------
+    found : list of Block
+        All rows.
+    mixture : Mixture
+        Present parameters.
+    """
+    components = components_of_mixture(mixture)
+    (m, d), total = components.means.shape, components.means.new_zeros(())
+    counts, first = components.means.new_zeros(m), components.means.new_zeros(m, d)
+    second = components.means.new_zeros(m, d, d)
+    for block in found:
+        given = conditioned(block, components)
+        evidence = torch.logsumexp(given.log_joint, 1)
+        kept = block.is_row.double()
+        shares = torch.exp(given.log_joint - evidence.unsqueeze(1)) * kept.unsqueeze(1)
+        total += (evidence * kept).sum()
+        of_patterns = shares.sum(2)  # (P, M)
+        counts += of_patterns.sum(0)
+        weighted = shares.unsqueeze(3) * given.centres
+        first += weighted.sum((0, 2))
+        # one product for each component over all patterns and rows
+        flat = [t.transpose(0, 1).reshape(m, -1, d) for t in (weighted, given.centres)]
+        second += flat[0].mT @ flat[1]
+        left = given.covariances
+        if left.shape[1] == 1:
+            second += torch.einsum("pm,pde->mde", of_patterns, left[:, 0])
+        else:
+            second += torch.einsum("pm,pmde->mde", of_patterns, left[:, components.covariance_of])
+    return Moments(counts, first, second, total)
+
+
+def fit_with_missing(
+    X: np.ndarray, first: Mixture, ridge: float | np.ndarray, *, max_iter: int
+) -> Mixture:
+    """Climb the likelihood of the observed cells from a given mixture.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows, NaN in missing cells.
+    first : Mixture
+        Where to start; its covariance type is kept.
+    ridge : float or ndarray of shape (n_features,)
+        Added to variances, squared units of X.
+    max_iter : int
+        Iterations at most; they end once one gains less than 0.001 nats per row.
+
+    Returns
+    -------
+    mixture : Mixture
+        With the ridge, and the prior covariance of `fit_mixture`.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a covariance is numerically singular.
+    """
+    rows = torch.from_numpy(X)
+    found = list(blocks(rows, components_of_mixture(first)))
+    mixture, before = first, -np.inf
+    try:
+        for _ in range(max_iter):
+            moments = expected_moments(found, mixture)
+            now = float(moments.log_likelihood) / len(X)
+            if now - before < _MIN_GAIN_PER_ITERATION:
+                break
+            before = now
+            mixture = _maximised(moments, mixture.covariance_type, ridge)
+    except RuntimeError as error:  # of torch, where a matrix has no root
+        raise np.linalg.LinAlgError(str(error)) from error
+    return mixture
+
+
+def _maximised(moments: Moments, covariance_type: str, ridge: float | np.ndarray) -> Mixture:
+    """Return the likeliest mixture given expected moments."""
+    counts = moments.counts + 10.0 * np.finfo(float).eps
+    means = moments.first / counts[:, None]
+    if covariance_type == "tied":
+        covariances = moments.second.sum(0) - (counts[:, None] * means).mT @ means
+        covariances = covariances / counts.sum()
+    else:
+        covariances = moments.second / counts[:, None, None]
+        covariances = covariances - means[:, :, None] * means[:, None, :]
+        if covariance_type == "diag":
+            covariances = torch.diagonal(covariances, dim1=1, dim2=2).clamp(min=0.0)
+    weights, centres, matrices = (p.numpy().copy() for p in (counts, means, covariances))
+    return of_moments(Mixture(weights, centres, matrices, covariance_type), ridge, PRIOR_ROWS)
+
+
+def likeliest_gaussian(X: np.ndarray, ridge: float) -> Mixture:
+    """Return the Gaussian with the highest likelihood of the observed cells of rows X (N, D)."""
+    means, variances = np.nanmean(X, axis=0), np.nanvar(X, axis=0) + ridge
+    first = Mixture(np.ones(1), means[None], np.diag(variances)[None], "full")
+    try:
+        return fit_with_missing(X, first, ridge, max_iter=_MAX_GAUSSIAN_ITERATIONS)
+    except np.linalg.LinAlgError:  # columns of very different size
+        return first
+
+
+def completed(X: np.ndarray, mixture: Mixture, seed: int) -> np.ndarray:
+    """Return rows X (N, D) with missing cells drawn from a mixture given the others."""
+    generator = torch.Generator().manual_seed(seed)
+    # a value far out would carry the drawn cells along
+    inner = torch.from_numpy(without_outliers(X))
+    draws = draw_missing(inner, components_of_mixture(mixture), 1, generator)
+    return np.where(np.isnan(X), draws[:, 0].numpy(), X)
+
+
+def complete_rows(X: np.ndarray, seed: int, fitted: np.ndarray | None = None) -> np.ndarray:
+    """Return standardised rows X (N, D) with missing cells drawn given the others.
+
+    The draws are those of the mixture that gives the observed cells of held-out rows the highest
+    likelihood, of mixtures with 1, 2, 4, ... full covariances. Each one starts from rows that the
+    one before has completed. Only the rows of the index `fitted` are used, or all. Without missing
+    cells, X is returned.
+    """
+    if not np.isnan(X).any():
+        return X
+    some = np.arange(len(X)) if fitted is None else fitted
+    some = some[~np.isnan(X[some]).all(axis=1)]
+    order = np.random.RandomState(seed).permutation(some)[:_MAX_ROWS]
+    rows = without_outliers(X[order])
+    n_held_out = len(rows) // 5
+    held_out, rows = rows[:n_held_out], rows[n_held_out:]
+    scores = {r: _score(likeliest_gaussian(rows, r), held_out) for r in _RIDGES}
+    ridge = max(scores, key=scores.__getitem__)
+    best, best_score, n_components = likeliest_gaussian(rows, ridge), scores[ridge], 2
+    while n_held_out > 0 and n_components * X.shape[1] ** 2 <= _MAX_PARAMETER_SHARE * rows.size:
+        try:
+            full = completed(rows, best, seed)
+            start = fit_mixture(full, n_components, "full", ridge, seed)
+            found = fit_with_missing(rows, start, ridge, max_iter=_MAX_ITERATIONS)
+        except np.linalg.LinAlgError:
+            break
+        score = _score(found, held_out)
+        if score <= best_score:
+            break
+        best, best_score, n_components = found, score, 2 * n_components
+    return completed(X, best, seed)
+
+
+def _score(mixture: Mixture, X: np.ndarray) -> float:
+    """Return the mean log density of the observed cells of rows X (N, D), nats."""
+    return float(score_observed(mixture, X).mean()) if len(X) else -np.inf
+
+
+def with_completed_rows(data: PreparedData, seed: int) -> PreparedData:
+    """Return the data with missing cells drawn by `complete_rows`, from its fitted rows."""
+    rows = complete_rows(data.standardised, seed, data.split.fitted)
+    return data if rows is data.standardised else data._replace(completed=rows)
+
+
+def monitored_completions(data: PreparedData, reference: MixtureReference, seed: int) -> np.ndarray:
+    """Return several completions of each monitored row, row by row, (n_monitored * K, D).
+
+    They are draws of a reference given the observed cells: the mean over them of the ratio of an
+    energy's density to the reference's estimates the ratio for the observed cells.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, components = torch.from_numpy(data.judged), components_of(reference)
+    return draw_missing(rows, components, N_MONITORED_COPIES, generator).flatten(0, 1).numpy()
+
+
+def completed_by(data: PreparedData, reference: MixtureReference, seed: int) -> PreparedData:
+    """Return the data with missing cells drawn from a reference given the observed cells."""
+    if data.observed is None:
+        return data
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.from_numpy(data.observed)
+    draws = draw_missing(rows, components_of(reference), 1, generator)
+    return data._replace(completed=draws[:, 0].numpy())
