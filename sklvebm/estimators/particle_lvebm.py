@@ -124,8 +124,9 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
         rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
-        ends. "auto" is "ratio" for networks with an embedding, where complete rows are held out,
-        with several temperatures. Only a first `fit` has a start.
+        ends. "auto" is "ratio" for networks with an embedding; for others it is "reference", and
+        the ratio only decides whether particles are trained at all. Both need complete rows, some
+        of them held out, and several temperatures. Only a first `fit` has a start.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory

@@ -117,8 +117,9 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
         rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
-        ends. "auto" is "ratio" for networks with an embedding, where complete rows are held out,
-        with several temperatures. Only a first `fit` has a start.
+        ends. "auto" is "ratio" for networks with an embedding; for others it is "reference", and
+        the ratio only decides whether particles are trained at all. Both need complete rows, some
+        of them held out, and several temperatures. Only a first `fit` has a start.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
         The proximal term. "jko": the change of the energy's gradient at the particles since their
         last move (unbiased). "gradient-penalty": the gradient itself, which flattens the energy

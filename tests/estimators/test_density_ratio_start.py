@@ -14,6 +14,7 @@ from sklvebm import (
     WassersteinFlowEBM,
 )
 from sklvebm.estimators._ebm import training as training_module
+from sklvebm.objectives.density_ratio import RatioStart
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 BOTH = pytest.mark.parametrize("estimator", [ParticleLVEBM, WassersteinFlowEBM])
@@ -51,6 +52,27 @@ def test_a_first_fit_begins_with_the_ratio_and_shares_its_epochs(estimator, curv
     reference = clone(model).set_params(max_iter=0).fit(curved)
     assert values[2] > values[0]
     assert min(values[2:]) > reference.score(curved) - 0.05
+
+
+@BOTH
+def test_a_ratio_without_gain_ends_a_fit_that_starts_at_the_reference(
+    estimator, curved, monkeypatch
+):
+    rows = gaussian_rows(150)
+    with monkeypatch.context() as patch:
+        patch.setattr(RatioStart, "upper_limit", lambda self, expected: -0.1)
+        model = brief(estimator, init="auto", max_iter=100).fit(rows)
+    assert model.init_ == "reference"
+    assert not model.improved_
+    # the history is that of the ratio: no epoch of particles
+    assert ratio_epochs(model) == [entry["epoch"] for entry in model.history_]
+    assert 0 < model.n_iter_ <= 50
+    # the same parameters train particles where the ratio has a gain, or where it was not asked
+    options = {"init": "auto", "max_iter": 100, "tol": 10.0, "n_iter_no_change": 1}
+    assert ratio_epochs(brief(estimator, **options).fit(curved)) == []
+    options["init"] = "reference"
+    assert ratio_epochs(brief(estimator, **options).fit(rows)) == []
+    assert ratio_epochs(brief(estimator, init="auto", max_iter=4).fit(rows)) == []
 
 
 @BOTH

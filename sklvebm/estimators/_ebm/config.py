@@ -16,6 +16,7 @@ from sklvebm.runtime import working_memory
 
 _FEW_DIMENSIONS = 7  # features and latents together
 _FEWEST_COLUMNS, _ROWS_PER_COLUMN = 4, 100  # for embeddings of columns
+_FEWEST_SCREENED_EPOCHS = 100  # of `max_iter`, half of which the density ratio may take
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
@@ -29,12 +30,14 @@ class PoolConfig(AnchoredConfig):
     n_temperatures: int
     n_langevin_steps: int
     init: str  # "ratio" or "reference"
+    # whether a density ratio without gain ends a fit that starts at the reference
+    screens: bool
     energy: Any = None  # the user's own; None for a network that corrects the reference
     latent_map: str = "linear"
 
     def ratio_recipe(self, n_rows: int) -> RatioRecipe:
         """Return the settings of the density ratio; without epochs where nothing starts there."""
-        is_wanted = self.init == "ratio"
+        is_wanted = self.init == "ratio" or self.screens
         return ratio_recipe(
             n_rows,
             max_epochs=self.max_iter // 2 if is_wanted else 0,
@@ -167,8 +170,8 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
     return {**parameters, **words, "batch_size": batch_size, "input_gain": gain}
 
 
-def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, str]:
-    """Return `embedding` and `init` without "auto".
+def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:
+    """Return `embedding` and `init` without "auto", and `screens`.
 
     Raises
     ------
@@ -191,7 +194,11 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
             "init must be 'auto' or 'reference' with n_temperatures=1, negatives='contrastive', "
             "early_stopping=False or an energy of your own, got 'ratio'."
         )
+    screens = False
     if init == "auto":
+        # a ratio of few epochs, or one that is to train to the end, is no reason to end a fit
+        is_long = parameters["max_iter"] >= _FEWEST_SCREENED_EPOCHS
+        screens = can_classify and embedding == "none" and is_long and parameters["tol"] is not None
         # with few rows for each column, particles alone find more (docs/benchmarks/tables.md)
         init = "ratio" if can_classify and embedding == "periodic" else "reference"
-    return {"embedding": embedding, "init": init}
+    return {"embedding": embedding, "init": init, "screens": screens}

@@ -227,7 +227,10 @@ def _from_ratio(
     monitor: Tensor,
     generator: torch.Generator,
 ) -> _Started:
-    """Start a first fit from the density ratio of rows and reference, if it is to start there."""
+    """Start a first fit from the density ratio of rows and reference, or look for a gain with it.
+
+    A fit that starts at the reference ends here if the ratio has no gain on held-out rows.
+    """
     config: PoolConfig = session.config
     recipe = config.ratio_recipe(len(fitted))
     if config.init == "ratio" and session.data.observed is not None:
@@ -240,7 +243,8 @@ def _from_ratio(
 
     def record(epoch: RatioEpoch) -> None:
         history.append(epoch.progress(base))
-        session.report_epoch(history[-1])
+        if not config.screens:
+            session.report_epoch(history[-1])
 
     ratio = start_from_ratio(energy, fitted, monitor, recipe, generator=generator, callback=record)
     limit = ratio.upper_limit(expected_refit_gain(session, training))
@@ -248,13 +252,16 @@ def _from_ratio(
         f"density ratio: gain over the reference {float(ratio.gains.mean()):.3f} nats, upper "
         f"confidence limit {limit:.3f}"
     )
+    is_hopeless = limit <= 0.0 and config.tol is not None
+    if config.screens:
+        return _Started(training, history if is_hopeless else [], base, is_hopeless)
     optimisation = start_optimisation(
         ratio.energy, learning_rate=config.learning_rate_init, alpha=config.alpha
     )
     state = resampled_pool(config.pool(), ratio.energy, training.state, generator)
     value = base + float(ratio.gains.mean())
     training = training._replace(optimisation=optimisation, state=state)
-    return _Started(training, history, value, limit <= 0.0 and config.tol is not None)
+    return _Started(training, history, value, is_hopeless)
 
 
 def _descended(
