@@ -134,7 +134,7 @@ def learned_far_away(proximal, n_inner, seed=1):
         n_inner_steps=n_inner,
         linearised=n_inner == 1,
     )
-    state = flow.ready(energy, flow.pool.init(energy, generator), 0, generator)
+    state = flow.ready(energy, flow.tempered.init(energy, generator), 0, generator)
     optimizer = torch.optim.Adam(energy.parameters(), lr=0.01)
     found = [divergence(energy)]
     for update in range(1, N_UPDATES + 1):

@@ -16,6 +16,7 @@ from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.latent_maps.maps import KernelLatentMap, PerceptronLatentMap
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy
+from sklvebm.models.embeddings import PeriodicEnergy
 from sklvebm.models.energies import (
     AnchoredEnergy,
     BridgedEnergy,
@@ -52,6 +53,7 @@ __all__ = [
     "ParticleImputer",
     "ParticleLVEBM",
     "PerceptronLatentMap",
+    "PeriodicEnergy",
     "PotentialFlowEBM",
     "TransformedDensity",
     "WassersteinFlowEBM",

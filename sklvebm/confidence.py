@@ -1,4 +1,4 @@
-"""Acceptance of a trained model: a one-sided confidence limit of its gain on held-out rows."""
+"""Acceptance of a trained model: one-sided confidence limits of its gain on held-out rows."""
 
 import math
 
@@ -23,3 +23,16 @@ def lower_confidence_limit(gains: Tensor) -> float:
     capped = torch.minimum(gains, torch.quantile(gains, _GAIN_CAP_QUANTILE))
     margin = float(stdtrit(n - 1, _CONFIDENCE)) * float(capped.std()) / math.sqrt(n)
     return float(capped.mean()) - margin
+
+
+def upper_confidence_limit(gains: Tensor, standard_error: float = 0.0) -> float:
+    """Return a one-sided upper confidence limit of the mean gain of held-out rows (N,), nats.
+
+    As `lower_confidence_limit`, above the mean and without a cap; for one row the limit is inf. A
+    further, independent `standard_error` is that of a constant in all gains.
+    """
+    n = len(gains)
+    if n < 2:
+        return math.inf
+    error = math.hypot(float(gains.std()) / math.sqrt(n), standard_error)
+    return float(gains.mean()) + float(stdtrit(n - 1, _CONFIDENCE)) * error

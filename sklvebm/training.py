@@ -1,4 +1,4 @@
-"""The training loop: epochs, batches, optimiser, averaging, plateaus, history. It knows no loss."""
+"""The training loop for any objective: epochs, optimiser, averaging, plateaus, history."""
 
 import copy
 import math
@@ -20,17 +20,17 @@ _N_REDUCTIONS = 2  # reductions before a plateau ends training
 _CLIP_NORM = 10.0
 _NORM, _BOUND = "norm of the parameters", "bound"  # among what an epoch reads
 _MAX_ROLL_BACKS = 5
-_SMOOTH_OVER = 5  # epochs: one ELBO carries the noise of a few hundred particles
+_SMOOTH_OVER = 5  # epochs: the ELBO of one has the noise of a few hundred particles
 # a model this far below where it started has run away, nats
 _FALL, _FALL_PER_FEATURE = 5.0, 1.0
 
 
 class Objective(Protocol):
-    """What the loop needs of an objective; `state` is whatever `step` returns."""
+    """The methods of an objective that the loop calls; `state` is what `step` returns."""
 
     loss_name: str  # under which the history has the mean loss
-    # whether the bound of parameters that are not finite is NaN, without an error: it is computed
-    # before the host reads anything then, so that an epoch waits for the device once
+    # whether the bound of parameters that are not finite is NaN without an error: the loop then
+    # computes it before it reads anything, and waits for the device once an epoch
     has_total_bound: bool
 
     def step(
@@ -47,11 +47,11 @@ class Objective(Protocol):
         """Return 0-d tensors of a state that `problem` needs among its metrics."""
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
-        """Say why the particles cannot stand for the model any more; None if they can."""
+        """Return why the particles do not represent the model any more; None if they do."""
 
 
 class Progress(NamedTuple):
-    """What one epoch came to; handed to the callback and kept as history."""
+    """The result of one epoch, for the callback and the history."""
 
     epoch: int
     lower_bound: float  # nats per row, in the objective's units
@@ -61,7 +61,7 @@ class Progress(NamedTuple):
 
 
 class Optimisation(NamedTuple):
-    """Everything besides particles that training carries on with."""
+    """Model, running average and optimiser: the state of training besides particles."""
 
     # modules, of the kind that the objective takes
     energy: Any  # last iterate
@@ -309,13 +309,13 @@ def train(
         )
     if undo_falls:
         run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]
-    # the start does not count: training leaves it before it gets ahead of it
+    # the bound falls in the first updates: the start is no reference for plateaus
     plateau = Plateau(tol, n_iter_no_change)
     recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
     history: list[Progress] = []
     n_roll_backs = 0
     for epoch in range(1, max_iter + 1):
-        sound = None  # the last copy goes before the next one is made
+        sound = None  # frees the last copy before the next one is made
         sound = _snapshot(run.optimisation), copy.deepcopy(run.state)
         progress = run.epoch(epoch, learning_rate)
         history.append(progress)
@@ -342,7 +342,7 @@ def train(
     return TrainingResult(run.optimisation, run.state, kept, best_lower_bound, history, converged)
 
 
-# Snapshots: of numbers only, because copies of whole modules cost more than an epoch of few rows
+# Snapshots hold numbers only: copies of modules take longer than an epoch of few rows
 
 
 class _Snapshot(NamedTuple):
@@ -378,7 +378,7 @@ def _copied(module: nn.Module) -> list[Tensor]:
 def _write(module: nn.Module, values: list[Tensor]) -> None:
     with torch.no_grad():
         for tensor, value in zip(_tensors(module), values, strict=True):
-            if not torch.equal(tensor, value):  # models share their reference, which nobody writes
+            if not torch.equal(tensor, value):  # models share the reference's tensors
                 tensor.copy_(value)
 
 

@@ -78,7 +78,8 @@ def fitted(moons):
     """A model of the moons with one latent, trained long enough to leave its Gaussian reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0)
+        options = {"reference": "gaussian", "init": "reference", "random_state": 0}
+        model = ParticleLVEBM(1, max_iter=30, **options)
         assert model.fit(moons).improved_
         return model
 
@@ -100,7 +101,8 @@ def fitted_wasserstein():
     X, _ = make_moons(1000, noise=0.1, random_state=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model = WassersteinFlowEBM(reference="gaussian", max_iter=60, random_state=0).fit(X)
+        options = {"reference": "gaussian", "init": "reference", "random_state": 0}
+        model = WassersteinFlowEBM(max_iter=60, **options).fit(X)
     assert model.improved_
     return model
 

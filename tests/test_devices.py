@@ -149,6 +149,7 @@ VALUES = {
 }
 BESIDE = {  # what a value cannot do without
     ("negatives", "contrastive"): {"n_temperatures": 1},
+    ("init", "ratio"): {"early_stopping": True, "max_iter": 4},
     # less to anneal than from a reference that is wrong
     ("energy", "module"): {"reference": "gaussian"},
     ("energy", "factory"): {"reference": "gaussian"},
@@ -241,7 +242,12 @@ CASES = [case for kind in KINDS for case in cases_of(kind)]
 # Every method ------------------------------------------------------------------------------------
 
 ARGUMENTS = {"n_samples": 3, "n_draws": 2, "random_state": 0}
-CHOICES = {"bound": "upper", "method": "energy", "return_latents": True}
+CHOICES = {
+    "bound": "upper",
+    "method": "energy",
+    "return_latents": True,
+    "quantiles": [0.2, 0.7],
+}
 
 
 def methods_of(kind):
@@ -430,6 +436,33 @@ def test_partial_fit_gives_what_the_cpu_gives(kind, pretended):
     expected = run("cpu")
     with pretended():
         assert_same(expected, run("pretended"))
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in KINDS if hasattr(k, "conditional_mean")], ids=lambda kind: kind.__name__
+)
+def test_missing_cells_give_what_the_cpu_gives(kind, pretended):
+    holes = np.where(np.random.default_rng(1).uniform(size=X.shape) < 0.15, np.nan, X)
+
+    def run(device):
+        model, rows = small(kind, device=device, max_iter=6).fit(holes), holes[:FEW]
+        assert model.improved_  # answers are those of particles
+        said = {
+            "score_samples": model.score_samples(rows),
+            "conditional_mean": model.conditional_mean(rows),
+            "conditional_quantiles": model.conditional_quantiles(rows),
+            "sample_conditional": model.sample_conditional(rows, 2, random_state=0),
+            "state": learned(model),
+        }
+        if hasattr(model, "transform"):
+            said["transform"] = model.transform(rows)
+        return said
+
+    expected = run("cpu")
+    assert np.isnan(holes[:FEW]).any()
+    with pretended() as trace:
+        assert_same(expected, run("pretended"))
+    assert trace.launches > 100
 
 
 @pytest.mark.parametrize("kind", WARM, ids=lambda kind: kind.__name__)

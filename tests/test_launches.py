@@ -28,8 +28,8 @@ CONFIGURATIONS = {
     ),
     "proximal": (WassersteinFlowEBM, {"reference": "gaussian"}),
 }
-# mean launches of an update: 697, 655, 473 and 524 when this was written, and a twentieth
-MOST_LAUNCHES = {"default": 730, "one Gaussian": 690, "published": 500, "proximal": 550}
+# mean launches of an update: 632, 606, 420 and 501 when this was written, and a twentieth
+MOST_LAUNCHES = {"default": 664, "one Gaussian": 636, "published": 441, "proximal": 526}
 
 
 class Counts(NamedTuple):

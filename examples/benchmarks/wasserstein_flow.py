@@ -129,7 +129,7 @@ def published_row(method, seed, rate):
     generator = torch.Generator().manual_seed(seed)
     rows = torch.from_numpy(data(seed)).float()
     energy, flow = published_energy(generator), published_objective(method)
-    state = flow.ready(energy, flow.pool.init(energy, generator), 0, generator)
+    state = flow.ready(energy, flow.tempered.init(energy, generator), 0, generator)
     optimizer = torch.optim.Adam(energy.parameters(), lr=rate)
     begin, looks = time.perf_counter(), []
     for update in range(1, N_UPDATES + 1):

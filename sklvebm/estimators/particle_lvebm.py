@@ -10,6 +10,8 @@ from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.latent_maps.selection import LATENT_MAPS
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import EMBEDDINGS
+from sklvebm.objectives.density_ratio import INITS
 from sklvebm.objectives.maximum_likelihood import NEGATIVES, POSTERIORS
 
 _RULES: dict[str, Rule] = {
@@ -24,6 +26,8 @@ _RULES: dict[str, Rule] = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "embedding": OneOf(EMBEDDINGS),
+    "init": OneOf(INITS),
     "dynamics": OneOf(tuple(KERNELS)),
     "posterior": OneOf(POSTERIORS),
     "negatives": OneOf(NEGATIVES),
@@ -41,6 +45,8 @@ _RULES: dict[str, Rule] = {
 }
 _RESOLVED = (
     "hidden_layer_sizes",
+    "embedding",
+    "init",
     "n_particles",
     "n_temperatures",
     "learning_rate_init",
@@ -70,8 +76,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Number of latents z.
     hidden_layer_sizes : sequence of int or "auto", default="auto"
         Hidden layers of the network g; ignored when `energy` is given. "auto" is (64, 64) for up
-        to seven features and latents together, else (128, 128); (64,) with `image_shape`, after the
-        convolutions.
+        to seven features and latents together without an embedding, else (128, 128); (64,) with
+        `image_shape`, after the convolutions.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional in x (`ConvEnergy`). None treats all columns alike. Ignored when `energy` is
@@ -109,6 +115,18 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         `diagnostics_` reports a problem.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    embedding : {"auto", "periodic", "none"}, default="auto"
+        Inputs of the network g: "periodic" gives it learned sines and cosines of every column
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more, a
+        thousand rows or more and a hundred rows or more per feature, without `image_shape`. Ignored
+        when `energy` is given.
+    init : {"auto", "ratio", "reference"}, default="auto"
+        Where training by particles starts. "reference": at the reference. "ratio": at the density
+        ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
+        rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
+        ends. "auto" is "ratio" for networks with an embedding; for others it is "reference", and
+        the ratio only decides whether particles are trained at all. Both need complete rows, some
+        of them held out, and several temperatures. Only a first `fit` has a start.
     energy : torch.nn.Module, callable or None, default=None
         A complete energy instead of the anchored network: a module with
         `energy(x, z) -> (n_rows,)` in nats, in standardised units of x, or a factory
@@ -140,13 +158,13 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Steps of the pool per update; latents take half as many, at least one.
     learning_rate_init : float or "auto", default="auto"
         Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
-        "auto" is 0.02 for a thousand rows or more with up to seven features and latents together,
-        else 0.01.
+        "auto" is 0.001 after the density ratio; else 0.02 for a thousand rows or more with up to
+        seven features and latents together, 0.01 otherwise.
     alpha : float or "auto", default="auto"
         Decoupled weight decay, per unit of learning rate. Small values allow energies that are hard
         to normalise (a wide bracket of log Z); large ones keep the energy near the reference.
-        "auto" is 0.01 for a thousand rows or more with up to seven features and latents together,
-        else 0.5.
+        "auto" is 0.1 after the density ratio; else 0.01 for a thousand rows or more with up to
+        seven features and latents together, 0.5 otherwise.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
     validation_fraction : float, default=0.1
@@ -188,6 +206,10 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         reference.
     hidden_layer_sizes_ : tuple of int
         Values that training used, where "auto" was given, too.
+    embedding_ : {"periodic", "none"}
+        Inputs of the network.
+    init_ : {"ratio", "reference"}
+        Where a first `fit` starts.
     n_particles_, n_temperatures_, batch_size_ : int
         Particles per row, rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -217,6 +239,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     ----------
     .. [1] S. Tang et al., "Particle Dynamics for Latent-Variable Energy-Based Models",
        Proceedings of Machine Learning Research 337, 2026.
+    .. [2] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical
+       Models", Journal of Machine Learning Research 13, 2012.
 
     Examples
     --------
@@ -250,6 +274,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         verbose=0,
         random_state=None,
         activation="tanh",
+        embedding="auto",
+        init="auto",
         energy=None,
         dynamics="crank-nicolson",
         posterior="particles",
@@ -279,6 +305,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
         self.activation = activation
+        self.embedding = embedding
+        self.init = init
         self.energy = energy
         self.dynamics = dynamics
         self.posterior = posterior

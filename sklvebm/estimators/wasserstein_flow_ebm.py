@@ -9,6 +9,8 @@ from sklvebm.estimators._ebm.config import proximal_config
 from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.models.energies import ACTIVATIONS
+from sklvebm.models.networks import EMBEDDINGS
+from sklvebm.objectives.density_ratio import INITS
 from sklvebm.objectives.proximal import PROXIMAL
 
 _RULES: dict[str, Rule] = {
@@ -21,6 +23,8 @@ _RULES: dict[str, Rule] = {
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
     "activation": OneOf(tuple(ACTIVATIONS)),
+    "embedding": OneOf(EMBEDDINGS),
+    "init": OneOf(INITS),
     "proximal": OneOf(PROXIMAL),
     "proximal_weight": Number(False, 0.0),
     "penalty_half_life": Number(False, 0.0, open_low=True, none=True),
@@ -39,6 +43,8 @@ _RULES: dict[str, Rule] = {
 }
 _RESOLVED = (
     "hidden_layer_sizes",
+    "embedding",
+    "init",
     "n_temperatures",
     "learning_rate_init",
     "alpha",
@@ -70,8 +76,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     Parameters
     ----------
     hidden_layer_sizes : sequence of int or "auto", default="auto"
-        Hidden layers of the network g. "auto" is (64, 64) for up to seven features, else
-        (128, 128); (64,) with `image_shape`, after the convolutions.
+        Hidden layers of the network g. "auto" is (64, 64) for up to seven features without an
+        embedding, else (128, 128); (64,) with `image_shape`, after the convolutions.
     image_shape : sequence of int or None, default=None
         Height and width, or height, width and channels, where rows are flattened images: g is then
         convolutional (`ConvEnergy`). None treats all columns alike.
@@ -103,6 +109,17 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         `diagnostics_` reports a problem.
     activation : {"silu", "softplus", "tanh"}, default="tanh"
         Activation of the network g.
+    embedding : {"auto", "periodic", "none"}, default="auto"
+        Inputs of the network g: "periodic" gives it learned sines and cosines of every column
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more, a
+        thousand rows or more and a hundred rows or more per feature, without `image_shape`.
+    init : {"auto", "ratio", "reference"}, default="auto"
+        Where training by particles starts. "reference": at the reference. "ratio": at the density
+        ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying
+        rows and exact draws of the reference [2]_. If that shows no gain on held-out rows, training
+        ends. "auto" is "ratio" for networks with an embedding; for others it is "reference", and
+        the ratio only decides whether particles are trained at all. Both need complete rows, some
+        of them held out, and several temperatures. Only a first `fit` has a start.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
         The proximal term. "jko": the change of the energy's gradient at the particles since their
         last move (unbiased). "gradient-penalty": the gradient itself, which flattens the energy
@@ -132,10 +149,11 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         Steps of the pool per move.
     learning_rate_init : float or "auto", default="auto"
         Step of Adam. It is divided by about 3 at each of two plateaus; the third ends training.
-        "auto" is 0.02 for a thousand rows or more with up to seven features, else 0.01.
+        "auto" is 0.001 after the density ratio; else 0.02 for a thousand rows or more with up to
+        seven features, 0.01 otherwise.
     alpha : float or "auto", default="auto"
-        Decoupled weight decay, per unit of learning rate. "auto" is 0.01 for a thousand rows or
-        more with up to seven features, else 0.5.
+        Decoupled weight decay, per unit of learning rate. "auto" is 0.1 after the density ratio;
+        else 0.01 for a thousand rows or more with up to seven features, 0.5 otherwise.
     batch_size : int or "auto", default="auto"
         Rows per update; "auto" gives 8 updates per epoch of 32 to 256 rows, and 32 for many rows.
     validation_fraction : float, default=0.1
@@ -176,6 +194,10 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         upper estimate of log Z. If not, it is that reference.
     hidden_layer_sizes_ : tuple of int
         Values that training used, where "auto" was given, too.
+    embedding_ : {"periodic", "none"}
+        Inputs of the network.
+    init_ : {"ratio", "reference"}
+        Where a first `fit` starts.
     n_temperatures_, batch_size_ : int
         Rungs of the ladder, rows per update.
     learning_rate_init_, alpha_ : float
@@ -202,6 +224,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     ----------
     .. [1] Y. Wu, P. Wei, L. Lin, "A near-optimal gradient flow for learning neural energy-based
        models", arXiv:1910.14216, 2019.
+    .. [2] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical
+       Models", Journal of Machine Learning Research 13, 2012.
 
     Examples
     --------
@@ -231,6 +255,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         verbose=0,
         random_state=None,
         activation="tanh",
+        embedding="auto",
+        init="auto",
         proximal="jko",
         proximal_weight=0.1,
         penalty_half_life=100.0,
@@ -258,6 +284,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self.verbose = verbose
         self.random_state = random_state
         self.activation = activation
+        self.embedding = embedding
+        self.init = init
         self.proximal = proximal
         self.proximal_weight = proximal_weight
         self.penalty_half_life = penalty_half_life

@@ -12,7 +12,6 @@ different missing cells then share one array.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +29,12 @@ from sklvebm.mcmc.langevin import start
 from sklvebm.mcmc.state import Frame, IndependentNoise, Noise, Target, Value, stack_rows
 from sklvebm.mixtures.components import draw_categorical
 from sklvebm.mixtures.missing_cells import Components, blocks, components_of, conditioned
+from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import PathEnergy
 from sklvebm.smc.quasi_random import latent_nodes
+from sklvebm.smc.resampling import effective_sample_size
 
 _JITTER = 1e-12  # of the variances; rounding of a small conditional variance
-_MAX_MOVED_ROWS, _MOVED_AT_A_TIME = 2000, 250  # rows of one call of `move_missing`
 
 
 class RowConditionals(NamedTuple):
@@ -74,32 +74,36 @@ def row_conditionals(x: Tensor, components: Components) -> RowConditionals:
     return RowConditionals(log_joint, centres, pattern, root, inverse)
 
 
-class MissingCells:
-    """The path from the reference to an energy, of missing cells and latents given observed cells.
+class ReferenceCells:
+    """Missing cells and latents of rows under a reference, given the observed cells.
 
     Parameters
     ----------
-    energy : AnchoredEnergy or BridgedEnergy
-        The model, in double precision.
+    reference : MixtureReference
+        The reference, in double precision.
     x : Tensor of shape (N, D)
         Standardised rows, NaN in missing cells.
     n_copies : int
         Particles of each row.
     """
 
-    def __init__(self, energy: PathEnergy, x: Tensor, n_copies: int) -> None:
-        self.energy, self.x, self.n_copies = energy, x, n_copies
+    def __init__(self, reference: MixtureReference, x: Tensor, n_copies: int) -> None:
+        self.reference, self.x, self.n_copies = reference, x, n_copies
         self.is_missing = torch.isnan(x)
-        self.components = components_of(energy.reference)
+        self.components = components_of(reference)
         self.given = row_conditionals(x, self.components)
-        self._correction_and_grad = select_correction_and_grad(energy)
 
-    def base_draws(self, nodes: Tensor) -> Tensor:
-        """Map normal numbers to draws of the reference's conditional distribution.
+    @property
+    def n_nodes(self) -> int:
+        """Normal numbers that make one draw."""
+        return 1 + self.reference.n_features + self.reference.n_latents
+
+    def draws(self, nodes: Tensor) -> Tensor:
+        """Map normal numbers to draws of the conditional distribution.
 
         Parameters
         ----------
-        nodes : Tensor of shape (N or 1, n_copies, 1 + D + L)
+        nodes : Tensor of shape (N or 1, n_copies, n_nodes)
             The first coordinate selects the component.
 
         Returns
@@ -121,9 +125,49 @@ class MissingCells:
         d = self.x.shape[1]
         return torch.where(self.is_missing.unsqueeze(1), position[:, :, :d], self.x.unsqueeze(1))
 
+    def _frame(self, rows: Tensor, component: Tensor) -> Frame:
+        """Return frames in which a component (B,) of each row (B,) is standard normal."""
+        given, d, like = self.given, self.x.shape[1], self.x
+        which, pattern = self.components.covariance_of[component], given.pattern[rows]
+        centre = given.centres[rows, component].to(like)
+        scale = self.components.scales[component].to(like).unsqueeze(1)
+        scale = torch.where(self.is_missing[rows], scale, 1.0)
+        root, inverse = (
+            part[pattern, which].to(like) for part in (given.roots, given.inverse_roots)
+        )
+
+        def on_cells(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            # latents are standard normal already
+            return lambda u: torch.cat([function(u[:, :d]), u[:, d:]], 1)
+
+        def product(rows: Tensor, matrices: Tensor) -> Tensor:
+            return torch.bmm(rows.unsqueeze(1), matrices).squeeze(1)
+
+        return Frame(
+            whiten=on_cells(lambda u: product((u - centre) / scale, inverse.mT)),
+            colour=on_cells(lambda s: centre + scale * product(s, root.mT)),
+            pull=on_cells(lambda grad: product(scale * grad, root)),
+        )
+
+
+class MissingCells(ReferenceCells):
+    """The path from the reference to an energy, of missing cells and latents given observed cells.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model, in double precision.
+    x, n_copies
+        As for `ReferenceCells`.
+    """
+
+    def __init__(self, energy: PathEnergy, x: Tensor, n_copies: int) -> None:
+        super().__init__(energy.reference, x, n_copies)
+        self._correction_and_grad = select_correction_and_grad(energy)
+
     def target(self, rows: Tensor, n_copies: int | None = None) -> Target:
         """Return the path for the particles of some rows (n,), stacked row by row."""
-        reference, d = self.energy.reference, self.x.shape[1]
+        reference, d = self.reference, self.x.shape[1]
         stacked = stack_rows(rows, n_copies or self.n_copies)
         x, hidden = self.x[stacked], self.is_missing[stacked]
 
@@ -151,30 +195,6 @@ class MissingCells:
             return self._frame(stacked, draw_categorical(reference.log_components(y), noise))
 
         return Target(evaluate, base, frames)
-
-    def _frame(self, rows: Tensor, component: Tensor) -> Frame:
-        """Return frames in which a component (B,) of each row (B,) is standard normal."""
-        given, d, like = self.given, self.x.shape[1], self.x
-        which, pattern = self.components.covariance_of[component], given.pattern[rows]
-        centre = given.centres[rows, component].to(like)
-        scale = self.components.scales[component].to(like).unsqueeze(1)
-        scale = torch.where(self.is_missing[rows], scale, 1.0)
-        root, inverse = (
-            part[pattern, which].to(like) for part in (given.roots, given.inverse_roots)
-        )
-
-        def on_cells(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            # latents are standard normal already
-            return lambda u: torch.cat([function(u[:, :d]), u[:, d:]], 1)
-
-        def product(rows: Tensor, matrices: Tensor) -> Tensor:
-            return torch.bmm(rows.unsqueeze(1), matrices).squeeze(1)
-
-        return Frame(
-            whiten=on_cells(lambda u: product((u - centre) / scale, inverse.mT)),
-            colour=on_cells(lambda s: centre + scale * product(s, root.mT)),
-            pull=on_cells(lambda grad: product(scale * grad, root)),
-        )
 
 
 def missing_particles(
@@ -209,10 +229,9 @@ def missing_particles(
         the reference's density of these cells.
     """
     cells = MissingCells(energy, x, n_particles)
-    nodes = latent_nodes(n_particles, 1 + x.shape[1] + energy.n_latents, seed).to(x)
     particles = weighted_particles(
         cells.target,
-        cells.base_draws(nodes[None]),
+        cells.draws(latent_nodes(n_particles, cells.n_nodes, seed).to(x)[None]),
         step_size=step_size,
         make_noise=shared_noise(seed, n_particles),
         stages=LATENT_STAGES,
@@ -241,18 +260,25 @@ def missing_draws(
     *,
     step_size: float,
     generator: torch.Generator,
-) -> Tensor:
-    """Draw missing cells and latents of each row x (N, D), (N, n_draws, D + L).
+) -> tuple[Tensor, Tensor]:
+    """Draw missing cells and latents of each row x (N, D).
 
     Weighted particles of the row are resampled, and moved to separate copies. Draws of different
     rows are independent.
+
+    Returns
+    -------
+    draws : Tensor of shape (N, n_draws, D + L)
+        Positions.
+    log_weights : Tensor of shape (N, K)
+        Of the particles that were resampled, nats.
     """
-    n, d = x.shape
+    n = len(x)
     n_particles = max(ROW_PARTICLES, 2 * n_draws)
     cells, noise = MissingCells(energy, x, n_particles), IndependentNoise(generator)
     particles = weighted_particles(
         cells.target,
-        cells.base_draws(noise.normal(x.new_empty(n, n_particles, 1 + d + energy.n_latents))),
+        cells.draws(noise.normal(x.new_empty(n, n_particles, cells.n_nodes))),
         step_size=step_size,
         make_noise=lambda stage: noise,
         stages=LATENT_STAGES,
@@ -263,48 +289,52 @@ def missing_draws(
     target = cells.target(rows, n_draws)
     chains = start(particles.position[rows[:, None], index].flatten(0, 1), target)
     chains = polish(chains, target, x.new_tensor(step_size), noise)
-    return chains.position.reshape(n, n_draws, -1)
+    return chains.position.reshape(n, n_draws, -1), particles.log_weights
+
+
+def with_effective_share(answers: Tensor, log_weights: Tensor) -> Tensor:
+    """Return answers (N, Q + 1, D): the last one is the share of effective particles (N, K)."""
+    share = effective_sample_size(log_weights) / log_weights.shape[1]
+    last = share.to(answers)[:, None, None].expand(-1, 1, answers.shape[2])
+    return torch.cat([answers, last], 1)
 
 
 @torch.no_grad()
-def move_missing(
+def moved_cells(
     energy: PathEnergy,
-    observed: np.ndarray,
-    rows: Tensor,
-    step_size: float,
-    generator: torch.Generator,
-) -> None:
-    """Move the missing cells of completed rows under an energy, in place.
-
-    The cells are persistent particles, one for each row, for which the energy's distribution given
-    the observed cells is stationary. At most 2,000 random rows are moved.
+    observed: Tensor,
+    position: Tensor,
+    step_size: Tensor,
+    noise: IndependentNoise,
+) -> Tensor:
+    """Move missing cells and latents; the energy's conditional distribution is stationary.
 
     Parameters
     ----------
     energy : AnchoredEnergy or BridgedEnergy
-        The model as it is.
-    observed : ndarray of shape (N, D)
+        The model.
+    observed : Tensor of shape (N, D)
         Standardised rows, NaN in missing cells.
-    rows : Tensor of shape (N, D)
-        The same rows completed; modified.
-    step_size : float
+    position : Tensor of shape (N, D + L)
+        The same rows completed, and whitened latents.
+    step_size : Tensor, 0-d
         Crank-Nicolson step, squared white units per nat.
-    generator : torch.Generator
-        Source of all noise, on the device of the rows.
+    noise : IndependentNoise
+        Source of all noise.
+
+    Returns
+    -------
+    position : Tensor of shape (N, D + L)
+        Observed cells are unchanged.
     """
-    places = torch.from_numpy(np.flatnonzero(np.isnan(observed).any(axis=1))).to(rows.device)
-    order = torch.randperm(len(places), generator=generator, device=rows.device)
-    noise, d = IndependentNoise(generator), rows.shape[1]
-    for some in places[order[:_MAX_MOVED_ROWS]].split(_MOVED_AT_A_TIME):
-        x = torch.from_numpy(observed[some.cpu().numpy()]).to(rows)
-        cells = MissingCells(energy, x, 1)
-        free = noise.normal(x.new_empty(len(x), d + energy.n_latents))
-        position = torch.cat(
-            [torch.where(cells.is_missing, rows[some], free[:, :d]), free[:, d:]], 1
-        )
-        target = cells.target(torch.arange(len(x), device=x.device))
-        chains = polish(start(position, target), target, x.new_tensor(step_size), noise)
-        rows[some] = cells.complete(chains.position[:, None])[:, 0]
+    cells, d = MissingCells(energy, observed, 1), observed.shape[1]
+    free = noise.normal(observed)
+    own = torch.where(cells.is_missing, position[:, :d], free)
+    target = cells.target(torch.arange(len(observed), device=observed.device))
+    chains = start(torch.cat([own, position[:, d:]], 1), target)
+    chains = polish(chains, target, step_size, noise)
+    rows = cells.complete(chains.position[:, None])[:, 0]
+    return torch.cat([rows, chains.position[:, d:]], 1)
 
 
 def weighted_mean(values: Tensor, log_weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Has a sampler converged? Split R-hat and effective sample size of parallel chains."""
+"""Convergence of parallel chains: split and nested R-hat, effective sample size."""
 
 import math
 

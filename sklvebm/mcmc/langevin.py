@@ -90,9 +90,9 @@ def heun_step(
     .. math:: v = u - h \nabla E_b(u) + \sqrt{2 h}\, \xi, \qquad
               u' = u - \tfrac h2 (\nabla E_b(u) + \nabla E_b(v)) + \sqrt{2 h}\, \xi
 
-    Of weak order two also at finite times [1]_: it follows the gradient flow of the relative
-    entropy on its way, not only its end. Parameters and returns are those of `ula_step`; two
-    evaluations.
+    Its weak order is two also at finite times [1]_: it follows the gradient flow of the relative
+    entropy on the way, not only at its end. Parameters and returns are those of `ula_step`. Each
+    step makes two evaluations.
 
     Notes
     -----
@@ -206,7 +206,7 @@ def crank_nicolson_step(
 def reference_step(
     chains: Chains, target: Target, proposal: Tensor, *, beta: Tensor, noise: Noise
 ) -> tuple[Chains, StepInfo]:
-    """Offer every chain an independent draw of the reference (Metropolis independence sampler).
+    """Propose an independent draw of the base to every chain (Metropolis independence sampler).
 
     Parameters
     ----------
@@ -230,8 +230,8 @@ def reference_step(
 
     Notes
     -----
-    The base cancels, so the ratio is `exp(-b (f' - f))`: the move that lets particles change
-    between modes which no local step connects.
+    The base cancels, and the ratio is `exp(-b (f' - f))`. Particles change between modes that no
+    local step connects.
     """
     new = target.evaluate(proposal)
     log_ratio = beta * (chains.value.correction - new.correction)
@@ -239,7 +239,7 @@ def reference_step(
 
 
 def _accept(log_ratio: Tensor, new: Chains, old: Chains, noise: Noise) -> tuple[Chains, StepInfo]:
-    """Take the new chains with the Metropolis probability; never where the ratio is not finite."""
+    """Accept new chains with the Metropolis probability; a ratio of NaN is rejected."""
     acceptance = log_ratio.clamp(max=0.0).exp_().nan_to_num_(nan=0.0)
     accepted = noise.uniform(acceptance) < acceptance
     column = accepted.unsqueeze(-1)
@@ -255,7 +255,7 @@ def _identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tens
 
 
 class Kernel(NamedTuple):
-    """A step, how to read particles off its chain, and how its step size is set."""
+    """A step, the particles that its chain stands for, and the rule of its step size."""
 
     step: Callable[..., tuple[Chains, StepInfo]]
     readout: Callable[[Tensor, Tensor, Noise], Tensor]

@@ -1,4 +1,4 @@
-"""Who moves: particles, the path of targets they move on, and the noise that moves them.
+"""Particles, the path of targets on which they move, and sources of noise.
 
 Shape letters of the package: `N` rows of X, `B` any list of positions, `K` particles per row,
 `T` temperatures, `C` chains per temperature, `D` features, `L` latents, `P` position width.
@@ -28,9 +28,9 @@ class Value(NamedTuple):
 class Frame(NamedTuple):
     """Coordinates in which the base of a path is a standard normal, one for every position.
 
-    A base that is a mixture has one frame per component; which one a position uses is drawn from
-    the component's probability given the position, a Gibbs move that leaves every target of the
-    path invariant (docs/theory/model.md, eq. 5).
+    A mixture has one frame for each component. A position's component is drawn from its probability
+    given the position. This Gibbs move leaves every target of the path invariant
+    (docs/theory/model.md, eq. 5).
     """
 
     whiten: Callable[[Tensor], Tensor]  # positions (B, P) -> white coordinates (B, P)
@@ -69,13 +69,13 @@ class Batch(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a human or an adaptation rule wants to know about one step."""
+    """Statistics of one step."""
 
     acceptance: Tensor  # (B,), probability of acceptance; one for unadjusted kernels
 
 
 class ParticleState(NamedTuple):
-    """Everything that the particle likelihood carries from one update to the next.
+    """The particles of a fit, and what is adapted to them.
 
     Positions are in the reference's own coordinates (`MixtureReference.split`), where the
     reference posterior of the latents is a standard normal.
@@ -102,9 +102,8 @@ def take_chains(chains: Chains, index: Tensor) -> Chains:
 def hold_frames(target: Target) -> Target:
     """Return the target with frames that are drawn at the first step and kept for all others.
 
-    Given the components of a mixture base, every step leaves the joint law of positions and
-    components alone, so that redrawing components less often than positions is a Gibbs sampler
-    still. Valid as long as positions keep their places.
+    Every step leaves the joint distribution of positions and components of the base invariant.
+    Components may therefore be redrawn less often than positions. Positions must keep their order.
     """
     held: list[Frame] = []
 
@@ -149,9 +148,9 @@ class IndependentNoise:
 class SharedNoise:
     """The same random numbers for every row, so that a row's result depends on that row alone.
 
-    Positions are stacked row by row, `n_copies` particles each; particle k of every row receives
-    the same numbers. Rows become correlated with one another, each stays correct. Normal numbers
-    of the second half of the particles are those of the first with the sign changed.
+    Positions are stacked row by row, `n_copies` particles each. Particle k of every row receives
+    the same numbers: results of different rows are correlated, and each is correct. The second half
+    of the particles receives the normal numbers of the first with the sign changed.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The ladder of temperatures between the reference (b = 0) and the model (b = 1).
 
-Replicas at neighbouring inverse temperatures are exchanged by Metropolis; as the targets differ by
-`(b' - b) * correction` only, the ratio needs nothing but the corrections.
+Metropolis moves exchange replicas at neighbouring inverse temperatures. The targets differ by
+`(b' - b) * correction`, so that the ratio depends on the corrections alone.
 """
 
 import math
@@ -36,22 +36,20 @@ def swap_replicas(
         Mean acceptance probability of each pair of neighbours; NaN for those not tried.
     """
     n_temperatures, n_chains = correction.shape
-    places = torch.arange(n_temperatures * n_chains, device=correction.device)
-    index = places.reshape(n_temperatures, n_chains).clone()
-    last = max(parity, n_temperatures - 1)
-    low = torch.arange(parity, last, 2, device=correction.device)
+    index = torch.arange(n_temperatures * n_chains, device=correction.device)
     mean = correction.new_full((n_temperatures - 1,), math.nan)
-    if len(low) == 0:
-        return places, mean
-    high = low + 1
+    last = max(parity, n_temperatures - 1)
+    low, high = slice(parity, last, 2), slice(parity + 1, last + 1, 2)
+    if parity >= last:
+        return index, mean
     log_ratio = (betas[high] - betas[low])[:, None] * (correction[high] - correction[low])
     acceptance = torch.nan_to_num(torch.exp(log_ratio.clamp(max=0.0)), nan=0.0)
     accepted = noise.uniform(acceptance) < acceptance
-    below, above = index[low], index[high]
-    index[low] = torch.where(accepted, above, below)
-    index[high] = torch.where(accepted, below, above)
+    places, shift = index.view(n_temperatures, n_chains), n_chains * accepted
+    places[low] += shift
+    places[high] -= shift
     mean[low] = acceptance.mean(1)
-    return index.reshape(-1), mean
+    return index, mean
 
 
 def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Tensor:
@@ -73,7 +71,7 @@ def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Ten
     betas : Tensor of shape (n_temperatures,)
         From 0 to 1; equally spaced where the correction does not vary.
     """
-    # a floor keeps rungs from leaving a region whose variance was not seen yet
+    # the floor keeps rungs in regions whose variance is not known yet
     speed = torch.sqrt(variance.double()).clamp(min=1e-6)
     speed = speed + 0.1 * speed.mean()
     grid = betas.double()

@@ -74,7 +74,7 @@ def components_of_mixture(mixture: Mixture) -> Components:
 class Block(NamedTuple):
     """Rows of several patterns, with equal numbers of rows for each."""
 
-    # (P, R), of the rows; patterns with fewer rows repeat their first one; hides `tuple.index`
+    # (P, R), of the rows; patterns with fewer rows repeat some; hides `tuple.index`
     index: Tensor  # type: ignore[assignment]
     is_row: Tensor  # (P, R), False for such repeats
     is_observed: Tensor  # (P, D)
@@ -116,9 +116,6 @@ def _rows_of_groups(group: np.ndarray, n_groups: int) -> list[np.ndarray]:
 def _block(X: Tensor, parts: list[tuple[np.ndarray, np.ndarray]]) -> Block:
     n_rows = max(len(rows) for _, rows in parts)
     index = np.stack([np.resize(rows, n_rows) for _, rows in parts])
-    index[:, :] = np.where(
-        np.arange(n_rows) < np.array([[len(rows)] for _, rows in parts]), index, index[:, :1]
-    )
     is_row = np.arange(n_rows) < np.array([[len(rows)] for _, rows in parts])
     is_observed = ~np.stack([pattern for pattern, _ in parts])
     where, kept, seen = (torch.from_numpy(a).to(X.device) for a in (index, is_row, is_observed))

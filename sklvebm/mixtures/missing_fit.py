@@ -29,6 +29,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.preprocessing.scaling import without_outliers
 
+N_MONITORED_COPIES = 8  # completions of a monitored row
 _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
 _MAX_GAUSSIAN_ITERATIONS = 100  # of a single Gaussian, where half of the cells may be missing
 # of the mixtures that complete rows: variances added, iterations, rows, parameters per cell
@@ -198,6 +199,17 @@ def with_completed_rows(data: PreparedData, seed: int) -> PreparedData:
     """Return the data with missing cells drawn by `complete_rows`, from its fitted rows."""
     rows = complete_rows(data.standardised, seed, data.split.fitted)
     return data if rows is data.standardised else data._replace(completed=rows)
+
+
+def monitored_completions(data: PreparedData, reference: MixtureReference, seed: int) -> np.ndarray:
+    """Return several completions of each monitored row, row by row, (n_monitored * K, D).
+
+    They are draws of a reference given the observed cells: the mean over them of the ratio of an
+    energy's density to the reference's estimates the ratio for the observed cells.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, components = torch.from_numpy(data.judged), components_of(reference)
+    return draw_missing(rows, components, N_MONITORED_COPIES, generator).flatten(0, 1).numpy()
 
 
 def completed_by(data: PreparedData, reference: MixtureReference, seed: int) -> PreparedData:

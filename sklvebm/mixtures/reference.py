@@ -37,6 +37,7 @@ from sklvebm.mixtures.components import (
 # largest `mean^T precision mean` of expanded quadratic forms: cancellation gives 1e-5 nats there
 _MAX_EXPANDED_FORM = 1e10
 _DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
+_MAX_KEPT_NUMBERS = 2**20  # coefficients of quadratic forms that a reference keeps
 RENAMED_PARAMETERS = {
     f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _DEFENSIVE_PARAMETERS
 }
@@ -257,14 +258,40 @@ class MixtureReference(MixtureParts):
         """Whether rows whitened by every factor are fewer numbers than products of features."""
         return self.n_features + 1 > 2 * len(self.factors)
 
-    # Densities ---------------------------------------------------------------------------------
-
     def log_components(self, y: Tensor) -> Tensor:
         """Return `log w_m N(y; m_m, C_m)`, (B, M), nats, in double precision.
 
         The quadratic forms of narrow components lose many digits by cancellation.
         """
-        y, means, factors = y.double(), self.means.double(), self.factors.double()
+        y, (constant, forms) = y.double(), self._expanded_forms()
+        if self.is_diagonal:
+            products = y.square()
+        elif self._has_few_covariances:
+            squares = torch.matmul(y, self.factors.double()).square().sum(-1).T
+            half = 0.5 * self.scales.double().square().reciprocal()
+            squares = half * squares[:, self.covariance_of]
+            return self._with_far(torch.addmm(constant, y, forms.T) - squares, y)
+        else:
+            first, second = torch.triu_indices(y.shape[1], y.shape[1], device=y.device)
+            products = y[:, first] * y[:, second]
+        # one matrix product, because a pass over (B, M) numbers costs as much as the product
+        return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
+
+    def _expanded_forms(self) -> tuple[Tensor, Tensor]:
+        """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
+        own = self.log_weights, self.means, self.scales, self.factors, self.covariance_of
+        known = self.__dict__.get("_forms")
+        if known is not None and all(a is b for a, b in zip(known[0], own, strict=True)):
+            return cast(tuple[Tensor, Tensor], known[1])
+        found = self._expand()
+        # tensors of inference mode cannot be used for gradients later
+        if found[1].numel() <= _MAX_KEPT_NUMBERS and not torch.is_inference_mode_enabled():
+            self.__dict__["_forms"] = own, found
+        return found
+
+    def _expand(self) -> tuple[Tensor, Tensor]:
+        """Compute what `_expanded_forms` keeps."""
+        means, factors = self.means.double(), self.factors.double()
         diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
         scales = self.scales.double()
         log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
@@ -273,22 +300,20 @@ class MixtureReference(MixtureParts):
         pull = self.pulls()
         constant = constant - 0.5 * (pull * means).sum(1)
         if self.is_diagonal:
-            products, weights = y.square(), factors.square()
+            weights = factors.square()
         elif self._has_few_covariances:
-            squares = torch.matmul(y, factors).square().sum(-1).T
-            half = 0.5 * scales.square().reciprocal()
-            squares = half * squares[:, self.covariance_of]
-            return self._with_far(torch.addmm(constant, y, pull.T) - squares, y)
+            return constant, pull
         else:
             precision = factors @ factors.transpose(1, 2)
-            first, second = torch.triu_indices(*precision.shape[1:], device=y.device)
+            first, second = torch.triu_indices(*precision.shape[1:], device=means.device)
             # an off-diagonal product occurs twice in the form
-            products = y[:, first] * y[:, second]
-            weights = precision[:, first, second] * (2.0 - (first == second).to(y.dtype))
+            weights = precision[:, first, second] * (2.0 - (first == second).double())
             weights = weights[self.covariance_of] / scales.square()[:, None]
-        # one matrix product, because a pass over (B, M) numbers costs as much as the product
-        forms = torch.cat([-0.5 * weights, pull], 1)
-        return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
+        return constant, torch.cat([-0.5 * weights, pull], 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies and pickles compute the forms again
+        return {name: value for name, value in self.__dict__.items() if name != "_forms"}
 
     def _with_far(self, log_components: Tensor, y: Tensor) -> Tensor:
         """Replace the columns of components far from zero by forms that do not cancel; (B, M)."""
@@ -384,8 +409,6 @@ class MixtureReference(MixtureParts):
             grad = grad + torch.einsum("bf,bfe,fde->bd", of_far, white, whitening)
         return -log_density.to(y.dtype), grad.to(y.dtype)
 
-    # Draws -------------------------------------------------------------------------------------
-
     def sample(self, n: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
         """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates.
 
@@ -428,8 +451,6 @@ class MixtureReference(MixtureParts):
             )
             y = self.means[component] + coloured * self.scales[component, None]
         return torch.cat([y, e], 1)
-
-    # Frames ------------------------------------------------------------------------------------
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
         """Draw a component for each y (B, D) from its posterior given y, by `noise`; (B,)."""

@@ -8,10 +8,17 @@ import torch
 from torch import nn
 
 from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy, checked_image_shape
+from sklvebm.models.embeddings import PeriodicEnergy
 from sklvebm.models.energies import MLPEnergy
 
-Network = MLPEnergy | ConvEnergy | ConvLayerEnergy
-_KINDS = {"mlp": MLPEnergy, "conv": ConvEnergy, "conv-layer": ConvLayerEnergy}
+EMBEDDINGS = ("auto", "periodic", "none")
+Network = MLPEnergy | PeriodicEnergy | ConvEnergy | ConvLayerEnergy
+_KINDS = {
+    "mlp": MLPEnergy,
+    "periodic": PeriodicEnergy,
+    "conv": ConvEnergy,
+    "conv-layer": ConvLayerEnergy,
+}
 _DENSE_UNITS, _LOCAL_CHANNELS = (64,), (16,)  # defaults with `image_shape`
 
 
@@ -23,6 +30,7 @@ class NetworkConfig:
     activation: str
     image_shape: tuple[int, ...] | None  # of one row; None for a dense network
     input_gain: float  # of the first layer's weights, for dense networks
+    embedding: str = "none"  # of the columns, for dense networks: "periodic" or "none"
 
 
 def resolve_layers(
@@ -53,8 +61,11 @@ def resolve_layers(
 
 def correction_network(
     config: NetworkConfig, n_features: int, n_latents: int, generator: torch.Generator
-) -> MLPEnergy | ConvEnergy:
+) -> MLPEnergy | PeriodicEnergy | ConvEnergy:
     """Return a network for the correction of a joint energy, which is zero at first."""
+    if config.embedding == "periodic":
+        widths, activation = config.hidden_layer_sizes, config.activation
+        return PeriodicEnergy(n_features, n_latents, widths, activation, generator)
     if config.image_shape is None:
         return _dense_network(config, n_features, n_latents, generator)
     widths, activation = config.hidden_layer_sizes, config.activation
@@ -90,6 +101,7 @@ def shape_of(network: nn.Module) -> dict[str, Any]:
         "image_shape": getattr(network, "image_shape", None),
         "hidden_layer_sizes": network.hidden_layer_sizes,
         "activation": network.activation,
+        "embedding": "periodic" if isinstance(network, PeriodicEnergy) else "none",
     }
 
 
@@ -109,8 +121,9 @@ def network_from_plain(plain: dict[str, Any], n_features: int, n_latents: int) -
     """Rebuild what `plain_network` described."""
     widths, activation = plain["hidden_layer_sizes"], plain["activation"]
     kind = plain["kind"]
-    if kind == "mlp":
-        network: Network = MLPEnergy(n_features, n_latents, widths, activation)
+    if kind in ("mlp", "periodic"):
+        dense = MLPEnergy if kind == "mlp" else PeriodicEnergy
+        network: Network = dense(n_features, n_latents, widths, activation)
     elif kind == "conv":
         network = ConvEnergy(n_features, n_latents, plain["image_shape"], widths, activation)
     else:

@@ -3,9 +3,9 @@ r"""Maximum likelihood by coupled particle flows: data particles against a joint
 .. math:: \nabla_\theta L = -\frac1n \sum_i E_{p(z|x_i)}[\nabla_\theta f(x_i, z)]
                             + E_{p(x,z)}[\nabla_\theta f(x, z)]        (docs/theory/model.md, eq. 6)
 
-Both expectations are over persistent particles. With one temperature this is the published
-algorithm; with several, the pool is a ladder of replicas and all of its rungs enter the second
-expectation with their multistate weights.
+Both expectations are over persistent particles. With one temperature, this is the published
+algorithm. With several, the pool is a ladder of replicas. All rungs enter the second expectation
+with their multistate weights.
 """
 
 import math
@@ -168,15 +168,15 @@ class ParticleLikelihood:
         return self.tempered.settled(energy, state, generator)
 
     def particles(self, state: ParticleState) -> ParticleState:
-        """Return the particles of a state, which is nothing else here."""
+        """Return the particles of a state: the state itself."""
         return state
 
     def measures(self, state: ParticleState) -> dict[str, Tensor]:
-        """Return how far out particles are; see `TemperedPool.measures`."""
+        """Return the largest coordinates; see `TemperedPool.measures`."""
         return self.tempered.measures(state)
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
-        """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
+        """Return why the pool does not represent the model; see `TemperedPool.problem`."""
         return self.tempered.problem(state, metrics)
 
     # Bounds ------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Sweep(NamedTuple):
     acceptance: Tensor  # (T,)
     swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
     origin: Tensor  # (T, C), rung that the swaps moved each particle from, int16
+    parity: int  # the first rung of the pairs that were tried, 0 or 1
 
 
 def sweep_pool(
@@ -72,14 +73,13 @@ def sweep_pool(
     Returns
     -------
     sweep : Sweep
-        The moved pool and what was seen on the way.
+        The moved pool and statistics of the sweep.
 
     Notes
     -----
-    Chain c of one rung meets chain c of the others only, so a large pool, or that of a large
-    network, is swept in blocks of chains: side by side where there are threads, and what a sweep
-    needs besides the pool does not grow with it. Blocks have noise of their own, and adapt their
-    steps by their own acceptance, from the same start; the mean goes on.
+    Chain c of one rung is exchanged with chain c of others only. A large pool, or that of a large
+    network, is therefore swept in blocks of chains, in parallel and with bounded memory. Each block
+    has its own noise and adapts the step sizes by its own acceptance; their mean is kept.
     """
     n_blocks = n_blocks_of(energy, state.pool)
     if n_blocks == 1:
@@ -101,22 +101,23 @@ def sweep_pool(
         torch.stack([part.acceptance for part in parts]).mean(0),
         torch.stack([part.swap_acceptance for part in parts]).mean(0),
         torch.cat([part.origin for part in parts], 1),
+        parts[0].parity,
     )
 
 
 def n_blocks_of(energy: PathEnergy, pool: Tensor) -> int:
-    """Return into how many blocks of chains to cut sweeps of a pool (T, C, P)."""
+    """Return the number of blocks of chains in sweeps of a pool (T, C, P)."""
     n_rungs, n_chains, _ = pool.shape
-    # components are weighed once a sweep, where the network is called and differentiated often
+    # a sweep computes the components' probabilities once, and the network several times
     weighing = energy.reference.multiply_adds // 2
     n_parts = parts_of_work(energy, n_rungs * n_chains, pool.device, weighing)
     return max(min(n_parts, n_chains), _blocks_for_memory(energy, pool))
 
 
 def _blocks_for_memory(energy: PathEnergy, pool: Tensor) -> int:
-    """Return how many blocks of chains, with a particle on all rungs (T, C, P), memory asks for."""
+    """Return the number of blocks of chains (T, C, P) that keeps memory bounded."""
     n_rungs, n_chains, width = pool.shape
-    # the probability of every component for every particle is what else can be large
+    # the components' probabilities for all particles can be larger than the particles
     widest = max(width, len(energy.reference.log_weights))
     n_particles = min(_BLOCK_PARTICLES, _BLOCK_NUMBERS // widest)
     return math.ceil(n_chains / max(1, n_particles // n_rungs))
@@ -143,7 +144,7 @@ def _sweep_block(
     chains = take_chains(chains, index)
     beta = state.betas.repeat_interleave(c)
     step_size = state.pool_step_size
-    target = hold_frames(target)  # drawing the mixture's components anew is dear
+    target = hold_frames(target)  # drawing components is expensive
     for _ in range(n_steps):
         chains, info = kernel.step(
             chains, target, beta=beta, step_size=step_size.repeat_interleave(c), noise=noise
@@ -152,7 +153,7 @@ def _sweep_block(
         step_size = adapt_step_size(kernel, step_size, acceptance)
     moved = chains.position.reshape(t, c, -1)
     origin = index.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
-    return Sweep(moved, step_size, acceptance, swap_acceptance, origin)
+    return Sweep(moved, step_size, acceptance, swap_acceptance, origin, state.n_updates % 2)
 
 
 @torch.no_grad()
@@ -165,14 +166,13 @@ def with_independence_proposals(
     *,
     rare: Tensor | None = None,
 ) -> Tensor:
-    """Return the pool after independence proposals, which reach where chains seldom come.
+    """Return the pool after independence proposals, which reach regions that chains seldom visit.
 
-    Draws come from the reference with up-weighted components that annealing misses as likely as the
-    model has them, and a quarter of them from the defensive component, around the rows; whoever
-    takes one is decided by Metropolis, so that every rung keeps its stationary distribution.
-    Up-weighted components count where half a chain or more would live in them; without these and
-    without a defensive component, nothing is proposed. The host waits for nothing here, if it knows
-    which components are rare.
+    Proposals are draws of the reference in which up-weighted components that annealing misses have
+    their weight in the model. A quarter of them come from the defensive component. Metropolis
+    decides, so that every rung keeps its stationary distribution. Up-weighted components are
+    proposed if at least half a chain would be in them. Without these and without a defensive
+    component, nothing is proposed. Given `rare`, the host does not wait for the device.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def equilibrate(
     n_sweeps: int,
     n_snapshots: int,
 ) -> tuple[ParticleState, Tensor]:
-    """Move the pool at fixed parameters until it can stand for the model.
+    """Equilibrate the pool at fixed parameters.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def pool_corrections(energy: PathEnergy, pool: Tensor) -> Tensor:
 
 
 class DiagnosticChains(NamedTuple):
-    """What a pool did while it was watched at fixed parameters and step sizes."""
+    """Traces of a pool at fixed parameters and step sizes."""
 
     traces: Tensor  # (2, C, n_sweeps): correction and base energy of the model's rung, nats
     acceptance: Tensor  # (T,), mean
@@ -302,10 +302,10 @@ def run_diagnostic_chains(
     *,
     n_sweeps: int,
 ) -> DiagnosticChains:
-    """Watch a pool for `n_sweeps` sweeps, with nothing adapted; arguments as `sweep_pool`."""
+    """Sweep a pool `n_sweeps` times without adaptation and record it; see `sweep_pool`."""
     t, c = state.pool.shape[:2]
     traces, acceptances, swaps = [], [], []
-    # what each place last came from: 0 the reference, 1 the model; fresh draws come from below
+    # the end of the ladder that the particle at each place visited last: 0 reference, 1 model
     origin = torch.zeros(t, c, dtype=torch.long, device=state.pool.device)
     n_round_trips = 0
     for _ in range(n_sweeps):
@@ -317,7 +317,7 @@ def run_diagnostic_chains(
             n_round_trips += int(origin[0].sum())
         origin[-1] = 1
         top = sweep.pool[-1]
-        # without the gradient, whose residuals from every component are many times the particles
+        # the function with a gradient would need memory for residuals from every component
         log_components = energy.reference.log_components(top[:, : energy.n_features])
         base = -torch.logsumexp(log_components, 1).to(top.dtype)
         traces.append(torch.stack([pool_corrections(energy, sweep.pool[-1:])[0], base]))

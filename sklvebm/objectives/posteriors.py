@@ -1,11 +1,11 @@
 """The posterior side of the likelihood gradient: particles, or one of two Gaussian families.
 
 Particles follow the exact posterior of their row. The Gaussian families are variational inference:
-one diagonal Gaussian per row that is updated whenever its row comes up, and an encoder that all
-rows share. Training with them climbs their bound instead of the likelihood.
+one diagonal Gaussian per row, or one encoder for all rows. Training with them climbs their bound
+instead of the likelihood.
 
-What is kept for every row can be larger than everything else, so a move writes the rows of its
-batch in place. A deep copy of the state is what an epoch can be undone by.
+The state of all rows can be larger than everything else. A move writes the rows of its batch in
+place, and an epoch is undone by a deep copy.
 """
 
 import copy
@@ -33,7 +33,7 @@ _DECAY = (0.9, 0.99)  # memory of Adam's moments
 
 
 class PosteriorMove(NamedTuple):
-    """Latents of a batch after one move, and what is carried to the next."""
+    """Latents of a batch after one move, and the state of all rows."""
 
     latents: Any  # the family's state for all rows: the one before, written in place
     step_size: Tensor  # 0-d
@@ -54,7 +54,7 @@ class ParticlePosterior:
     n_steps : int
         Kernel steps per move.
     proposes_independently : bool
-        Offer every particle an independent draw of the reference posterior first.
+        Whether a draw of the reference posterior is proposed to every particle first.
     most_bytes : float, default=math.inf
         Bytes of particles up to which they stay in memory.
     """
@@ -79,14 +79,14 @@ class ParticlePosterior:
         return latents
 
     def fits(self, latents: Any, n_rows: int) -> bool:
-        """Tell whether a state is of this family and size."""
+        """Return whether a state is of this family and size."""
         shape = (n_rows, self.n_particles)
         return isinstance(latents, RowParticles) and latents.values.shape[:2] == shape
 
     def move(
         self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
     ) -> PosteriorMove:
-        """Move the particles of the batch's rows, side by side where the network is large."""
+        """Move the particles of the batch's rows, in parallel parts where the network is large."""
         everyone = state.latents.values
         position = everyone[batch.index].reshape(-1, energy.n_latents)
         x = stack_rows(batch.x, self.n_particles)
@@ -116,7 +116,7 @@ class ParticlePosterior:
         step_size: Tensor,
         noise: IndependentNoise,
     ) -> tuple[Tensor, ...]:
-        """Return chains (B, L), what they stand for (B, L), step size and acceptance, (1,) each."""
+        """Return chains (B, L), their particles (B, L), step size and acceptance, (1,) each."""
         target = latent_target(energy, x, select_correction_and_grad(energy))
         chains = start(position, target)
         beta = torch.ones_like(chains.value.correction)
@@ -164,7 +164,7 @@ class GaussianPosterior:
         return RowGaussians(zeros, zeros.clone(), zeros.clone(), like.new_zeros(n_rows))
 
     def fits(self, latents: Any, n_rows: int) -> bool:
-        """Tell whether a state is of this family and size."""
+        """Return whether a state is of this family and size."""
         return isinstance(latents, RowGaussians) and len(latents.count) == n_rows
 
     def move(
@@ -244,7 +244,7 @@ class AmortisedPosterior:
         return Encoder(network, optimizer)
 
     def fits(self, latents: Any, n_rows: int) -> bool:
-        """Tell whether a state is of this family; an encoder serves any number of rows."""
+        """Return whether a state is of this family; an encoder serves any number of rows."""
         return isinstance(latents, Encoder)
 
     def move(

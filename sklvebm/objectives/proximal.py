@@ -85,14 +85,14 @@ class WassersteinFlow:
         half_life: float | None = None,
         linearised: bool = False,
     ) -> None:
-        self.pool, self.proximal, self.proximal_weight = pool, proximal, proximal_weight
+        self.tempered, self.proximal, self.proximal_weight = pool, proximal, proximal_weight
         self.n_inner_steps, self.half_life, self.linearised = n_inner_steps, half_life, linearised
 
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
     ) -> FlowState:
         """Return the state to train from, given particles; those of a foreign energy burn in."""
-        return FlowState(self.pool.settled(energy, state, generator), None)
+        return FlowState(self.tempered.settled(energy, state, generator), None)
 
     def particles(self, state: FlowState) -> ParticleState:
         """Return the particles of a state."""
@@ -152,18 +152,18 @@ class WassersteinFlow:
         self, energy: PathEnergy, particles: ParticleState, noise: IndependentNoise
     ) -> FlowState:
         """Move the pool and make its particles the centre of the next inner steps."""
-        sweep = self.pool.move(energy, particles, noise)
-        position = self.pool.read_out(sweep, noise)
+        sweep = self.tempered.move(energy, particles, noise)
+        position = self.tempered.read_out(sweep, noise)
         t, c = position.shape[:2]
         y = position.reshape(t * c, -1)
         x = energy.reference.to_features(y)
         correction, grad, _ = select_correction_and_grad(energy)(x, x[:, :0])
-        weighing = self.pool.weigh(correction.reshape(t, c), particles)
+        weighing = self.tempered.weigh(correction.reshape(t, c), particles)
         if self.proximal == "gradient-penalty":
             _, pull = energy.reference.marginal_energy_and_grad(y)
             grad = -pull @ energy.reference.inverse_root
-        centre = Centre(x, weighing.weights, correction, grad, self.pool.metrics(sweep), 0)
-        return FlowState(self.pool.advance(particles, sweep, weighing), centre)
+        centre = Centre(x, weighing.weights, correction, grad, self.tempered.metrics(sweep), 0)
+        return FlowState(self.tempered.advance(particles, sweep, weighing), centre)
 
     def _negative(self, centre: Centre, correction: Tensor) -> Tensor:
         """Return the mean correction under the model, as far as its gradient goes, 0-d."""
@@ -185,11 +185,11 @@ class WassersteinFlow:
 
     def measures(self, state: FlowState) -> dict[str, Tensor]:
         """Return how far out particles are; see `TemperedPool.measures`."""
-        return self.pool.measures(state.particles)
+        return self.tempered.measures(state.particles)
 
     def problem(self, state: FlowState, metrics: dict[str, float]) -> str | None:
         """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
-        return self.pool.problem(state.particles, metrics)
+        return self.tempered.problem(state.particles, metrics)
 
     @torch.no_grad()
     def lower_bound(
@@ -205,7 +205,7 @@ class WassersteinFlow:
         As sharp as the pool's log Z, which is measured on particles of `energy`.
         """
         free_energy = free_energy_bound(target, x, latent_nodes(1, 0, seed=0).to(x))
-        log_z = self.pool.log_partition(energy, state.particles, target, generator)
+        log_z = self.tempered.log_partition(energy, state.particles, target, generator)
         return -free_energy.mean() - log_z
 
 

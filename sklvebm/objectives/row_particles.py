@@ -13,9 +13,8 @@ from torch import Tensor
 class RowParticles:
     """Particles of all rows, written in place; a deep copy is independent.
 
-    A file is made where the system keeps temporary files, has no name where the system allows that,
-    and takes no space any more once nobody refers to the particles, even if the process is killed.
-    Pages of it that nobody has touched lately are the system's to take out of memory.
+    The file is temporary and has no name where the system allows that. Its space is freed with the
+    particles, even if the process is killed. The system may take its pages out of memory.
 
     Parameters
     ----------
@@ -62,7 +61,7 @@ def _mapped(shape: tuple[int, ...], dtype: torch.dtype, n_bytes: int) -> Tensor:
     """Return a tensor on a temporary file of its own."""
     with tempfile.TemporaryFile(prefix="sklvebm-") as file:
         if hasattr(os, "posix_fallocate"):
-            # else a full disk would show itself at the first write, and end the process
+            # without reserved space, a full disk would end the process at the first write
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         plain = str(dtype).removeprefix("torch.")
         # the map outlives the file object

@@ -1,6 +1,6 @@
-"""What stands for the model in a likelihood's gradient: a tempered pool, its weights, its log Z.
+"""The model's side of a likelihood gradient: a tempered pool, its weights, its log Z.
 
-Objectives differ in what they do with rows; the side of the model is the same for all of them.
+It is the same for all objectives, which differ in what they do with rows.
 """
 
 import math
@@ -42,7 +42,7 @@ _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no l
 
 
 class Weighing(NamedTuple):
-    """How much each particle of a pool counts for the model at b = 1."""
+    """Weights of the particles of a pool for the model at b = 1."""
 
     weights: Tensor  # (T * C,), summing to one
     log_partitions: Tensor  # (T,) float64, nats
@@ -111,9 +111,8 @@ class TemperedPool:
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
         """Move the whole pool once, a large one in its place; see `pool.sweep_pool`.
 
-        Now and then, chains of a ladder are given independence proposals from components that the
-        network has up-weighted from a weight where no chain would look: else nothing pushes these
-        down again.
+        Every 16 updates, chains of a ladder receive independence proposals. Without them, nothing
+        would raise the energy again in up-weighted components that no chain visits.
         """
         if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
             pool = with_independence_proposals(
@@ -128,7 +127,7 @@ class TemperedPool:
         return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
     def _rare_components(self, reference: MixtureReference) -> Tensor:
-        """Return the components that are too rare for the chains; found once for a reference."""
+        """Return the components that are too rare for the chains, found once for each reference."""
         if self._rare is None or self._rare[0] is not reference.log_weights:
             self._rare = reference.log_weights, rare_components(reference, self.n_chains)
         return self._rare[1]
@@ -171,23 +170,22 @@ class TemperedPool:
 
     def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
         """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
-        swaps = sweep.swap_acceptance
+        swaps = sweep.swap_acceptance[sweep.parity :: 2]  # of the pairs that were tried
+        has_pairs = len(swaps) > 0
         return {
-            "swap_rate": torch.nan_to_num(swaps.nanmean(), nan=1.0),
-            "least_swap_rate": torch.nan_to_num(swaps, nan=1.0).min()
-            if self.n_temperatures > 1
-            else swaps.new_ones(()),
+            "swap_rate": swaps.mean() if has_pairs else swaps.new_ones(()),
+            "least_swap_rate": swaps.min() if has_pairs else swaps.new_ones(()),
             "pool_acceptance": sweep.acceptance.mean(),
         }
 
     def measures(self, state: ParticleState) -> dict[str, Tensor]:
-        """Return how far out particles are, 0-d: of the pool, and of a ladder's first rung."""
+        """Return the largest coordinates, 0-d: of the pool, and of a ladder's first rung."""
         pool = state.pool
         first = _farthest(pool[0]) if len(pool) > 1 else pool.new_ones(())
         return {"farthest": _farthest(pool), "farthest of the reference": first}
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
-        """Say why the pool cannot stand for the model any more; None if it can.
+        """Return why the pool does not represent the model any more; None if it does.
 
         Parameters
         ----------
@@ -230,7 +228,7 @@ class TemperedPool:
     def settled(
         self, energy: PathEnergy, state: ParticleState, generator: torch.Generator
     ) -> ParticleState:
-        """Return a pool to train from: a complete energy does not start where the reference is."""
+        """Return the first pool of training, equilibrated where the energy is not its reference."""
         if state.n_updates == 0 and isinstance(energy, BridgedEnergy):
             state, _ = self.equilibrate(energy, state, _BURN_IN_SWEEPS, 1, generator)
         return state
@@ -279,8 +277,28 @@ class TemperedPool:
 
 
 def _farthest(numbers: Tensor) -> Tensor:
-    """Return the largest absolute value, 0-d; NaN if there is one. Makes nothing as large."""
+    """Return the largest absolute value, 0-d, or NaN, without a copy of all numbers."""
     return torch.stack(torch.aminmax(numbers)).abs().max()
+
+
+def log_ratio_to_reference(
+    energy: PathEnergy, x: Tensor, nodes: Tensor, n_copies: int = 1
+) -> Tensor:
+    """Return minus the bound of F minus `log r`, (N,), nats; see `free_energy_bound`.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The model.
+    x : Tensor of shape (N * n_copies, D)
+        Completions of each row by the reference, row by row.
+    nodes : Tensor of shape (n_nodes, L)
+        Whitened latents, the same for every row.
+    n_copies : int, default=1
+        Completions, whose ratios are averaged.
+    """
+    ratios = -free_energy_bound(energy, x, nodes) - energy.reference.log_marginal(x).double()
+    return torch.logsumexp(ratios.reshape(-1, n_copies), 1) - math.log(n_copies)
 
 
 def free_energy_bound(energy: PathEnergy, x: Tensor, nodes: Tensor) -> Tensor:

@@ -70,10 +70,10 @@ def mbar(
         implied = [torch.logsumexp(p - m, 1) for p, m in zip(potentials(), pooled, strict=True)]
         new = functools.reduce(torch.logaddexp, implied)
         new = new - new[0]
-        change = (new - log_z).abs().max()
+        is_near = tol is not None and float((new - log_z).abs().max()) < tol
         log_z = new
         pool(log_z)
-        if tol is not None and float(change) < tol:
+        if is_near:
             break
     return log_z, log_mixture
 

@@ -189,13 +189,15 @@ def test_the_latent_map_that_was_taken_is_an_attribute():
 
 @every
 def test_without_a_tolerance_training_goes_on_to_max_iter(make):
-    options = {"n_iter_no_change": 1, "max_iter": 7}
-    assert brief(make, tol=1e9, **options).fit(rows()).n_iter_ < 7
+    options = {"n_iter_no_change": 1, "max_iter": 12}
+    assert brief(make, tol=1e9, **options).fit(rows()).n_iter_ < 12
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = brief(make, tol=None, **options).fit(rows())
-    assert model.n_iter_ == 7
-    assert len({epoch["learning_rate"] for epoch in model.history_}) == 1
+    assert model.n_iter_ == 12
+    # the density ratio has a rate of its own
+    rates = {(epoch["learning_rate"], "ratio_loss" in epoch) for epoch in model.history_}
+    assert len(rates) == len({is_ratio for _, is_ratio in rates})
     assert not [w for w in caught if "max_iter" in str(w.message)]
 
 
@@ -271,11 +273,11 @@ def test_columns_that_are_not_numeric_are_named(taker, kind):
         TAKERS[taker](make(rows()))
 
 
-def test_missing_and_infinite_values_keep_their_message():
+def test_infinite_values_keep_their_message():
     X = rows()
-    X[3, 1] = np.nan
+    X[3, 1] = np.inf
     for bad in (X, pd.DataFrame(X), X.astype(object)):
-        with pytest.raises(ValueError, match="contains NaN"):
+        with pytest.raises(ValueError, match="contains infinity"):
             brief(ParticleLVEBM).fit(bad)
 
 
@@ -339,7 +341,7 @@ def test_no_method_asks_for_metadata_and_nothing_links_elsewhere(model):
 def test_verbose_covers_the_whole_of_fit(make, capsys):
     brief(make, verbose=0).fit(rows())
     assert capsys.readouterr().out == ""
-    with_mixture(make, verbose=1).fit(rows())
+    with_mixture(make, verbose=1, max_iter=4).fit(rows())
     lines = capsys.readouterr().out.splitlines()
     assert all(re.fullmatch(rf"\[{make.__name__}\] .*, \d+\.\d s", line) for line in lines)
     if make in THREE:

@@ -153,7 +153,8 @@ def test_variational_training_runs_continues_and_scores_beside_particles(posteri
 
 
 def test_training_with_a_changed_posterior_family_starts_that_family_anew(moons):
-    model = ParticleLVEBM(n_components=1, max_iter=2, warm_start=True, random_state=0).fit(moons)
+    options = {"n_components": 1, "init": "reference", "random_state": 0}
+    model = ParticleLVEBM(max_iter=2, warm_start=True, **options).fit(moons)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         model.set_params(posterior="gaussian").fit(moons)

@@ -112,9 +112,10 @@ def test_no_epoch_keeps_the_reference(small, moons):
 
 
 def test_stopping_at_max_iter_warns(moons):
+    # as the shared model, whose training is kept
+    options = {"reference": "gaussian", "init": "reference", "random_state": 0}
     with pytest.warns(ConvergenceWarning, match="max_iter=30") as caught:
-        # as the shared model, whose training is kept
-        model = ParticleLVEBM(1, reference="gaussian", max_iter=30, random_state=0).fit(moons)
+        model = ParticleLVEBM(1, max_iter=30, **options).fit(moons)
     assert model.improved_
     assert not model.converged_
     # the warning points at the caller's line

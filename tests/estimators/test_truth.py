@@ -139,11 +139,19 @@ def test_an_energy_whose_diagnostics_object_is_given_up(monkeypatch, fitted, moo
 
 
 def test_a_gain_allows_for_a_bracket_of_a_tenth_of_it(fitted):
-    wide = fitted.diagnostics_._replace(bracket_width=0.08, tolerance=0.05)
-    assert ebm_training.accepted_gain(1.0, wide)[0] == 1.0
-    assert ebm_training.accepted_gain(1.0, wide)[1].verdict == "sound"
-    assert ebm_training.accepted_gain(0.5, wide)[0] == 0.0
+    wide = fitted.diagnostics_._replace(bracket_width=0.3, tolerance=0.05)
+    assert ebm_training.accepted_gain(4.0, wide)[0] == 4.0
+    assert ebm_training.accepted_gain(4.0, wide)[1].verdict == "sound"
+    assert ebm_training.accepted_gain(2.0, wide)[0] == 0.0
     assert ebm_training.accepted_gain(-0.5, wide)[0] == -0.5
+
+
+def test_a_gain_allows_for_a_bracket_of_twice_itself_up_to_a_fifth_of_a_nat(fitted):
+    wide = fitted.diagnostics_._replace(bracket_width=0.08, tolerance=0.05)
+    assert ebm_training.accepted_gain(0.041, wide)[0] == 0.041
+    assert ebm_training.accepted_gain(0.039, wide)[0] == 0.0
+    wider = wide._replace(bracket_width=0.21)
+    assert ebm_training.accepted_gain(0.3, wider)[0] == 0.0
 
 
 def test_a_far_test_row_costs_the_logarithm_of_its_distance():

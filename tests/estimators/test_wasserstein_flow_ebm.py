@@ -33,6 +33,7 @@ def small(**parameters):
         "n_temperatures": 3,
         "max_iter": 3,
         "reference": "gaussian",
+        "init": "reference",
     }
     return WassersteinFlowEBM(**{**defaults, "random_state": 0, **parameters})
 
@@ -254,6 +255,8 @@ BAD_PARAMETERS = [
     ("hidden_layer_sizes", 8, TypeError),
     ("image_shape", (4, 4), ValueError),
     ("image_shape", 16, TypeError),
+    ("embedding", "linear", ValueError),
+    ("init", None, TypeError),
     ("activation", "relu", ValueError),
     ("reference", "kernel", ValueError),
     ("reference", None, TypeError),
@@ -323,8 +326,9 @@ def test_mixtures_and_references_of_ones_own_are_taken(moons):
 
 
 def test_warnings_say_what_to_change(moons):
+    options = {"reference": "gaussian", "init": "reference", "random_state": 0}
     with pytest.warns(ConvergenceWarning, match="increase max_iter"):
-        kept = WassersteinFlowEBM(reference="gaussian", max_iter=20, random_state=0).fit(moons)
+        kept = WassersteinFlowEBM(max_iter=20, **options).fit(moons)
     assert kept.improved_
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)

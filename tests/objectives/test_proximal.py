@@ -192,7 +192,7 @@ def test_gradient_of_the_loss_agrees_with_finite_differences(proximal):
     )
     rows = torch.randn(20, 2, generator=generator(5), dtype=torch.float64)
     batch = Batch(rows, torch.arange(20))
-    start = flow.ready(energy, flow.pool.init(energy, generator()), 20, generator())
+    start = flow.ready(energy, flow.tempered.init(energy, generator()), 20, generator())
     _, state, _ = flow.step(energy, batch, start, generator(1))
     state = state._replace(centre=state.centre._replace(n_inner=0))
     with torch.no_grad():  # away from the centre, where the JKO term has a gradient
@@ -226,7 +226,7 @@ def test_the_first_inner_step_is_that_of_contrastive_divergence_and_the_second_i
     for proximal in ("jko", "none"):
         flow = objective(proximal, 3.0)
         found, state = gradient(
-            flow, energy, batch, FlowState(flow.pool.init(energy, generator()), None)
+            flow, energy, batch, FlowState(flow.tempered.init(energy, generator()), None)
         )
         first.append(found)
         states.append(state)
@@ -259,7 +259,7 @@ def test_adding_a_constant_to_the_energy_changes_nothing():
         energy = AnchoredEnergy(normal_reference(), module, bound=1e7)
         flow = objective(weight=0.5)
         batch = Batch(rows, torch.arange(2))
-        state = FlowState(flow.pool.init(energy, generator()), None)
+        state = FlowState(flow.tempered.init(energy, generator()), None)
         gradients.append(gradient(flow, energy, batch, state)[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-9)
 
@@ -284,7 +284,7 @@ def test_trained_on_particles_the_variance_is_biased_as_predicted(proximal, half
         energy = quadratic_energy(b=-0.3)
         optimisation = start_optimisation(energy, learning_rate=0.02, alpha=0.0)
         g = generator(seed)
-        state = flow.ready(energy, flow.pool.init(energy, g), 0, g)
+        state = flow.ready(energy, flow.tempered.init(energy, g), 0, g)
         precisions = []
         for epoch in range(200):
             optimisation, state, _ = train_epoch(
@@ -313,7 +313,7 @@ def test_weights_of_the_ladder_make_all_rungs_stand_for_the_model():
     moments = []
     for seed in range(40):
         g = generator(seed)
-        state, _ = flow.pool.equilibrate(energy, flow.pool.init(energy, g), 30, 1, g)
+        state, _ = flow.tempered.equilibrate(energy, flow.tempered.init(energy, g), 30, 1, g)
         batch = Batch(two_points(0.0, 1.0), torch.arange(2))
         _, state, _ = flow.step(energy, batch, FlowState(state, None), g)
         centre = state.centre
@@ -341,7 +341,7 @@ def test_monitored_log_likelihood_is_the_closed_form():
         found = []
         for seed in range(12):
             g = generator(seed)
-            state, _ = flow.pool.equilibrate(energy, flow.pool.init(energy, g), 30, 1, g)
+            state, _ = flow.tempered.equilibrate(energy, flow.tempered.init(energy, g), 30, 1, g)
             found.append(flow.lower_bound(energy, FlowState(state, None), energy, rows, g))
         found = torch.tensor(found, dtype=torch.float64)
         error = float(found.std()) / math.sqrt(len(found))
@@ -352,7 +352,7 @@ def test_monitored_log_likelihood_is_the_closed_form():
 def test_pool_of_a_foreign_energy_burns_in():
     energy = BridgedEnergy(normal_reference(), Polynomial(0.0, -3.0))
     flow = objective()
-    particles = flow.pool.init(energy, generator())
+    particles = flow.tempered.init(energy, generator())
     state = flow.ready(energy, particles, 0, generator())
     assert flow.particles(state).n_updates > 0
     assert flow.problem(state, {"least_swap_rate": 1.0}) is None

@@ -42,6 +42,7 @@ class Family(NamedTuple):
     value: str  # its name as an attribute and as a key of the history
     resolved: tuple[str, ...]  # parameters that may be "auto"
     doubtful: str = "Scores"  # subject of the warning of problems in the diagnostics
+    with_missing: dict[str, str] = {}  # values of "auto" for rows with missing cells
 
 
 def fit_in_epochs(
@@ -74,6 +75,11 @@ def fit_in_epochs(
         parameters = checked_parameters(estimator, family.rules)
         least, may_miss = 1 if continues else 2, estimator._may_miss_cells
         X = checked_rows(estimator, X, reset=not continues, least=least, may_miss=may_miss)
+        if np.isnan(X).any():
+            parameters = _without_auto(parameters, family.with_missing)
+        if continues and family.shape is not None:
+            # "auto" stays what the rows of the first fit made of it
+            parameters = _without_auto(parameters, family.shape(estimator._training))
         config = family.configure(parameters, *X.shape)
         if one_epoch:
             config = replace(config, max_iter=1, early_stopping=False)
@@ -90,6 +96,13 @@ def fit_in_epochs(
             outcome = family.train(session, training)._replace(one_epoch=one_epoch)
         _adopt(estimator, outcome, config, family, continues)
     return outcome
+
+
+def _without_auto(parameters: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters with known values in place of "auto"."""
+    words = {name for name, value in parameters.items() if isinstance(value, str)}
+    chosen = {name: known[name] for name in words & set(known) if parameters[name] == "auto"}
+    return {**parameters, **chosen}
 
 
 def _begun(

@@ -1,5 +1,7 @@
 """Questions about missing cells that every fitted density answers."""
 
+import copy
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +25,9 @@ from sklvebm.mixtures.missing_cells import (
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.runtime import chunks, draw_seed, seeded_generator, without_numpy_errors
 
-_N_QUANTILE_PARTICLES = 512
+_N_MEAN_PARTICLES, _N_QUANTILE_PARTICLES = 256, 512
+_MIN_EFFECTIVE_SHARE = 0.02  # of the particles of a row; fewer cause a warning
+_MAX_NAMED = 5  # rows in a message
 
 
 class Question(NamedTuple):
@@ -45,14 +49,32 @@ def exact_answer(
     def answer(own: MixtureReference, x: Tensor, number: int) -> Tensor:
         return question.exact(x, components_of(own), number)
 
+    reference = reference if device.type == "cpu" else copy.deepcopy(reference).to(device)
     parts = chunks(len(rows), question.n_draws, numbers_per_row(reference))
     return answer_rows(reference, rows, device, answer, parts)
+
+
+def _warn_of_few_effective(places: np.ndarray, shares: np.ndarray) -> None:
+    """Warn of rows, by their places in X, whose particles have a small effective share."""
+    poor = places[shares < _MIN_EFFECTIVE_SHARE]
+    if len(poor):
+        named = ", ".join(map(str, poor[:_MAX_NAMED])) + (", ..." if len(poor) > _MAX_NAMED else "")
+        warnings.warn(
+            f"Rows [{named}] of X have missing cells of which fewer than "
+            f"{100.0 * _MIN_EFFECTIVE_SHARE:g} % of the particles are effective (least: "
+            f"{100.0 * shares.min():.2g} %): answers about them are uncertain. The model differs "
+            "there from its reference, or observed cells are far from the training rows.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 class MissingCellsMixin:
     """Conditional distributions of missing cells.
 
-    A family provides `_answer_cells(rows, question)`, on standardised rows with missing cells.
+    A family provides `_answer_cells(rows, question)`, on standardised rows with missing cells. It
+    returns answers (N, Q, D), and one more, the share of effective particles, unless they are
+    exact.
     """
 
     _may_miss_cells = True
@@ -70,14 +92,20 @@ class MissingCellsMixin:
         -------
         X : ndarray of shape (n_samples, n_features)
             `E[x_missing | x_observed]`, in the units of the training data; observed cells are
-            unchanged. Exact for a mixture, otherwise a mean of weighted particles.
+            unchanged. Exact for a mixture, otherwise a mean of 256 weighted particles.
+
+        Warns
+        -----
+        UserWarning
+            If few particles of a row are effective; names the rows.
         """
         rows = self._checked_rows(X)
 
         def exact(x: Tensor, mixture: Components, _: int) -> Tensor:
             return conditional_mean(x, mixture)[:, None]
 
-        found = self._about_cells(rows, Question(exact, weighted_mean))
+        question = Question(exact, weighted_mean, n_particles=_N_MEAN_PARTICLES)
+        found = self._about_cells(rows, question)
         return framed(self, found[:, 0], like=X)
 
     @without_numpy_errors
@@ -98,6 +126,11 @@ class MissingCellsMixin:
         X : ndarray of shape (n_samples, n_quantiles, n_features)
             In the units of the training data; observed cells are unchanged. Exact for a mixture,
             otherwise from 512 weighted particles.
+
+        Warns
+        -----
+        UserWarning
+            If few particles of a row are effective; names the rows.
         """
         X = self._checked_rows(X)
         Shares().check("quantiles", quantiles)
@@ -130,6 +163,11 @@ class MissingCellsMixin:
         -------
         X : ndarray of shape (n_samples, n_draws, n_features)
             Completed rows in the units of the training data; observed cells are unchanged.
+
+        Warns
+        -----
+        UserWarning
+            If few particles of a row are effective; names the rows.
         """
         X = self._checked_rows(X)
         n_draws, seed = self._checked_number("n_draws", n_draws), draw_seed(random_state)
@@ -149,6 +187,8 @@ class MissingCellsMixin:
         if len(places):
             units = self._model.standardisation
             answers = self._answer_cells(units.apply(X[places]), question)
-            answers = units.invert(answers.reshape(len(places), n_answers, -1))
+            if answers.shape[1] > n_answers:
+                _warn_of_few_effective(places, answers[:, -1, 0])
+            answers = units.invert(answers[:, :n_answers])
             found[places] = np.where(np.isnan(X[places])[:, None], answers, found[places])
         return found

@@ -9,6 +9,7 @@ from torch import Tensor
 from sklvebm.estimators._common.config import AnchoredConfig
 from sklvebm.estimators._common.session import FitSession
 from sklvebm.mixtures.final_reference import Anchored, final_reference, refit_gain
+from sklvebm.mixtures.missing_cells import reference_log_marginal
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
@@ -61,5 +62,5 @@ def kept_reference(session: FitSession, training: Anchored, seed: int) -> Mixtur
 
 
 def mean_log_density(reference: MixtureReference, rows: np.ndarray) -> float:
-    """Return the mean log density of standardised rows (N, D) under a reference, nats."""
-    return float(reference.log_marginal(torch.from_numpy(rows)).mean())
+    """Return the mean log density of the observed cells of rows (N, D), standardised; nats."""
+    return float(reference_log_marginal(reference, torch.from_numpy(rows)).mean())

@@ -1,5 +1,6 @@
 """Parameters of energies trained with a pool of particles, with every "auto" resolved."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,15 @@ import numpy as np
 
 from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved
 from sklvebm.models.networks import resolve_layers
+from sklvebm.objectives.density_ratio import RatioRecipe, ratio_recipe
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.runtime import working_memory
 
 _FEW_DIMENSIONS = 7  # features and latents together
+_FEWEST_COLUMNS, _ROWS_PER_COLUMN = 4, 100  # for embeddings of columns
+_FEWEST_SCREENED_EPOCHS = 100  # of `max_iter`, half of which the density ratio may take
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
@@ -25,8 +29,21 @@ class PoolConfig(AnchoredConfig):
     n_chains: int
     n_temperatures: int
     n_langevin_steps: int
+    init: str  # "ratio" or "reference"
+    # whether a density ratio without gain ends a fit that starts at the reference
+    screens: bool
     energy: Any = None  # the user's own; None for a network that corrects the reference
     latent_map: str = "linear"
+
+    def ratio_recipe(self, n_rows: int) -> RatioRecipe:
+        """Return the settings of the density ratio; without epochs where nothing starts there."""
+        is_wanted = self.init == "ratio" or self.screens
+        return ratio_recipe(
+            n_rows,
+            max_epochs=self.max_iter // 2 if is_wanted else 0,
+            tol=-math.inf if self.tol is None else self.tol,
+            patience=self.n_iter_no_change,
+        )
 
     def pool(self) -> TemperedPool:
         """Return the pool of training."""
@@ -135,16 +152,53 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
     # one particle for each of many rows estimates the mean as well as four for a quarter of them
     few_particles = few_dimensions or n_samples >= _VERY_MANY_ROWS
     free = few_dimensions and n_samples >= _MANY_ROWS
+    words = _with_words(parameters, n_samples, n_features)
+    embeds, classifies = words["embedding"] == "periodic", words["init"] == "ratio"
     chosen = {
-        "hidden_layer_sizes": (64, 64) if few_dimensions else (128, 128),
+        "hidden_layer_sizes": (64, 64) if few_dimensions and not embeds else (128, 128),
         "n_temperatures": 1 if contrastive else 4 if few_dimensions else 8,
         "n_particles": 1 if few_particles else 4,
-        "alpha": 0.01 if free else 0.5,
-        "learning_rate_init": 0.02 if free else 0.01,
+        # particles after the density ratio are to follow a small change
+        "alpha": 0.1 if classifies else 0.01 if free else 0.5,
+        "learning_rate_init": 0.001 if classifies else 0.02 if free else 0.01,
         # about eight updates per epoch, up to thirty-two for many rows
         "batch_size": max(int(np.clip(n_samples // 8, 32, 256)), n_samples // 32),
     }
     parameters = resolved(parameters, chosen)
     gain = max(1.0, 10.0 * (2.0 / max(2, n_features)) ** 2) if free else 1.0
     batch_size = min(parameters["batch_size"], n_samples)
-    return {**parameters, "batch_size": batch_size, "input_gain": gain}
+    return {**parameters, **words, "batch_size": batch_size, "input_gain": gain}
+
+
+def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:
+    """Return `embedding` and `init` without "auto", and `screens`.
+
+    Raises
+    ------
+    ValueError
+        If images are to have embeddings, or a fit is to start from a ratio that cannot.
+    """
+    embedding, init = parameters["embedding"], parameters["init"]
+    is_image, is_own = parameters["image_shape"] is not None, parameters["energy"] is not None
+    if embedding == "periodic" and is_image:
+        raise ValueError("embedding must be 'auto' or 'none' with image_shape, got 'periodic'.")
+    if embedding == "auto":
+        is_table = not (is_image or is_own)
+        is_long = n_samples >= max(_MANY_ROWS, _ROWS_PER_COLUMN * n_features)
+        embeds = is_table and is_long and n_features >= _FEWEST_COLUMNS
+        embedding = "periodic" if embeds else "none"
+    is_tempered = parameters["negatives"] == "persistent" and parameters["n_temperatures"] != 1
+    can_classify = is_tempered and parameters["early_stopping"] and not is_own
+    if init == "ratio" and not can_classify:
+        raise ValueError(
+            "init must be 'auto' or 'reference' with n_temperatures=1, negatives='contrastive', "
+            "early_stopping=False or an energy of your own, got 'ratio'."
+        )
+    screens = False
+    if init == "auto":
+        # a ratio of few epochs, or one that is to train to the end, is no reason to end a fit
+        is_long = parameters["max_iter"] >= _FEWEST_SCREENED_EPOCHS
+        screens = can_classify and embedding == "none" and is_long and parameters["tol"] is not None
+        # with few rows for each column, particles alone find more (docs/benchmarks/tables.md)
+        init = "ratio" if can_classify and embedding == "periodic" else "reference"
+    return {"embedding": embedding, "init": init, "screens": screens}

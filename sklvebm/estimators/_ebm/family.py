@@ -44,6 +44,8 @@ def pool_family(
         monitored=monitored,
         value=value,
         resolved=resolved,
+        # a classifier learns nothing of cells that the reference has drawn
+        with_missing={"init": "reference"},
     )
 
 

@@ -17,6 +17,7 @@ from sklvebm.inference.missing_cells import (
     missing_particles,
     observed_evidence,
     weighted_mean,
+    with_effective_share,
 )
 from sklvebm.inference.posterior import (
     ROW_PARTICLES,
@@ -143,7 +144,7 @@ def log_density(
 
 
 def cells(model: Model, rows: np.ndarray, device: torch.device, question: Question) -> np.ndarray:
-    """Answer a question about standardised rows with missing cells, (n_samples, n_answers, D)."""
+    """Answer a question about standardised rows with missing cells; see `MissingCellsMixin`."""
     if is_reference(model.energy):
         return exact_answer(model.energy.reference, rows, device, question)
     n_particles = max(question.n_particles, 2 * question.n_draws)
@@ -152,12 +153,14 @@ def cells(model: Model, rows: np.ndarray, device: torch.device, question: Questi
         how: dict[str, Any] = {"step_size": model.joint_step_size}
         if question.weighted is None:
             generator = seeded_generator(question.seed + number, device)
-            draws = missing_draws(energy, x, question.n_draws, generator=generator, **how)
-            return draws[:, :, : energy.n_features]
+            drawn = missing_draws(energy, x, question.n_draws, generator=generator, **how)
+            return with_effective_share(drawn[0][:, :, : energy.n_features], drawn[1])
         paths, particles = missing_particles(
             energy, x, seed=model.seed, n_particles=question.n_particles, **how
         )
-        return question.weighted(paths.complete(particles.position), particles.log_weights)
+        log_weights = particles.log_weights
+        found = question.weighted(paths.complete(particles.position), log_weights)
+        return with_effective_share(found, log_weights)
 
     return _answer_rows(model, rows, device, answer, n_particles)
 
@@ -202,7 +205,7 @@ def latent_draws(
             return z.reshape(len(x), n_draws, -1)
 
         def of_others(x: Tensor) -> Tensor:
-            draws = missing_draws(
+            draws, _ = missing_draws(
                 energy, x, n_draws, step_size=model.joint_step_size, generator=generator
             )
             full, e = draws.split([energy.n_features, energy.n_latents], 2)

@@ -1,6 +1,7 @@
 """Training of energies with particles: start on a reference, train, normalise, accept or reject."""
 
 import copy
+import math
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,16 +25,18 @@ from sklvebm.estimators._ebm.normalization import (
     gain_over_reference,
     normalise,
 )
-from sklvebm.inference.missing_cells import move_missing
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
+from sklvebm.mixtures.missing_fit import N_MONITORED_COPIES, monitored_completions
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
 from sklvebm.models.networks import correction_network
 from sklvebm.models.reach import Reach, reach_of_rows
 from sklvebm.models.user_energy import build_user_energy, probe
+from sklvebm.objectives.density_ratio import RatioEpoch, resampled_pool, start_from_ratio
+from sklvebm.objectives.missing_cells import WithMissingCells
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import (
@@ -46,6 +49,7 @@ from sklvebm.training import (
 )
 
 _MAX_BRACKET_SHARE = 0.1  # accepted width of the bracket of log Z over the gain
+_MAX_COVERED_WIDTH = 0.2  # accepted width of a bracket whose half the gain exceeds, nats
 _MAX_DISTANCE = 1e9  # standard deviations; clips rows in training
 
 
@@ -146,9 +150,11 @@ def accepted_gain(gain: float, diagnostics: Diagnostics) -> tuple[float, Diagnos
     """Return the gain over the reference, nats, limited to zero if the diagnostics find problems.
 
     An unreliable score does not justify replacing the reference, whose score is exact. Because the
-    gain uses the upper estimate of log Z, the tolerance for the bracket is at least a tenth of it.
+    gain uses the upper estimate of log Z, the tolerance for the bracket is at least a tenth of it,
+    and up to 0.2 nats a bracket whose half is narrower than the gain is no objection.
     """
-    tolerance = max(diagnostics.tolerance, _MAX_BRACKET_SHARE * gain)
+    covered = min(2.0 * gain, _MAX_COVERED_WIDTH)
+    tolerance = max(diagnostics.tolerance, _MAX_BRACKET_SHARE * gain, covered)
     diagnostics = diagnostics._replace(tolerance=tolerance)
     return min(gain, 0.0) if diagnostics.problems() else gain, diagnostics
 
@@ -174,20 +180,24 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     seed = session.draw_seed()
     generator = seeded_generator(seed, like.device)
     # clipped for single precision; corrections are zero at such distances
+    monitored = data.monitored
+    if data.observed is not None:
+        monitored = monitored_completions(data, training.reference, seed)
     fitted, monitor = (
         torch.from_numpy(rows.clip(-_MAX_DISTANCE, _MAX_DISTANCE)).to(like)
-        for rows in (data.fitted, data.monitored)
+        for rows in (data.fitted, monitored)
     )
     with team(torch.get_num_threads()), numerical_session(1):
-        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(monitor)}")
-        result, particles = _descended(session, training, fitted, monitor, generator)
+        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(data.monitored)}")
+        started = _from_ratio(session, training, fitted, monitor, generator)
+        result, particles = _descended(session, started, fitted, monitor, generator)
         trained = TrainedParticles(particles, fitted, seed, generator)
         training = training._replace(optimisation=result.optimisation, state=particles)
         model, diagnostics, gain = _accepted(session, training, result, monitor, trained)
     is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
     value = result.best_lower_bound
     if is_reference:
-        value = mean_log_density(training.reference, data.monitored)
+        value = mean_log_density(training.reference, data.judged)
     return Outcome(
         model=model._replace(latent_map=training.latent_map),
         diagnostics=diagnostics,
@@ -201,9 +211,62 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     )
 
 
-def _descended(
+class _Started(NamedTuple):
+    """A training before its first update by particles."""
+
+    training: Training
+    history: list[Progress]  # epochs of the density ratio
+    value: float = math.nan  # monitored value, nats
+    is_hopeless: bool = False  # no gain over the reference can be expected
+
+
+def _from_ratio(
     session: FitSession,
     training: Training,
+    fitted: Tensor,
+    monitor: Tensor,
+    generator: torch.Generator,
+) -> _Started:
+    """Start a first fit from the density ratio of rows and reference, or look for a gain with it.
+
+    A fit that starts at the reference ends here if the ratio has no gain on held-out rows.
+    """
+    config: PoolConfig = session.config
+    recipe = config.ratio_recipe(len(fitted))
+    if config.init == "ratio" and session.data.observed is not None:
+        raise ValueError("init must be 'auto' or 'reference' with NaN in X, got 'ratio'.")
+    is_first = session.keep_best and not session.continues and session.data.holds_out
+    energy = training.optimisation.average
+    if not (is_first and recipe.max_epochs > 0):
+        return _Started(training, [])
+    base, history = float(energy.reference.log_marginal(monitor).double().mean()), []
+
+    def record(epoch: RatioEpoch) -> None:
+        history.append(epoch.progress(base))
+        if not config.screens:
+            session.report_epoch(history[-1])
+
+    ratio = start_from_ratio(energy, fitted, monitor, recipe, generator=generator, callback=record)
+    limit = ratio.upper_limit(expected_refit_gain(session, training))
+    session.report.stage(
+        f"density ratio: gain over the reference {float(ratio.gains.mean()):.3f} nats, upper "
+        f"confidence limit {limit:.3f}"
+    )
+    is_hopeless = limit <= 0.0 and config.tol is not None
+    if config.screens:
+        return _Started(training, history if is_hopeless else [], base, is_hopeless)
+    optimisation = start_optimisation(
+        ratio.energy, learning_rate=config.learning_rate_init, alpha=config.alpha
+    )
+    state = resampled_pool(config.pool(), ratio.energy, training.state, generator)
+    value = base + float(ratio.gains.mean())
+    training = training._replace(optimisation=optimisation, state=state)
+    return _Started(training, history, value, is_hopeless)
+
+
+def _descended(
+    session: FitSession,
+    started: _Started,
     fitted: Tensor,
     monitor: Tensor,
     generator: torch.Generator,
@@ -211,30 +274,39 @@ def _descended(
     """Run the training loop on standardised rows; return its result and the last particles."""
     config: PoolConfig = session.config
     objective: PoolObjective = session.config.objective()
-    energy = training.optimisation.energy
-    state = objective.ready(energy, training.state, len(fitted), generator)
+    optimisation, history = started.training.optimisation, started.history
+    if started.is_hopeless:
+        session.report.stage("training by particles is skipped")
+        best, state = optimisation.average, started.training.state
+        return TrainingResult(optimisation, state, best, started.value, history, True), state
+    energy = optimisation.energy
+    state = objective.ready(energy, started.training.state, len(fitted), generator)
     observed = session.data.observed
+    if observed is not None:
+        seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
+        base = mean_log_density(started.training.reference, session.data.judged)
+        known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
+        objective = WithMissingCells(objective, seen, fitted, **known)
 
-    def after_epoch(progress: Progress) -> None:
-        session.report_epoch(progress)
-        if observed is not None:
-            seen = observed[session.data.split.fitted]
-            move_missing(energy, seen, fitted, float(config.pool().step_size), generator)
+    def report(progress: Progress) -> None:
+        session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
 
     result = train(
-        training.optimisation,
+        optimisation,
         objective,
         fitted,
         monitor,
         state,
         learning_rate=config.learning_rate_init,
         batch_size=min(config.batch_size, len(fitted)),
-        max_iter=config.max_iter,
+        max_iter=config.max_iter - len(history),
         tol=least_improvement(config.tol),
         n_iter_no_change=config.n_iter_no_change,
         generator=generator,
-        callback=after_epoch,
+        callback=report,
     )
+    later = [p._replace(epoch=p.epoch + len(history)) for p in result.history]
+    result = result._replace(history=history + later)
     return result, objective.particles(result.state)
 
 
@@ -250,7 +322,8 @@ def _accepted(
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
     gain = 0.0
     expected = expected_refit_gain(session, training)
-    if not may_fall_back or estimated_gain(kept, result, monitor, expected) > 0.0:
+    base = mean_log_density(training.reference, session.data.judged)
+    if not may_fall_back or estimated_gain(kept, result, monitor, expected, base) > 0.0:
         session.report.stage("normalising the trained energy")
         model, diagnostics = normalise(session, kept, training.reference, trained)
         gain = gain_over_reference(model, session.data.judged, expected)
@@ -262,5 +335,5 @@ def _accepted(
         untrained = build_energy(session.config, copy.deepcopy(reference), trained.seed)
         untrained = untrained.to(kept.reference.location)
         model, diagnostics = normalise(session, untrained, reference, trained)
-    session.report.kept(gain > 0.0, gain, len(monitor), falls_back=may_fall_back)
+    session.report.kept(gain > 0.0, gain, len(expected), falls_back=may_fall_back)
     return model, diagnostics, gain

@@ -8,11 +8,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklvebm.estimators._common.answers import FittedDensityMixin, TransformingDensityMixin
 from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question
 from sklvebm.estimators._common.parameters import Number, OneOf
 from sklvebm.estimators._flow import serialization
 from sklvebm.estimators._flow.fitted_model import (
     energy_log_density,
     expert_of,
+    flow_cells,
     flow_log_density,
     flow_samples,
     from_noise,
@@ -21,7 +23,7 @@ from sklvebm.estimators._flow.fitted_model import (
 from sklvebm.runtime import draw_seed, without_numpy_errors
 
 
-class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
+class FlowDensityMixin(MissingCellsMixin, TransformingDensityMixin, FittedDensityMixin):
     """Score, transform and sample from the fitted attribute `_model`.
 
     An estimator provides `fit`, which sets `_model`, and parameters `device` and
@@ -39,7 +41,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
         method : {"flow", "energy"}, default="flow"
             "flow" integrates the instantaneous change of variables; with more features than
             `n_probes` its trace is estimated, with the error in `diagnostics_`. "energy" is minus
@@ -58,10 +60,15 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         NotFittedError
             Before `fit`.
         ValueError, TypeError
-            If X does not fit the training data.
+            If X does not fit the training data, or has missing cells for "energy".
         """
         X = self._checked_rows(X)
         OneOf(("flow", "energy")).check("method", method)
+        if method == "energy" and np.isnan(X).any():
+            raise ValueError(
+                "method='energy' needs complete rows, got NaN in X; use method='flow', which "
+                "integrates over missing cells."
+            )
         log_density = flow_log_density if method == "flow" else energy_log_density
         return log_density(self._model, X, self._run_device()).astype(X.dtype)
 
@@ -72,7 +79,7 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
 
         Returns
         -------
@@ -122,6 +129,9 @@ class FlowDensityMixin(TransformingDensityMixin, FittedDensityMixin):
         n_moves = int(self.n_langevin_steps)
         X = flow_samples(self._model, n_samples, n_moves, seed, self._run_device())
         return framed(self, X)
+
+    def _answer_cells(self, rows: np.ndarray, question: Question) -> np.ndarray:
+        return flow_cells(self._model, rows, self._run_device(), question)
 
     def _expert(self) -> Any:
         """Return the explicit energy as a factor of `sklvebm.compose`."""

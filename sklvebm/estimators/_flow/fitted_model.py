@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 from sklvebm.by_rows import answer_rows
+from sklvebm.estimators._common.missing_cells import Question, exact_answer
 from sklvebm.flows.explicit_energy import PotentialSlice, polish
 from sklvebm.flows.ode import graded_times, heun_step, times_for_tails
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_density, transport
+from sklvebm.inference.missing_cells import ReferenceCells, with_effective_share
+from sklvebm.inference.posterior import ROW_PARTICLES
 from sklvebm.inference.products import Expert
+from sklvebm.mixtures.missing_cells import (
+    by_completeness,
+    reference_log_marginal,
+)
+from sklvebm.mixtures.missing_cells import numbers_per_row as missing_numbers
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import (
     MAX_SQUARABLE,
@@ -24,10 +32,12 @@ from sklvebm.preprocessing.scaling import (
 )
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
+from sklvebm.smc.quasi_random import latent_nodes
 
 _TAIL_DEVIATIONS = 3.5  # norm above sqrt(D) from which rows and noise are in the tails
 _MIN_TAIL_SCALE = 10.0  # standard deviation of a component that needs further time steps
 _CHUNK_NUMBERS = 2**20  # entries of the largest intermediate: 8 MB in float64
+_COMPLETION_SEED = 0  # of the deterministic completions of rows with missing cells
 
 
 class FlowModel(NamedTuple):
@@ -82,10 +92,21 @@ def _answer_rows(
     n_directions: int = 1,
 ) -> np.ndarray:
     """Apply `answer(potential, rows)` to rows, see `answer_rows`."""
-    size = max(1, _CHUNK_NUMBERS // numbers_per_row(model.potential, n_directions))
-    parts = [slice(first, first + size) for first in range(0, len(rows), size)]
-    potential = model.potential if device.type == "cpu" else on_device(model.potential, device)
+    parts, potential = _parts(model, rows, n_directions), _potential_on(model, device)
     return answer_rows(potential, rows, device, lambda own, x, _: answer(own, x), parts)
+
+
+def _potential_on(model: FlowModel, device: torch.device) -> AnchoredPotential:
+    return model.potential if device.type == "cpu" else on_device(model.potential, device)
+
+
+def _parts(model: FlowModel, rows: np.ndarray, n_directions: int) -> list[slice]:
+    """Return the chunks in which rows (N, D) are answered."""
+    numbers = numbers_per_row(model.potential, n_directions)
+    if np.isnan(rows).any():
+        numbers = ROW_PARTICLES * numbers + missing_numbers(model.reference)
+    size = max(1, _CHUNK_NUMBERS // numbers)
+    return [slice(first, first + size) for first in range(0, len(rows), size)]
 
 
 def on_device(potential: AnchoredPotential, device: torch.device) -> AnchoredPotential:
@@ -104,12 +125,75 @@ def flow_log_density(
     """
     directions = model.directions.to(device)
 
-    def answer(potential: AnchoredPotential, x: Tensor) -> Tensor:
+    def of_complete(potential: AnchoredPotential, x: Tensor) -> Tensor:
         if potential.network is None:  # exact, without integration
             return potential.log_reference(stop * x, stop)
         return flow_density(potential, stop * x, model.n_steps, directions, stop=stop).log_density
 
+    def of_others(potential: AnchoredPotential, x: Tensor) -> Tensor:
+        reference = copy.deepcopy(model.reference).to(x.device)
+        own = reference_log_marginal(reference, x)
+        if potential.network is None:
+            return own
+        return own + torch.logsumexp(_completions(model, potential, x, _nodes(model, x))[1], 1)
+
+    def answer(potential: AnchoredPotential, x: Tensor) -> Tensor:
+        return by_completeness(x, partial(of_complete, potential), partial(of_others, potential))
+
     return _in_units(model, X, device, answer, time=stop, n_directions=directions.shape[1])
+
+
+def _nodes(model: FlowModel, x: Tensor, n_particles: int = ROW_PARTICLES) -> Tensor:
+    """Return the normal numbers of the completions of every row, (1, n_particles, 1 + D)."""
+    return latent_nodes(n_particles, 1 + x.shape[1], _COMPLETION_SEED).to(x)[None]
+
+
+def _completions(
+    model: FlowModel, potential: AnchoredPotential, x: Tensor, nodes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return completed rows (N, K, D) of x (N, D), and their log weights (N, K), nats.
+
+    Draws of the reference's conditional distribution are weighted by the flow's density over the
+    reference's. The log of their total weight estimates the log of the ratio of both densities of
+    the observed cells, from below in expectation.
+    """
+    reference = copy.deepcopy(model.reference).to(x.device).without_latents()
+    cells = ReferenceCells(reference, x, nodes.shape[1])
+    rows = cells.complete(cells.draws(nodes))
+    if potential.network is None:  # every draw is one of the model
+        return rows, torch.full_like(rows[:, :, 0], -math.log(nodes.shape[1]))
+    flat = rows.flatten(0, 1)
+    directions = model.directions.to(x.device)
+    density = flow_density(potential, flat, model.n_steps, directions).log_density
+    ratio = (density - reference.log_marginal(flat)).reshape(rows.shape[:2])
+    return rows, ratio - math.log(nodes.shape[1])
+
+
+def flow_cells(
+    model: FlowModel, rows: np.ndarray, device: torch.device, question: Question
+) -> np.ndarray:
+    """Answer a question about standardised rows with missing cells; see `MissingCellsMixin`."""
+    if model.potential.network is None:
+        return exact_answer(model.reference, rows, device, question)
+
+    def answer(potential: AnchoredPotential, x: Tensor, number: int) -> Tensor:
+        if question.weighted is not None:
+            nodes = _nodes(model, x, question.n_particles)
+            completed, log_weights = _completions(model, potential, x, nodes)
+            return with_effective_share(question.weighted(completed, log_weights), log_weights)
+        generator = seeded_generator(question.seed + number, device)
+        n_particles = max(ROW_PARTICLES, 2 * question.n_draws)
+        shape = (len(x), n_particles, 1 + x.shape[1])
+        nodes = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        completed, log_weights = _completions(model, potential, x, nodes)
+        weights = torch.softmax(log_weights, 1)
+        index = torch.multinomial(weights, question.n_draws, True, generator=generator)
+        return with_effective_share(
+            torch.take_along_dim(completed, index.unsqueeze(2), 1), log_weights
+        )
+
+    parts = _parts(model, rows, model.directions.shape[1])
+    return answer_rows(_potential_on(model, device), rows, device, answer, parts)
 
 
 def energy_log_density(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
@@ -136,13 +220,34 @@ def _in_units(
     rows = standardisation.apply(X)
     values = _answer_rows(model, rows, device, answer, n_directions)
     values = zero_where_squares_overflow(values, rows)
+    is_observed = ~np.isnan(rows)
     # the interpolant at time t scales rows by t
-    return values + X.shape[1] * np.log(time) + standardisation.log_jacobian
+    values = values + is_observed.sum(1) * np.log(time) + standardisation.log_jacobian_of(rows)
+    # the density of no cell is one
+    return np.where(is_observed.any(1), values, 0.0)
 
 
 def to_noise(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
-    """Carry rows X back to time 0, (n_samples, n_features)."""
-    return _carried(model, model.standardisation.apply(X), device, backwards=True)
+    """Carry rows X back to time 0, (n_samples, n_features).
+
+    Rows with missing cells get the mean over weighted completions.
+    """
+    rows = model.standardisation.apply(X)
+    places = np.isnan(rows).any(axis=1)
+    noise = np.empty_like(rows)
+    noise[~places] = _carried(model, rows[~places], device, backwards=True)
+    if not places.any():
+        return noise
+
+    def answer(potential: AnchoredPotential, x: Tensor) -> Tensor:
+        completed, log_weights = _completions(model, potential, x, _nodes(model, x))
+        return torch.cat([completed, torch.softmax(log_weights, 1).unsqueeze(2)], 2)
+
+    found = _answer_rows(model, rows[places], device, answer, model.directions.shape[1])
+    completed, shares = found[:, :, :-1], found[:, :, -1]
+    carried = _carried(model, completed.reshape(-1, rows.shape[1]), device, backwards=True)
+    noise[places] = np.einsum("nk,nkd->nd", shares, carried.reshape(completed.shape))
+    return noise
 
 
 def from_noise(model: FlowModel, Z: np.ndarray, device: torch.device) -> np.ndarray:

@@ -99,7 +99,7 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
         model, diagnostics, gain = _accepted(session, training, result, seed)
     value = result.best_lower_bound
     if gain <= 0.0:
-        value = mean_log_density(training.reference, data.monitored)
+        value = mean_log_density(training.reference, data.judged)
     return Outcome(
         model=model,
         diagnostics=diagnostics,

@@ -1,0 +1,327 @@
+r"""The density ratio of rows to the reference, by classification: where training starts.
+
+.. math:: L(f, c) = E_{data}[\log(1 + \nu e^{f + c})] + \nu E_{ref}[\log(1 + e^{-f - c} / \nu)]
+                                                                    (docs/theory/model.md, eq. 8a)
+
+Rows with latents from the reference's posterior are told from `\nu` times as many exact draws of
+the reference. The optimum is `f + c = -\log(p_{data} / p_{ref})`, where c is `log Z` of `exp(-f)`:
+the correction of maximum likelihood, without Markov chains. Noise-contrastive estimation
+[1]_ is nearly efficient where the reference is near the rows.
+
+References
+----------
+.. [1] M. Gutmann, A. Hyvärinen, "Noise-Contrastive Estimation of Unnormalized Statistical Models,
+   with Applications to Natural Image Statistics", Journal of Machine Learning Research 13, 2012.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from sklvebm.adam import Adam
+from sklvebm.confidence import upper_confidence_limit
+from sklvebm.mcmc.state import ParticleState
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.smc.quasi_random import latent_nodes
+from sklvebm.training import Plateau, Progress, batches, read_together
+
+INITS = ("auto", "ratio", "reference")
+_DRAWS_PER_ROW = 5  # the number nu
+_SAMPLED_AT_A_TIME = 2**15  # draws of the reference
+_MEASURING_DRAWS = 2**15  # for log Z and for the pool
+_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW = 2**12, 4  # for log Z of one epoch, at most as many as above
+_MEASURED_AT_A_TIME = 2**12
+_WARM_UP = 20  # updates until the learning rate is reached
+_LEARNING_RATE_FACTOR, _N_REDUCTIONS = 0.3, 2  # applied on a plateau; the last ends training
+_CLIP_NORM = 10.0
+_MOMENTA = 0.9, 0.99
+_NODES = 16  # latents per held-out row
+_SEPARATING_SWEEPS = 20  # of a resampled pool
+
+
+class RatioRecipe(NamedTuple):
+    """Settings of the classification."""
+
+    learning_rate: float
+    weight_decay: float  # per unit of learning rate
+    batch_size: int  # rows
+    max_epochs: int
+    tol: float  # smallest relevant improvement, nats
+    patience: int  # epochs without one that make a plateau
+    averaged_over: int  # updates: memory of the running average of the parameters
+
+
+def ratio_recipe(n_rows: int, *, max_epochs: int, tol: float, patience: int) -> RatioRecipe:
+    """Return settings for a number of rows; see docs/benchmarks/tables.md."""
+    return RatioRecipe(
+        learning_rate=3e-3,
+        weight_decay=0.1,
+        batch_size=min(256, max(32, n_rows // 16)),
+        max_epochs=max_epochs,
+        tol=tol,
+        patience=patience,
+        averaged_over=50,
+    )
+
+
+class RatioEpoch(NamedTuple):
+    """One epoch: its gain over the reference on held-out rows, and what it came from."""
+
+    number: int
+    gain: float  # nats per row; NaN where parameters are not finite
+    learning_rate: float
+    loss: float  # of the classification, nats per row
+
+    def progress(self, base: float) -> Progress:
+        """Return the epoch for a history; `base` is the reference's log density, nats per row."""
+        value, is_sound = base + self.gain, math.isfinite(self.gain)
+        problem = "" if is_sound else "the density ratio is not finite"
+        return Progress(self.number, value, self.learning_rate, {"ratio_loss": self.loss}, problem)
+
+
+class RatioStart(NamedTuple):
+    """The energy of the best epoch, or the untrained one, and its gain on held-out rows."""
+
+    energy: AnchoredEnergy
+    gains: Tensor  # (n_held_out,), over the reference, nats, float64, on the CPU
+    log_partition: float  # nats
+    standard_error: float  # of log_partition
+    epochs: list[RatioEpoch]
+
+    def upper_limit(self, expected: Tensor) -> float:
+        """Return the upper confidence limit of the mean gain beyond `expected` (N,), nats."""
+        return upper_confidence_limit(self.gains - expected, self.standard_error)
+
+
+def contrast(
+    energy: AnchoredEnergy, x: Tensor, constant: Tensor, draws: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the loss of telling rows from draws, 0-d, in nats per row.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        Its correction f is the classifier.
+    x : Tensor of shape (B, D)
+        Rows. Their latents are drawn from the reference's posterior here.
+    constant : Tensor of shape ()
+        The number c.
+    draws : Tensor of shape (M, D + L)
+        Draws of the reference, in its coordinates.
+    generator : torch.Generator
+        Source of the latents.
+    """
+    reference = energy.reference
+    e = x.new_empty(len(x), energy.n_latents).normal_(generator=generator)
+    drawn_x, drawn_z = reference.split(draws)
+    rows = torch.cat([x, drawn_x]), torch.cat([reference.to_latents(x, e), drawn_z])
+    log_odds = in_parts(energy, energy.correction, *rows) + constant + math.log(len(draws) / len(x))
+    of_rows, of_draws = log_odds.split([len(x), len(draws)])
+    return softplus(of_rows).mean() + softplus(-of_draws).sum() / len(x)
+
+
+class Classification:
+    """The classification of rows and reference draws, epoch by epoch.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        At its initial parameters; modified.
+    x : Tensor of shape (N, D)
+        Rows, standardised.
+    recipe : RatioRecipe
+        Settings.
+    generator : torch.Generator
+        Source of all randomness.
+    """
+
+    def __init__(
+        self, energy: AnchoredEnergy, x: Tensor, recipe: RatioRecipe, generator: torch.Generator
+    ) -> None:
+        self.energy, self.average = energy, copy.deepcopy(energy)
+        self.x, self.recipe, self.generator = x, recipe, generator
+        self.constant = x.new_zeros(()).requires_grad_()
+        self.parameters: list[Tensor] = [p for p in energy.parameters() if p.requires_grad]
+        self.averages: list[Tensor] = [p for p in self.average.parameters() if p.requires_grad]
+        self.optimizer = Adam(
+            [*self.parameters, self.constant],
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            betas=_MOMENTA,
+        )
+        self.n_updates = 0
+
+    def epoch(self, learning_rate: float) -> Tensor:
+        """Pass over the rows once; return the mean loss, 0-d. The host waits for nothing here."""
+        index = list(batches(len(self.x), self.recipe.batch_size, self.generator, self.x.device))
+        size = max(1, _SAMPLED_AT_A_TIME // (_DRAWS_PER_ROW * len(index[0])))
+        total = self.x.new_zeros(())
+        for first in range(0, len(index), size):
+            group = index[first : first + size]
+            counts = [_DRAWS_PER_ROW * len(of_batch) for of_batch in group]
+            draws = self.energy.reference.sample(sum(counts), self.generator).split(counts)
+            for of_batch, drawn in zip(group, draws, strict=True):
+                total += self._update(self.x[of_batch], drawn, learning_rate)
+        return total / len(index)
+
+    def _update(self, x: Tensor, draws: Tensor, learning_rate: float) -> Tensor:
+        """Take one step and follow it by the running average; return the loss, detached."""
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = contrast(self.energy, x, self.constant, draws, self.generator)
+            loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, _CLIP_NORM, foreach=True)
+        self.n_updates += 1
+        self.optimizer.learning_rate = learning_rate * min(1.0, self.n_updates / _WARM_UP)
+        self.optimizer.step()
+        share = 1.0 / min(0.5 + 0.5 * self.n_updates, self.recipe.averaged_over)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.averages, self.parameters, share)
+        return loss.detach()
+
+
+def _log_weights(energy: AnchoredEnergy, draws: Tensor) -> Tensor:
+    """Return log weights (M,) that turn reference draws into the model, nats, float64."""
+    parts = [
+        in_parts(energy, energy.correction, *energy.reference.split(part)).double()
+        for part in draws.split(_MEASURED_AT_A_TIME)
+    ]
+    return -torch.cat(parts)
+
+
+@torch.no_grad()
+def log_mean_weight(energy: AnchoredEnergy, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log Z by importance sampling from the reference, and its standard error, 0-d, nats.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        The model.
+    draws : Tensor of shape (M, D + L)
+        Draws of the reference, in its coordinates.
+    """
+    log_weights = _log_weights(energy, draws)
+    log_z = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
+    return log_z, torch.exp(log_weights - log_z).std() / math.sqrt(len(log_weights))
+
+
+@torch.no_grad()
+def gains_over_reference(energy: AnchoredEnergy, x: Tensor) -> Tensor:
+    """Return `log ∫ exp(-f(x, z)) p_ref(z | x) dz`, (N,), nats, float64: the gain plus log Z."""
+    nodes = latent_nodes(_NODES if energy.n_latents else 1, energy.n_latents, seed=0).to(x)
+    return -free_energy_bound(energy, x, nodes) - energy.reference.log_marginal(x).double()
+
+
+def start_from_ratio(
+    energy: AnchoredEnergy,
+    x: Tensor,
+    x_held_out: Tensor,
+    recipe: RatioRecipe,
+    *,
+    generator: torch.Generator,
+    callback: Callable[[RatioEpoch], None],
+) -> RatioStart:
+    """Train a correction as a density ratio, up to the epoch that held-out rows prefer.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        The untrained energy, whose correction is zero; not modified.
+    x : Tensor of shape (N, D)
+        Training rows, standardised.
+    x_held_out : Tensor of shape (N_held_out, D)
+        Rows that decide when to stop.
+    recipe : RatioRecipe
+        Settings.
+    generator : torch.Generator
+        Source of all randomness.
+    callback : callable
+        Called after every epoch.
+
+    Returns
+    -------
+    start : RatioStart
+        The running average at its best epoch. Its log Z comes from draws that were not used to
+        choose the epoch.
+    """
+    run = Classification(copy.deepcopy(energy), x, recipe, generator)
+    n_draws = min(_MEASURING_DRAWS, max(_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW * len(x)))
+    draws = energy.reference.sample(n_draws, generator)
+    best, best_gain = copy.deepcopy(energy), 0.0
+    learning_rate, plateau = recipe.learning_rate, Plateau(recipe.tol, recipe.patience)
+    epochs: list[RatioEpoch] = []
+    for number in range(1, recipe.max_epochs + 1):
+        loss = run.epoch(learning_rate)
+        log_z, _ = log_mean_weight(run.average, draws)
+        gain = gains_over_reference(run.average, x_held_out).mean() - log_z
+        read = read_together({"gain": gain, "loss": loss})
+        epochs.append(RatioEpoch(number, read["gain"], learning_rate, read["loss"]))
+        callback(epochs[-1])
+        if not math.isfinite(read["gain"]):
+            break
+        if read["gain"] > best_gain:
+            best, best_gain = copy.deepcopy(run.average), read["gain"]
+        plateau.update(read["gain"])
+        if plateau.reached():
+            if plateau.n_reductions > _N_REDUCTIONS:
+                break
+            learning_rate *= _LEARNING_RATE_FACTOR
+    log_z, error = log_mean_weight(best, energy.reference.sample(_MEASURING_DRAWS, generator))
+    gains = gains_over_reference(best, x_held_out) - log_z
+    return RatioStart(best, gains.cpu(), float(log_z), float(error), epochs)
+
+
+@torch.no_grad()
+def resampled(
+    energy: AnchoredEnergy, state: ParticleState, generator: torch.Generator
+) -> ParticleState:
+    """Return particles of every rung, resampled from weighted reference draws; some are equal.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        The model.
+    state : ParticleState
+        Particles of the reference.
+    generator : torch.Generator
+        Source of draws.
+    """
+    t, c, _ = state.pool.shape
+    draws = energy.reference.sample(_MEASURING_DRAWS, generator)
+    correction = -_log_weights(energy, draws)
+    log_weights = -state.betas.double()[:, None] * correction  # (T, M)
+    weights = torch.softmax(log_weights, 1)
+    chosen = torch.multinomial(weights, c, replacement=True, generator=generator)
+    mean = weights @ correction
+    return state._replace(
+        pool=draws[chosen.reshape(-1)].reshape(t, c, -1).to(state.pool),
+        log_partitions=torch.logsumexp(log_weights, 1) - math.log(len(draws)),
+        spread=weights @ correction.square() - mean.square(),
+    )
+
+
+def resampled_pool(
+    pool: TemperedPool, energy: AnchoredEnergy, state: ParticleState, generator: torch.Generator
+) -> ParticleState:
+    """Return particles for a trained correction: resampled, and moved until none are equal.
+
+    Parameters
+    ----------
+    pool : TemperedPool
+        Moves the particles.
+    energy : AnchoredEnergy
+        The model.
+    state : ParticleState
+        Particles of the reference.
+    generator : torch.Generator
+        Source of draws and moves.
+    """
+    state = resampled(energy, state, generator)
+    return pool.equilibrate(energy, state, _SEPARATING_SWEEPS, 1, generator)[0]

@@ -1,0 +1,225 @@
+"""Fits that start from the density ratio: when they do, what they keep, what they say."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_moons
+
+from sklvebm import (
+    LinearGaussianEnergy,
+    MLPEnergy,
+    ParticleLVEBM,
+    PeriodicEnergy,
+    WassersteinFlowEBM,
+)
+from sklvebm.estimators._ebm import training as training_module
+from sklvebm.objectives.density_ratio import RatioStart
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+BOTH = pytest.mark.parametrize("estimator", [ParticleLVEBM, WassersteinFlowEBM])
+
+
+def brief(estimator=ParticleLVEBM, **changes):
+    own = {"n_components": 1} if estimator is ParticleLVEBM else {}
+    given = {"reference": "gaussian", "max_iter": 6, "n_chains": 16, "random_state": 0}
+    given["init"] = "ratio"
+    return estimator(**own, **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def curved():
+    """Six hundred moons, which one Gaussian does not fit."""
+    return make_moons(600, noise=0.1, random_state=1)[0]
+
+
+def gaussian_rows(n=300):
+    return np.random.RandomState(0).randn(n, 2)
+
+
+def ratio_epochs(model):
+    return [entry["epoch"] for entry in model.history_ if "ratio_loss" in entry]
+
+
+@BOTH
+def test_a_first_fit_begins_with_the_ratio_and_shares_its_epochs(estimator, curved):
+    model = brief(estimator).fit(curved)
+    assert ratio_epochs(model) == [1, 2, 3]
+    assert [entry["epoch"] for entry in model.history_] == list(range(1, 7))
+    assert model.n_iter_ == 6
+    # the monitored value rises from that of the reference, and particles go on from there
+    values = [entry[model._family.value] for entry in model.history_]
+    reference = clone(model).set_params(max_iter=0).fit(curved)
+    assert values[2] > values[0]
+    assert min(values[2:]) > reference.score(curved) - 0.05
+
+
+@BOTH
+def test_a_ratio_without_gain_ends_a_fit_that_starts_at_the_reference(
+    estimator, curved, monkeypatch
+):
+    rows = gaussian_rows(150)
+    with monkeypatch.context() as patch:
+        patch.setattr(RatioStart, "upper_limit", lambda self, expected: -0.1)
+        model = brief(estimator, init="auto", max_iter=100).fit(rows)
+    assert model.init_ == "reference"
+    assert not model.improved_
+    # the history is that of the ratio: no epoch of particles
+    assert ratio_epochs(model) == [entry["epoch"] for entry in model.history_]
+    assert 0 < model.n_iter_ <= 50
+    # the same parameters train particles where the ratio has a gain, or where it was not asked
+    options = {"init": "auto", "max_iter": 100, "tol": 10.0, "n_iter_no_change": 1}
+    assert ratio_epochs(brief(estimator, **options).fit(curved)) == []
+    options["init"] = "reference"
+    assert ratio_epochs(brief(estimator, **options).fit(rows)) == []
+    assert ratio_epochs(brief(estimator, init="auto", max_iter=4).fit(rows)) == []
+
+
+@BOTH
+def test_the_ratio_alone_is_kept_where_it_is_better(estimator, curved, monkeypatch):
+    model = brief(estimator, max_iter=40).fit(curved)
+    assert model.improved_
+    new = make_moons(2000, noise=0.1, random_state=2)[0]
+    reference = clone(model).set_params(max_iter=0).fit(curved)
+    gain = model.score_samples(new) - reference.score_samples(new)
+    assert gain.mean() > 5.0 * gain.std() / np.sqrt(len(new))
+
+
+@BOTH
+def test_without_an_expected_gain_particles_are_not_trained(estimator, monkeypatch, capsys):
+    monkeypatch.setattr(training_module, "train", None)  # nobody may call it
+    # the stack of mixtures is as good as the rows allow, and better with all of them
+    X = make_moons(300, noise=0.1, random_state=3)[0]
+    model = brief(estimator, reference="mixture", verbose=1, max_iter=20).fit(X)
+    output = capsys.readouterr().out
+    assert "density ratio: gain over the reference" in output
+    assert "training by particles is skipped" in output
+    assert not model.improved_
+    assert model.converged_
+    assert len(ratio_epochs(model)) == model.n_iter_ == len(model.history_)
+    x = torch.from_numpy((X - model.mean_) / model.scale_)
+    base = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
+    np.testing.assert_allclose(model.score_samples(X), base, rtol=0, atol=1e-10)
+
+
+def test_without_a_tolerance_training_is_never_skipped():
+    model = brief(tol=None).fit(gaussian_rows())
+    assert model.n_iter_ == 6
+    assert ratio_epochs(model) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init": "reference"},
+        {"early_stopping": False},
+        {"n_temperatures": 1},
+        {"negatives": "contrastive"},
+        {"energy": LinearGaussianEnergy},
+        {"max_iter": 1},
+        {"embedding": "none"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_fits_begin_at_the_reference(changes, curved):
+    auto = {"init": "auto", "embedding": "periodic", "max_iter": 2}
+    model = brief(**{**auto, **changes}).fit(curved[:200])
+    assert ratio_epochs(model) == []
+    assert model.n_iter_ == len(model.history_) == changes.get("max_iter", 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"early_stopping": False},
+        {"n_temperatures": 1},
+        {"negatives": "contrastive"},
+        {"energy": LinearGaussianEnergy},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_ratio_that_cannot_be_is_refused_when_asked_for(changes, curved):
+    with pytest.raises(ValueError, match="init must be 'auto' or 'reference'"):
+        brief(**changes).fit(curved)
+
+
+def test_only_the_first_fit_begins_with_the_ratio(curved):
+    model = brief(warm_start=True).fit(curved)
+    model.fit(curved)
+    assert ratio_epochs(model) == [1, 2, 3]
+    assert model.n_iter_ == 12
+    chunks = brief(init="auto", embedding="periodic").partial_fit(curved[:300])
+    assert ratio_epochs(chunks.partial_fit(curved[300:])) == []
+    assert chunks.n_iter_ == 2
+
+
+@BOTH
+def test_fixed_seeds_give_equal_fits_and_global_generators_stay(estimator, curved):
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    first, second = (brief(estimator).fit(curved) for _ in range(2))
+    np.testing.assert_array_equal(first.score_samples(curved), second.score_samples(curved))
+    assert torch.equal(torch.random.get_rng_state(), state[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], state[1])
+
+
+def test_an_interrupted_ratio_leaves_the_estimator_as_it_was(curved, monkeypatch):
+    model = brief().fit(curved)
+    before = model.score_samples(curved[:20])
+
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_module, "start_from_ratio", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(curved)
+    np.testing.assert_array_equal(model.score_samples(curved[:20]), before)
+
+
+# Embeddings --------------------------------------------------------------------------------------
+
+
+def table(n=1000, d=4, seed=0):
+    return np.random.RandomState(seed).randn(n, d)
+
+
+@BOTH
+def test_the_embedding_is_chosen_by_rows_and_columns(estimator):
+    chosen = {
+        (n, d): brief(estimator, max_iter=0).fit(table(n, d)).embedding_
+        for n, d in ((1000, 4), (999, 4), (1000, 3), (1200, 12), (1199, 12))
+    }
+    periodic = [shape for shape, embedding in chosen.items() if embedding == "periodic"]
+    assert periodic == [(1000, 4), (1200, 12)]
+
+
+@pytest.mark.parametrize(("embedding", "kind"), [("periodic", PeriodicEnergy), ("none", MLPEnergy)])
+def test_the_embedding_decides_the_network(embedding, kind, curved):
+    model = brief(embedding=embedding, max_iter=2).fit(curved)
+    assert type(model._training.optimisation.energy.network) is kind
+    assert model.embedding_ == embedding
+
+
+def test_images_have_no_embedding():
+    X = table(1000, 16)
+    assert brief(image_shape=(4, 4), max_iter=0).fit(X).embedding_ == "none"
+    with pytest.raises(ValueError, match="embedding must be 'auto' or 'none' with image_shape"):
+        brief(image_shape=(4, 4), embedding="periodic").fit(X)
+
+
+def test_auto_stays_what_the_first_rows_made_of_it():
+    X = table()
+    model = brief(init="auto", max_iter=2).partial_fit(X)
+    assert model.partial_fit(X[:50]).embedding_ == "periodic"
+    with pytest.raises(ValueError, match="embedding must stay periodic"):
+        model.set_params(embedding="none").partial_fit(X)
+
+
+@BOTH
+def test_a_pickle_with_embeddings_scores_and_continues_alike(estimator, curved):
+    import pickle
+
+    model = brief(estimator, embedding="periodic", warm_start=True, max_iter=10).fit(curved)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.score_samples(curved), model.score_samples(curved))
+    again.fit(curved)
+    assert again.n_iter_ == model.n_iter_ + 10
