@@ -300,9 +300,9 @@ def test_bad_parameters_raise_in_fit_with_their_name(name, value, error, moons):
 def test_bad_rows_and_questions_leave_the_model_as_it_was(moons):
     model = small().fit(moons)
     before = model.score(moons)
-    for bad in (np.full((5, 2), np.nan), np.full((5, 2), np.inf), np.zeros((0, 2)), np.zeros(3)):
+    for bad in (np.full((5, 2), np.inf), np.zeros((0, 2)), np.zeros(3)):
         for ask in (model.fit, model.partial_fit, model.score_samples):
-            with pytest.raises(ValueError, match=r"NaN|infinity|0 sample|1D array"):
+            with pytest.raises(ValueError, match=r"infinity|0 sample|1D array"):
                 ask(bad)
     with pytest.raises(ValueError, match="bound"):
         model.score_samples(moons, bound="middle")
