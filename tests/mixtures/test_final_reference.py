@@ -29,7 +29,7 @@ def trained_on(X, defensive_weight, least_defensive_weight):
 def data_of(X, n_fitted):
     """Rows as they are, the last of which are held out."""
     units = Standardisation(np.zeros(X.shape[1]), np.ones(X.shape[1]))
-    return PreparedData(X, units, Rows(np.arange(n_fitted), np.arange(n_fitted, len(X))))
+    return PreparedData(X, units, Rows(np.arange(n_fitted), np.arange(n_fitted, len(X))), X)
 
 
 def log_density(reference, X):
