@@ -27,7 +27,7 @@ from sklvebm.mixtures.expectation_maximization import Mixture
 from sklvebm.mixtures.reference import MixtureReference
 
 _BLOCK_NUMBERS = 2**22  # numbers of the largest tensors of a block
-_QUANTILE_STEPS = 50  # bisections: the bracket shrinks by a factor of 1e15
+_QUANTILE_STEPS = 90  # bisections: a bracket of 1e10, of defensive components, becomes 1e-17
 _BRACKET = 10.0  # standard deviations around all components; holds every quantile
 
 
@@ -165,7 +165,7 @@ def conditioned(block: Block, components: Components) -> Conditioned:
 
 def _scattered(block: Block, values: Tensor, out: Tensor) -> None:
     """Write values (P, R, ...) of a block's rows to their places in `out` (N, ...)."""
-    out[block.index.reshape(-1)] = values.flatten(0, 1).to(out)
+    out[block.index[block.is_row]] = values[block.is_row].to(out)
 
 
 def log_components(X: Tensor, components: Components) -> Tensor:

@@ -4,6 +4,7 @@ The expectation over the missing cells is exact: given the observed cells, each 
 normal distribution of the others, whose mean and covariance enter the moments.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -140,7 +141,11 @@ def _maximised(moments: Moments, covariance_type: str, ridge: float | np.ndarray
 
 def likeliest_gaussian(X: np.ndarray, ridge: float) -> Mixture:
     """Return the Gaussian with the highest likelihood of the observed cells of rows X (N, D)."""
-    means, variances = np.nanmean(X, axis=0), np.nanvar(X, axis=0) + ridge
+    # a column without observed cells among these rows has the moments of standardised ones
+    is_empty = np.isnan(X).all(axis=0)
+    known = np.where(is_empty, 0.0, X)
+    means = np.nanmean(known, axis=0)
+    variances = np.where(is_empty, 1.0, np.nanvar(known, axis=0)) + ridge
     first = Mixture(np.ones(1), means[None], np.diag(variances)[None], "full")
     try:
         return fit_with_missing(X, first, ridge, max_iter=_MAX_GAUSSIAN_ITERATIONS)
@@ -148,11 +153,18 @@ def likeliest_gaussian(X: np.ndarray, ridge: float) -> Mixture:
         return first
 
 
+def _inner(X: np.ndarray) -> np.ndarray:
+    """Return rows X (N, D) with distant values clipped; a column may have no observed cell."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        return without_outliers(X)
+
+
 def completed(X: np.ndarray, mixture: Mixture, seed: int) -> np.ndarray:
     """Return rows X (N, D) with missing cells drawn from a mixture given the others."""
     generator = torch.Generator().manual_seed(seed)
     # a value far out would carry the drawn cells along
-    inner = torch.from_numpy(without_outliers(X))
+    inner = torch.from_numpy(_inner(X))
     draws = draw_missing(inner, components_of_mixture(mixture), 1, generator)
     return np.where(np.isnan(X), draws[:, 0].numpy(), X)
 
@@ -170,7 +182,7 @@ def complete_rows(X: np.ndarray, seed: int, fitted: np.ndarray | None = None) ->
     some = np.arange(len(X)) if fitted is None else fitted
     some = some[~np.isnan(X[some]).all(axis=1)]
     order = np.random.RandomState(seed).permutation(some)[:_MAX_ROWS]
-    rows = without_outliers(X[order])
+    rows = _inner(X[order])
     n_held_out = len(rows) // 5
     held_out, rows = rows[:n_held_out], rows[n_held_out:]
     scores = {r: _score(likeliest_gaussian(rows, r), held_out) for r in _RIDGES}

@@ -162,7 +162,7 @@ def test_what_is_not_usable_is_refused(fitted, rows, name):
 
 def test_rows_of_which_few_particles_are_effective_are_named(fitted, monkeypatch):
     monkeypatch.setattr(missing_cells, "_MIN_EFFECTIVE_SHARE", 1.1)
-    with pytest.warns(UserWarning, match=r"Rows \[0, 1, 2\] of X have missing cells"):
+    with pytest.warns(UserWarning, match=r"particles of rows \[0, 1, 2\] of X"):
         fitted["particles"].conditional_mean(some_rows())
     with warnings.catch_warnings():  # a mixture's answers are exact
         warnings.simplefilter("error")

@@ -107,6 +107,15 @@ def test_completed_rows_have_the_moments_of_complete_ones():
     assert holes[observed.all(1)].mean(0)[0] < rows.mean(0)[0] - 0.4
 
 
+def test_a_column_may_be_observed_in_a_single_row():
+    rows = correlated_rows(60)
+    rows[1:, 1] = np.nan
+    for seed in range(5):  # the row is held out, or not
+        completed = complete_rows(rows, seed)
+        assert np.isfinite(completed).all()
+        assert completed[0, 1] == rows[0, 1]
+
+
 def test_complete_rows_are_returned_as_they_are():
     rows = correlated_rows()
     assert complete_rows(rows, seed=0) is rows

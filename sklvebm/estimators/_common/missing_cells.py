@@ -60,10 +60,10 @@ def _warn_of_few_effective(places: np.ndarray, shares: np.ndarray) -> None:
     if len(poor):
         named = ", ".join(map(str, poor[:_MAX_NAMED])) + (", ..." if len(poor) > _MAX_NAMED else "")
         warnings.warn(
-            f"Rows [{named}] of X have missing cells of which fewer than "
-            f"{100.0 * _MIN_EFFECTIVE_SHARE:g} % of the particles are effective (least: "
-            f"{100.0 * shares.min():.2g} %): answers about them are uncertain. The model differs "
-            "there from its reference, or observed cells are far from the training rows.",
+            f"Fewer than {100.0 * _MIN_EFFECTIVE_SHARE:g} % of the particles of rows [{named}] of "
+            f"X are effective (least: {100.0 * shares.min():.2g} %): answers about their missing "
+            "cells are uncertain. The model differs there from its reference, or observed cells "
+            "are far from the training rows.",
             UserWarning,
             stacklevel=4,
         )
