@@ -95,14 +95,15 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
     Rows of the training data, recognised by their values, are always scored by the density that was
     fitted without them. `fit_predict` therefore judges them as if they were new.
 
-    With "auto", the threshold is the 0.01 quantile of the cross-fitted scores, or a higher level if
-    outliers are among the training rows: `-score` of inliers is assumed to fall exponentially
-    beyond its upper quartile, and the level of probability 0.01 follows from the quantiles 0.75
-    and 0.9, which a few percent of outliers hardly move.
+    With "auto", the threshold is the higher of two levels: the 0.01 quantile of the cross-fitted
+    scores, and the level that one inlier in a hundred passes if `-score` falls exponentially beyond
+    its upper quartile. The latter follows from the quantiles 0.75 and 0.9 of `-score`, which a few
+    percent of outliers hardly move.
 
     Where the estimator allows missing cells, `score_samples` is the log-density of the observed
-    cells, shifted so that `offset_` is the threshold for every pattern of missing cells: 400
-    training rows are scored with the same cells hidden [1]_. A row without observed cells gets the
+    cells, shifted so that `offset_` serves every pattern of missing cells approximately: the shift
+    is the difference of the thresholds of 400 training rows with and without the same cells hidden
+    [1]_. A row without observed cells gets the
     median score.
 
     References
@@ -251,8 +252,7 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
         method : {"leave_one_out", "shapley"}, default="leave_one_out"
             "leave_one_out" is the surprise of a cell given all others, `-log p(x_j | x_rest)`:
             large where a cell contradicts the rest of its row. "shapley" is the mean surprise of
-            the cell when the cells of the row are revealed in random orders. Its shares of a row
-            sum to the surprise of the row.
+            the cell when the cells of the row are revealed in random orders.
         n_chains : int, default=32
             Random orders for "shapley", at least four, in pairs of an order and its reverse. All
             sets of columns are evaluated instead, exactly, if that takes fewer evaluations (up to

@@ -34,9 +34,9 @@ _RELATIVE_WIDTH, _RIDGE, _MIN_LATENT_VARIANCE = 2.0, 0.1, 1e-3
 # the autoencoder, over the best other one. The latter is about 0.5 on closed surfaces.
 _MAX_ERROR_RATIO, _MAX_BOTTLENECK_ERROR_RATIO = 0.9, 0.7
 # The autoencoder takes half of the fit of a small table. It is tried only if rows rebuilt from
-# neighbours among the rows have at most this share of the best other error. Selected on Kepler
-# orbits: 0.20 with two latents, 0.5 with three. Never selected on iris, wine, breast cancer and
-# digits: 0.48 to 0.54. With few rows, the stricter limit applies.
+# neighbours among the rows have at most this share of the best other error. It is
+# selected on Kepler orbits, with two latents (0.20) and with three (between both limits), and never
+# on iris, wine, breast cancer and digits (0.48 to 0.54). Few rows have the stricter limit.
 _MAX_FLOOR_RATIO, _MAX_FLOOR_RATIO_OF_FEW, _FEW_ROWS = 0.6, 0.45, 500
 _MAX_CONTINUITY_LOSS = 0.005  # of the autoencoder; about one standard error on 250 rows
 

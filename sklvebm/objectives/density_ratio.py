@@ -39,7 +39,10 @@ _MEASURING_DRAWS = 2**15  # for log Z and for the pool
 _FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW = 2**12, 4  # for log Z of one epoch, at most as many as above
 _MEASURED_AT_A_TIME = 2**12
 _WARM_UP = 20  # updates until the learning rate is reached
-_LEARNING_RATE_FACTOR, _N_REDUCTIONS = 0.3, 2  # applied on a plateau; the last ends training
+_LEARNING_RATE_FACTOR, _N_REDUCTIONS = (
+    0.3,
+    2,
+)  # applied on a plateau; the next plateau ends training
 _CLIP_NORM = 10.0
 _MOMENTA = 0.9, 0.99
 _NODES = 16  # latents per held-out row
@@ -213,7 +216,7 @@ def log_mean_weight(energy: AnchoredEnergy, draws: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def gains_over_reference(energy: AnchoredEnergy, x: Tensor) -> Tensor:
+def log_mean_ratios(energy: AnchoredEnergy, x: Tensor) -> Tensor:
     """Return `log ∫ exp(-f(x, z)) p_ref(z | x) dz`, (N,), nats, float64: the gain plus log Z."""
     nodes = latent_nodes(_NODES if energy.n_latents else 1, energy.n_latents, seed=0).to(x)
     return -free_energy_bound(energy, x, nodes) - energy.reference.log_marginal(x).double()
@@ -260,7 +263,7 @@ def start_from_ratio(
     for number in range(1, recipe.max_epochs + 1):
         loss = run.epoch(learning_rate)
         log_z, _ = log_mean_weight(run.average, draws)
-        gain = gains_over_reference(run.average, x_held_out).mean() - log_z
+        gain = log_mean_ratios(run.average, x_held_out).mean() - log_z
         read = read_together({"gain": gain, "loss": loss})
         epochs.append(RatioEpoch(number, read["gain"], learning_rate, read["loss"]))
         callback(epochs[-1])
@@ -274,7 +277,7 @@ def start_from_ratio(
                 break
             learning_rate *= _LEARNING_RATE_FACTOR
     log_z, error = log_mean_weight(best, energy.reference.sample(_MEASURING_DRAWS, generator))
-    gains = gains_over_reference(best, x_held_out) - log_z
+    gains = log_mean_ratios(best, x_held_out) - log_z
     return RatioStart(best, gains.cpu(), float(log_z), float(error), epochs)
 
 
