@@ -1,24 +1,25 @@
 """Expectation maximisation for Gaussian mixtures, fast for many components in few dimensions.
 
 scikit-learn's `GaussianMixture` loops over components with full covariances. Here, each step is two
-matrix products with the pairwise products of features, for all components at once. The tests
-compare both steps with scikit-learn's. Unlike there, each component's covariance is averaged with
-the pooled covariance, which counts as half a row, so that no component collapses on a single row.
+matrix products with the pairwise products of features, for all components at once, and small fits
+of the same kind run side by side on arrays with a leading axis. The tests compare both steps with
+scikit-learn's. Unlike there, each component's covariance is averaged with the pooled covariance,
+which counts as half a row, so that no component collapses on a single row.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import solve_triangular
-from sklearn.cluster import kmeans_plusplus
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.mixtures.components import LOG_2PI
+from sklvebm.mixtures.starts import Starts
 
 _MAX_ITERATIONS = 50
 _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
 PRIOR_ROWS = 0.5  # weight of the pooled covariance in each component's own, in rows
-_LOG_START = 100.0  # standardised units; k-means++ uses logarithms of larger values
 # number of features up to which products of features are cheaper than residuals per component
 _MAX_FEATURES_WITH_PRODUCTS = 24
 # largest squared value over smallest variance of expanded quadratic forms, whose terms cancel, with
@@ -27,6 +28,9 @@ _MAX_EXPANDED_SQUARE = 1e13
 # With this many rows for each of D + 1 parameters, a component's own variance is reliable, and the
 # pooled variance in its prior is limited to this multiple of it.
 _TRUSTED_ROWS_PER_COLUMN, _MAX_POOLED_RATIO = 5.0, 10.0
+# Fits run side by side up to this number of responsibilities. Beyond, NumPy's overhead per call no
+# longer counts, and one fit at a time stays in the processor's cache.
+_MAX_BATCH_RESPONSIBILITIES = 300_000
 
 
 class Mixture(NamedTuple):
@@ -70,57 +74,91 @@ class Statistics:
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows of about unit scale around zero: products of larger values lose digits.
+    X : ndarray of shape (..., n_samples, n_features)
+        Rows of about unit scale around zero: products of larger values lose digits. Leading axes
+        count fits side by side.
     covariance_type : {"full", "tied", "diag"}
         Determines the products.
     least_variance : float
         Smallest variance of any component; there are no products if squares are too large for it.
+    row_weights : ndarray of shape (..., n_samples) or None, default=None
+        How often each row counts; None counts each row once.
     """
 
-    def __init__(self, X: np.ndarray, covariance_type: str, least_variance: float = 1e-6) -> None:
-        self.X = X
+    def __init__(
+        self,
+        X: np.ndarray,
+        covariance_type: str,
+        least_variance: float = 1e-6,
+        row_weights: np.ndarray | None = None,
+    ) -> None:
+        self.X, self.row_weights = X, row_weights
         self.products: Any = None  # (n_samples, n_pairs) where products are cheaper
         self.pairs: Any = None  # indices of their features
         # the quotient is compared before it is squared: squares may overflow
         farthest = np.abs(X).max(initial=0.0) / np.sqrt(max(least_variance, 1e-300))
         self.is_large = bool(farthest > np.sqrt(_MAX_EXPANDED_SQUARE))
-        n_features = X.shape[1]
+        n_features = X.shape[-1]
         if self.is_large:
             return
         if covariance_type == "diag":
             self.products = X**2
         elif covariance_type == "full" and n_features <= _MAX_FEATURES_WITH_PRODUCTS:
             self.pairs = np.triu_indices(n_features)
-            self.products = X[:, self.pairs[0]] * X[:, self.pairs[1]]
+            self.products = X[..., self.pairs[0]] * X[..., self.pairs[1]]
+
+    def of_fits(self, kept: np.ndarray) -> "Statistics":
+        """Return the statistics of some of the fits side by side, (n_fits,) bool."""
+        if kept.all():
+            return self
+        part = copy.copy(self)
+        part.X = self.X[kept]
+        part.products = None if self.products is None else self.products[kept]
+        part.row_weights = None if self.row_weights is None else self.row_weights[kept]
+        return part
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean over rows of values (..., n_samples)."""
+        if self.row_weights is None:
+            return values.mean(-1)
+        return (self.row_weights * values).sum(-1) / self.row_weights.sum(-1)
 
 
 def log_joint(rows: Statistics, mixture: Mixture) -> np.ndarray:
-    """Return `log w_m N(x; m_m, C_m)` of every row and component, (n_samples, M), nats."""
+    """Return `log w_m N(x; m_m, C_m)` of every row and component, (..., n_samples, M), nats."""
     X, means = rows.X, mixture.means
     if rows.is_large:
         quadratic, log_det = _residual_forms(X, mixture)
     elif mixture.covariance_type == "diag":
         precisions = 1.0 / mixture.covariances
-        quadratic = rows.products @ precisions.T - 2.0 * (X @ (means * precisions).T)
-        quadratic += (means**2 * precisions).sum(1)
-        log_det = np.log(mixture.covariances).sum(1)
+        quadratic = rows.products @ _transposed(precisions)
+        quadratic -= 2.0 * (X @ _transposed(means * precisions))
+        quadratic += (means**2 * precisions).sum(-1)[..., None, :]
+        log_det = np.log(mixture.covariances).sum(-1)
     elif mixture.covariance_type == "tied":
         lower = np.linalg.cholesky(mixture.covariances)
         white, centres = (_whitened(part, lower) for part in (X, means))
-        quadratic = (white**2).sum(1)[:, None] - 2.0 * (white @ centres.T) + (centres**2).sum(1)
-        log_det = 2.0 * np.log(np.diag(lower)).sum()
+        quadratic = (white**2).sum(-1)[..., None] - 2.0 * (white @ _transposed(centres))
+        quadratic += (centres**2).sum(-1)[..., None, :]
+        log_det = 2.0 * np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)[..., None]
     else:
         quadratic = _full_quadratic_forms(rows, mixture)
         log_det = np.linalg.slogdet(mixture.covariances)[1]
-    quadratic += log_det + X.shape[1] * LOG_2PI - 2.0 * np.log(mixture.weights)
+    log_det = log_det + X.shape[-1] * LOG_2PI
+    quadratic += (log_det - 2.0 * np.log(mixture.weights))[..., None, :]
     quadratic *= -0.5
     return quadratic
 
 
+def _transposed(matrices: np.ndarray) -> np.ndarray:
+    return np.swapaxes(matrices, -1, -2)
+
+
 def _whitened(X: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Return rows X (n_samples, D) in units of a covariance with triangular root `lower`."""
-    return solve_triangular(lower, X.T, lower=True, check_finite=False).T
+    """Return rows X (..., n_samples, D) in units of covariances with triangular root `lower`."""
+    if X.ndim == 2:
+        return solve_triangular(lower, X.T, lower=True, check_finite=False).T
+    return _transposed(np.linalg.solve(lower, _transposed(X)))
 
 
 def _residual_forms(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
@@ -153,11 +191,11 @@ def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
     precisions = np.linalg.inv(mixture.covariances)
     first, second = rows.pairs
     # an off-diagonal product occurs twice in the form
-    coefficients = precisions[:, first, second] * (2.0 - (first == second))
-    pull = np.einsum("mde,me->md", precisions, means)
-    quadratic = rows.products @ coefficients.T
-    quadratic -= 2.0 * (X @ pull.T)
-    quadratic += (pull * means).sum(1)
+    coefficients = precisions[..., first, second] * (2.0 - (first == second))
+    pull = np.einsum("...mde,...me->...md", precisions, means)
+    quadratic = rows.products @ _transposed(coefficients)
+    quadratic -= 2.0 * (X @ _transposed(pull))
+    quadratic += (pull * means).sum(-1)[..., None, :]
     return quadratic
 
 
@@ -168,14 +206,16 @@ def maximise(
     ridge: float | np.ndarray,
     prior_rows: float = 0.0,
 ) -> Mixture:
-    """Return the likeliest mixture given responsibilities (n_samples, M): the M step.
+    """Return the likeliest mixture given responsibilities (..., n_samples, M): the M step.
 
     The ridge is added to variances; one number, or one for each column, (n_features,). Covariances
     of components are averaged with the pooled covariance, which counts as `prior_rows` rows: a
     component with one row has no covariance of its own.
     """
-    counts = responsibilities.sum(0) + 10.0 * np.finfo(float).eps
-    means = (responsibilities.T @ rows.X) / counts[:, None]
+    if rows.row_weights is not None:
+        responsibilities = responsibilities * rows.row_weights[..., None]
+    counts = responsibilities.sum(-2) + 10.0 * np.finfo(float).eps
+    means = (_transposed(responsibilities) @ rows.X) / counts[..., None]
     if covariance_type == "diag":
         covariances = _variances(rows, responsibilities, counts, means)
     elif covariance_type == "tied":
@@ -192,40 +232,42 @@ def of_moments(moments: Mixture, ridge: float | np.ndarray, prior_rows: float) -
     Ridge and prior are those of `maximise`. Covariances of `moments` may be overwritten.
     """
     counts, means, covariances, kind = moments
-    n_features = means.shape[1]
+    n_features = means.shape[-1]
     if kind == "diag":
         covariances = _shrunk(covariances, counts, prior_rows) + ridge
     elif kind == "tied":
         covariances += ridge * np.eye(n_features)
     else:
         covariances = _shrunk(covariances, counts, prior_rows)
-        covariances[:, np.arange(n_features), np.arange(n_features)] += ridge
-    return Mixture(counts / counts.sum(), means, covariances, kind)
+        covariances[..., np.arange(n_features), np.arange(n_features)] += ridge
+    return Mixture(counts / counts.sum(-1, keepdims=True), means, covariances, kind)
 
 
 def _shrunk(covariances: np.ndarray, counts: np.ndarray, prior_rows: float) -> np.ndarray:
-    """Return covariances (M, D, D) or variances (M, D) averaged with the pooled one.
+    """Return covariances (..., M, D, D) or variances (..., M, D) averaged with the pooled one.
 
     The pooled covariance counts as `prior_rows` rows, and components with large variances dominate
     it. For a component with enough rows, the prior variance is limited to a multiple of its own:
     otherwise half a row in three hundred can make it a thousand times too wide.
     """
-    pooled = np.average(covariances, axis=0, weights=counts)
-    share = (prior_rows / (counts + prior_rows)).reshape(-1, *[1] * pooled.ndim)
-    is_full = covariances.ndim == 3
-    own = np.diagonal(covariances, axis1=1, axis2=2) if is_full else covariances
+    is_full = covariances.ndim == counts.ndim + 2
+    each = counts.reshape(*counts.shape, 1, 1) if is_full else counts[..., None]
+    axis = counts.ndim - 1
+    pooled = (each * covariances).sum(axis, keepdims=True) / each.sum(axis, keepdims=True)
+    share = prior_rows / (each + prior_rows)
+    own = np.diagonal(covariances, axis1=-2, axis2=-1) if is_full else covariances
     own = np.maximum(own, 0.0)  # rounding
-    common = np.diag(pooled) if is_full else pooled
+    common = np.diagonal(pooled, axis1=-2, axis2=-1) if is_full else pooled
     least = np.minimum(common, _MAX_POOLED_RATIO * own)
-    columns = own.shape[1] + 1
+    columns = own.shape[-1] + 1
     # `unknown` is exactly zero for trusted components: the pooled variance has no upper limit
     known = ((counts - columns) / ((_TRUSTED_ROWS_PER_COLUMN - 1.0) * columns)).clip(0.0, 1.0)
-    unknown = ((1.0 - known) ** 2)[:, None]
+    unknown = ((1.0 - known) ** 2)[..., None]
     prior = least + unknown * (common - least)
     if is_full:
         # pooled correlations, with the component's own prior variances
         size = np.sqrt(prior / np.where(common > 0.0, common, 1.0))
-        prior = pooled * size[:, :, None] * size[:, None, :]
+        prior = pooled * size[..., :, None] * size[..., None, :]
     return covariances + share * (prior - covariances)
 
 
@@ -233,7 +275,7 @@ def _variances(
     rows: Statistics, responsibilities: np.ndarray, counts: np.ndarray, means: np.ndarray
 ) -> np.ndarray:
     if rows.products is not None:
-        variances = (responsibilities.T @ rows.products) / counts[:, None] - means**2
+        variances = (_transposed(responsibilities) @ rows.products) / counts[..., None] - means**2
         return np.maximum(variances, 0.0)
     residuals = (
         weight @ (rows.X - mean) ** 2
@@ -248,55 +290,36 @@ def _common_covariance(
     if rows.is_large:
         each = _full_covariances(rows, responsibilities, counts, means)
         return np.average(each, axis=0, weights=counts)
-    return (rows.X.T @ rows.X - (counts * means.T) @ means) / counts.sum()
+    X = rows.X if rows.row_weights is None else rows.X * rows.row_weights[..., None]
+    scatter = _transposed(X) @ rows.X - _transposed(counts[..., None] * means) @ means
+    return scatter / counts.sum(-1)[..., None, None]
 
 
 def _full_covariances(
     rows: Statistics, responsibilities: np.ndarray, counts: np.ndarray, means: np.ndarray
 ) -> np.ndarray:
-    n_components, n_features = means.shape
-    covariances = np.empty((n_components, n_features, n_features))
+    covariances = np.empty((*means.shape, means.shape[-1]))
     if rows.products is None:
         for m, (weight, mean) in enumerate(zip(responsibilities.T, means, strict=True)):
             centred = rows.X - mean
             covariances[m] = (weight * centred.T) @ centred / counts[m]
         return covariances
     first, second = rows.pairs
-    moments = (responsibilities.T @ rows.products) / counts[:, None]
-    moments -= means[:, first] * means[:, second]
-    covariances[:, first, second] = moments
-    covariances[:, second, first] = moments
+    moments = (_transposed(responsibilities) @ rows.products) / counts[..., None]
+    moments -= means[..., first] * means[..., second]
+    covariances[..., first, second] = moments
+    covariances[..., second, first] = moments
     return covariances
 
 
-def _nearest(X: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the index of the nearest centre (M, D) of every row, (n_samples,)."""
-    return ((centres**2).sum(1) - 2.0 * (X @ centres.T)).argmin(1)
-
-
-def _drawn_in(X: np.ndarray) -> np.ndarray:
-    """Return rows in which values beyond a hundred grow by their logarithm.
-
-    Squared distances then keep their digits. Otherwise copies of one distant row have distances
-    above zero by rounding, and k-means++ draws all centres there.
-    """
-    size = np.abs(X)
-    far = np.maximum(size, _LOG_START)
-    return np.where(
-        size > _LOG_START,
-        np.sign(X) * _LOG_START * (1.0 + np.log(far / _LOG_START)),
-        X,
-    )
-
-
 def _log_sum_exp(log_values: np.ndarray) -> np.ndarray:
-    """Return the log-sum-exp over columns; the argument becomes its softmax, in place."""
-    largest = log_values.max(1, keepdims=True)
+    """Return the log-sum-exp over the last axis; the argument becomes its softmax, in place."""
+    largest = log_values.max(-1, keepdims=True)
     log_values -= largest
     np.exp(log_values, out=log_values)
-    total = log_values.sum(1, keepdims=True)
+    total = log_values.sum(-1, keepdims=True)
     log_values /= total
-    return (np.log(total) + largest)[:, 0]
+    return (np.log(total) + largest)[..., 0]
 
 
 def fit_mixture(
@@ -305,10 +328,8 @@ def fit_mixture(
     covariance_type: str,
     ridge: float | np.ndarray,
     seed: int,
-    *,
-    start_rows: np.ndarray | None = None,
 ) -> Mixture:
-    """Fit a Gaussian mixture by expectation maximisation.
+    """Fit one Gaussian mixture by expectation maximisation; see `fit_mixtures`.
 
     Parameters
     ----------
@@ -316,40 +337,125 @@ def fit_mixture(
         Standardised rows, at least as many as components.
     n_components : int
         Components M.
-    covariance_type : {"full", "tied", "diag"}
-        A covariance for each component, one for all, or variances for each.
-    ridge : float or ndarray of shape (n_features,)
-        Added to variances, squared units of X.
+    covariance_type, ridge
+        As in `fit_mixtures`.
     seed : int
         Seed of k-means++, which draws the first centres.
-    start_rows : ndarray of shape (n_samples, n_start_columns) or None, default=None
-        Rows on which the start measures distances; None uses X.
 
     Returns
     -------
     mixture : Mixture
-        After 50 iterations, or once one of them gains less than 0.001 nats per row.
+        The fit.
 
     Raises
     ------
     numpy.linalg.LinAlgError
         If a covariance is numerically singular: a component has rows of very different size.
     """
-    rows = Statistics(X, covariance_type, float(np.min(ridge)))
-    seen = X if start_rows is None else start_rows
-    if rows.is_large:
-        seen = _drawn_in(seen)
-    centres, _ = kmeans_plusplus(seen, n_components, random_state=seed)
-    responsibilities = np.zeros((len(X), n_components))
-    responsibilities[np.arange(len(X)), _nearest(seen, centres)] = 1.0
-    before = -np.inf
-    for _ in range(_MAX_ITERATIONS):
+    start = Start(X, Starts(X, seed).labels(n_components))
+    return _fit_side_by_side([start], n_components, covariance_type, ridge)[0]
+
+
+class Start(NamedTuple):
+    """Rows of one fit, and where expectation maximisation begins.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows.
+    labels : ndarray of shape (n_samples,)
+        First component of every row.
+    """
+
+    X: np.ndarray
+    labels: np.ndarray
+
+
+def fit_mixtures(
+    starts: list[Start], n_components: int, covariance_type: str, ridge: float | np.ndarray
+) -> list[Mixture | None]:
+    """Fit Gaussian mixtures of one kind by expectation maximisation.
+
+    Parameters
+    ----------
+    starts : list of Start
+        One for each fit; all rows have the same columns.
+    n_components : int
+        Components M of each mixture.
+    covariance_type : {"full", "tied", "diag"}
+        A covariance for each component, one for all, or variances for each.
+    ridge : float or ndarray of shape (n_features,)
+        Added to variances, squared units of the rows.
+
+    Returns
+    -------
+    mixtures : list of Mixture or None
+        After 50 iterations, or once one of them gains less than 0.001 nats per row. None where a
+        covariance is numerically singular: a component has rows of very different size.
+    """
+    n_rows, n_features = max(len(start.X) for start in starts), starts[0].X.shape[1]
+    has_products = covariance_type != "full" or n_features <= _MAX_FEATURES_WITH_PRODUCTS
+    of_one = n_rows * max(n_components, n_features)
+    size = max(1, _MAX_BATCH_RESPONSIBILITIES // of_one) if has_products else 1
+    found: list[Mixture | None] = []
+    for first in range(0, len(starts), size):
+        batch = starts[first : first + size]
+        try:
+            found += _fit_side_by_side(batch, n_components, covariance_type, ridge)
+        except np.linalg.LinAlgError:  # of at least one of them
+            for start in batch:
+                try:
+                    found += _fit_side_by_side([start], n_components, covariance_type, ridge)
+                except np.linalg.LinAlgError:
+                    found.append(None)
+    return found
+
+
+def _fit_side_by_side(
+    starts: list[Start], n_components: int, covariance_type: str, ridge: float | np.ndarray
+) -> list[Mixture]:
+    """Fit the mixtures of all starts; raise LinAlgError if any of them is singular."""
+    rows, responsibilities = _joined(starts, n_components, covariance_type, float(np.min(ridge)))
+    if rows.is_large and len(starts) > 1:
+        raise np.linalg.LinAlgError("rows are too far apart for products")
+    found: dict[int, Mixture] = {}
+    running, before = np.arange(len(starts)), np.full(len(starts), -np.inf)
+    for iteration in range(_MAX_ITERATIONS):
         mixture = maximise(rows, responsibilities, covariance_type, ridge, PRIOR_ROWS)
         responsibilities = log_joint(rows, mixture)
-        now = _log_sum_exp(responsibilities).mean()
-        if not np.isfinite(now):
+        now = np.atleast_1d(rows.mean(_log_sum_exp(responsibilities)))
+        if not np.isfinite(now).all():
             raise np.linalg.LinAlgError("rows are too far apart for these components")
-        if now - before < _MIN_GAIN_PER_ITERATION:
+        is_last = iteration == _MAX_ITERATIONS - 1
+        ends = (now - before < _MIN_GAIN_PER_ITERATION) | is_last
+        if len(starts) == 1:
+            if ends[0]:
+                return [mixture]
+            before = now
+            continue
+        for place in np.flatnonzero(ends):
+            weights, means, covariances = (part[place] for part in mixture[:3])
+            found[int(running[place])] = Mixture(weights, means, covariances, covariance_type)
+        if ends.all():
             break
-        before = now
-    return mixture
+        rows, responsibilities = rows.of_fits(~ends), responsibilities[~ends]
+        running, before = running[~ends], now[~ends]
+    return [found[number] for number in range(len(starts))]
+
+
+def _joined(
+    starts: list[Start], n_components: int, covariance_type: str, least_variance: float
+) -> tuple[Statistics, np.ndarray]:
+    """Return rows and first responsibilities of fits, with a leading axis if there are several."""
+    if len(starts) == 1:
+        X, labels = starts[0]
+        return Statistics(X, covariance_type, least_variance), np.eye(n_components)[labels]
+    n_rows = max(len(start.X) for start in starts)
+    X = np.zeros((len(starts), n_rows, starts[0].X.shape[1]))
+    row_weights = np.zeros((len(starts), n_rows))  # zero after the end of a shorter fit
+    responsibilities = np.zeros((len(starts), n_rows, n_components))
+    for number, (own, labels) in enumerate(starts):
+        X[number, : len(own)], row_weights[number, : len(own)] = own, 1.0
+        responsibilities[number, np.arange(len(own)), labels] = 1.0
+    rows = Statistics(X, covariance_type, least_variance, row_weights)
+    return rows, responsibilities

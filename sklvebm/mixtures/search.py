@@ -13,9 +13,10 @@ from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
 from sklvebm.mixtures.components import LOG_2PI
-from sklvebm.mixtures.expectation_maximization import Mixture, fit_mixture
+from sklvebm.mixtures.expectation_maximization import Mixture, Start, fit_mixtures
 from sklvebm.mixtures.missing_cells import Components, log_components, score_observed
 from sklvebm.mixtures.policy import StackPolicy, n_parameters
+from sklvebm.mixtures.starts import Starts
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
 
@@ -102,10 +103,13 @@ def _densest(column: np.ndarray) -> tuple[float, float, float]:
     return float(min(1.0, unit) ** 2), float(centre), float(scale)
 
 
-def fit_candidate(X: np.ndarray, candidate: Candidate, scales: ColumnScales, seed: int) -> Mixture:
-    """Fit a mixture of one kind to rows X (n_samples, n_features); see `fit_mixture`."""
-    ridge = candidate.ridge * scales.ridge_units
-    return fit_mixture(X, *candidate[:2], ridge, seed, start_rows=scales.start_rows(X))
+def fit_candidate(
+    X: np.ndarray, candidate: Candidate, scales: ColumnScales, seeds: list[int]
+) -> list[Mixture | None]:
+    """Fit mixtures of one kind to rows X (n_samples, n_features), one for each seed."""
+    rows = scales.start_rows(X)
+    starts = [Start(X, Starts(rows, seed).labels(candidate.n_components)) for seed in seeds]
+    return fit_mixtures(starts, *candidate[:2], candidate.ridge * scales.ridge_units)
 
 
 class HeldOutLosses:
@@ -132,22 +136,33 @@ class HeldOutLosses:
         self.folds, self.seed, self.scales, self.policy = folds, seed, scales, policy
         self.defensive_components = np.concatenate([fold.wide for fold in folds])
         self.wide = logsumexp(self.defensive_components + np.log(TAIL_SHARES), axis=1)
-        self._member = functools.cache(self._member_log_density)
+        self._starts = functools.cache(self._starts_of_fold)
+        self._members: dict[tuple[int, Candidate], np.ndarray] = {}
 
-    def _member_log_density(self, number: int, candidate: Candidate) -> np.ndarray:
-        parts = []
-        for fold in self.folds:
-            try:
-                mixture = fit_candidate(fold.train, candidate, self.scales, self.seed + number)
-                parts.append(score_observed(mixture, fold.test))
-            except np.linalg.LinAlgError:  # other candidates may have regular covariances
-                parts.append(np.full(len(fold.test), _IMPOSSIBLE_LOG_DENSITY))
-        return np.concatenate(parts)
+    def _starts_of_fold(self, fold: int, number: int) -> Starts:
+        return Starts(self.scales.start_rows(self.folds[fold].train), self.seed + number)
+
+    def members(self, candidate: Candidate, n_members: int) -> list[np.ndarray]:
+        """Return log densities of held-out rows under each member, fitted side by side."""
+        numbers = range(n_members)
+        wanted = [number for number in numbers if (number, candidate) not in self._members]
+        starts = [
+            Start(fold.train, self._starts(place, number).labels(candidate.n_components))
+            for number in wanted
+            for place, fold in enumerate(self.folds)
+        ]
+        if starts:
+            ridge = candidate.ridge * self.scales.ridge_units
+            mixtures = iter(fit_mixtures(starts, *candidate[:2], ridge))
+            for number in wanted:
+                parts = [_held_out(next(mixtures), fold.test) for fold in self.folds]
+                self._members[number, candidate] = np.concatenate(parts)
+        return [self._members[number, candidate] for number in numbers]
 
     def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
         """Return the ensemble's log density of held-out rows, without the defensive component."""
-        members = [self._member(number, candidate) for number in range(n_members)]
-        return logsumexp(members, axis=0) - np.log(n_members)
+        members = self.members(candidate, n_members)
+        return np.logaddexp.reduce(members, axis=0) - np.log(n_members)
 
     def of_rows(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
         """Return the loss of every held-out row, with the defensive component."""
@@ -168,13 +183,20 @@ class HeldOutLosses:
 
     def diversity(self, candidate: Candidate, n_members: int) -> float:
         """Return the gain of an ensemble over the average of its members, nats, >= 0."""
-        members = [self._member(number, candidate).mean() for number in range(n_members)]
+        members = self.members(candidate, n_members)
         return float(self.log_density(candidate, n_members).mean() - np.mean(members))
 
     def standard_error(self, first: Candidate, second: Candidate, n_members: int = 1) -> float:
         """Return the standard error of the difference of two candidates' mean losses."""
         difference = self.of_rows(first, n_members) - self.of_rows(second, n_members)
         return float(difference.std() / np.sqrt(len(difference)))
+
+
+def _held_out(mixture: Mixture | None, X: np.ndarray) -> np.ndarray:
+    """Return log densities of held-out rows X (N, D), nats."""
+    if mixture is None:  # other candidates may have regular covariances
+        return np.full(len(X), _IMPOSSIBLE_LOG_DENSITY)
+    return score_observed(mixture, X)
 
 
 def search_singles(

@@ -10,12 +10,15 @@ from sklearn.mixture import GaussianMixture
 from sklvebm.mixtures.expectation_maximization import (
     PRIOR_ROWS,
     Mixture,
+    Start,
     Statistics,
     fit_mixture,
+    fit_mixtures,
     from_scikit_learn,
     log_joint,
     maximise,
 )
+from sklvebm.mixtures.starts import Starts
 
 TYPES = ("full", "tied", "diag")
 RIDGE = 1e-3
@@ -181,3 +184,47 @@ def test_a_ridge_may_be_one_for_each_column(kind):
     covariances, _ = other.covariance_matrices()
     assert covariances[0, 1, 1] - X.var(0)[1] == pytest.approx(1.0)
     assert covariances[0, 0, 0] == pytest.approx(X.var(0)[0])
+
+
+@pytest.mark.parametrize("n_features", [1, 3, 30])
+@pytest.mark.parametrize("kind", TYPES)
+def test_fits_side_by_side_are_those_of_one_at_a_time(kind, n_features):
+    # of different lengths, so that the shorter ones end with rows of weight zero
+    parts = [rows(n, n_features, seed) for seed, n in enumerate((300, 299, 250))]
+    starts = [Start(X, Starts(X, seed).labels(3)) for X in parts for seed in (0, 1)]
+    together = fit_mixtures(starts, 3, kind, RIDGE)
+    for start, ours in zip(starts, together, strict=True):
+        (alone,) = fit_mixtures([start], 3, kind, RIDGE)
+        np.testing.assert_allclose(
+            ours.score_samples(start.X), alone.score_samples(start.X), rtol=1e-8, atol=1e-8
+        )
+    assert np.ptp([mixture.score_samples(parts[0]).mean() for mixture in together]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_singular_fit_is_none_and_spoils_no_other(kind):
+    X = rows(100, 2)
+    broken = X.copy()
+    broken[0] = 1e12
+    starts = [Start(part, Starts(part, 0).labels(1)) for part in (X, broken, X)]
+    first, second, third = fit_mixtures(starts, 1, kind, 1e-6)
+    (alone,) = fit_mixtures(starts[:1], 1, kind, 1e-6)
+    for ours in (first, third):
+        np.testing.assert_allclose(ours.covariances, alone.covariances, rtol=1e-10)
+    assert second is None or np.isfinite(second.score_samples(broken)).all()
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_row_of_weight_two_is_two_rows(kind):
+    X = rows(120)
+    row_weights = np.random.RandomState(0).randint(0, 4, len(X)).astype(float)
+    responsibilities = np.random.RandomState(1).dirichlet(np.ones(3), len(X))
+    weighted = Statistics(X, kind, RIDGE, row_weights)
+    repeats = row_weights.astype(int)
+    repeated = Statistics(np.repeat(X, repeats, axis=0), kind, RIDGE)
+    ours = maximise(weighted, responsibilities, kind, RIDGE, PRIOR_ROWS)
+    theirs = maximise(repeated, np.repeat(responsibilities, repeats, 0), kind, RIDGE, PRIOR_ROWS)
+    for own, expected in zip(ours[:3], theirs[:3], strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-10, atol=1e-12)
+    values = np.arange(len(X), dtype=float)
+    assert weighted.mean(values) == pytest.approx(repeated.mean(np.repeat(values, repeats)))
