@@ -15,7 +15,7 @@ from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.serialization import arrays_of
 from sklvebm.messages import naming_memory
 from sklvebm.models.networks import load_arrays
-from sklvebm.preprocessing.scaling import MAX_SQUARABLE, Standardisation, finite
+from sklvebm.preprocessing.scaling import MAX_SQUARABLE, finite, standardisation_from_plain
 from sklvebm.runtime import chunks, numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 
@@ -110,7 +110,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
             for name, value in architecture.items()
         },
         "arrays": arrays_of(fitted.network),
-        "standardisation": fitted.standardisation._asdict(),
+        "standardisation": fitted.standardisation.plain(),
         "log_partition": fitted.log_partition._asdict(),
         "seed": fitted.seed,
     }
@@ -128,7 +128,7 @@ def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     load_arrays(network, parts["arrays"])
     model = DecoderModel(
         network.requires_grad_(False),
-        Standardisation(**parts["standardisation"]),
+        standardisation_from_plain(parts["standardisation"]),
         LogPartition(**parts["log_partition"]),
         parts["seed"],
     )

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.answers import FittedDensityMixin
+from sklvebm.estimators._common.config import MARGINS
 from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.margins import summary
 from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question, exact_answer
 from sklvebm.estimators._common.parameters import (
     Number,
+    OneOf,
     Rule,
     Seed,
     SomeOf,
@@ -25,20 +28,22 @@ from sklvebm.estimators._common.parameters import (
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
 from sklvebm.estimators._common.validation import checked_rows
-from sklvebm.inference.products import Expert
+from sklvebm.inference.products import Expert, affine_units
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.expectation_maximization import Mixture
+from sklvebm.mixtures.margins import choose_margins, column_margins
 from sklvebm.mixtures.missing_cells import reference_log_components, reference_log_marginal
 from sklvebm.mixtures.missing_fit import complete_rows
 from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_anchor, probabilistic_pca, reference_of
-from sklvebm.mixtures.stacking import choose_mixture
+from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.scaling import (
     Standardisation,
     check_reach,
     fit_standardisation,
+    standardisation_from_plain,
     zero_where_squares_overflow,
 )
 from sklvebm.runtime import chunks, draw_seed, generator_of, numerical_session, without_numpy_errors
@@ -46,6 +51,7 @@ from sklvebm.runtime import chunks, draw_seed, generator_of, numerical_session, 
 _RULES: dict[str, Rule] = {
     "covariance_types": SomeOf(DEFAULT_POLICY.covariance_types),
     "max_components": Number(True, 1),
+    "margins": OneOf(MARGINS),
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
 }
@@ -59,9 +65,10 @@ class StackModel(NamedTuple):
 
 
 def _in_units(member: Mixture, units: Standardisation) -> Mixture:
-    """Return a mixture of standardised rows in the units of X."""
-    means = member.means * units.scale + units.mean
-    factors = units.scale
+    """Return a mixture of standardised rows in the units of X, but for mapped columns."""
+    is_mapped = units.n_bins > 0
+    factors = np.where(is_mapped, 1.0, units.scale)
+    means = member.means * factors + np.where(is_mapped, 0.0, units.mean)
     if member.covariance_type == "diag":
         covariances = member.covariances * factors**2
     else:
@@ -77,7 +84,7 @@ def _to_plain(state: dict[str, Any]) -> dict[str, Any]:
     plain["members_"] = [list(member) for member in plain["members_"]]
     plain["_plain"] = {
         "reference": plain_reference(model.reference),
-        "standardisation": model.standardisation._asdict(),
+        "standardisation": model.standardisation.plain(),
     }
     return plain
 
@@ -86,7 +93,7 @@ def _from_plain(state: dict[str, Any]) -> dict[str, Any]:
     """Undo `_to_plain`."""
     parts = state.pop("_plain")
     reference = reference_from_plain(parts["reference"])
-    units = Standardisation(**parts["standardisation"])
+    units = standardisation_from_plain(parts["standardisation"])
     members = [Mixture(*member) for member in state["members_"]]
     model = StackModel(reference, units)
     return {**state, "members_": members, "reference_": reference, "_model": model}
@@ -110,6 +117,11 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         Covariances to try: one for each component, one for all, or variances for each.
     max_components : int, default=200
         Components of one member, at most.
+    margins : {"auto", "histogram", "none"}, default="auto"
+        Whether columns with edges (rounded values, counts, proportions) are made normal by their
+        histograms. "auto": where held-out rows prefer mixtures of such columns. "histogram": every
+        column whose histogram beats smooth densities. "none": no column. Stacks with such columns
+        cannot be composed, and as `reference=` this parameter is ignored.
     verbose : int, default=0
         Whether `fit` prints its stages.
     random_state : int, RandomState, Generator or None, default=None
@@ -119,7 +131,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
     ----------
     members_ : list of Mixture
         Members as named tuples `(weights, means, covariances, covariance_type)`, in the units of
-        X.
+        X; in mapped columns in those of the normal values.
     weights_ : ndarray of shape (n_members,)
         Weights of the members, summing to one minus `tail_weight_`.
     tail_weight_ : float
@@ -130,6 +142,8 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         The same density in standardised units.
     mean_, scale_ : ndarray of shape (n_features,)
         Units of the standardisation.
+    n_bins_ : ndarray of shape (n_features,)
+        Bins of each column's histogram; 0 for columns that are not mapped.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)
@@ -165,11 +179,13 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         *,
         covariance_types=("full", "tied", "diag"),
         max_components=200,
+        margins="auto",
         verbose=0,
         random_state=None,
     ) -> None:
         self.covariance_types = covariance_types
         self.max_components = max_components
+        self.margins = margins
         self.verbose = verbose
         self.random_state = random_state
 
@@ -213,7 +229,9 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         if observed is not None:
             report.stage("completing rows with missing cells")
             rows = complete_rows(rows, random_state.randint(2**30))
-        choice = choose_mixture(rows, random_state, self.stack_policy(), observed)
+        choice, units = self._choice(rows, observed, units, random_state, report)
+        observed = None if observed is None else units.mapped(observed)
+        rows = units.mapped(rows)
         known: dict[str, Any] = {"least_defensive_weight": 0.0, "observed": observed}
         anchor = fit_anchor(rows, choice, random_state, **known)
         reference = reference_of(rows, anchor, probabilistic_pca(rows, 1)).without_latents()
@@ -228,8 +246,32 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
             reference_=reference,
             mean_=units.mean,
             scale_=units.scale,
+            n_bins_=units.n_bins,
         )
         report.stage(f"{len(members)} members, {self.n_components_} components")
+
+    def _choice(
+        self,
+        rows: np.ndarray,
+        observed: np.ndarray | None,
+        units: Standardisation,
+        random_state: np.random.RandomState,
+        report: Reporter,
+    ) -> tuple[MixtureChoice, Standardisation]:
+        """Choose mixtures of standardised rows, and whether histograms map their columns."""
+        policy, margins, choice = self.stack_policy(), None, None
+        if self.margins == "histogram":
+            margins = column_margins(rows if observed is None else observed)
+        elif self.margins == "auto":
+            found = choose_margins(rows, random_state.randint(2**30), policy, observed)
+            margins, choice = found.margins, found.choice
+            if choice is not None:
+                report.stage(summary(found))
+        units = units._replace(margins=margins)
+        if choice is None:
+            observed = None if observed is None else units.mapped(observed.copy())
+            choice = choose_mixture(units.mapped(rows.copy()), random_state, policy, observed)
+        return choice, units
 
     def stack_policy(self) -> StackPolicy:
         """Return the settings of the search that follow from the parameters.
@@ -270,7 +312,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         units = self._model.standardisation
         rows = units.apply(X)
         values = self._answered(rows, lambda reference, x, _: reference_log_marginal(reference, x))
-        values = zero_where_squares_overflow(values, rows) + units.log_jacobian_of(rows)
+        values = zero_where_squares_overflow(values, rows) + units.log_jacobian_of(X)
         return values.astype(X.dtype)
 
     @without_numpy_errors
@@ -341,8 +383,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         return Expert(
             reference=reference,
             correction=lambda x, z: x.new_zeros(len(x)),
-            mean=torch.from_numpy(np.array(units.mean)),
-            scale=torch.from_numpy(np.array(units.scale)),
+            **affine_units(units),
             log_partition=0.0,
             bounded=True,
         )

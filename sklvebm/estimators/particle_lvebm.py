@@ -2,6 +2,7 @@
 
 from sklearn.base import BaseEstimator
 
+from sklvebm.estimators._common.config import MARGINS
 from sklvebm.estimators._common.fit import ContinuedFitMixin
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._ebm.answers import LatentDensityMixin
@@ -19,6 +20,7 @@ _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "image_shape": Widths(none=True),
     "latent_map": OneOf(LATENT_MAPS),
+    "margins": OneOf(MARGINS),
     "max_iter": Number(True, 0),
     "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
@@ -87,6 +89,11 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         by cross-validation, with Student-like tails. "gaussian": the Gaussian of probabilistic PCA.
         A mixture estimator: a clone, fitted to the standardised rows. Or a reference in
         standardised units.
+    margins : {"auto", "histogram", "none"}, default="auto"
+        Whether columns with edges (rounded values, counts, proportions) are made normal by their
+        histograms. "auto": where held-out rows prefer mixtures of such columns; only with mixtures
+        chosen by cross-validation. "histogram": every column whose histogram beats smooth
+        densities. "none": no column. Models with such columns cannot be composed.
     latent_map : {"auto", "linear", "manifold"}, default="auto"
         Map from rows to the centre of their latents: that of probabilistic PCA, or a nonlinear one
         by Isomap or, with two latents or more, an autoencoder. "auto" selects a nonlinear map if it
@@ -182,6 +189,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         The density it is anchored on, in standardised units.
     mean_, scale_ : ndarray of shape (n_features,)
         Standardisation of the columns.
+    n_bins_ : ndarray of shape (n_features,)
+        Bins of each column's histogram; 0 for columns that are not mapped.
     log_partition_ : LogPartition
         Named tuple `value, lower, upper, standard_error, effective_sample_size`; nats.
     diagnostics_ : Diagnostics
@@ -265,6 +274,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         hidden_layer_sizes="auto",
         image_shape=None,
         reference="mixture",
+        margins="auto",
         latent_map="auto",
         max_iter=200,
         tol=0.001,
@@ -296,6 +306,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.image_shape = image_shape
         self.reference = reference
+        self.margins = margins
         self.latent_map = latent_map
         self.max_iter = max_iter
         self.tol = tol

@@ -2,6 +2,7 @@
 
 from sklearn.base import BaseEstimator
 
+from sklvebm.estimators._common.config import MARGINS
 from sklvebm.estimators._common.fit import ContinuedFitMixin
 from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._ebm.answers import FeatureDensityMixin
@@ -16,6 +17,7 @@ from sklvebm.objectives.proximal import PROXIMAL
 _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "image_shape": Widths(none=True),
+    "margins": OneOf(MARGINS),
     "max_iter": Number(True, 0),
     "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
@@ -86,6 +88,11 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
         of the rows. A mixture estimator: a clone, fitted to the standardised rows. Or the marginal
         of the features of a reference in standardised units.
+    margins : {"auto", "histogram", "none"}, default="auto"
+        Whether columns with edges (rounded values, counts, proportions) are made normal by their
+        histograms. "auto": where held-out rows prefer mixtures of such columns; only with mixtures
+        chosen by cross-validation. "histogram": every column whose histogram beats smooth
+        densities. "none": no column. Models with such columns cannot be composed.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001
@@ -171,6 +178,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         The density it is anchored on, in standardised units.
     mean_, scale_ : ndarray of shape (n_features,)
         Standardisation of the columns.
+    n_bins_ : ndarray of shape (n_features,)
+        Bins of each column's histogram; 0 for columns that are not mapped.
     log_partition_ : LogPartition
         Named tuple `value, lower, upper, standard_error, effective_sample_size`; nats.
     diagnostics_ : Diagnostics
@@ -247,6 +256,7 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         *,
         image_shape=None,
         reference="mixture",
+        margins="auto",
         max_iter=200,
         tol=0.001,
         early_stopping=True,
@@ -276,6 +286,7 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self.hidden_layer_sizes = hidden_layer_sizes
         self.image_shape = image_shape
         self.reference = reference
+        self.margins = margins
         self.max_iter = max_iter
         self.tol = tol
         self.early_stopping = early_stopping

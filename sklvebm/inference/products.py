@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from sklvebm.mcmc.state import Target, stack_rows
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.targets import autograd_correction_and_grad, joint_target
+from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.smc.log_partition import Normalisation
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -60,6 +62,23 @@ class Expert(NamedTuple):
     scale: Tensor
     log_partition: float
     bounded: bool
+
+
+def affine_units(units: Standardisation) -> dict[str, Any]:
+    """Return `mean` and `scale` of an expert.
+
+    Raises
+    ------
+    ValueError
+        If histograms map some columns: the tails of a product are known for Gaussian mixtures only.
+    """
+    if units.margins is not None:
+        columns = np.flatnonzero(units.n_bins).tolist()
+        raise ValueError(
+            f"A model whose columns {columns} are mapped by histograms cannot be composed. Fit it "
+            "with margins='none'."
+        )
+    return {name: torch.from_numpy(np.array(getattr(units, name))) for name in ("mean", "scale")}
 
 
 class Composition:

@@ -1,67 +1,97 @@
-"""Histogram densities of single columns, where they beat smooth mixtures on held-out rows."""
+"""Chooses columns whose histograms beat smooth densities on held-out rows."""
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_ndtr, ndtr, ndtri, ndtri_exp
 
-from sklvebm.mixtures.components import LOG_2PI
-from sklvebm.mixtures.expectation_maximization import fit_mixture
-from sklvebm.preprocessing.scaling import without_outliers
+from sklvebm.mixtures.expectation_maximization import Start, fit_mixtures
+from sklvebm.mixtures.policy import StackPolicy
+from sklvebm.mixtures.stacking import JudgedChoice, MixtureChoice, judged_choice
+from sklvebm.mixtures.starts import Starts
+from sklvebm.preprocessing.margins import PSEUDO_COUNT, Bins
+from sklvebm.preprocessing.scaling import Standardisation, without_outliers
 
-_PSEUDO_COUNT = 0.5  # rows added to every bin
+MAX_BINS = 64  # of one column
 _MIN_ROWS = 20  # shorter columns have no bins
 _MAX_COMPARED_ROWS = 2000  # rows in the comparison of bins and smooth densities
 _RIVAL_COMPONENTS = (1, 2, 4, 8)  # numbers of components of the smooth densities
 _RIVAL_RIDGE = 1e-4  # added to their variances, in variances of the column
 _N_FOLDS = 4
 _MIN_STANDARD_ERRORS = 1.0  # by which the mean gain of bins must exceed zero
-_MAX_ROW_GAIN = 20.0  # nats; clips gains, so that no single row decides
+# nats of a row, in one column and in all of them; clips gains, so that no single row decides
+_MAX_ROW_GAIN, _MAX_JOINT_GAIN = 20.0, 100.0
 
 
-class Bins(NamedTuple):
-    """A histogram of K equal bins from the least to the largest row, with exponential tails."""
+class ChosenMargins(NamedTuple):
+    """Histograms of columns, and the mixtures of the reference chosen with or without them."""
 
-    edges: np.ndarray  # (K + 1,)
-    cumulative: np.ndarray  # (K + 1,), probability below each edge
-    tail: float  # scale of the exponential tails, units of the column
+    margins: tuple[Bins | None, ...] | None  # None: no column has one
+    choice: MixtureChoice | None  # None: nothing was compared
+    gain: float = 0.0  # of the histograms on held-out rows, nats per row
 
-    def heights(self) -> np.ndarray:
-        """Return the density in each bin, (K,)."""
-        return np.diff(self.cumulative) / np.diff(self.edges)
 
-    def log_density(self, x: np.ndarray) -> np.ndarray:
-        """Return the log density at x (N,), nats."""
-        z, log_slope = self.to_normal(x)
-        return log_slope - 0.5 * (z**2 + LOG_2PI)
+def column_margins(X: np.ndarray, max_bins: int = MAX_BINS) -> tuple[Bins | None, ...] | None:
+    """Return the histogram of every column of rows X (N, D) that needs one; None if none does.
 
-    def to_normal(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return normal values of x (N,) and the log of their slopes, (N,)."""
-        last = len(self.edges) - 2
-        place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, last)
-        below, above = self.edges[0] - x, x - self.edges[-1]
-        log_mass = np.log(self.cumulative[0])  # of each tail
-        height = self.heights()
-        inner = self.cumulative[place] + height[place] * (x - self.edges[place])
-        z = ndtri(np.clip(inner, self.cumulative[0], self.cumulative[-1]))
-        z = np.where(below > 0.0, ndtri_exp(log_mass - np.maximum(below, 0.0) / self.tail), z)
-        z = np.where(above > 0.0, -ndtri_exp(log_mass - np.maximum(above, 0.0) / self.tail), z)
-        outside = np.maximum(np.maximum(below, above), 0.0)
-        log_density = np.where(
-            outside > 0.0,
-            log_mass - np.log(self.tail) - outside / self.tail,
-            np.log(height)[place],
-        )
-        return z, log_density + 0.5 * (z**2 + LOG_2PI)
+    NaN marks missing cells, which are left out.
+    """
+    margins = tuple(bins_or_none(column[~np.isnan(column)], max_bins) for column in X.T)
+    return None if all(bins is None for bins in margins) else margins
 
-    def from_normal(self, z: np.ndarray) -> np.ndarray:
-        """Return the values of the column (N,) at normal values z (N,)."""
-        log_mass = np.log(self.cumulative[0])
-        x = np.interp(ndtr(z), self.cumulative, self.edges)
-        below = self.tail * (log_mass - log_ndtr(z))  # positive in the lower tail
-        above = self.tail * (log_mass - log_ndtr(-z))
-        x = np.where(below > 0.0, self.edges[0] - below, x)
-        return np.where(above > 0.0, self.edges[-1] + above, x)
+
+def choose_margins(
+    X: np.ndarray, seed: int, policy: StackPolicy, observed: np.ndarray | None = None
+) -> ChosenMargins:
+    """Decide by held-out rows whether mixtures are fitted to columns with histograms.
+
+    Edges may belong to several columns together, as on a checkerboard: histograms of single columns
+    then lose. Mixtures are chosen with them and without them, on the same folds.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Standardised rows, complete.
+    seed : int
+        Seed of folds and starts.
+    policy : StackPolicy
+        Settings of the search for mixtures.
+    observed : ndarray of shape (n_samples, n_features) or None, default=None
+        The same rows with NaN in missing cells; None where no cell is missing.
+    """
+    given = X if observed is None else observed
+    margins = column_margins(given)
+    if margins is None:
+        return ChosenMargins(None, None)
+    n_features = X.shape[1]
+    units = Standardisation(np.zeros(n_features), np.ones(n_features), margins)
+
+    def judged(X: np.ndarray, observed: np.ndarray | None) -> JudgedChoice:
+        return judged_choice(X, np.random.RandomState(seed), policy, observed)
+
+    plain = judged(X, observed)
+    mapped = judged(units.apply(X), None if observed is None else units.apply(observed))
+    gains = _log_density_of(mapped, units, given) - plain.log_density[plain.rows.argsort()]
+    gains = gains.clip(-_MAX_JOINT_GAIN, _MAX_JOINT_GAIN)
+    if len(gains) < _MIN_ROWS:
+        return ChosenMargins(None, plain.choice)
+    gain, error = float(gains.mean()), float(gains.std() / np.sqrt(len(gains)))
+    if gain > _MIN_STANDARD_ERRORS * error:
+        return ChosenMargins(margins, mapped.choice, gain)
+    return ChosenMargins(None, plain.choice, gain)
+
+
+def _log_density_of(mapped: JudgedChoice, units: Standardisation, X: np.ndarray) -> np.ndarray:
+    """Return log densities of the judged rows among X before the map, by index, (n_judged,).
+
+    Each row is left out of its own bins, which were counted on all rows.
+    """
+    order = mapped.rows.argsort()
+    rows = X[mapped.rows[order]]
+    total = mapped.log_density[order] + units.log_slopes(rows)
+    for j, bins in units.mapped_columns():
+        is_known = ~np.isnan(rows[:, j])
+        total[is_known] -= bins.left_out(rows[is_known, j])
+    return total
 
 
 def bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
@@ -73,27 +103,43 @@ def bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
     others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
     if min(np.ptp(known) for known in others) == 0.0:
         return None
-    gains = [_gain(known, new, max_bins) for known, new in zip(others, folds, strict=True)]
-    gain = np.concatenate(gains)
-    if not gain.mean() > _MIN_STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)):
+    if _gain(others, folds, max_bins) is None:
         return None
     return _best_bins(x, max_bins)
 
 
-def _gain(known: np.ndarray, new: np.ndarray, max_bins: int) -> np.ndarray:
-    """Return the gain of bins over the best smooth density on new rows, (N,), nats."""
+def _gain(known: list[np.ndarray], new: list[np.ndarray], max_bins: int) -> np.ndarray | None:
+    """Return the gain of bins over the best smooth density of each fold, (N,), nats.
+
+    None if it is not significant. Smooth densities are selected on the new rows, which favours
+    them.
+    """
+    parts = [_rescaled(*rows) for rows in zip(known, new, strict=True)]
+    bins = [_best_bins(rows, max_bins).log_density(others) for rows, others in parts]
+    best = [np.full(len(others), -np.inf) for _, others in parts]
+    gain: np.ndarray = np.concatenate(bins)
+    for k in _RIVAL_COMPONENTS:
+        if k >= min(len(rows) for rows, _ in parts):
+            break
+        starts = [Start(r[:, None], Starts(r[:, None], 0).labels(k)) for r, _ in parts]
+        fits = fit_mixtures(starts, k, "full", _RIVAL_RIDGE)
+        for place, (mixture, (_, others)) in enumerate(zip(fits, parts, strict=True)):
+            if mixture is not None:
+                rival = mixture.score_samples(others[:, None])
+                best[place] = max(best[place], rival, key=np.mean)
+        gain = np.concatenate(bins) - np.concatenate(best)
+        gain = np.clip(gain, -_MAX_ROW_GAIN, _MAX_ROW_GAIN)
+        if not gain.mean() > _MIN_STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)):
+            return None  # further rivals can only be better
+    return gain
+
+
+def _rescaled(known: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return values in standard deviations of the known ones, without distant values."""
     inner = without_outliers(known[:, None])
     # the variance of the smallest floating-point numbers underflows to zero
     middle, scale = inner.mean(), inner.std() or 1.0
-    known, new = (known - middle) / scale, (new - middle) / scale
-    bins = _best_bins(known, max_bins).log_density(new)
-    rivals = [
-        fit_mixture(known[:, None], k, "full", _RIVAL_RIDGE, seed=0).score_samples(new[:, None])
-        for k in _RIVAL_COMPONENTS
-        if k < len(known)
-    ]
-    best = max(rivals, key=np.mean)  # selected on the new rows, which favours smooth densities
-    return np.clip(bins - best, -_MAX_ROW_GAIN, _MAX_ROW_GAIN)
+    return (known - middle) / scale, (new - middle) / scale
 
 
 def _best_bins(x: np.ndarray, max_bins: int) -> Bins:
@@ -101,7 +147,7 @@ def _best_bins(x: np.ndarray, max_bins: int) -> Bins:
     best = max(range(1, max_bins + 1), key=lambda k: _left_out(x, k))
     edges, counts = _counts(x, best)
     outside = 1.0 / (len(x) + 1.0)
-    shares = (counts + _PSEUDO_COUNT) / (len(x) + best * _PSEUDO_COUNT)
+    shares = (counts + PSEUDO_COUNT) / (len(x) + best * PSEUDO_COUNT)
     cumulative = outside + (1.0 - 2.0 * outside) * np.concatenate([[0.0], np.cumsum(shares)])
     return Bins(edges, cumulative, float(edges[1] - edges[0]))
 
@@ -113,8 +159,11 @@ def _counts(x: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _left_out(x: np.ndarray, n_bins: int) -> float:
     """Return the mean leave-one-out log density of rows, nats."""
-    _, counts = _counts(x, n_bins)
+    low, width = x.min(), np.ptp(x) / n_bins
+    # faster than a histogram with edges, up to rows within rounding of an edge
+    place = np.minimum(((x - low) / width).astype(np.int64), n_bins - 1)
+    counts = np.bincount(place)
     filled = counts[counts > 0]
-    total = len(x) - 1.0 + n_bins * _PSEUDO_COUNT
-    density = (filled - 1.0 + _PSEUDO_COUNT) / total * n_bins / np.ptp(x)
+    total = len(x) - 1.0 + n_bins * PSEUDO_COUNT
+    density = (filled - 1.0 + PSEUDO_COUNT) / total / width
     return float(filled @ np.log(density)) / len(x)

@@ -19,6 +19,7 @@ from sklvebm.mixtures.search import (
     DEFENSIVE_WEIGHT,
     TAIL_SHARES,
     Candidate,
+    ColumnScales,
     HeldOutLosses,
     column_scales,
     fit_candidate,
@@ -98,20 +99,12 @@ def fit_ensemble(
     X, observed = X[order], None if observed is None else observed[order]
     seed, scales = random_state.randint(2**30), column_scales(X[:MAX_SELECTION_ROWS])
     members, weights = [], []
-    starts = (part for part in choice.parts for _ in range(part.n_members))
     with plain_arrays_on_one_thread():
-        for number, part in enumerate(starts, seed):
-            try:
-                some = _some_rows(len(X), number)
-                member = fit_candidate(X[some], part.candidate, scales, number)
-                if observed is not None:
-                    ridge = part.candidate.ridge * scales.ridge_units
-                    steps = {"max_iter": _MAX_OBSERVED_ITERATIONS}
-                    member = fit_with_missing(observed[some], member, ridge, **steps)
-                members.append(member)
-                weights.append(part.weight / part.n_members)
-            except np.linalg.LinAlgError:
-                continue
+        for part in choice.parts:
+            fitted = _fit_part(X, observed, part, scales, seed)
+            seed += part.n_members
+            members += fitted
+            weights += [part.weight / part.n_members] * len(fitted)
     if not members:
         raise ValueError(
             "No Gaussian mixture can be fitted to X: its columns hold numbers of too different "
@@ -120,20 +113,65 @@ def fit_ensemble(
     return MixtureEnsemble(members, np.array(weights) / np.sum(weights))
 
 
-def _some_rows(n_rows: int, seed: int) -> np.ndarray | slice:
+def _fit_part(
+    X: np.ndarray,
+    observed: np.ndarray | None,
+    part: MixturePart,
+    scales: ColumnScales,
+    seed: int,
+) -> list[Mixture]:
+    """Fit the members of one kind with consecutive seeds, without those that are singular."""
+    seeds = range(seed, seed + part.n_members)
+    # all members on the same rows, or each one on its own random ones
+    groups = [(np.arange(len(X)), list(seeds))]
+    if len(X) > MAX_FITTED_ROWS:
+        groups = [(_some_rows(len(X), number), [number]) for number in seeds]
+    ridge = part.candidate.ridge * scales.ridge_units
+    members = []
+    for some, own in groups:
+        for member in fit_candidate(X[some], part.candidate, scales, own):
+            if member is None:
+                continue
+            if observed is not None:
+                try:
+                    steps = {"max_iter": _MAX_OBSERVED_ITERATIONS}
+                    member = fit_with_missing(observed[some], member, ridge, **steps)
+                except np.linalg.LinAlgError:
+                    continue
+            members.append(member)
+    return members
+
+
+def _some_rows(n_rows: int, seed: int) -> np.ndarray:
     """Return the rows of one member, which differ between members beyond `MAX_FITTED_ROWS`."""
-    if n_rows <= MAX_FITTED_ROWS:
-        return slice(None)
     return np.random.RandomState(seed).permutation(n_rows)[:MAX_FITTED_ROWS]
 
 
-@plain_arrays_on_one_thread()
+class JudgedChoice(NamedTuple):
+    """A choice of mixtures, with the densities of held-out rows that it rests on."""
+
+    choice: MixtureChoice
+    rows: np.ndarray  # (n_judged,), indices of the held-out rows
+    log_density: np.ndarray  # (n_judged,), of each of them under the mixtures of the others, nats
+
+
 def choose_mixture(
     X: np.ndarray,
     random_state: np.random.RandomState,
     policy: StackPolicy | None = None,
     observed: np.ndarray | None = None,
 ) -> MixtureChoice:
+    """Choose mixtures and their weights by held-out likelihood; see `judged_choice`."""
+    return judged_choice(X, random_state, policy, observed).choice
+
+
+@plain_arrays_on_one_thread()
+def judged_choice(
+    X: np.ndarray,
+    random_state: np.random.RandomState,
+    policy: StackPolicy | None = None,
+    observed: np.ndarray | None = None,
+) -> JudgedChoice:
     """Choose mixtures and their weights by held-out likelihood.
 
     The steps are: covariance type and number of components of a single mixture; its ridge; an
@@ -155,8 +193,8 @@ def choose_mixture(
 
     Returns
     -------
-    choice : MixtureChoice
-        A single component if there are fewer rows than folds.
+    judged : JudgedChoice
+        A single component, and no judged rows, if there are fewer rows than folds.
     """
     policy = policy or DEFAULT_POLICY
     seed = random_state.randint(2**30)
@@ -167,7 +205,8 @@ def choose_mixture(
     if not folds:
         kinds = policy.covariance_types
         one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
-        return MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
+        choice = MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
+        return JudgedChoice(choice, order[:0], np.zeros(0))
     scales = column_scales(X)
     losses = HeldOutLosses(folds, seed, scales, policy)
     shares = _chosen_shares(X, losses)
@@ -190,7 +229,11 @@ def choose_mixture(
             wide = np.concatenate([wide, losses_of_others.defensive_components])
     parts = _parts(losses, shares, X.shape[1], n_tried)
     weight = fitted_defensive_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1), policy)
-    return MixtureChoice(parts, weight, fitted_defensive_shares(main, wide, weight, policy))
+    tails = fitted_defensive_shares(main, wide, weight, policy)
+    of_tails = logsumexp(wide + np.log(tails), axis=1) + np.log(weight)
+    log_density = np.logaddexp(np.log1p(-weight) + main, of_tails)
+    # folds follow each other in the order of the rows
+    return JudgedChoice(MixtureChoice(parts, weight, tails), order[: len(main)], log_density)
 
 
 def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
@@ -323,9 +366,10 @@ def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
         Non-negative, summing to one.
     """
     weights = np.full(log_densities.shape[1], 1.0 / log_densities.shape[1])
+    ratios = np.exp(log_densities - log_densities.max(1, keepdims=True))
     for _ in range(_N_WEIGHT_ITERATIONS):
-        joint = log_densities + np.log(np.maximum(weights, 1e-300))
-        weights = np.exp(joint - logsumexp(joint, axis=1, keepdims=True)).mean(0)
+        joint = ratios * np.maximum(weights, 1e-300)
+        weights = (joint / joint.sum(1, keepdims=True)).mean(0)
     return weights
 
 
@@ -413,9 +457,13 @@ def fitted_defensive_shares(
         Positive, summing to one.
     """
     shares = TAIL_SHARES
+    main = np.log1p(-defensive_weight) + main
+    wide = np.log(defensive_weight) + wide
+    largest = np.maximum(main, wide.max(1))
+    ratio, ratios = np.exp(main - largest), np.exp(wide - largest[:, None])
     for _ in range(_N_WEIGHT_ITERATIONS):
-        joint = np.log(defensive_weight) + np.log(shares) + wide
-        total = np.logaddexp(np.log1p(-defensive_weight) + main, logsumexp(joint, axis=1))
-        counts = np.exp(joint - total[:, None]).sum(0) + policy.prior_tail_rows * TAIL_SHARES
+        joint = ratios * shares
+        counts = (joint / (ratio + joint.sum(1))[:, None]).sum(0)
+        counts = counts + policy.prior_tail_rows * TAIL_SHARES
         shares = counts / counts.sum()
     return tuple(float(share) for share in shares)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklvebm.preprocessing.margins import Bins
 from sklvebm.preprocessing.scaling import Standardisation, check_reach, fit_standardisation
 from sklvebm.preprocessing.splitting import Rows, split_rows
 
@@ -15,6 +16,7 @@ class PreparedData(NamedTuple):
     standardisation: Standardisation
     split: Rows
     completed: np.ndarray  # (N, D), `standardised` itself where no cell is missing
+    mean_log_slope: float = 0.0  # of the margins, over the monitored rows, nats
 
     @property
     def fitted(self) -> np.ndarray:
@@ -30,6 +32,19 @@ class PreparedData(NamedTuple):
     def judged(self) -> np.ndarray:
         """The monitored rows with NaN in missing cells, (n_monitored, D); a copy."""
         return self.standardised[self.split.monitor]
+
+    @property
+    def log_jacobian(self) -> float:
+        """Mean log density of the monitored rows in data units minus that of mapped ones, nats."""
+        return self.standardisation.log_jacobian + self.mean_log_slope
+
+    def mapped_by(self, margins: tuple[Bins | None, ...]) -> "PreparedData":
+        """Return the data with columns mapped by their histograms; modifies the rows."""
+        units = self.standardisation._replace(margins=margins)
+        mean_log_slope = _mean_log_slope(self.standardised, units, self.split)
+        rows = units.mapped(self.standardised)
+        completed = rows if self.observed is None else units.mapped(self.completed)
+        return PreparedData(rows, units, self.split, completed, mean_log_slope)
 
     @property
     def holds_out(self) -> bool:
@@ -67,7 +82,16 @@ def prepare(
         If rows are too distant for any density; names them.
     """
     standardisation = fit_standardisation(X) if standardisation is None else standardisation
-    standardised = standardisation.apply(X)
-    check_reach(standardised, X)
+    standardised = standardisation._replace(margins=None).apply(X)
     split = split_rows(X, held_out_share, np.random.RandomState(split_seed))
-    return PreparedData(standardised, standardisation, split, standardised)
+    mean_log_slope = _mean_log_slope(standardised, standardisation, split)
+    rows = standardisation.mapped(standardised)
+    check_reach(rows, X)
+    return PreparedData(rows, standardisation, split, rows, mean_log_slope)
+
+
+def _mean_log_slope(rows: np.ndarray, units: Standardisation, split: Rows) -> float:
+    """Return the mean log slope of the margins over monitored rows, nats."""
+    if units.margins is None or len(split.monitor) == 0:
+        return 0.0
+    return float(units.log_slopes(rows[split.monitor]).mean())

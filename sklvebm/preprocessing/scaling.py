@@ -2,9 +2,11 @@
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from sklvebm.preprocessing.margins import Bins
 
 _MAX_QUARTILE_RANGES = 20.0  # interquartile ranges from the median; clips values for the scale
 # distances in standardised units
@@ -34,31 +36,87 @@ def _statistics_of(X: np.ndarray) -> _Statistics:
 
 
 class Standardisation(NamedTuple):
-    """Affine map of the data to zero mean and unit variance, column by column."""
+    """Map of the data to zero mean and unit variance, column by column.
+
+    Affine, unless `margins` holds histograms of standardised columns: these columns become normal
+    (`sklvebm.preprocessing.margins`).
+    """
 
     mean: np.ndarray  # (D,)
     scale: np.ndarray  # (D,), standard deviation, 1 for constant columns
+    margins: tuple[Bins | None, ...] | None = None  # (D,); None leaves columns as they are
 
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Return standardised rows in float64; X is not modified."""
+        return self.mapped(self._scaled(X))
+
+    def _scaled(self, X: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # an overflow to infinity is an infinite distance
             rows = np.subtract(X, self.mean, dtype=np.float64)
             rows /= self.scale  # in place, because rows can take most of the memory
         return rows
 
+    def mapped(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows, standardised by mean and scale, with normal columns; modifies them."""
+        for j, bins in self.mapped_columns():
+            rows[:, j] = bins.to_normal(rows[:, j])[0]
+        return rows
+
+    def mapped_columns(self) -> list[tuple[int, Bins]]:
+        """Return index and histogram of every column that has one."""
+        return [(j, bins) for j, bins in enumerate(self.margins or ()) if bins is not None]
+
     def invert(self, X: np.ndarray) -> np.ndarray:
-        """Return rows in the units of the data, float64."""
+        """Return rows (..., D) in the units of the data, float64."""
+        if self.margins is not None:
+            X = np.array(X, dtype=np.float64)
+            for j, bins in self.mapped_columns():
+                X[..., j] = bins.from_normal(X[..., j])
         return X * self.scale + self.mean
 
     @property
     def log_jacobian(self) -> float:
-        """Log density in data units minus log density in standardised units, in nats."""
+        """Log density in data units minus log density after mean and scale, nats."""
         return -float(np.log(self.scale).sum())
 
-    def log_jacobian_of(self, rows: np.ndarray) -> float | np.ndarray:
-        """Return `log_jacobian` of the observed cells: one number, or one a row (N, D) with NaN."""
-        observed = ~np.isnan(rows)
-        return self.log_jacobian if observed.all() else -(observed @ np.log(self.scale))
+    def log_jacobian_of(self, X: np.ndarray) -> float | np.ndarray:
+        """Return the log density of rows X (N, D) in their units minus that of the mapped rows.
+
+        Of the observed cells, nats: one number, or (N,) where it differs between rows.
+        """
+        observed = ~np.isnan(X)
+        scales = self.log_jacobian if observed.all() else -(observed @ np.log(self.scale))
+        return scales + self.log_slopes(self._scaled(X)) if self.margins else scales
+
+    def log_slopes(self, rows: np.ndarray) -> np.ndarray:
+        """Return the sum of the margins' log slopes of rows after mean and scale, (N,), nats."""
+        total = np.zeros(len(rows))
+        for j, bins in self.mapped_columns():
+            total += np.nan_to_num(bins.to_normal(rows[:, j])[1], nan=0.0)
+        return total
+
+    @property
+    def n_bins(self) -> np.ndarray:
+        """Bins of each column, (D,); 0 for columns without a histogram."""
+        count = np.zeros(len(self.mean), dtype=np.int64)
+        for j, bins in self.mapped_columns():
+            count[j] = len(bins.edges) - 1
+        return count
+
+    def plain(self) -> dict[str, Any]:
+        """Describe the map by arrays and plain types."""
+        parts: dict[str, Any] = {"mean": self.mean, "scale": self.scale}
+        if self.margins is not None:
+            parts["margins"] = [bins and list(bins) for bins in self.margins]
+        return parts
+
+
+def standardisation_from_plain(parts: dict[str, Any]) -> Standardisation:
+    """Undo `Standardisation.plain`; a description without margins has none."""
+    margins = parts.get("margins")
+    if margins is not None:
+        margins = tuple(bins and Bins(*bins) for bins in margins)
+    return Standardisation(parts["mean"], parts["scale"], margins)
 
 
 def fit_standardisation(X: np.ndarray) -> Standardisation:

@@ -328,19 +328,20 @@ def test_the_unit_of_ridges_is_one_but_where_rows_are_of_two_sizes():
 @pytest.mark.parametrize("share", [0.5, 0.3])
 @pytest.mark.parametrize("ratio", [30.0, 1e4, 1e7])
 def test_small_rows_beside_large_ones_lose_nothing_to_a_plain_mixture(share, ratio):
-    random = np.random.RandomState(1)
-    n_small = int(600 * share)
-    parts = random.standard_normal((n_small, 2)), random.standard_normal((600 - n_small, 2))
-    X = np.concatenate([parts[0], ratio * parts[1]])
-    test = random.standard_normal((500, 2))
-    scale = without_outliers(X).std(0)
-    choice = choose_mixture(X / scale, random_state())
-    ours = fit_ensemble(X / scale, choice, random_state()).score_samples(test / scale)
-    theirs = GaussianMixture(2, n_init=3, random_state=0).fit(X).score_samples(test)
-    losses = theirs - ours + np.log(scale).sum()
-    # another family than the true one may be chosen, at the cost of some numbers more: 0.02 nats,
-    # and the error of a mean over the test rows
-    assert losses.mean() < 0.02 + 3.0 * losses.std() / np.sqrt(len(test))
+    losses = []
+    for seed in range(3):
+        random = np.random.RandomState(seed)
+        n_small = int(600 * share)
+        small, large = (random.standard_normal((n, 2)) for n in (n_small, 600 - n_small))
+        X = np.concatenate([small, ratio * large])
+        test = random.standard_normal((500, 2))
+        scale = without_outliers(X).std(0)
+        choice = choose_mixture(X / scale, random_state())
+        ours = fit_ensemble(X / scale, choice, random_state()).score_samples(test / scale)
+        theirs = GaussianMixture(2, n_init=3, random_state=0).fit(X).score_samples(test)
+        losses.append((theirs - ours).mean() + np.log(scale).sum())
+    # another family than the true one may be chosen, at the cost of some numbers more
+    assert np.median(losses) < 0.04
 
 
 def test_shares_of_the_tails_follow_rows_where_there_are_some_and_the_profile_beyond():

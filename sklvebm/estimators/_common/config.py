@@ -13,6 +13,8 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import NetworkConfig
 from sklvebm.runtime import resolve_device
 
+MARGINS = ("auto", "histogram", "none")  # values of `margins`
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -51,6 +53,12 @@ class AnchoredConfig(NetworkConfig, TrainingConfig):
 
     reference: str | GaussianMixture | MixtureReference | HasStackPolicy
     n_components: int  # latents of the reference
+    margins: str  # "auto", "histogram" or "none"
+
+    @property
+    def maps_columns(self) -> bool:
+        """Whether margins="auto" may map columns by their histograms."""
+        return True
 
     @property
     def stack_policy(self) -> StackPolicy | None:

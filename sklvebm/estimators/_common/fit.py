@@ -9,6 +9,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
+from sklvebm.estimators._common.margins import with_margins
 from sklvebm.estimators._common.parameters import Rule, resolved_attributes
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import (
@@ -92,8 +93,10 @@ def fit_in_epochs(
                 check_unchanged(estimator, config, family.shape(estimator._training))
                 training = family.resume(estimator, session)
             else:
+                session = with_margins(session)
                 training = family.start(session)
             outcome = family.train(session, training)._replace(one_epoch=one_epoch)
+        outcome = outcome._replace(log_jacobian=session.data.log_jacobian)
         _adopt(estimator, outcome, config, family, continues)
     return outcome
 
@@ -138,8 +141,8 @@ def _adopt(
 ) -> None:
     """Set the fitted attributes."""
     n_earlier = estimator.n_iter_ if continues else 0
-    jacobian = outcome.model.standardisation.log_jacobian
-    values = [progress.lower_bound + jacobian for progress in outcome.history]
+    units = outcome.model.standardisation
+    values = [progress.lower_bound + outcome.log_jacobian for progress in outcome.history]
     history = [
         {
             "epoch": progress.epoch + n_earlier,
@@ -158,8 +161,9 @@ def _adopt(
         **{
             "_model": outcome.model,
             "_training": outcome.training,
-            "mean_": outcome.model.standardisation.mean,
-            "scale_": outcome.model.standardisation.scale,
+            "mean_": units.mean,
+            "scale_": units.scale,
+            "n_bins_": units.n_bins,
             f"{family.value}_": outcome.value,
             f"{family.value}s_": earlier_values + values,
             "history_": earlier_history + history,

@@ -26,6 +26,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.runtime import chunks, draw_seed, seeded_generator, without_numpy_errors
 
 _N_MEAN_PARTICLES, _N_QUANTILE_PARTICLES = 256, 512
+_N_MEAN_LEVELS = 64  # quantiles whose average is the mean of a column with a histogram
 _MIN_EFFECTIVE_SHARE = 0.02  # of the particles of a row; fewer cause a warning
 _MAX_NAMED = 5  # rows in a message
 
@@ -105,8 +106,13 @@ class MissingCellsMixin:
             return conditional_mean(x, mixture)[:, None]
 
         question = Question(exact, weighted_mean, n_particles=_N_MEAN_PARTICLES)
-        found = self._about_cells(rows, question)
-        return framed(self, found[:, 0], like=X)
+        found = self._about_cells(rows, question)[:, 0]
+        mapped = np.isnan(rows) & (self._model.standardisation.n_bins > 0)
+        if mapped.any():
+            # the map of a mean is not the mean of the map, but quantiles are mapped to quantiles
+            middles = (np.arange(_N_MEAN_LEVELS) + 0.5) / _N_MEAN_LEVELS
+            found[mapped] = self._quantiles(rows, middles).mean(1)[mapped]
+        return framed(self, found, like=X)
 
     @without_numpy_errors
     def conditional_quantiles(
@@ -134,6 +140,9 @@ class MissingCellsMixin:
         """
         X = self._checked_rows(X)
         Shares().check("quantiles", quantiles)
+        return self._quantiles(X, quantiles)
+
+    def _quantiles(self: Any, X: np.ndarray, quantiles: Sequence[float] | np.ndarray) -> np.ndarray:
         levels = torch.tensor(list(quantiles), dtype=torch.float64)
         question = Question(
             lambda x, mixture, _: conditional_quantiles(x, mixture, levels),

@@ -35,7 +35,9 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
     source = session.random_state
-    choice = choose_mixture(rows, source, policy, observed) if policy else None
+    choice = session.choice
+    if choice is None and policy is not None:
+        choice = choose_mixture(rows, source, policy, observed)
     kind = "mixture" if policy else config.reference
     reference = fit_reference(
         rows, config.n_components, kind, source, choice=choice, observed=observed

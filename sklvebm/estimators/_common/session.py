@@ -8,6 +8,8 @@ import torch
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures.missing_fit import completed_by
 from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.mixtures.stacking import MixtureChoice
+from sklvebm.preprocessing.margins import Bins
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.training import Progress
 
@@ -21,6 +23,7 @@ class FitSession(NamedTuple):
     report: Reporter  # receives stages, and the progress of each epoch in the units of X
     continues: bool = False  # an earlier fit
     keep_best: bool = True  # keep the epoch with the best monitored value, not the last average
+    choice: MixtureChoice | None = None  # of the reference's mixtures, where already made
 
     def draw_seed(self) -> int:
         """Draw a seed from `random_state`."""
@@ -32,9 +35,13 @@ class FitSession(NamedTuple):
             return self
         return self._replace(data=completed_by(self.data, reference, self.draw_seed()))
 
+    def mapped_by(self, margins: tuple[Bins | None, ...]) -> "FitSession":
+        """Return the session with columns mapped by their histograms."""
+        return self._replace(data=self.data.mapped_by(margins))
+
     def report_epoch(self, progress: Progress) -> None:
         """Print the progress of an epoch, with its value in the units of X."""
-        jacobian = self.data.standardisation.log_jacobian
+        jacobian = self.data.log_jacobian
         self.report(progress, progress.lower_bound + jacobian)
 
 
@@ -51,3 +58,4 @@ class Outcome(NamedTuple):
     converged: bool
     device: torch.device
     one_epoch: bool = False  # of `partial_fit`
+    log_jacobian: float = 0.0  # mean over the monitored rows, from mapped rows to X, nats

@@ -35,6 +35,11 @@ class PoolConfig(AnchoredConfig):
     energy: Any = None  # the user's own; None for a network that corrects the reference
     latent_map: str = "linear"
 
+    @property
+    def maps_columns(self) -> bool:
+        """As in the base class; a user's energy keeps the units that it was written for."""
+        return self.energy is None
+
     def ratio_recipe(self, n_rows: int) -> RatioRecipe:
         """Return the settings of the density ratio; without epochs where nothing starts there."""
         is_wanted = self.init == "ratio" or self.screens

@@ -25,7 +25,7 @@ from sklvebm.inference.posterior import (
     is_reference,
     posterior_particles,
 )
-from sklvebm.inference.products import Expert
+from sklvebm.inference.products import Expert, affine_units
 from sklvebm.inference.sampling import joint_draws, posterior_draws
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.mcmc.state import stack_rows
@@ -76,8 +76,7 @@ def expert_of(model: Model) -> Expert:
     return Expert(
         reference=model.energy.reference,
         correction=model.energy.correction,
-        mean=torch.from_numpy(np.array(model.standardisation.mean)),
-        scale=torch.from_numpy(np.array(model.standardisation.scale)),
+        **affine_units(model.standardisation),
         log_partition=model.log_partition.value,
         bounded=not isinstance(model.energy, BridgedEnergy),
     )
@@ -140,7 +139,7 @@ def log_density(
     out = zero_where_squares_overflow(_answer_rows(model, rows, device, answer), rows)
     log_z = model.log_partition.lower if from_above else model.log_partition.upper
     # the density of no cell is one
-    return np.where(np.isnan(rows).all(1), 0.0, out - log_z + units.log_jacobian_of(rows))
+    return np.where(np.isnan(rows).all(1), 0.0, out - log_z + units.log_jacobian_of(X))
 
 
 def cells(model: Model, rows: np.ndarray, device: torch.device, question: Question) -> np.ndarray:

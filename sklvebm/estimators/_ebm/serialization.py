@@ -35,7 +35,7 @@ from sklvebm.models.energies import (
 )
 from sklvebm.models.networks import Network, network_from_plain, plain_network, tensor_of
 from sklvebm.models.reach import Reach
-from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.preprocessing.scaling import standardisation_from_plain
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.log_partition import LogPartition
 
@@ -109,7 +109,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "choice": plain_choice(training.choice),
         "latent_map": training.latent_map and arrays_of(training.latent_map),
         "energy": plain_energy(model.energy),
-        "standardisation": model.standardisation._asdict(),
+        "standardisation": model.standardisation.plain(),
         "log_partition": model.log_partition._asdict(),
         "ladder": {name: value.numpy() for name, value in model.ladder._asdict().items()},
         "n_annealing_steps": model.n_annealing_steps,
@@ -128,7 +128,7 @@ def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     reference = reference_from_plain(parts["reference"])
     model = Model(
         energy=energy_from_plain(parts["energy"], reference).requires_grad_(False),
-        standardisation=Standardisation(**parts["standardisation"]),
+        standardisation=standardisation_from_plain(parts["standardisation"]),
         log_partition=LogPartition(**parts["log_partition"]),
         ladder=Ladder(**{k: tensor_of(v) for k, v in parts["ladder"].items()}),
         n_annealing_steps=parts["n_annealing_steps"],

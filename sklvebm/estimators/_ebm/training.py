@@ -50,6 +50,9 @@ from sklvebm.training import (
 
 _MAX_BRACKET_SHARE = 0.1  # accepted width of the bracket of log Z over the gain
 _MAX_COVERED_WIDTH = 0.2  # accepted width of a bracket whose half the gain exceeds, nats
+# Held-out rows. With fewer, a fit that starts at the reference ends there. Of 120 default fits to
+# 30 to 110 rows, one energy was kept, and lost 0.16 nats on new rows.
+_FEWEST_JUDGING_ROWS = 10
 _MAX_DISTANCE = 1e9  # standard deviations; clips rows in training
 
 
@@ -203,7 +206,7 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
         diagnostics=diagnostics,
         training=training,
         history=result.history,
-        value=value + data.standardisation.log_jacobian,
+        value=value + data.log_jacobian,
         improved=gain > 0.0,
         is_reference=is_reference,
         converged=result.converged,
@@ -229,7 +232,8 @@ def _from_ratio(
 ) -> _Started:
     """Start a first fit from the density ratio of rows and reference, or look for a gain with it.
 
-    A fit that starts at the reference ends here if the ratio has no gain on held-out rows.
+    A fit that starts at the reference ends here if the ratio has no gain on held-out rows, or if
+    these are too few to judge an energy.
     """
     config: PoolConfig = session.config
     recipe = config.ratio_recipe(len(fitted))
@@ -239,6 +243,9 @@ def _from_ratio(
     energy = training.optimisation.average
     if not (is_first and recipe.max_epochs > 0):
         return _Started(training, [])
+    too_few = config.screens and len(monitor) < _FEWEST_JUDGING_ROWS
+    if too_few:
+        recipe = recipe._replace(max_epochs=1)
     base, history = float(energy.reference.log_marginal(monitor).double().mean()), []
 
     def record(epoch: RatioEpoch) -> None:
@@ -252,7 +259,9 @@ def _from_ratio(
         f"density ratio: gain over the reference {float(ratio.gains.mean()):.3f} nats, upper "
         f"confidence limit {limit:.3f}"
     )
-    is_hopeless = limit <= 0.0 and config.tol is not None
+    if too_few:
+        session.report.stage(f"{len(monitor)} held-out rows are too few to judge an energy")
+    is_hopeless = too_few or (limit <= 0.0 and config.tol is not None)
     if config.screens:
         return _Started(training, history if is_hopeless else [], base, is_hopeless)
     optimisation = start_optimisation(

@@ -17,7 +17,7 @@ from sklvebm.flows.ode import graded_times, heun_step, times_for_tails
 from sklvebm.flows.potentials import AnchoredPotential, finest_scale, flow_density, transport
 from sklvebm.inference.missing_cells import ReferenceCells, with_effective_share
 from sklvebm.inference.posterior import ROW_PARTICLES
-from sklvebm.inference.products import Expert
+from sklvebm.inference.products import Expert, affine_units
 from sklvebm.mixtures.missing_cells import (
     by_completeness,
     reference_log_marginal,
@@ -60,12 +60,12 @@ def expert_of(model: FlowModel) -> Expert:
     def correction(x: Tensor, z: Tensor) -> Tensor:
         return -time * potential.correction(x, torch.full_like(x[:, 0], time)).to(x)
 
+    units = affine_units(model.standardisation)
     return Expert(
         reference=PotentialSlice(potential, time).reference,
         correction=correction,
-        mean=torch.from_numpy(np.array(model.standardisation.mean)),
-        # the interpolant at time t scales rows by t
-        scale=torch.from_numpy(np.array(model.standardisation.scale)) / time,
+        mean=units["mean"],
+        scale=units["scale"] / time,  # the interpolant at time t scales rows by t
         log_partition=model.log_partition.value,
         bounded=True,
     )
@@ -222,7 +222,7 @@ def _in_units(
     values = zero_where_squares_overflow(values, rows)
     is_observed = ~np.isnan(rows)
     # the interpolant at time t scales rows by t
-    values = values + is_observed.sum(1) * np.log(time) + standardisation.log_jacobian_of(rows)
+    values = values + is_observed.sum(1) * np.log(time) + standardisation.log_jacobian_of(X)
     # the density of no cell is one
     return np.where(is_observed.any(1), values, 0.0)
 

@@ -16,7 +16,7 @@ from sklvebm.flows.diagnostics import FlowDiagnostics
 from sklvebm.flows.interpolant import InterpolantMarginals, interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, PotentialNetwork
 from sklvebm.models.networks import network_from_plain, plain_network, tensor_of
-from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.preprocessing.scaling import standardisation_from_plain
 from sklvebm.smc.log_partition import LogPartition
 
 
@@ -59,7 +59,7 @@ def to_plain(state: dict[str, Any]) -> dict[str, Any]:
         "trained_on": plain_reference(training.reference),
         "choice": plain_choice(training.choice),
         "potential": plain_potential(model.potential),
-        "standardisation": model.standardisation._asdict(),
+        "standardisation": model.standardisation.plain(),
         "n_steps": model.n_steps,
         "n_sampling_steps": model.n_sampling_steps,
         "directions": model.directions.numpy(),
@@ -80,7 +80,7 @@ def from_plain(state: dict[str, Any]) -> dict[str, Any]:
     model = FlowModel(
         potential=potential.requires_grad_(False),
         reference=reference,
-        standardisation=Standardisation(**parts["standardisation"]),
+        standardisation=standardisation_from_plain(parts["standardisation"]),
         n_steps=parts["n_steps"],
         n_sampling_steps=parts["n_sampling_steps"],
         directions=tensor_of(parts["directions"]),

@@ -105,7 +105,7 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
         diagnostics=diagnostics,
         training=training._replace(optimisation=_moved(result.optimisation, torch.device("cpu"))),
         history=result.history,
-        value=value + data.standardisation.log_jacobian,
+        value=value + data.log_jacobian,
         improved=gain > 0.0,
         is_reference=gain <= 0.0,
         converged=result.converged,

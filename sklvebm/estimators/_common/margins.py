@@ -1,0 +1,33 @@
+"""Histograms of the columns of a fit: whether its rows are mapped by them."""
+
+from sklvebm.estimators._common.config import AnchoredConfig
+from sklvebm.estimators._common.session import FitSession
+from sklvebm.mixtures.margins import ChosenMargins, choose_margins, column_margins
+
+
+def with_margins(session: FitSession) -> FitSession:
+    """Return the session of a first fit with mapped columns, where held-out rows prefer them."""
+    config = session.config
+    if not isinstance(config, AnchoredConfig) or config.margins == "none":
+        return session
+    data, policy = session.data, config.stack_policy
+    observed = None if data.observed is None else data.observed[data.split.fitted]
+    if config.margins == "histogram":
+        margins = column_margins(data.fitted if observed is None else observed)
+        return session if margins is None else session.mapped_by(margins)
+    if policy is None or not config.maps_columns:
+        return session
+    found = choose_margins(data.fitted, session.draw_seed(), policy, observed)
+    session = session._replace(choice=found.choice)
+    if found.choice is not None:
+        session.report.stage(summary(found))
+    return session if found.margins is None else session.mapped_by(found.margins)
+
+
+def summary(found: ChosenMargins) -> str:
+    """Return a line on the decision, for the progress of a fit."""
+    if found.margins is None:
+        return f"histograms of columns are not used: gain {found.gain:.3f} nats"
+    n_mapped = sum(bins is not None for bins in found.margins)
+    columns = f"{n_mapped} of {len(found.margins)} columns"
+    return f"histograms make {columns} normal: gain {found.gain:.3f} nats"
