@@ -1,7 +1,7 @@
-r"""What a potential flow descends: flow matching, its covariance form, and the published variant.
+r"""Losses of a potential flow: flow matching, its covariance form, and the published variant.
 
-With rows x1, noise e and times t, points are `x = t x1 + (1 - t) e` and the wanted velocity is the
-mean of `u = x1 - e` given x. The variational loss of [1]_ is
+A row x1, noise e and a time t give a point `x = t x1 + (1 - t) e`. The velocity of the flow should
+be the mean of `u = x1 - e` given x. The variational loss of [1]_ is
 
 .. math:: \tfrac12 E |\nabla \Phi|^2 - \int \Phi\, \partial_t q_t
           = \tfrac12 E |\nabla \Phi - u|^2 + \mathrm{const}
@@ -24,20 +24,23 @@ from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_dire
 from sklvebm.mcmc.state import Batch
 
 LOSSES = ("flow-matching", "covariance", "vapo")
-_LATE = 0.05  # distance from time 1 at which times become no denser
-_N_TIMES = 8  # strata of the unit interval; points of one update share these times
-_MONITOR_STEPS = 6  # of the integrator: changes over epochs are wanted, not the last digit
+_LATE = 0.05  # added to 1 - t in the density of times, which bounds it
+_N_TIMES = 8  # strata of the unit interval, with one time each
+_MONITOR_STEPS = 6  # of the integrator; enough to compare epochs
 _MONITOR_PROBES = 8
-_EXACT_UP_TO, _PROBES = 3, 2  # features, and directions beyond them, of the inconsistency
-# the published weights
-_VAPO_NORM, _VAPO_DRIFT = 0.5, 0.1
+# features up to which the Laplacian of the inconsistency is exact, and directions beyond
+_EXACT_UP_TO, _PROBES = 3, 2
+_VAPO_NORM, _VAPO_DRIFT = 0.5, 0.1  # weights of the published penalties
 
 
 class Points(NamedTuple):
-    """Noised rows of one update, B at each of G times; the second half mirrors the first."""
+    """Noised rows of one update, B at each of G times.
+
+    The second half of the B points has the rows of the first half and the opposite noise.
+    """
 
     x: Tensor  # (G, B, D)
-    row: Tensor  # (G, B, D), the rows they came from
+    row: Tensor  # (G, B, D), without noise
     noise: Tensor  # (G, B, D)
     times: Tensor  # (G,)
     reference: NoisedValues  # of the potential's mixture, (G, B)
@@ -51,12 +54,13 @@ class Points(NamedTuple):
 def draw_points(
     mixture: InterpolantMarginals, rows: Tensor, n_draws: int, generator: torch.Generator
 ) -> Points:
-    """Noise rows (N, D), `n_draws` pairs of opposite noise for each, at stratified random times.
+    """Add noise to rows (N, D) at stratified random times: `n_draws` opposite pairs for each row.
 
-    The density of times is proportional to `1 / (1 - t + 0.05)`: the error of a velocity costs
-    likelihood in proportion to `t / (1 - t)` (docs/theory/potential_flow.md, eq. 6), but at the
-    very end the noise of targets would drown what is learned. Opposite noise cancels most of it at
-    late times, where points of a pair are close to each other and their targets far apart.
+    The density of times is proportional to `1 / (1 - t + 0.05)`. An error of the velocity costs
+    likelihood in proportion to `t / (1 - t)` (docs/theory/potential_flow.md, eq. 6), but close to
+    time 1 the variance of the targets would dominate the loss. Opposite noise reduces this
+    variance: at late times, the two points of a pair are close to each other, and their targets far
+    apart.
     """
     options: dict[str, Any] = {
         "generator": generator,
@@ -77,10 +81,10 @@ def draw_points(
 
 
 def flow_matching_loss(potential: AnchoredPotential, points: Points) -> Tensor:
-    """Return `E |w|^2 / 2 - w (u - v)`, v the reference's velocity and w the correction's.
+    """Return the mean of `|w|^2 / 2 - w . (u - v)`.
 
-    It is the flow matching loss minus that of the reference: negative where the potential is
-    better.
+    v is the velocity of the reference and w that of the correction. The value is the flow matching
+    loss minus the loss of the reference: it is negative where the potential is better.
     """
     residual = points.target - points.reference.velocity
     pull = _pull(potential, points)
@@ -88,13 +92,14 @@ def flow_matching_loss(potential: AnchoredPotential, points: Points) -> Tensor:
 
 
 def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
-    r"""Return the same expectation without the targets, by the covariance of Φ and Γ.
+    r"""Return an estimate of the same loss without targets, by the covariance of Φ and Γ.
 
     .. math:: \Gamma = |e|^2 - e \cdot x_1 - d, \qquad
               E[\Phi \Gamma] / (1 - t) = -E[\nabla\Phi \cdot u]
               \qquad \text{(docs/theory/potential_flow.md, eq. 4)}
 
-    Γ has mean zero given the row, so that the potential at the noise-free point can be subtracted.
+    Γ has mean zero given the row. Subtracting the potential at the point without noise therefore
+    changes no expectation, and reduces the variance.
     """
     velocity = points.reference.velocity
     pull = _pull(potential, points)
@@ -109,10 +114,11 @@ def covariance_loss(potential: AnchoredPotential, points: Points) -> Tensor:
 
 
 def vapo_loss(potential: AnchoredPotential, points: Points) -> Tensor:
-    """Return the published variant: correlation, alignment that turns into a cosine, penalties.
+    """Return the published variant: a correlation, an alignment of velocities, and penalties.
 
-    The scale of the potential is set by the penalties and by early times alone, and its change in
-    time is penalised, so that the minimiser is not the velocity of the noised data.
+    The alignment becomes a cosine at time 1. Only penalties and early times determine the scale of
+    the potential, and its change in time is penalised: the minimiser is not the velocity of the
+    noised data.
     """
     n_features = points.x.shape[-1]
     x, target = points.x.flatten(0, 1), points.target.flatten(0, 1)
@@ -138,25 +144,26 @@ _LOSSES = dict(zip(LOSSES, (flow_matching_loss, covariance_loss, vapo_loss), str
 
 
 def inconsistency(potential: AnchoredPotential, points: Points, directions: Tensor) -> Tensor:
-    r"""Return how far the density that the energy stands for is from being carried by its flow.
+    r"""Return how much the energies violate the continuity equation of the flow.
 
-    `log q_t + t G + c(t)` solves the continuity equation with the velocity of the potential if
+    `log q_t + t G + c(t)` solves this equation with the velocity of the potential if
 
     .. math:: R = G + t (\partial_t G + \nabla \Phi \cdot \nabla G)
                   + (1 - t) (\Delta G + \nabla G \cdot \nabla \log q_t)
               \qquad \text{(docs/theory/potential_flow.md, eq. 7)}
 
-    does not depend on x. The minimiser of flow matching does so; a network does to some extent.
+    does not depend on x. This holds for the minimiser of flow matching, and approximately for a
+    trained network.
 
     Parameters
     ----------
     potential : AnchoredPotential
         The potential.
     points : Points
-        Where R is evaluated.
+        Points at which R is evaluated.
     directions : Tensor of shape (S, K, D)
-        Directions of the Laplacian: one set if they give the exact trace, else two independent
-        ones, so that the square of R is estimated without bias by a product.
+        Directions of the Laplacian. One set if they give the exact trace, else two independent
+        sets: their product estimates the square of R without bias.
 
     Returns
     -------
@@ -194,14 +201,14 @@ def _pull(potential: AnchoredPotential, points: Points) -> Tensor:
 
 
 class PotentialFlow:
-    """The objective of a potential flow for `sklvebm.training.train`.
+    """Objective of `sklvebm.training.train` for a potential flow.
 
     Parameters
     ----------
     loss : {"flow-matching", "covariance", "vapo"}, default="flow-matching"
-        What is descended.
+        The loss.
     consistency : float, default=0.1
-        Weight of `inconsistency`; 0 leaves it out.
+        Weight of `inconsistency`; 0 omits it.
     """
 
     loss_name, has_total_bound = "loss", False
@@ -212,7 +219,7 @@ class PotentialFlow:
     def step(
         self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Return the loss, the state, which there is none of, and the inconsistency."""
+        """Return the loss, the unchanged state, and the inconsistency as a metric."""
         points = draw_points(potential.mixture, batch.x, 1, generator)
         loss = self.loss(potential, points)
         if self.consistency == 0.0:
@@ -236,8 +243,8 @@ class PotentialFlow:
     ) -> float:
         """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
 
-        In many dimensions the Laplacian of a deep network is estimated, without bias, from the same
-        few directions every time, so that epochs can be compared.
+        In many dimensions the Laplacian of a deep network is estimated without bias from a few
+        directions. They are the same in every epoch, so that epochs can be compared.
         """
         probes = torch.Generator(device=x.device).manual_seed(0)
         n_probes = x.shape[1] if target.trace_is_free else _MONITOR_PROBES
@@ -250,5 +257,5 @@ class PotentialFlow:
         return {}
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
-        """Return None: there are no particles that could go astray."""
+        """Return None: there are no particles."""
         return None

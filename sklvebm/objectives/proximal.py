@@ -5,13 +5,15 @@ r"""Maximum likelihood by near-proximal steps along a Wasserstein gradient flow 
               + \tfrac c2 E_{\rho_k} |\nabla f_\theta - v_k|^2
               \qquad \text{(docs/theory/wasserstein\_flow.md, eq. 3)}
 
-f is the energy above the reference's, ρ_k the particles, frozen while the parameters take a few
-inner steps; the first two terms are the relative entropy of the data to the model, up to a
-constant. With `v_k = \nabla f_{\theta_k}` the last one bounds how far one unit of Langevin time
-carries the particles apart under the old and the new energy: a proximal (JKO) step, whose fixed
-point is that of maximum likelihood. With `v_k = -\nabla E_{ref}` it is a plain penalty on the
-gradient of the whole energy, which biases it. Without it, this is persistent contrastive
-divergence.
+f is the energy above the reference's. ρ_k are the particles, which do not move while the parameters
+take a few inner steps. The first two terms are the relative entropy of the data to the model, up to
+a constant. The third term depends on v_k:
+
+* `v_k = \nabla f_{\theta_k}` gives a proximal (JKO) step. The term bounds the distance that one
+  unit of Langevin time puts between particles under the old and under the new energy. The fixed
+  point is that of maximum likelihood.
+* `v_k = -\nabla E_{ref}` penalises the gradient of the whole energy, which biases it.
+* Without the term, the method is persistent contrastive divergence.
 
 References
 ----------
@@ -35,42 +37,43 @@ PROXIMAL = ("jko", "gradient-penalty", "none")
 
 
 class Centre(NamedTuple):
-    """Where a proximal step starts: particles that stay while the parameters move."""
+    """Start of a proximal step: particles that do not move while the parameters do."""
 
     x: Tensor  # (T * C, D), in the units of the features
-    weights: Tensor  # (T * C,), of the model at b = 1 as it was
-    correction: Tensor  # (T * C,), nats, as it was
-    grad: Tensor  # (T * C, D), the gradient v that the correction's is compared with
-    metrics: dict[str, Tensor]  # of the sweep that led here
-    n_inner: int  # inner steps taken from here
+    weights: Tensor  # (T * C,), importance weights of the model at the start of the step, b = 1
+    correction: Tensor  # (T * C,), at the start of the step, nats
+    grad: Tensor  # (T * C, D), the gradient v of the penalty
+    metrics: dict[str, Tensor]  # of the last sweep of the pool
+    n_inner: int  # inner steps since the start
 
 
 class FlowState(NamedTuple):
-    """What the objective carries from one update to the next."""
+    """Particles and the start of the current proximal step."""
 
     particles: ParticleState
     centre: Centre | None  # None before the first update
 
 
 class WassersteinFlow:
-    """The objective of an energy without latents for `sklvebm.training.train`.
+    """Objective of `sklvebm.training.train` for an energy without latents.
 
     Parameters
     ----------
     pool : TemperedPool
-        What stands for the model.
+        Negative particles.
     proximal : {"jko", "gradient-penalty", "none"}, default="jko"
-        What the gradient is compared with: that of the energy before the step, zero, or nothing.
+        Penalty on the gradient of the energy: on its distance from the gradient before the step, on
+        its size, or none.
     proximal_weight : float, default=0.1
-        The number c, in squared units of the features.
+        The factor c of the penalty, in squared units of the features.
     n_inner_steps : int, default=2
-        Updates of the parameters for each move of the particles. The gradient of the JKO term is
-        zero at the first of them, so that one inner step is plain contrastive divergence.
+        Updates of the parameters for each move of the particles. The gradient of the JKO penalty
+        is zero at the first update; with one inner step, the method is contrastive divergence.
     half_life : float or None, default=None
-        Moves of the particles after which the weight is halved; None keeps it.
+        Moves of the particles after which c is halved; None keeps it.
     linearised : bool, default=False
-        Whether the relative entropy is replaced by its tangent at the old parameters, which leaves
-        the particles' weights as they were. The inner problem is then bounded by the penalty alone.
+        Whether the relative entropy is replaced by its tangent at the old parameters. Particles
+        then keep their weights, and only the penalty bounds the inner problem.
     """
 
     loss_name, has_total_bound = "contrast", True
@@ -91,7 +94,7 @@ class WassersteinFlow:
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
     ) -> FlowState:
-        """Return the state to train from, given particles; those of a foreign energy burn in."""
+        """Return the first state of training; particles of another energy are burnt in first."""
         return FlowState(self.tempered.settled(energy, state, generator), None)
 
     def particles(self, state: FlowState) -> ParticleState:
@@ -103,7 +106,7 @@ class WassersteinFlow:
     def step(
         self, energy: PathEnergy, batch: Batch, state: FlowState, generator: torch.Generator
     ) -> tuple[Tensor, FlowState, dict[str, Tensor]]:
-        """Return the loss of one inner step; the particles move before the first one.
+        """Return the loss of one inner step. The particles move before the first one.
 
         Parameters
         ----------
@@ -121,9 +124,9 @@ class WassersteinFlow:
         loss : Tensor, 0-d
             Energy contrast plus penalty, in nats; differentiable in the parameters.
         state : FlowState
-            After the update.
+            State after the update.
         metrics : dict of str to 0-d Tensor
-            Swap rates, acceptance, and `movement`, the mean of `|grad f - v|^2`.
+            Swap rates, acceptance, and `movement`: the weighted mean of `|grad f - v|^2`.
         """
         centre = state.centre
         if centre is None or centre.n_inner >= self.n_inner_steps:
@@ -151,7 +154,7 @@ class WassersteinFlow:
     def _moved(
         self, energy: PathEnergy, particles: ParticleState, noise: IndependentNoise
     ) -> FlowState:
-        """Move the pool and make its particles the centre of the next inner steps."""
+        """Move the pool and start a proximal step at its particles."""
         sweep = self.tempered.move(energy, particles, noise)
         position = self.tempered.read_out(sweep, noise)
         t, c = position.shape[:2]
@@ -166,15 +169,15 @@ class WassersteinFlow:
         return FlowState(self.tempered.advance(particles, sweep, weighing), centre)
 
     def _negative(self, centre: Centre, correction: Tensor) -> Tensor:
-        """Return the mean correction under the model, as far as its gradient goes, 0-d."""
+        """Return a 0-d tensor whose gradient is that of the mean correction under the model."""
         if self.linearised:
             return centre.weights @ correction
-        # a change of log Z, so that weights follow the parameters while the particles stay
+        # the change of log Z: its gradient weights the particles by the new parameters
         moved = torch.log(centre.weights) + centre.correction - correction
         return centre.weights @ centre.correction - torch.logsumexp(moved, 0)
 
     def _weight(self, particles: ParticleState) -> float:
-        """Return the weight c of this update."""
+        """Return the factor c of the penalty in this update."""
         if self.proximal == "none":
             return 0.0
         if self.half_life is None:
@@ -184,11 +187,11 @@ class WassersteinFlow:
     # Judgements --------------------------------------------------------------------------------
 
     def measures(self, state: FlowState) -> dict[str, Tensor]:
-        """Return how far out particles are; see `TemperedPool.measures`."""
+        """Return distances of the particles; see `TemperedPool.measures`."""
         return self.tempered.measures(state.particles)
 
     def problem(self, state: FlowState, metrics: dict[str, float]) -> str | None:
-        """Say why the pool cannot stand for the model any more; see `TemperedPool.problem`."""
+        """Return why the pool does not represent the model; see `TemperedPool.problem`."""
         return self.tempered.problem(state.particles, metrics)
 
     @torch.no_grad()
@@ -202,7 +205,7 @@ class WassersteinFlow:
     ) -> Tensor:
         """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
 
-        As sharp as the pool's log Z, which is measured on particles of `energy`.
+        Its error is that of log Z, which is estimated from the particles of `energy`.
         """
         free_energy = free_energy_bound(target, x, latent_nodes(1, 0, seed=0).to(x))
         log_z = self.tempered.log_partition(energy, state.particles, target, generator)
@@ -210,9 +213,10 @@ class WassersteinFlow:
 
 
 def differentiable_grad(energy: PathEnergy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the correction (B,) at x (B, D) and its gradient (B, D), for double differentiation.
+    """Return the correction (B,) at x (B, D) and its gradient (B, D), both differentiable.
 
-    By automatic differentiation of the plain network: the hand-derived gradient keeps no graph.
+    The hand-derived gradient of the kernels keeps no graph, so that automatic differentiation is
+    used.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
