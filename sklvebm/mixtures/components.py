@@ -1,7 +1,8 @@
 """Linear algebra of mixture components: covariance factors, conditionals, products."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,42 @@ class MixtureParts(nn.Module):
         y, e = position[:, : self.n_features], position[:, self.n_features :]
         x = self.to_features(y)
         return x, self.to_latents(x, e)
+
+    def joint_map(self) -> tuple[Tensor, Tensor]:
+        """Return M (P, P) and c (P,) with `(x, z) = (y, e) M + c`, kept for these tensors."""
+        own = self.root, self.latent_map, self.latent_scale, self.location
+        return self._kept("joint map", own, self._joint_map)
+
+    def _joint_map(self) -> tuple[Tensor, Tensor]:
+        root, latent_map, scale = (
+            tensor.double() for tensor in (self.root, self.latent_map, self.latent_scale)
+        )
+        top = torch.cat([root.T, (latent_map @ root).T], 1)
+        bottom = torch.cat([scale.new_zeros(len(scale), len(root)), torch.diag(scale)], 1)
+        shift = torch.cat([self.location, torch.zeros_like(self.latent_scale)])
+        return torch.cat([top, bottom]).to(self.root), shift
+
+    def _kept(
+        self,
+        name: str,
+        own: tuple[Tensor, ...],
+        compute: Callable[[], tuple[Tensor, Tensor]],
+        most_numbers: float = math.inf,
+    ) -> tuple[Tensor, Tensor]:
+        """Return `compute()`, kept until a tensor it depends on is replaced; never if large."""
+        kept = self.__dict__.setdefault("_results", {})
+        if name in kept and all(a is b for a, b in zip(kept[name][0], own, strict=True)):
+            return cast(tuple[Tensor, Tensor], kept[name][1])
+        found = compute()
+        size = sum(tensor.numel() for tensor in found)
+        # tensors of inference mode cannot be used for gradients later
+        if size <= most_numbers and not torch.is_inference_mode_enabled():
+            kept[name] = own, found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies and pickles compute the results again
+        return {name: value for name, value in self.__dict__.items() if name != "_results"}
 
     def to_features(self, y: Tensor) -> Tensor:
         """Map y (B, D) to x (B, D)."""

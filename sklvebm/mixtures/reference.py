@@ -280,14 +280,7 @@ class MixtureReference(MixtureParts):
     def _expanded_forms(self) -> tuple[Tensor, Tensor]:
         """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
         own = self.log_weights, self.means, self.scales, self.factors, self.covariance_of
-        known = self.__dict__.get("_forms")
-        if known is not None and all(a is b for a, b in zip(known[0], own, strict=True)):
-            return cast(tuple[Tensor, Tensor], known[1])
-        found = self._expand()
-        # tensors of inference mode cannot be used for gradients later
-        if found[1].numel() <= _MAX_KEPT_NUMBERS and not torch.is_inference_mode_enabled():
-            self.__dict__["_forms"] = own, found
-        return found
+        return self._kept("forms", own, self._expand, _MAX_KEPT_NUMBERS)
 
     def _expand(self) -> tuple[Tensor, Tensor]:
         """Compute what `_expanded_forms` keeps."""
@@ -310,10 +303,6 @@ class MixtureReference(MixtureParts):
             weights = precision[:, first, second] * (2.0 - (first == second).double())
             weights = weights[self.covariance_of] / scales.square()[:, None]
         return constant, torch.cat([-0.5 * weights, pull], 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # copies and pickles compute the forms again
-        return {name: value for name, value in self.__dict__.items() if name != "_forms"}
 
     def _with_far(self, log_components: Tensor, y: Tensor) -> Tensor:
         """Replace the columns of components far from zero by forms that do not cancel; (B, M)."""

@@ -15,8 +15,8 @@ from sklvebm.mixtures.components import FeatureConditional, LinearGauge, draw_ca
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import Corrected, PathEnergy
 
-# (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
-CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# rows (x, z), (B, D + L) -> correction (B,) and its gradient (B, D + L); detached
+CorrectionAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:
@@ -30,17 +30,22 @@ def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:
     Returns
     -------
     correction_and_grad : callable
-        Maps x (B, D), z (B, L) to the correction (B,) in nats and both gradients.
+        Maps rows (x, z), (B, D + L), to the correction (B,) in nats and its gradient (B, D + L).
     """
+    n_features = energy.n_features
 
-    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x, z = x.detach().requires_grad_(), z.detach().requires_grad_()
+            # energies of users may need contiguous arguments
+            x, z = (
+                part.detach().contiguous().requires_grad_()
+                for part in (rows[:, :n_features], rows[:, n_features:])
+            )
             correction = energy.correction(x, z)
-            grad_x, grad_z = torch.autograd.grad(
+            grads = torch.autograd.grad(
                 correction.sum(), (x, z), allow_unused=True, materialize_grads=True
             )
-        return correction.detach(), grad_x, grad_z
+        return correction.detach(), torch.cat(grads, 1)
 
     return correction_and_grad
 
@@ -51,11 +56,9 @@ def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> T
     n_features = reference.n_features
 
     def evaluate(position: Tensor) -> Value:
-        x, z = reference.split(position)
-        correction, grad_x, grad_z = correction_and_grad(x, z)
-        # chain rule through x = location + root y and z = A root y + scale e
-        grad_y = torch.addmm(grad_x, grad_z, reference.latent_map) @ reference.root
-        return Value(correction, torch.cat([grad_y, grad_z * reference.latent_scale], 1))
+        matrix, shift = reference.joint_map()
+        correction, grad = correction_and_grad(torch.addmm(shift, position, matrix))
+        return Value(correction, grad @ matrix.T)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         y, e = position[:, :n_features], position[:, n_features:]
@@ -79,8 +82,9 @@ def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: Correction
     mean, scale = reference.latent_mean(x), reference.latent_scale
 
     def evaluate(position: Tensor) -> Value:
-        correction, _, grad_z = correction_and_grad(x, torch.addcmul(mean, position, scale))
-        return Value(correction, grad_z * scale)
+        rows = torch.cat([x, torch.addcmul(mean, position, scale)], 1)
+        correction, grad = correction_and_grad(rows)
+        return Value(correction, grad[:, reference.n_features :] * scale)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         return 0.5 * position.square().sum(1), position
@@ -106,8 +110,9 @@ def feature_target(
     variance = reference.latent_scale.square()
 
     def evaluate(position: Tensor) -> Value:
-        correction, grad_x, _ = correction_and_grad(reference.to_features(position), z)
-        return Value(correction, grad_x @ reference.root)
+        rows = torch.cat([reference.to_features(position), z], 1)
+        correction, grad = correction_and_grad(rows)
+        return Value(correction, grad[:, : reference.n_features] @ reference.root)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         energies, grad = reference.marginal_energy_and_grad(position)
