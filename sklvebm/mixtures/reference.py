@@ -22,6 +22,7 @@ from sklvebm.deprecation import Renamed, RenamedAttribute, renamed_parameters
 from sklvebm.mcmc.state import Frame, Noise
 from sklvebm.mixtures.components import (
     LOG_2PI,
+    MAX_KEPT_NUMBERS,
     FeatureConditional,
     LinearGauge,
     MixtureParts,
@@ -37,7 +38,6 @@ from sklvebm.mixtures.components import (
 # largest `mean^T precision mean` of expanded quadratic forms: cancellation gives 1e-5 nats there
 _MAX_EXPANDED_FORM = 1e10
 _DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
-_MAX_KEPT_NUMBERS = 2**20  # coefficients of quadratic forms that a reference keeps
 RENAMED_PARAMETERS = {
     f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _DEFENSIVE_PARAMETERS
 }
@@ -280,7 +280,8 @@ class MixtureReference(MixtureParts):
     def _expanded_forms(self) -> tuple[Tensor, Tensor]:
         """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
         own = self.log_weights, self.means, self.scales, self.factors, self.covariance_of
-        return self._kept("forms", own, self._expand, _MAX_KEPT_NUMBERS)
+        constant, forms = self._kept("forms", own, self._expand, MAX_KEPT_NUMBERS)
+        return constant, forms
 
     def _expand(self) -> tuple[Tensor, Tensor]:
         """Compute what `_expanded_forms` keeps."""
@@ -323,16 +324,6 @@ class MixtureReference(MixtureParts):
         factors = factors / self.scales.double()[self.far, None, None]
         residuals = y.double().unsqueeze(1) - self.means.double()[self.far]
         return torch.einsum("bfd,fde->bfe", residuals, factors), factors
-
-    def pulls(self) -> Tensor:
-        """Return every component's precision times its mean, (M, D), in double precision."""
-        means, factors = self.means.double(), self.factors.double()
-        if self.is_diagonal:
-            return means * factors.square()
-        # components may share a factor, but each has its own scale
-        white = products_by_component(means, factors, self.covariance_of)
-        pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
-        return pull / self.scales.double().square()[:, None]
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
@@ -381,22 +372,40 @@ class MixtureReference(MixtureParts):
         """
         log_components = self.log_components(y)
         log_density = torch.logsumexp(log_components, 1)
-        responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
-        of_far = responsibility[:, self.far]
-        responsibility = responsibility.index_fill(1, self.far, 0.0)
-        y64, factors, pull = y.double(), self.factors.double(), responsibility @ self.pulls()
+        responsibility = torch.softmax(log_components, 1)  # (B, M)
+        if len(self.far):
+            of_far = responsibility[:, self.far]
+            responsibility = responsibility.index_fill(1, self.far, 0.0)
+        y64, factors = y.double(), self.factors.double()
         if self.is_diagonal:
-            grad = (responsibility @ factors.square()) * y64 - pull
+            grad = self._diagonal_grad(y64, responsibility)
         else:
             shares = responsibility.new_zeros(len(y), len(factors))
             precision = responsibility / self.scales.double().square()
             shares.index_add_(1, self.covariance_of, precision)
             white = torch.matmul(y64, factors) * shares.T[:, :, None]
-            grad = torch.einsum("kbd,ked->be", white, factors) - pull
+            grad = torch.einsum("kbd,ked->be", white, factors) - responsibility @ self.pulls()
         if len(self.far):
             white, whitening = self._whitened_by_far(y64)
             grad = grad + torch.einsum("bf,bfe,fde->bd", of_far, white, whitening)
         return -log_density.to(y.dtype), grad.to(y.dtype)
+
+    def marginal_grad(self, y: Tensor) -> Tensor:
+        """Return the gradient of `marginal_energy_and_grad` at y (B, D) alone, (B, D)."""
+        if not self.is_diagonal or len(self.far):
+            return self.marginal_energy_and_grad(y)[1]
+        responsibility = torch.softmax(self.log_components(y), 1)
+        return self._diagonal_grad(y.double(), responsibility).to(y.dtype)
+
+    def _diagonal_grad(self, y: Tensor, responsibility: Tensor) -> Tensor:
+        """Return the gradient of minus the log density at y (B, D), given components' shares."""
+        own = self.means, self.factors
+        (slopes,) = self._kept("diagonal slopes", own, self._diagonal_slopes, MAX_KEPT_NUMBERS)
+        precision, shift = (responsibility @ slopes).tensor_split(2, 1)
+        return torch.addcmul(shift, precision, y)
+
+    def _diagonal_slopes(self) -> tuple[Tensor]:
+        return (torch.cat([self.factors.double().square(), -self.pulls()], 1),)
 
     def sample(self, n: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
         """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates.
@@ -447,23 +456,7 @@ class MixtureReference(MixtureParts):
 
     def frame(self, y: Tensor, noise: Noise) -> Frame:
         """Return frames for y (B, D) in which a component, drawn given y by `noise`, is N(0, I)."""
-        component = self.draw_components(y, noise)
-        means = self.means[component]
-        if self.is_diagonal:
-            factors = self.factors[component]
-            return Frame(
-                whiten=lambda u: (u - means) * factors,
-                colour=lambda s: means + s / factors,
-                pull=lambda grad: grad / factors,
-            )
-        # factor = root^{-T}: a row u is whitened as u factor, and s is coloured as s root^T
-        factors, roots, which = self.factors, self.roots, self.covariance_of[component]
-        scale = self.scales[component, None]
-        return Frame(
-            whiten=lambda u: products_by_component((u - means) / scale, factors, which),
-            colour=lambda s: means + scale * products_by_component(s, roots.transpose(1, 2), which),
-            pull=lambda grad: scale * products_by_component(grad, roots, which),
-        )
+        return self.frame_of(self.draw_components(y, noise))
 
     def linear_gauge(self) -> LinearGauge:
         """Return the distribution of z given y, the same for all components."""

@@ -5,6 +5,7 @@ correction is differentiated automatically; the gradient of the reference is ana
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,24 +57,75 @@ def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> T
     n_features = reference.n_features
 
     def evaluate(position: Tensor) -> Value:
-        matrix, shift = reference.joint_map()
-        correction, grad = correction_and_grad(torch.addmm(shift, position, matrix))
-        return Value(correction, grad @ matrix.T)
+        correction, grad = correction_and_grad(reference.rows(position))
+        return Value(correction, grad @ reference.joint_map()[0].T)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         y, e = position[:, :n_features], position[:, n_features:]
         energies, grad = reference.marginal_energy_and_grad(y)
         return energies + 0.5 * e.square().sum(1), torch.cat([grad, e], 1)
 
+    def base_grad(position: Tensor) -> Tensor:
+        y, e = position[:, :n_features], position[:, n_features:]
+        return torch.cat([reference.marginal_grad(y), e], 1)
+
     def frames(position: Tensor, noise: Noise) -> Frame:
         y_frame = reference.frame(position[:, :n_features], noise)
+        if reference.n_latents == 0:
+            return y_frame
 
         def on_features(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda u: torch.cat([function(u[:, :n_features]), u[:, n_features:]], 1)
 
         return Frame(*(on_features(function) for function in y_frame))
 
-    return Target(evaluate, base, frames)
+    return Target(evaluate, base, frames, base_grad)
+
+
+def stacked_target(
+    energy: PathEnergy,
+    x: Tensor,
+    joint: Target,
+    correction_and_grad: CorrectionAndGrad,
+    *,
+    n_joint: int,
+) -> Target:
+    """Return the path of posteriors of z given the rows x (N, D), with joint targets behind them.
+
+    Positions are (N + n_joint, D + L): first `(0, e)` for every row, then `(y, e)` as those of
+    `joint`, the path of `joint_target`. A kernel leaves the zeros alone if its step sizes are zero
+    there; what gradients say about these coordinates means nothing. `evaluate` also takes several
+    sets of N posterior particles, one behind the other.
+    """
+    reference, n = energy.reference, len(x)
+    centred = x - reference.location
+    # what rows add to particles at the location
+    offset = torch.cat([centred, centred @ reference.latent_map.T], 1)
+
+    def behind(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+        moved = position.clone()
+        moved[n:] = function(position[n:])
+        return moved
+
+    def evaluate(position: Tensor) -> Value:
+        rows = reference.rows(position)
+        rows[: len(rows) - n_joint].unflatten(0, (-1, n)).add_(offset)
+        correction, grad = correction_and_grad(rows)
+        return Value(correction, grad @ reference.joint_map()[0].T)
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        energies, grad = joint.base(position[n:])
+        of_rows = 0.5 * position[:n].square().sum(1)
+        return torch.cat([of_rows, energies]), torch.cat([position[:n], grad])
+
+    def base_grad(position: Tensor) -> Tensor:
+        return torch.cat([position[:n], joint.pull(position[n:])])
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        frame = joint.frames(position[n:], noise)
+        return Frame(*(partial(behind, function) for function in frame))
+
+    return Target(evaluate, base, frames, base_grad)
 
 
 def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: CorrectionAndGrad) -> Target:
@@ -89,7 +141,10 @@ def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: Correction
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         return 0.5 * position.square().sum(1), position
 
-    return Target(evaluate, base, lambda position, noise: STANDARD_FRAME)
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        return STANDARD_FRAME
+
+    return Target(evaluate, base, frames, lambda position: position)
 
 
 def feature_target(

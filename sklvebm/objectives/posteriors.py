@@ -20,7 +20,7 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.variational import AmortisedGaussian, negative_evidence_bound
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import Kernel, reference_step, start
-from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState, stack_rows
+from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState, deferred, stack_rows
 from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import latent_target
 from sklvebm.objectives.parts import noises_of_parts, parts_of_work
@@ -117,9 +117,9 @@ class ParticlePosterior:
         noise: IndependentNoise,
     ) -> tuple[Tensor, ...]:
         """Return chains (B, L), their particles (B, L), step size and acceptance, (1,) each."""
-        target = latent_target(energy, x, select_correction_and_grad(energy))
+        target = deferred(latent_target(energy, x, select_correction_and_grad(energy)))
         chains = start(position, target)
-        beta = torch.ones_like(chains.value.correction)
+        beta = torch.ones_like(position[:, 0])
         if self.proposes_independently:
             chains, _ = reference_step(
                 chains, target, noise.normal(position), beta=beta, noise=noise

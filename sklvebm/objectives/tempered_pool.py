@@ -109,10 +109,17 @@ class TemperedPool:
     # One update --------------------------------------------------------------------------------
 
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
-        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`.
+        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`."""
+        state = self.proposed(energy, state, noise)
+        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
-        Every 16 updates, chains of a ladder receive independence proposals. Without them, nothing
-        would raise the energy again in up-weighted components that no chain visits.
+    def proposed(
+        self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise
+    ) -> ParticleState:
+        """Return the state whose chains have received independence proposals, every 16 updates.
+
+        Without them, nothing would raise the energy again in up-weighted components that no chain
+        visits. A pool of one rung receives none.
         """
         if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
             pool = with_independence_proposals(
@@ -124,7 +131,7 @@ class TemperedPool:
                 rare=self._rare_components(energy.reference),
             )
             state = state._replace(pool=pool)
-        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
+        return state
 
     def _rare_components(self, reference: MixtureReference) -> Tensor:
         """Return the components that are too rare for the chains, found once for each reference."""
