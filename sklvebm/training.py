@@ -124,8 +124,7 @@ def _pass_over(
     """
     energy, average, optimizer, n_updates = optimisation
     names: tuple[str, ...] = ()
-    sums: Tensor | None = None
-    n_batches = 0
+    values: list[Tensor] = []
     for index in batches(len(x), batch_size, generator, x.device):
         optimizer.learning_rate = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
         optimizer.zero_grad()
@@ -135,11 +134,10 @@ def _pass_over(
         optimizer.step(_CLIP_NORM)
         n_updates += 1
         _update_average(average, energy, n_updates)
-        n_batches += 1
         names = (objective.loss_name, *metrics)
-        values = torch.stack([loss.detach(), *metrics.values()])
-        sums = values if sums is None else sums.add_(values)
-    means = dict(zip(names, sums.div_(n_batches), strict=True)) if sums is not None else {}
+        values += [loss.detach(), *metrics.values()]
+    of_names = torch.stack(values).reshape(-1, len(names)).mean(0) if values else ()
+    means = dict(zip(names, of_names, strict=True))
     return Optimisation(energy, average, optimizer, n_updates), state, means
 
 

@@ -28,8 +28,8 @@ CONFIGURATIONS = {
     ),
     "proximal": (WassersteinFlowEBM, {"reference": "gaussian"}),
 }
-# mean launches of an update: 632, 606, 420 and 501 when this was written, and a twentieth
-MOST_LAUNCHES = {"default": 664, "one Gaussian": 636, "published": 441, "proximal": 526}
+# mean launches of an update: 336, 336, 150 and 402 when this was written, and a twentieth
+MOST_LAUNCHES = {"default": 353, "one Gaussian": 353, "published": 157, "proximal": 422}
 
 
 class Counts(NamedTuple):

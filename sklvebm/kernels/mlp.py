@@ -72,7 +72,9 @@ def _value_and_grad(network: _Network, rows: Tensor) -> tuple[Tensor, Tensor]:
     for weight, bias in zip(network.weights, network.biases, strict=True):
         hidden, slope = _layer(kind, hidden, weight, bias)
         kept.append(slope)
-    saturation = torch.tanh((hidden @ network.output).div_(network.bound))
+    # with beta = 0 the first argument gives nothing but the shape
+    scaled = torch.addmv(hidden[:, 0], hidden, network.output, beta=0.0, alpha=1.0 / network.bound)
+    saturation = scaled.tanh_()
     grad = network.output.expand_as(hidden)
     for weight, slope in zip(reversed(network.weights), reversed(kept), strict=True):
         grad = product(_activation_backward_(kind, grad, slope), weight)

@@ -6,6 +6,7 @@ variance `2 h`. A step size can also be given for each coordinate; where it is z
 stays, and the others follow their conditional distribution.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def ula_step(
     position, value = chains
     xi = noise.normal(position)
     grad = torch.addcmul(target.pull(position), beta.unsqueeze(-1), value.grad)
-    moved = _drifted(position, grad, step_size, torch.sqrt(2.0 * step_size), xi)
+    moved = _drifted(position, grad, step_size, torch.sqrt(step_size), xi)
     return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
 
 
@@ -73,8 +74,8 @@ def leimkuhler_matthews_step(
     """
     position, _ = chains
     xi = noise.normal(position)
-    root = torch.sqrt(2.0 * step_size)
-    u = torch.addcmul(position, _of_coordinates(root), xi, value=0.5)
+    root = torch.sqrt(step_size)
+    u = torch.addcmul(position, _of_coordinates(root), xi, value=math.sqrt(0.5))
     value = target.evaluate(u)
     grad = torch.addcmul(target.pull(u), beta.unsqueeze(-1), value.grad)
     moved = _drifted(position, grad, step_size, root, xi)
@@ -105,7 +106,7 @@ def heun_step(
     """
     position, value = chains
     xi = noise.normal(position)
-    root = torch.sqrt(2.0 * step_size)
+    root = torch.sqrt(step_size)
     grad = torch.addcmul(target.pull(position), beta.unsqueeze(-1), value.grad)
     ahead = _drifted(position, grad, step_size, root, xi)
     grad.add_(target.pull(ahead)).mul_(0.5)
@@ -115,7 +116,7 @@ def heun_step(
 
 
 def leimkuhler_matthews_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
-    """Return a draw of u given the chain position v (B, P); step sizes (B,)."""
+    """Return a draw of u given the chain position v (B, P); step sizes (B,) or (B, P)."""
     root = _of_coordinates(torch.sqrt(0.5 * step_size))
     return torch.addcmul(position, root, noise.normal(position))
 
@@ -129,7 +130,7 @@ def mala_step(
     A proposal with a non-finite energy is rejected. One evaluation per step.
     """
     position, value = chains
-    root = torch.sqrt(2.0 * step_size)
+    root = torch.sqrt(step_size)
     xi = noise.normal(position)
     energy, grad = _energy_and_grad(position, value, target, beta)
     moved = _drifted(position, grad, step_size, root, xi)
@@ -137,7 +138,7 @@ def mala_step(
     new_energy, new_grad = _energy_and_grad(moved, new, target, beta)
     # the noise that would carry the proposal back is `mean - xi`, with
     # mean = sqrt(h / 2) (grad E(u) + grad E(u')), and |xi|^2 - |mean - xi|^2 = mean (2 xi - mean)
-    mean = grad.add_(new_grad).mul_(_of_coordinates(root.mul_(0.5)))
+    mean = grad.add_(new_grad).mul_(_of_coordinates(root.mul_(math.sqrt(0.5))))
     log_ratio = torch.sub(xi, mean, alpha=0.5).mul_(mean).sum(1)
     log_ratio += energy.sub_(new_energy)
     return _accept(log_ratio, Chains(moved, new), chains, noise)
@@ -155,9 +156,9 @@ def _energy_and_grad(
 
 
 def _drifted(position: Tensor, grad: Tensor, step_size: Tensor, root: Tensor, xi: Tensor) -> Tensor:
-    """Return `position - step_size grad + root xi`, (B, P); step sizes and roots (B,) or (B, P)."""
+    """Return a Langevin step, (B, P); step sizes and their square roots are (B,) or (B, P)."""
     moved = torch.addcmul(position, _of_coordinates(step_size), grad, value=-1.0)
-    return moved.addcmul_(_of_coordinates(root), xi)
+    return moved.addcmul_(_of_coordinates(root), xi, value=math.sqrt(2.0))
 
 
 def _of_coordinates(sizes: Tensor) -> Tensor:
@@ -192,9 +193,9 @@ def crank_nicolson_step(
     share = torch.reciprocal(2.0 + h)
     s, grad = frame.whiten(position), frame.pull(value.grad)
     xi = noise.normal(s)
-    moved = ((2.0 - h) * share) * s
+    moved = torch.addcmul(-s, share, s, value=4.0)  # (2 - h) / (2 + h) = 4 / (2 + h) - 1
     moved.addcmul_((h * share).mul_(b), grad, value=-2.0)
-    moved.addcmul_(torch.sqrt(8.0 * h).mul_(share), xi)
+    moved.addcmul_(torch.sqrt(h).mul_(share), xi, value=math.sqrt(8.0))
     new_position = frame.colour(moved)
     new = target.evaluate(new_position)
     new_grad = frame.pull(new.grad)
@@ -260,7 +261,8 @@ def _accept(log_ratio: Tensor, new: Chains, old: Chains, noise: Noise) -> tuple[
     return Chains(torch.where(column, new.position, old.position), value), StepInfo(acceptance)
 
 
-def _identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
+def identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
+    """Return the positions: chains stand for themselves."""
     return position
 
 
@@ -275,11 +277,11 @@ class Kernel(NamedTuple):
 
 
 KERNELS = {
-    "crank-nicolson": Kernel(crank_nicolson_step, _identity_readout, 0.6, 0.5, 2.0),
-    "mala": Kernel(mala_step, _identity_readout, 0.6, 0.3, 10.0),
+    "crank-nicolson": Kernel(crank_nicolson_step, identity_readout, 0.6, 0.5, 2.0),
+    "mala": Kernel(mala_step, identity_readout, 0.6, 0.3, 10.0),
     "leimkuhler-matthews": Kernel(
         leimkuhler_matthews_step, leimkuhler_matthews_readout, None, 0.1, 10.0
     ),
-    "heun": Kernel(heun_step, _identity_readout, None, 0.1, 10.0),
-    "ula": Kernel(ula_step, _identity_readout, None, 0.02, 10.0),
+    "heun": Kernel(heun_step, identity_readout, None, 0.1, 10.0),
+    "ula": Kernel(ula_step, identity_readout, None, 0.02, 10.0),
 }

@@ -164,6 +164,13 @@ def stack_rows(index: Tensor, n_copies: int) -> Tensor:
     return index.repeat_interleave(n_copies, dim=0)
 
 
+def of_chains(of_rungs: Tensor, n_chains: int) -> Tensor:
+    """Repeat the value of each rung (T,) for its chains, (T * n_chains,); one rung is expanded."""
+    if len(of_rungs) == 1:
+        return of_rungs.expand(n_chains)
+    return of_rungs.repeat_interleave(n_chains)
+
+
 class IndependentNoise:
     """Fresh random numbers for every position, from one generator.
 

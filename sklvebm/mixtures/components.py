@@ -59,6 +59,17 @@ class MixtureParts(nn.Module):
         matrix, shift = self.joint_map()
         return torch.addmm(shift, position, matrix)
 
+    def offset_of(self, x: Tensor) -> Tensor:
+        """Return what is added to `rows` of `(0, e)` to have the particles of x (B, D)."""
+        matrix, shift = self._kept("offset", (self.location, self.latent_map), self._offset_map)
+        return torch.addmm(shift, x, matrix)
+
+    def _offset_map(self) -> tuple[Tensor, Tensor]:
+        location, latent_map = self.location.double(), self.latent_map.double()
+        identity = torch.eye(len(location), dtype=location.dtype, device=location.device)
+        matrix = torch.cat([identity, latent_map.T], 1)
+        return matrix.to(self.location), (-location @ matrix).to(self.location)
+
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the parts x (B, D) and z (B, L) of rows (x, z), (B, D + L)."""
         return rows[:, : self.n_features], rows[:, self.n_features :]

@@ -32,7 +32,6 @@ from sklvebm.mixtures.components import (
     draw_categorical,
     factors_and_roots,
     in_coordinates,
-    products_by_component,
 )
 
 # largest `mean^T precision mean` of expanded quadratic forms: cancellation gives 1e-5 nats there
@@ -272,10 +271,18 @@ class MixtureReference(MixtureParts):
             squares = half * squares[:, self.covariance_of]
             return self._with_far(torch.addmm(constant, y, forms.T) - squares, y)
         else:
-            first, second = torch.triu_indices(y.shape[1], y.shape[1], device=y.device)
+            first, second = self._pairs()
             products = y[:, first] * y[:, second]
         # one matrix product, because a pass over (B, M) numbers costs as much as the product
         return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """Return the features of all products of two, (D (D + 1) / 2,) each."""
+        size, device = self.n_features, self.means.device
+        first, second = self._kept(
+            "pairs", (self.means,), lambda: torch.triu_indices(size, size, device=device).unbind()
+        )
+        return first, second
 
     def _expanded_forms(self) -> tuple[Tensor, Tensor]:
         """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
@@ -299,7 +306,7 @@ class MixtureReference(MixtureParts):
             return constant, pull
         else:
             precision = factors @ factors.transpose(1, 2)
-            first, second = torch.triu_indices(*precision.shape[1:], device=means.device)
+            first, second = self._pairs()
             # an off-diagonal product occurs twice in the form
             weights = precision[:, first, second] * (2.0 - (first == second).double())
             weights = weights[self.covariance_of] / scales.square()[:, None]
@@ -441,14 +448,7 @@ class MixtureReference(MixtureParts):
             device=like.device,
         )
         y, e = noise[:, : self.n_features], noise[:, self.n_features :]
-        if self.is_diagonal:
-            y = self.means[component] + y / self.factors[component]
-        else:
-            coloured = products_by_component(
-                y, self.roots.transpose(1, 2), self.covariance_of[component]
-            )
-            y = self.means[component] + coloured * self.scales[component, None]
-        return torch.cat([y, e], 1)
+        return torch.cat([self.frame_of(component).colour(y), e], 1)
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
         """Draw a component for each y (B, D) from its posterior given y, by `noise`; (B,)."""

@@ -7,15 +7,18 @@ Training does not constrain an energy far from rows and negative particles, and 
 normaliser would find a well there. The factor s makes the model equal to the reference there.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softshrink
 
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import without_outliers
 
 _N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # reference draws; share of rows and draws with u < 1
-_MAX_DISTANCE = 28.0  # upper limit on u - 1, at which s is zero in double precision
+_INVERSE_E = math.exp(-1.0)
 
 
 class Reach(nn.Module):
@@ -47,8 +50,7 @@ class Reach(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return s of rows x (B, D), (B,), between zero and one."""
-        beyond = (self.distance(x) - 1.0).clamp(0.0, _MAX_DISTANCE)
-        return torch.exp(-beyond.square())
+        return torch.pow(_INVERSE_E, softshrink(self.distance(x), 1.0).square())
 
     def _white(self, x: Tensor) -> Tensor:
         """Return `W (x - c)` of rows x (B, D), (B, D)."""
@@ -73,11 +75,12 @@ class Reach(nn.Module):
             Values of the product.
         """
         white = self._white(x)
-        beyond = white.square().sum(1).sub_(1.0).clamp_(0.0, _MAX_DISTANCE)
-        share = beyond.square().neg_().exp_()
+        # max(0, u - 1) and exp(-max(0, u - 1)^2), in as few operations as there can be
+        beyond = softshrink(white.square().sum(1), 1.0)
+        share = torch.pow(_INVERSE_E, beyond.square())
         value = share * value
         grad.mul_(share.unsqueeze(1))
-        # the gradient of s is -4 s beyond W^T white, zero at both clamps
+        # the gradient of s is -4 s beyond W^T white
         white.mul_(beyond.mul_(value).unsqueeze(1))
         grad[:, : x.shape[1]].addmm_(white, self.whitening, alpha=-4.0)
         return value

@@ -84,28 +84,36 @@ def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> T
 
 def stacked_target(
     energy: PathEnergy,
-    x: Tensor,
+    offset: Tensor,
     joint: Target,
     correction_and_grad: CorrectionAndGrad,
     *,
     n_joint: int,
 ) -> Target:
-    """Return the path of posteriors of z given the rows x (N, D), with joint targets behind them.
+    """Return the path of posteriors of z given N rows x, with joint targets behind them.
 
     Positions are (N + n_joint, D + L): first `(0, e)` for every row, then `(y, e)` as those of
     `joint`, the path of `joint_target`. A kernel leaves the zeros alone if its step sizes are zero
     there; what gradients say about these coordinates means nothing. `evaluate` also takes several
     sets of N posterior particles, one behind the other.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The end of the path.
+    offset : Tensor of shape (N, D + L)
+        What the rows x add to particles; see `MixtureReference.offset_of`.
+    joint : Target
+        The path of joint particles.
+    correction_and_grad : callable
+        Of the energy.
+    n_joint : int
+        Joint particles.
     """
-    reference, n = energy.reference, len(x)
-    centred = x - reference.location
-    # what rows add to particles at the location
-    offset = torch.cat([centred, centred @ reference.latent_map.T], 1)
+    reference, n = energy.reference, len(offset)
 
     def behind(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
-        moved = position.clone()
-        moved[n:] = function(position[n:])
-        return moved
+        return torch.cat([position[:n], function(position[n:])])
 
     def evaluate(position: Tensor) -> Value:
         rows = reference.rows(position)

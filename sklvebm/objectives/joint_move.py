@@ -21,6 +21,7 @@ from sklvebm.mcmc.state import (
     Value,
     deferred,
     hold_frames,
+    of_chains,
     stack_rows,
     take_chains,
 )
@@ -85,12 +86,12 @@ def move_together(
         The pool; see `sweep_pool`.
     """
     kernel, (t, c) = tempered.kernel, state.pool.shape[:2]
-    x = stack_rows(batch.x, posterior.n_particles)
-    n, d = x.shape
+    offset = energy.reference.offset_of(stack_rows(batch.x, posterior.n_particles))
+    n, d = len(offset), energy.n_features
     e = state.latents.values[batch.index].reshape(n, -1)
     correction_and_grad = select_correction_and_grad(energy)
     joint = hold_frames(deferred(joint_target(energy, correction_and_grad)))
-    target = deferred(stacked_target(energy, x, joint, correction_and_grad, n_joint=t * c))
+    target = deferred(stacked_target(energy, offset, joint, correction_and_grad, n_joint=t * c))
     if posterior.proposes_independently:
         chains, exchange = _exchanged(energy, e, state, target, noise)
     else:
@@ -98,24 +99,25 @@ def move_together(
         position[:n, d:] = e
         position[n:] = state.pool.flatten(0, 1)
         chains, exchange = start(position, target), no_exchange(state)
-    betas = state.betas.repeat_interleave(c)
-    beta = torch.cat([betas.new_ones(n), betas])
+    beta = _beta_of_all(state.betas, n, c)
     # of the posterior particles, then of every rung
     sizes = torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
+    acceptance = torch.ones_like(sizes)
     for _ in range(posterior.n_steps):
         step_size = _sizes_of_coordinates(sizes, (n, d), state.pool.shape)
         chains, info = kernel.step(chains, target, beta=beta, step_size=step_size, noise=noise)
-        of_rungs = info.acceptance[n:].reshape(t, c).mean(1)
-        acceptance = torch.cat([info.acceptance[:n].mean().reshape(1), of_rungs])
-        sizes = adapt_step_size(kernel, sizes, acceptance)
+        if kernel.target_acceptance is not None:
+            of_rungs = info.acceptance[n:].reshape(t, c).mean(1)
+            acceptance = torch.cat([info.acceptance[:n].mean().reshape(1), of_rungs])
+            sizes = adapt_step_size(kernel, sizes, acceptance)
     e = chains.position[:n, d:]
     state.latents.values[batch.index] = e.reshape(len(batch.x), posterior.n_particles, -1)
-    e = kernel.readout(e, sizes[:1].expand(n), noise)
-    z = energy.reference.to_latents(x, e)
-    moved = PosteriorMove(state.latents, sizes[0], x, z, acceptance[0])
+    particles = kernel.readout(chains.position[:n], step_size[:n], noise)
+    rows = energy.reference.rows(particles).add_(offset)
+    moved = PosteriorMove(state.latents, sizes[0], rows, acceptance[0])
     rungs = Rungs(_behind(chains, n, joint), sizes[1:], acceptance[1:])
     n_steps = tempered.n_langevin_steps - posterior.n_steps
-    rungs = move_rungs(rungs, joint, kernel, n_steps, beta=betas, noise=noise)
+    rungs = move_rungs(rungs, joint, kernel, n_steps, beta=beta[n:], noise=noise)
     return moved, swept(rungs, exchange, state)
 
 
@@ -147,13 +149,20 @@ def _exchanged(
     return take_chains(chains, index), exchange
 
 
+def _beta_of_all(betas: Tensor, n: int, n_chains: int) -> Tensor:
+    """Return inverse temperatures of n posterior particles, which are one, and of the pool."""
+    if len(betas) == 1:
+        return betas.expand(n + n_chains)
+    return torch.cat([betas.new_ones(n), of_chains(betas, n_chains)])
+
+
 def _sizes_of_coordinates(
     sizes: Tensor, of_rows: tuple[int, int], of_pool: tuple[int, ...]
 ) -> Tensor:
     """Return step sizes (n + T * C, D + L): zero for the fixed rows of posterior particles."""
     (n, d), (_, c, width) = of_rows, of_pool
     posterior = torch.cat([sizes.new_zeros(d), sizes[0].expand(width - d)])
-    pool = sizes[1:].repeat_interleave(c).unsqueeze(1)
+    pool = of_chains(sizes[1:], c).unsqueeze(1)
     return torch.cat([posterior.expand(n, width), pool.expand(-1, width)])
 
 

@@ -137,9 +137,9 @@ class ParticleLikelihood:
 
         particles = self.tempered.read_out(sweep, noise)
         negative = energy.reference.rows(particles.flatten(0, 1))
-        rows = torch.cat([torch.cat([moved.x, moved.z], 1), negative])
+        rows = torch.cat([moved.rows, negative])
         correction = in_parts(energy, energy.correction, *energy.reference.parts(rows))
-        n = len(moved.x)
+        n = len(moved.rows)
         weighing = self.tempered.weigh(correction[n:].detach().view(particles.shape[:2]), state)
         # the mean over the first rows minus the weighted mean over the others, in one product
         weights = torch.cat([correction.new_full((n,), 1.0 / n), -weighing.weights])
@@ -173,11 +173,11 @@ class ParticleLikelihood:
         self, energy: PathEnergy, moved: PosteriorMove, noise: IndependentNoise
     ) -> Tensor:
         """Return particles (1, C, D + L) at rows of the batch and their posterior particles."""
-        n = len(moved.x)
-        order = torch.randperm(n, generator=noise.generator, device=moved.x.device)
+        n = len(moved.rows)
+        order = torch.randperm(n, generator=noise.generator, device=moved.rows.device)
         index = order.repeat(-(-self.n_chains // n))[: self.n_chains]
-        x, z = moved.x[index], moved.z[index]
         reference = energy.reference
+        x, z = reference.parts(moved.rows[index])
         return torch.cat([reference.from_features(x), reference.from_latents(x, z)], 1)[None]
 
     def ready(

@@ -24,6 +24,7 @@ from sklvebm.mcmc.state import (
     Target,
     deferred,
     hold_frames,
+    of_chains,
     take_chains,
 )
 from sklvebm.mcmc.tempering import respaced_ladder, swap_replicas
@@ -48,8 +49,15 @@ class Sweep(NamedTuple):
     step_size: Tensor  # (T,), adapted
     acceptance: Tensor  # (T,)
     swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
-    origin: Tensor  # (T, C), rung that the swaps moved each particle from, int16
+    source: Tensor | None  # (T * C,), place that swaps moved each particle from; None: no swaps
     parity: int  # the first rung of the pairs that were tried, 0 or 1
+
+    def origin(self) -> Tensor:
+        """Return the rung that the swaps moved each particle from, (T, C), int16."""
+        t, c = self.pool.shape[:2]
+        if self.source is None:
+            return torch.zeros(t, c, dtype=torch.int16, device=self.pool.device)
+        return self.source.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
 
 
 def sweep_pool(
@@ -108,7 +116,8 @@ def sweep_pool(
         state.pool_step_size + torch.stack(changes).mean(0),  # no rounding where nothing adapts
         torch.stack([part.acceptance for part in parts]).mean(0),
         torch.stack([part.swap_acceptance for part in parts]).mean(0),
-        torch.cat([part.origin for part in parts], 1),
+        # of a place, only its rung matters
+        torch.cat([part.origin() for part in parts], 1).reshape(-1).long() * state.pool.shape[1],
         parts[0].parity,
     )
 
@@ -148,7 +157,7 @@ def _sweep_block(
         chains = take_chains(chains, index)
     else:
         chains, exchange = start(state.pool.flatten(0, 1), target), no_exchange(state)
-    beta = state.betas.repeat_interleave(c)
+    beta = of_chains(state.betas, c)
     rungs = Rungs(chains, state.pool_step_size, torch.ones_like(state.pool_step_size))
     # drawing components is expensive
     rungs = move_rungs(rungs, hold_frames(target), kernel, n_steps, beta=beta, noise=noise)
@@ -165,7 +174,7 @@ class Exchange(NamedTuple):
     """What swaps of neighbouring rungs did."""
 
     acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
-    origin: Tensor  # (T, C), rung that the swaps moved each particle from, int16
+    source: Tensor | None  # (T * C,), place that each particle comes from; None: no swaps
 
 
 def exchanged(
@@ -182,18 +191,14 @@ def exchanged(
     noise : IndependentNoise
         Source of the decisions.
     """
-    t, c = correction.shape
     parity = state.n_updates % 2
     index, acceptance = swap_replicas(correction, state.betas, parity=parity, noise=noise)
-    origin = index.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
-    return index, Exchange(acceptance, origin)
+    return index, Exchange(acceptance, index)
 
 
 def no_exchange(state: ParticleState) -> Exchange:
     """Return the same for a ladder of one rung."""
-    pool = state.pool
-    origin = torch.zeros(pool.shape[:2], dtype=torch.int16, device=pool.device)
-    return Exchange(pool.new_empty(0), origin)
+    return Exchange(state.pool.new_empty(0), None)
 
 
 class Rungs(NamedTuple):
@@ -213,14 +218,18 @@ def move_rungs(
     beta: Tensor,
     noise: IndependentNoise,
 ) -> Rungs:
-    """Move all rungs by Langevin steps at inverse temperatures beta (T * C,)."""
+    """Move all rungs by Langevin steps at inverse temperatures beta (T * C,).
+
+    The acceptance of a kernel that accepts everything stays as it is.
+    """
     chains, step_size, acceptance = rungs
     n_chains = len(beta) // len(step_size)
     for _ in range(n_steps):
-        sizes = step_size.repeat_interleave(n_chains)
+        sizes = of_chains(step_size, n_chains)
         chains, info = kernel.step(chains, target, beta=beta, step_size=sizes, noise=noise)
-        acceptance = info.acceptance.reshape(-1, n_chains).mean(1)
-        step_size = adapt_step_size(kernel, step_size, acceptance)
+        if kernel.target_acceptance is not None:
+            acceptance = info.acceptance.reshape(-1, n_chains).mean(1)
+            step_size = adapt_step_size(kernel, step_size, acceptance)
     return Rungs(chains, step_size, acceptance)
 
 
@@ -231,7 +240,7 @@ def swept(rungs: Rungs, exchange: Exchange, state: ParticleState) -> Sweep:
         rungs.step_size,
         rungs.acceptance,
         exchange.acceptance,
-        exchange.origin,
+        exchange.source,
         state.n_updates % 2,
     )
 
@@ -392,7 +401,7 @@ def run_diagnostic_chains(
         origin[0] = 0
         sweep = sweep_pool(energy, state, kernel, n_steps, noise)
         state = state._replace(pool=sweep.pool, n_updates=state.n_updates + 1)
-        origin = origin.gather(0, sweep.origin.long())
+        origin = origin.gather(0, sweep.origin().long())
         if t > 1:
             n_round_trips += int(origin[0].sum())
         origin[-1] = 1

@@ -37,8 +37,7 @@ class PosteriorMove(NamedTuple):
 
     latents: Any  # the family's state for all rows: the one before, written in place
     step_size: Tensor  # 0-d
-    x: Tensor  # (B * K, D)
-    z: Tensor  # (B * K, L)
+    rows: Tensor  # (B * K, D + L), rows of the batch with their latents z
     acceptance: Tensor  # 0-d; one for the Gaussian families
 
 
@@ -104,9 +103,8 @@ class ParticlePosterior:
         position, e, *means = (torch.cat(of_part) for of_part in zip(*of_parts, strict=True))
         step_size, acceptance = (of_part.mean() for of_part in means)
         everyone[batch.index] = position.reshape(len(batch.x), self.n_particles, -1)
-        return PosteriorMove(
-            state.latents, step_size, x, energy.reference.to_latents(x, e), acceptance
-        )
+        rows = torch.cat([x, energy.reference.to_latents(x, e)], 1)
+        return PosteriorMove(state.latents, step_size, rows, acceptance)
 
     def _moved(
         self,
@@ -186,7 +184,8 @@ class GaussianPosterior:
             whole[batch.index] = part
         e, _ = self._draw(rows, noise)
         z = energy.reference.to_latents(x, e.flatten(0, 1))
-        return PosteriorMove(state.latents, state.latent_step_size, x, z, x.new_ones(()))
+        joined = torch.cat([x, z], 1)
+        return PosteriorMove(state.latents, state.latent_step_size, joined, x.new_ones(()))
 
     def _draw(self, rows: RowGaussians, noise: IndependentNoise) -> tuple[Tensor, Tensor]:
         """Return draws (B, K, L) and the noise they were made of."""
@@ -269,7 +268,8 @@ class AmortisedPosterior:
         draws = e.mean[:, None] + scale[:, None] * xi
         x = stack_rows(batch.x, self.n_particles)
         z = energy.reference.to_latents(x, draws.flatten(0, 1))
-        return PosteriorMove(state.latents, state.latent_step_size, x, z, x.new_ones(()))
+        joined = torch.cat([x, z], 1)
+        return PosteriorMove(state.latents, state.latent_step_size, joined, x.new_ones(()))
 
 
 Posterior = ParticlePosterior | GaussianPosterior | AmortisedPosterior

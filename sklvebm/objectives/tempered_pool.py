@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.missed_components import rare_components
-from sklvebm.mcmc.langevin import KERNELS, start
+from sklvebm.mcmc.langevin import KERNELS, identity_readout, start
 from sklvebm.mcmc.state import IndependentNoise, ParticleState, stack_rows
 from sklvebm.mcmc.tempering import respaced_ladder
 from sklvebm.mixtures.reference import MixtureReference
@@ -141,6 +141,8 @@ class TemperedPool:
 
     def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
         """Return the particles that the pool's chains stand for, as the kernel defines them."""
+        if self.kernel.readout is identity_readout:
+            return sweep.pool
         t, c, width = sweep.pool.shape
         flat = sweep.pool.reshape(t * c, width)
         sizes = sweep.step_size.repeat_interleave(c)
@@ -178,11 +180,14 @@ class TemperedPool:
     def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
         """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
         swaps = sweep.swap_acceptance[sweep.parity :: 2]  # of the pairs that were tried
-        has_pairs = len(swaps) > 0
+        acceptance = sweep.acceptance.mean()
+        if len(swaps) == 0:
+            one = torch.ones_like(acceptance)
+            return {"swap_rate": one, "least_swap_rate": one, "pool_acceptance": acceptance}
         return {
-            "swap_rate": swaps.mean() if has_pairs else swaps.new_ones(()),
-            "least_swap_rate": swaps.min() if has_pairs else swaps.new_ones(()),
-            "pool_acceptance": sweep.acceptance.mean(),
+            "swap_rate": swaps.mean(),
+            "least_swap_rate": swaps.min(),
+            "pool_acceptance": acceptance,
         }
 
     def measures(self, state: ParticleState) -> dict[str, Tensor]:
