@@ -187,15 +187,43 @@ def crank_nicolson_step(
     .. [1] S. L. Cotter, G. O. Roberts, A. M. Stuart, D. White, "MCMC methods for functions:
        modifying old algorithms to make them faster", Statistical Science 28, 2013.
     """
-    position, value = chains
-    frame = target.frames(position, noise)
+    return crank_nicolson_move(chains, target, crank_nicolson_rates(beta, step_size), noise)
+
+
+class CrankNicolsonRates(NamedTuple):
+    """Coefficients of Crank-Nicolson steps, which depend on step and inverse temperature only."""
+
+    beta: Tensor  # (B,)
+    column: Tensor  # (B, 1), the same
+    step_size: Tensor  # (B, 1) or (B, P), h
+    share: Tensor  # of its shape, 1 / (2 + h)
+    drift: Tensor  # h b / (2 + h)
+    spread: Tensor  # sqrt(h) / (2 + h)
+
+    def at(self, index: int) -> "CrankNicolsonRates":
+        """Return the rates at one index, which are the same for all positions."""
+        return CrankNicolsonRates(*(rates[index] for rates in self))
+
+
+def crank_nicolson_rates(beta: Tensor, step_size: Tensor) -> CrankNicolsonRates:
+    """Return the rates of steps (B,) or (B, P) at inverse temperatures beta (B,)."""
     h, b = _of_coordinates(step_size), beta.unsqueeze(-1)
     share = torch.reciprocal(2.0 + h)
+    drift, spread = (h * share).mul_(b), torch.sqrt(h).mul_(share)
+    return CrankNicolsonRates(beta, b, h, share, drift, spread)
+
+
+def crank_nicolson_move(
+    chains: Chains, target: Target, rates: CrankNicolsonRates, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    """Make a `crank_nicolson_step` with given rates."""
+    position, value = chains
+    beta, b, h, share, drift, spread = rates
+    frame = target.frames(position, noise)
     s, grad = frame.whiten(position), frame.pull(value.grad)
     xi = noise.normal(s)
     moved = torch.addcmul(-s, share, s, value=4.0)  # (2 - h) / (2 + h) = 4 / (2 + h) - 1
-    moved.addcmul_((h * share).mul_(b), grad, value=-2.0)
-    moved.addcmul_(torch.sqrt(h).mul_(share), xi, value=math.sqrt(8.0))
+    moved.addcmul_(drift, grad, value=-2.0).addcmul_(spread, xi, value=math.sqrt(8.0))
     new_position = frame.colour(moved)
     new = target.evaluate(new_position)
     new_grad = frame.pull(new.grad)
