@@ -115,16 +115,16 @@ def test_a_step_of_annealing_takes_few_launches_and_waits_for_nothing(pretended,
             target = latent_target(energy, run.x[:64], gradient)
             particles = particles[:, reference.n_features :]
         counts = []
-        for n_steps in (8, 16):
+        for n_steps in (4, 8, 16):  # the first computes what the reference keeps
             chains = start_chains(particles, target)
             betas = torch.linspace(0.0, 1.0, n_steps + 1, device="pretended")
             how = {"step_sizes": 0.3 + 0.0 * betas, "noise": IndependentNoise(generator)}
             before = counted(trace)
             anneal(chains, target, betas, **how)
             counts.append(difference(counted(trace), before))
-    assert [count.waits for count in counts] == [0, 0]
+    assert [count.waits for count in counts] == [0, 0, 0]
     # a frame is drawn for four steps, and what is done once cancels
-    assert (counts[1].launches - counts[0].launches) / 8 <= MOST_LAUNCHES_OF_ANNEALING
+    assert (counts[2].launches - counts[1].launches) / 8 <= MOST_LAUNCHES_OF_ANNEALING
 
 
 def test_the_trace_counts_a_wait(pretended):

@@ -57,7 +57,7 @@ def ula_step(
     xi = noise.normal(position)
     grad = torch.addcmul(target.pull(position), beta.unsqueeze(-1), value.grad)
     moved = _drifted(position, grad, step_size, torch.sqrt(step_size), xi)
-    return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
+    return Chains(moved, target.evaluate(moved)), StepInfo(beta)
 
 
 def leimkuhler_matthews_step(
@@ -79,7 +79,7 @@ def leimkuhler_matthews_step(
     value = target.evaluate(u)
     grad = torch.addcmul(target.pull(u), beta.unsqueeze(-1), value.grad)
     moved = _drifted(position, grad, step_size, root, xi)
-    return Chains(moved, value), StepInfo(torch.ones_like(beta))
+    return Chains(moved, value), StepInfo(beta)
 
 
 def heun_step(
@@ -112,7 +112,7 @@ def heun_step(
     grad.add_(target.pull(ahead)).mul_(0.5)
     grad.addcmul_(beta.unsqueeze(-1), target.evaluate(ahead).grad, value=0.5)
     moved = _drifted(position, grad, step_size, root, xi)
-    return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
+    return Chains(moved, target.evaluate(moved)), StepInfo(beta)
 
 
 def leimkuhler_matthews_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
@@ -196,7 +196,7 @@ class CrankNicolsonRates(NamedTuple):
     beta: Tensor  # (B,)
     column: Tensor  # (B, 1), the same
     step_size: Tensor  # (B, 1) or (B, P), h
-    share: Tensor  # of its shape, 1 / (2 + h)
+    decay: Tensor  # of its shape, (2 - h) / (2 + h)
     drift: Tensor  # h b / (2 + h)
     spread: Tensor  # sqrt(h) / (2 + h)
 
@@ -208,9 +208,9 @@ class CrankNicolsonRates(NamedTuple):
 def crank_nicolson_rates(beta: Tensor, step_size: Tensor) -> CrankNicolsonRates:
     """Return the rates of steps (B,) or (B, P) at inverse temperatures beta (B,)."""
     h, b = _of_coordinates(step_size), beta.unsqueeze(-1)
-    share = torch.reciprocal(2.0 + h)
-    drift, spread = (h * share).mul_(b), torch.sqrt(h).mul_(share)
-    return CrankNicolsonRates(beta, b, h, share, drift, spread)
+    whole = 2.0 + h
+    drift, spread = (h * b).div_(whole), torch.sqrt(h).div_(whole)
+    return CrankNicolsonRates(beta, b, h, (2.0 - h).div_(whole), drift, spread)
 
 
 def crank_nicolson_move(
@@ -218,12 +218,12 @@ def crank_nicolson_move(
 ) -> tuple[Chains, StepInfo]:
     """Make a `crank_nicolson_step` with given rates."""
     position, value = chains
-    beta, b, h, share, drift, spread = rates
+    beta, b, h, decay, drift, spread = rates
     frame = target.frames(position, noise)
     s, grad = frame.whiten(position), frame.pull(value.grad)
     xi = noise.normal(s)
-    moved = torch.addcmul(-s, share, s, value=4.0)  # (2 - h) / (2 + h) = 4 / (2 + h) - 1
-    moved.addcmul_(drift, grad, value=-2.0).addcmul_(spread, xi, value=math.sqrt(8.0))
+    moved = (decay * s).addcmul_(drift, grad, value=-2.0)
+    moved.addcmul_(spread, xi, value=math.sqrt(8.0))
     new_position = frame.colour(moved)
     new = target.evaluate(new_position)
     new_grad = frame.pull(new.grad)
@@ -272,21 +272,16 @@ def reference_step(
     return _accept(log_ratio, Chains(proposal, new), chains, noise)
 
 
-def metropolis_probability_(log_ratio: Tensor) -> Tensor:
-    """Replace log ratios by the probabilities of acceptance, in place; a ratio of NaN gives 0."""
-    return log_ratio.clamp_(max=0.0).exp_().nan_to_num_(nan=0.0)
-
-
 def _accept(log_ratio: Tensor, new: Chains, old: Chains, noise: Noise) -> tuple[Chains, StepInfo]:
-    """Accept new chains with the Metropolis probability; `log_ratio` is overwritten by it."""
-    acceptance = metropolis_probability_(log_ratio)
-    accepted = noise.uniform(acceptance) < acceptance
+    """Accept new chains by their Metropolis ratio, which replaces its logarithm; not if NaN."""
+    ratio = log_ratio.exp_()
+    accepted = noise.uniform(ratio) < ratio
     column = accepted.unsqueeze(-1)
     value = Value(
         torch.where(accepted, new.value.correction, old.value.correction),
         torch.where(column, new.value.grad, old.value.grad),
     )
-    return Chains(torch.where(column, new.position, old.position), value), StepInfo(acceptance)
+    return Chains(torch.where(column, new.position, old.position), value), StepInfo(ratio, ratio)
 
 
 def identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:

@@ -106,7 +106,15 @@ class Batch(NamedTuple):
 class StepInfo(NamedTuple):
     """Statistics of one step."""
 
-    acceptance: Tensor  # (B,), probability of acceptance; one for unadjusted kernels
+    like: Tensor  # (B,), gives shape, dtype and device
+    ratio: Tensor | None = None  # (B,), Metropolis ratio; None for unadjusted kernels
+
+    @property
+    def acceptance(self) -> Tensor:
+        """Return the probability of acceptance, (B,); one for unadjusted kernels."""
+        if self.ratio is None:
+            return torch.ones_like(self.like)
+        return self.ratio.clamp(max=1.0).nan_to_num_(nan=0.0)
 
 
 class ParticleState(NamedTuple):

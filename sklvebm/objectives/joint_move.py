@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.adaptation import adapt_step_size
-from sklvebm.mcmc.langevin import metropolis_probability_, start
+from sklvebm.mcmc.langevin import start
 from sklvebm.mcmc.state import (
     Batch,
     Chains,
@@ -107,8 +107,9 @@ def move_together(
         step_size = _sizes_of_coordinates(sizes, (n, d), state.pool.shape)
         chains, info = kernel.step(chains, target, beta=beta, step_size=step_size, noise=noise)
         if kernel.target_acceptance is not None:
-            of_rungs = info.acceptance[n:].reshape(t, c).mean(1)
-            acceptance = torch.cat([info.acceptance[:n].mean().reshape(1), of_rungs])
+            probability = info.acceptance
+            of_rungs = probability[n:].reshape(t, c).mean(1)
+            acceptance = torch.cat([probability[:n].mean().reshape(1), of_rungs])
             sizes = adapt_step_size(kernel, sizes, acceptance)
     e = chains.position[:n, d:]
     state.latents.values[batch.index] = e.reshape(len(batch.x), posterior.n_particles, -1)
@@ -140,10 +141,10 @@ def _exchanged(
     position[2 * n :] = with_fresh_rung(energy, state.pool, noise).flatten(0, 1)
     chains = start(position, target)
     correction = chains.value.correction
-    acceptance = metropolis_probability_(correction[:n] - correction[n : 2 * n])
-    # a posterior particle goes on from the proposal, n places behind it, unless that is rejected
-    index = torch.arange(n, 2 * n + t * c, device=e.device)
-    index[:n].sub_(n * (noise.uniform(acceptance) >= acceptance))
+    ratio = torch.sub(correction[:n], correction[n : 2 * n]).exp_()
+    # a posterior particle goes on from the proposal, n places behind it, if that is accepted
+    index = torch.arange(n + t * c, device=e.device)
+    index[:n].add_(n * (noise.uniform(ratio) < ratio))
     swaps, exchange = exchanged(correction[2 * n :].reshape(t, c), state, noise)
     torch.add(swaps, 2 * n, out=index[n:])
     return take_chains(chains, index), exchange

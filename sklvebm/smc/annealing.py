@@ -64,7 +64,8 @@ def anneal(
     for k in range(1, len(betas)):
         if k % _STEPS_PER_FRAME == 1:
             held = hold_frames(target)
-        log_weights = log_weights - rises[k - 1] * chains.value.correction
+        correction = chains.value.correction
+        log_weights = torch.addcmul(log_weights, rises[k - 1], correction, value=-1.0)
         least = resample_below * len(log_weights)
         if resample_below > 0.0 and effective_sample_size(log_weights) < least:
             done += log_mean_exp(log_weights)
