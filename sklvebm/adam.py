@@ -6,7 +6,8 @@ r"""Adam with decoupled weight decay, as `torch.optim.AdamW` computes it.
           - \eta \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
 torch's optimisers import its compiler when the first of them is made, which takes three seconds of
-the first fit of a process. Here one operation treats all parameters, which is one launch on a GPU.
+the first fit of a process. The operation below is theirs: one for all parameters, and one launch on
+a GPU.
 """
 
 import copy
@@ -62,8 +63,8 @@ class Adam:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Change the parameters by one step."""
+    def step(self, max_norm: float = math.inf) -> None:
+        """Change the parameters by one step; gradients longer than `max_norm` are scaled to it."""
         found = ((i, parameter.grad) for i, parameter in enumerate(self.parameters))
         given = {i: grad for i, grad in found if grad is not None}
         if not given:
@@ -73,16 +74,24 @@ class Adam:
         parameters, first, second = (
             [tensors[i] for i in given] for tensors in (self.parameters, self.first, self.second)
         )
-        if self.weight_decay != 0.0:
-            torch._foreach_mul_(parameters, 1.0 - self.learning_rate * self.weight_decay)
-        torch._foreach_lerp_(first, grads, 1.0 - self.betas[0])
-        torch._foreach_mul_(second, self.betas[1])
-        torch._foreach_addcmul_(second, grads, grads, 1.0 - self.betas[1])
-        root = torch._foreach_sqrt(second)
-        torch._foreach_div_(root, math.sqrt(1.0 - self.betas[1] ** self.n_steps))
-        torch._foreach_add_(root, _EPSILON)
-        size = self.learning_rate / (1.0 - self.betas[0] ** self.n_steps)
-        torch._foreach_addcdiv_(parameters, first, root, -size)
+        device = parameters[0].device
+        count = torch.full((), float(self.n_steps), dtype=torch.float32, device=device)
+        torch._fused_adamw_(
+            parameters,
+            grads,
+            first,
+            second,
+            [],
+            [count] * len(grads),
+            lr=self.learning_rate,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=self.weight_decay,
+            eps=_EPSILON,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=_divisor(grads, max_norm) if max_norm < math.inf else None,
+        )
 
     def state(self) -> dict[str, Any]:
         """Return copies of all that steps depend on besides the parameters."""
@@ -109,6 +118,12 @@ class Adam:
         twin = Adam.__new__(Adam)
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
+
+
+def _divisor(grads: list[Tensor], max_norm: float) -> Tensor:
+    """Return what gradients are divided by so that their norm is `max_norm` at most, 0-d."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    return norm.clamp_(min=max_norm).div_(max_norm).float()
 
 
 def one_cycle(step: int, n_steps: int) -> tuple[float, float]:

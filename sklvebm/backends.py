@@ -59,12 +59,9 @@ def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> Correctio
         return inner
 
     @torch.no_grad()
-    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        correction, grad_x, grad_z = inner(x, z)
-        share, slope = reach.value_and_grad(x)
-        column = share.unsqueeze(1)
-        grad_x = torch.addcmul(column * grad_x, correction.unsqueeze(1), slope)
-        return share * correction, grad_x, column * grad_z
+    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
+        correction, grad = inner(rows)
+        return reach.scale(rows[:, : energy.n_features], correction, grad), grad
 
     return correction_and_grad
 
@@ -161,9 +158,8 @@ def _largest_error(
     exact = mlp_correction_and_grad(probe(torch.float64, torch.device("cpu")))
     width = energy.n_features + energy.n_latents
     rows = torch.randn(_N_PROBE_ROWS, width, generator=generator, dtype=torch.float32)
-    parts = rows.tensor_split([energy.n_features], 1)
-    expected = exact(*(part.double() for part in parts))
-    actual = kernel(probe(torch.float32, device))(*(part.to(device) for part in parts))
+    expected = exact(rows.double())
+    actual = kernel(probe(torch.float32, device))(rows.to(device))
     if any(a.shape != b.shape for a, b in zip(actual, expected, strict=True)):
         return math.inf
     errors = [

@@ -123,23 +123,21 @@ def _pass_over(
     The host waits for nothing here.
     """
     energy, average, optimizer, n_updates = optimisation
-    parameters = list(energy.parameters())
-    sums: dict[str, Tensor] = {}
-    n_batches = 0
+    names: tuple[str, ...] = ()
+    values: list[Tensor] = []
     for index in batches(len(x), batch_size, generator, x.device):
         optimizer.learning_rate = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
         optimizer.zero_grad()
         with torch.enable_grad():
             loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
             loss.backward()
-        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM, foreach=True)
-        optimizer.step()
+        optimizer.step(_CLIP_NORM)
         n_updates += 1
         _update_average(average, energy, n_updates)
-        n_batches += 1
-        for name, value in {objective.loss_name: loss.detach(), **metrics}.items():
-            sums[name] = sums.get(name, 0.0) + value
-    means = {name: total / n_batches for name, total in sums.items()}
+        names = (objective.loss_name, *metrics)
+        values += [loss.detach(), *metrics.values()]
+    of_names = torch.stack(values).reshape(-1, len(names)).mean(0) if values else ()
+    means = dict(zip(names, of_names, strict=True))
     return Optimisation(energy, average, optimizer, n_updates), state, means
 
 

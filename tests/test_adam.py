@@ -38,7 +38,7 @@ def same(first, second):
 def test_steps_are_those_of_torch(dtype, decay):
     own, theirs = model(dtype), model(dtype)
     descend(own, Adam(own.parameters(), learning_rate=0.01, weight_decay=decay), N_STEPS)
-    options = {"weight_decay": decay, "foreach": True}
+    options = {"weight_decay": decay, "fused": True}
     descend(theirs, torch.optim.AdamW(theirs.parameters(), lr=0.01, **options), N_STEPS)
     assert same(own, theirs)
     assert not same(own, model(dtype))
@@ -58,6 +58,21 @@ def test_a_cycle_is_that_of_torch():
     descend(theirs, optimizer, N_STEPS - 1, lambda *_: cycle.step())
     for a, b in zip(own.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_long_gradients_are_scaled_as_torch_scales_them(dtype, share):
+    modules = [model(dtype), model(dtype)]
+    own, theirs = (Adam(module.parameters(), learning_rate=0.01) for module in modules)
+    for module in modules:
+        module(torch.ones(4, 3, dtype=dtype)).square().sum().backward()
+    norm = torch.cat([p.grad.reshape(-1) for p in modules[0].parameters()]).norm()
+    own.step(share * float(norm))
+    nn.utils.clip_grad_norm_(modules[1].parameters(), share * float(norm))
+    theirs.step()
+    for moment, expected in zip(own.first, theirs.first, strict=True):
+        torch.testing.assert_close(moment, expected, rtol=1e-5, atol=0.0)
 
 
 def test_a_parameter_without_a_gradient_stays():

@@ -106,3 +106,27 @@ def test_everyone_makes_an_update(script, step):
     seconds = script("fit_update").update_row(TINY_SHAPE, "tanh", 0.0)["seconds"]
     assert set(seconds) == {"sklvebm", "torchebm", "ebmkit", "default"}
     assert all(each > 0.0 for each in seconds.values())
+
+
+def test_without_a_gpu_launches_are_printed_and_what_was_not_measured(
+    script, monkeypatch, tmp_path, capsys
+):
+    gpu = script("gpu")
+    counts = {"default": [400.0, 0.1], "published": [146.0, 0.1], "a step of annealing": [60.0, 0]}
+    monkeypatch.setattr(gpu, "counted_elsewhere", lambda: counts)
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    gpu.main(["--quick", "--output", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "FAILED default: 400 launches, the bar is 250" in printed
+    assert printed.count("FAILED") == 1
+    assert "No CUDA device. Not measured: times" in printed
+
+
+@pytest.mark.slow
+def test_launches_are_counted_in_a_process_of_its_own(script):
+    gpu = script("gpu")
+    counts = gpu.counted_elsewhere()
+    assert set(counts) == {*gpu.KINDS, "a step of annealing"}
+    # an epoch of ten updates waits once; see `test_launches.py` for the limits
+    assert [waits for _, waits in counts.values()] == pytest.approx([0.1, 0.0, 0.1, 0.1, 0.1])
+    assert all(50 < launches < 500 for launches, _ in counts.values())

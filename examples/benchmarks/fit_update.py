@@ -46,11 +46,11 @@ def gaussian_reference(width):
     )
 
 
-def our_update(shape, activation, **changes):
+def our_update(shape, activation, device="cpu", **changes):
     """Return a function that makes one update of ours."""
     n_chains, width, hidden = shape
-    network = our_energy(width, hidden, activation, "cpu").network
-    energy = AnchoredEnergy(gaussian_reference(width).float(), network)
+    network = our_energy(width, hidden, activation, device).network
+    energy = AnchoredEnergy(gaussian_reference(width).float().to(device), network)
     settings = {
         "dynamics": "ula",
         "n_particles": 1,
@@ -60,8 +60,8 @@ def our_update(shape, activation, **changes):
         "step_size": STEP_SIZE,
     }
     objective = ParticleLikelihood(**settings | changes)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(n_chains, width - 1, generator=generator)
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(n_chains, width - 1, generator=generator, device=device)
     box = [
         start_optimisation(energy, learning_rate=RATE, alpha=0.0),
         objective.init(energy, n_chains, generator=generator),
@@ -81,10 +81,10 @@ def our_update(shape, activation, **changes):
     return update
 
 
-def rival_energy(shape, activation):
+def rival_energy(shape, activation, device):
     """Return the rivals' network with trainable parameters, on all coordinates."""
     _, width, hidden = shape
-    return PlainEnergy(our_energy(width, hidden, activation, "cpu")).requires_grad_(True)
+    return PlainEnergy(our_energy(width, hidden, activation, device)).requires_grad_(True)
 
 
 def rival_update(energy, loss, x):
@@ -100,7 +100,7 @@ def rival_update(energy, loss, x):
     return update
 
 
-def torchebm_update(shape, activation):
+def torchebm_update(shape, activation, device="cpu"):
     """Return a function that makes one update of torchebm."""
     from torchebm.core import BaseModel
     from torchebm.losses import ContrastiveDivergence
@@ -109,7 +109,7 @@ def torchebm_update(shape, activation):
     class Model(BaseModel):
         def __init__(self):
             super().__init__()
-            self.plain = rival_energy(shape, activation)
+            self.plain = rival_energy(shape, activation, device)
 
         def forward(self, u):
             """Return energies in nats, (B,)."""
@@ -119,28 +119,32 @@ def torchebm_update(shape, activation):
     n_chains, width, _ = shape
     loss = ContrastiveDivergence(
         energy,
-        LangevinDynamics(energy, step_size=STEP_SIZE, noise_scale=1.0),  # noise sqrt(2 step)
+        # noise sqrt(2 step)
+        LangevinDynamics(energy, step_size=STEP_SIZE, noise_scale=1.0, device=torch.device(device)),
         k_steps=N_LANGEVIN,
         persistent=True,
         buffer_size=n_chains,
         new_sample_ratio=0.0,
         energy_reg_weight=0.0,
+        device=torch.device(device),
     )
     loss.initialize_buffer((width,), init_noise_scale=1.0)
-    return rival_update(energy, lambda x: loss(x)[0], torch.randn(n_chains, width))
+    x = torch.randn(n_chains, width, device=device)
+    return rival_update(energy, lambda x: loss(x)[0], x)
 
 
-def ebmkit_update(shape, activation):
+def ebmkit_update(shape, activation, device="cpu"):
     """Return a function that makes one update of ebmkit."""
     from ebm import ContrastiveDivergence, LangevinDynamics, ReplayBuffer
 
-    energy = rival_energy(shape, activation)
+    energy = rival_energy(shape, activation, device)
     n_chains, width, _ = shape
     loss = ContrastiveDivergence(
         LangevinDynamics(step_size=STEP_SIZE, steps=N_LANGEVIN),
         buffer=ReplayBuffer(n_chains, (width,), reinit_prob=0.0),
     )
-    return rival_update(energy, lambda x: loss(energy, x).loss, torch.randn(n_chains, width))
+    x = torch.randn(n_chains, width, device=device)
+    return rival_update(energy, lambda x: loss(energy, x).loss, x)
 
 
 def update_row(shape, activation, budget):

@@ -68,11 +68,9 @@ def energy_and_gradient(energy, u):
 def ours(energy, step, select=select_correction_and_grad):
     """Return a runner of the package's own kernel `step` on the package's own gradient."""
     correction_and_grad = select(energy)
-    n_features = energy.n_features
 
     def evaluate(u):
-        correction, grad_x, grad_z = correction_and_grad(u[:, :n_features], u[:, n_features:])
-        return Value(correction, torch.cat([grad_x, grad_z], 1))
+        return Value(*correction_and_grad(u))
 
     def base(u):
         return 0.5 * u.square().sum(1), u
@@ -183,7 +181,6 @@ def contestants(kernel, energy):
 
 def largest_disagreement(energy, u):
     """Return how far our gradient is from the rivals', relative to its largest entry."""
-    correction_and_grad = select_correction_and_grad(energy)
-    _, *parts = correction_and_grad(u[:, : energy.n_features], u[:, energy.n_features :])
+    _, own = select_correction_and_grad(energy)(u)
     _, gradient = energy_and_gradient(PlainEnergy(energy), u)
-    return float((torch.cat(parts, 1) + u - gradient).abs().max() / gradient.abs().max())
+    return float((own + u - gradient).abs().max() / gradient.abs().max())

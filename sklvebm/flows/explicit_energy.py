@@ -53,10 +53,10 @@ class PotentialSlice:
         """Return `-t G` (B,) at rows x (B, D), nats; there are no latents z (B, 0)."""
         return -self.time * self.potential.correction(x, torch.full_like(x[:, 0], self.time)).to(x)
 
-    def correction_and_grad(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `-t G` (B,) with its gradients in x (B, D) and in no latents (B, 0)."""
+    def correction_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `-t G` (B,) with its gradient in x (B, D)."""
         jet = self.potential.jet(x, torch.full_like(x[:, 0], self.time))
-        return -self.time * jet.value.to(x), -self.time * jet.grad.to(x), z
+        return -self.time * jet.value.to(x), -self.time * jet.grad.to(x)
 
     def target(self) -> Target:
         """Return the path from the reference's marginal to the energy; positions y are (B, D)."""

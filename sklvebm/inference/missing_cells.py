@@ -177,7 +177,8 @@ class MissingCells(ReferenceCells):
         def evaluate(position: Tensor) -> Value:
             full, e = filled(position), position[:, d:]
             z = reference.to_latents(full, e)
-            correction, grad_x, grad_z = self._correction_and_grad(full, z)
+            correction, grad = self._correction_and_grad(torch.cat([full, z], 1))
+            grad_x, grad_z = grad[:, :d], grad[:, d:]
             grad_x = torch.where(hidden, torch.addmm(grad_x, grad_z, reference.latent_map), 0.0)
             return Value(correction, torch.cat([grad_x, grad_z * reference.latent_scale], 1))
 

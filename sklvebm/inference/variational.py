@@ -69,7 +69,8 @@ def _correction(
     reference = energy.reference
     rows = stack_rows(x, e.shape[1])
     z = reference.to_latents(rows, e.reshape(len(rows), -1))
-    f, _, grad_z = correction_and_grad(rows, z)
+    f, grad = correction_and_grad(torch.cat([rows, z], 1))
+    grad_z = grad[:, energy.n_features :]
     return f.reshape(e.shape[:2]), (grad_z * reference.latent_scale).reshape(e.shape)
 
 

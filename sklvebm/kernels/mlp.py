@@ -72,7 +72,9 @@ def _value_and_grad(network: _Network, rows: Tensor) -> tuple[Tensor, Tensor]:
     for weight, bias in zip(network.weights, network.biases, strict=True):
         hidden, slope = _layer(kind, hidden, weight, bias)
         kept.append(slope)
-    saturation = torch.tanh((hidden @ network.output).div_(network.bound))
+    # with beta = 0 the first argument gives nothing but the shape
+    scaled = torch.addmv(hidden[:, 0], hidden, network.output, beta=0.0, alpha=1.0 / network.bound)
+    saturation = scaled.tanh_()
     grad = network.output.expand_as(hidden)
     for weight, slope in zip(reversed(network.weights), reversed(kept), strict=True):
         grad = product(_activation_backward_(kind, grad, slope), weight)
@@ -98,19 +100,16 @@ def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     network = _Network(
         mlp.activation, list(mlp.weights), list(mlp.biases), mlp.output, energy.bound
     )
-    n_features = mlp.n_features
     block_rows = max(1, _BLOCK_NUMBERS // max(mlp.hidden_layer_sizes))
 
     @torch.no_grad()
-    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = torch.cat([x, z], 1)
+    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
         if len(rows) <= block_rows:
-            correction, grad = _value_and_grad(network, rows)
-        else:
-            # nearly equal blocks, because oneDNN prepares a kernel for every new size
-            blocks = rows.tensor_split(math.ceil(len(rows) / block_rows))
-            parts = [_value_and_grad(network, block) for block in blocks]
-            correction, grad = (torch.cat(part) for part in zip(*parts, strict=True))
-        return correction, grad[:, :n_features], grad[:, n_features:]
+            return _value_and_grad(network, rows)
+        # nearly equal blocks, because oneDNN prepares a kernel for every new size
+        blocks = rows.tensor_split(math.ceil(len(rows) / block_rows))
+        parts = [_value_and_grad(network, block) for block in blocks]
+        correction, grad = (torch.cat(part) for part in zip(*parts, strict=True))
+        return correction, grad
 
     return correction_and_grad

@@ -62,17 +62,13 @@ def _slope(a, KIND: tl.constexpr):
 
 
 @triton.jit
-def _read_rows(x, z, row, n_rows, D: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr):
-    """Return the tiles of rows (x, z), which are never joined in memory."""
+def _read_rows(rows, row, n_rows, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """Return the tiles of rows (n_rows, WIDTH); zeros beyond the edges."""
     tiles = ()
-    for i in tl.static_range((D + L + TILE - 1) // TILE):
+    for i in tl.static_range((WIDTH + TILE - 1) // TILE):
         column = (i * TILE + tl.arange(0, TILE))[None, :]
-        inside = (row < n_rows)[:, None]
-        tile = tl.load(x + row[:, None] * D + column, mask=inside & (column < D), other=0.0)
-        if L > 0:
-            latent = inside & (column >= D) & (column < D + L)
-            tile += tl.load(z + row[:, None] * L + (column - D), mask=latent, other=0.0)
-        tiles = tiles + (tile,)
+        inside = (row < n_rows)[:, None] & (column < WIDTH)
+        tiles = tiles + (tl.load(rows + row[:, None] * WIDTH + column, mask=inside, other=0.0),)
     return tiles
 
 
@@ -190,11 +186,10 @@ def _through(grad, tiles, KIND: tl.constexpr):
 # binary that runs.
 @triton.jit(
     do_not_specialize=["n_rows", "bound"],
-    do_not_specialize_on_alignment=["x", "z", "correction", "grad_rows"],
+    do_not_specialize_on_alignment=["rows", "correction", "grad_rows"],
 )
 def _value_and_grad_kernel(
-    x,
-    z,
+    rows,
     weights,
     biases,
     output,
@@ -202,21 +197,19 @@ def _value_and_grad_kernel(
     grad_rows,
     n_rows,
     bound,
-    D: tl.constexpr,
-    L: tl.constexpr,
     WIDTHS: tl.constexpr,
     KIND: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write corrections (n_rows,) and their gradients (n_rows, D + L) of a block of rows.
+    """Write corrections (n_rows,) and their gradients, of the rows' shape, of a block of rows.
 
     `WIDTHS` are those of the rows and of all hidden layers.
     """
     # 64 bits: rows times columns may exceed 2^31
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    hidden = _read_rows(x, z, row, n_rows, D, L, TILE)
+    hidden = _read_rows(rows, row, n_rows, WIDTHS[0], TILE)
     kept = ()
     for k in tl.static_range(len(WIDTHS) - 1):
         a = _layer(hidden, weights[k], biases[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
@@ -237,8 +230,8 @@ def _value_and_grad_kernel(
     factor = (1.0 - saturation * saturation)[:, None]
     for i in tl.static_range(len(grad)):
         column = (i * TILE + tl.arange(0, TILE))[None, :]
-        inside = (row < n_rows)[:, None] & (column < D + L)
-        tl.store(grad_rows + row[:, None] * (D + L) + column, factor * grad[i], mask=inside)
+        inside = (row < n_rows)[:, None] & (column < WIDTHS[0])
+        tl.store(grad_rows + row[:, None] * WIDTHS[0] + column, factor * grad[i], mask=inside)
 
 
 def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
@@ -258,12 +251,9 @@ def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     """
     mlp = energy.network
     weights, biases, output = tuple(mlp.weights), tuple(mlp.biases), mlp.output
-    n_features, n_latents, bound = mlp.n_features, mlp.n_latents, energy.bound
-    widths = (n_features + n_latents, *mlp.hidden_layer_sizes)
+    bound, widths = energy.bound, (mlp.n_features + mlp.n_latents, *mlp.hidden_layer_sizes)
     tiling = choose_tiling(widths)
     options: dict[str, Any] = {
-        "D": n_features,
-        "L": n_latents,
         "WIDTHS": widths,
         "KIND": mlp.activation,
         "ROWS": tiling.rows,
@@ -274,16 +264,15 @@ def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     }
 
     @torch.no_grad()
-    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n_rows = len(x)
-        correction = x.new_empty(n_rows)
-        grad = x.new_empty(n_rows, widths[0])
+    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
+        n_rows = len(rows)
+        correction, grad = rows.new_empty(n_rows), rows.new_empty(rows.shape)
         if n_rows > 0:
-            tensors = (x.contiguous(), z.contiguous(), weights, biases, output, correction, grad)
+            tensors = (rows.contiguous(), weights, biases, output, correction, grad)
             # Triton launches on the current device, which need not be that of the rows
-            with torch.cuda.device_of(x):
+            with torch.cuda.device_of(rows):
                 grid = (triton.cdiv(n_rows, tiling.rows),)
                 _value_and_grad_kernel[grid](*tensors, n_rows, bound, **options)
-        return correction, grad[:, :n_features], grad[:, n_features:]
+        return correction, grad
 
     return correction_and_grad

@@ -2,16 +2,18 @@
 
 All kernels take and return `Chains` and one inverse temperature and step size per position. They
 never modify their input. Step sizes are in squared position units per nat: drift `h`, noise
-variance `2 h`.
+variance `2 h`. A step size can also be given for each coordinate; where it is zero, the coordinate
+stays, and the others follow their conditional distribution.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sklvebm.mcmc.state import Chains, Noise, StepInfo, Target, Value
+from sklvebm.mcmc.state import AnyValue, Chains, Noise, StepInfo, Target, Value
 
 
 def start(position: Tensor, target: Target) -> Chains:
@@ -34,8 +36,8 @@ def ula_step(
         The path of targets.
     beta : Tensor of shape (B,)
         Inverse temperature b of each position on the path.
-    step_size : Tensor of shape (B,)
-        Step h of each position, squared position units per nat.
+    step_size : Tensor of shape (B,) or (B, P)
+        Step h of each position or coordinate, squared position units per nat.
     noise : IndependentNoise or SharedNoise
         Source of ξ.
 
@@ -53,10 +55,9 @@ def ula_step(
     """
     position, value = chains
     xi = noise.normal(position)
-    _, pull = target.base(position)
-    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
-    moved = _drifted(position, grad, step_size, torch.sqrt(2.0 * step_size), xi)
-    return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
+    grad = torch.addcmul(target.pull(position), beta.unsqueeze(-1), value.grad)
+    moved = _drifted(position, grad, step_size, torch.sqrt(step_size), xi)
+    return Chains(moved, target.evaluate(moved)), StepInfo(beta)
 
 
 def leimkuhler_matthews_step(
@@ -73,13 +74,12 @@ def leimkuhler_matthews_step(
     """
     position, _ = chains
     xi = noise.normal(position)
-    root = torch.sqrt(2.0 * step_size)
-    u = torch.addcmul(position, root.unsqueeze(-1), xi, value=0.5)
+    root = torch.sqrt(step_size)
+    u = torch.addcmul(position, _of_coordinates(root), xi, value=math.sqrt(0.5))
     value = target.evaluate(u)
-    _, pull = target.base(u)
-    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    grad = torch.addcmul(target.pull(u), beta.unsqueeze(-1), value.grad)
     moved = _drifted(position, grad, step_size, root, xi)
-    return Chains(moved, value), StepInfo(torch.ones_like(beta))
+    return Chains(moved, value), StepInfo(beta)
 
 
 def heun_step(
@@ -106,19 +106,19 @@ def heun_step(
     """
     position, value = chains
     xi = noise.normal(position)
-    root = torch.sqrt(2.0 * step_size)
-    _, pull = target.base(position)
-    grad = torch.addcmul(pull, beta.unsqueeze(-1), value.grad)
+    root = torch.sqrt(step_size)
+    grad = torch.addcmul(target.pull(position), beta.unsqueeze(-1), value.grad)
     ahead = _drifted(position, grad, step_size, root, xi)
-    _, pull = target.base(ahead)
-    grad.add_(torch.addcmul(pull, beta.unsqueeze(-1), target.evaluate(ahead).grad)).mul_(0.5)
+    grad.add_(target.pull(ahead)).mul_(0.5)
+    grad.addcmul_(beta.unsqueeze(-1), target.evaluate(ahead).grad, value=0.5)
     moved = _drifted(position, grad, step_size, root, xi)
-    return Chains(moved, target.evaluate(moved)), StepInfo(torch.ones_like(beta))
+    return Chains(moved, target.evaluate(moved)), StepInfo(beta)
 
 
 def leimkuhler_matthews_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
-    """Return a draw of u given the chain position v (B, P); step sizes (B,)."""
-    return position + torch.sqrt(0.5 * step_size).unsqueeze(-1) * noise.normal(position)
+    """Return a draw of u given the chain position v (B, P); step sizes (B,) or (B, P)."""
+    root = _of_coordinates(torch.sqrt(0.5 * step_size))
+    return torch.addcmul(position, root, noise.normal(position))
 
 
 def mala_step(
@@ -130,7 +130,7 @@ def mala_step(
     A proposal with a non-finite energy is rejected. One evaluation per step.
     """
     position, value = chains
-    root = torch.sqrt(2.0 * step_size)
+    root = torch.sqrt(step_size)
     xi = noise.normal(position)
     energy, grad = _energy_and_grad(position, value, target, beta)
     moved = _drifted(position, grad, step_size, root, xi)
@@ -138,14 +138,14 @@ def mala_step(
     new_energy, new_grad = _energy_and_grad(moved, new, target, beta)
     # the noise that would carry the proposal back is `mean - xi`, with
     # mean = sqrt(h / 2) (grad E(u) + grad E(u')), and |xi|^2 - |mean - xi|^2 = mean (2 xi - mean)
-    mean = grad.add_(new_grad).mul_(root.mul_(0.5).unsqueeze(-1))
+    mean = grad.add_(new_grad).mul_(_of_coordinates(root.mul_(math.sqrt(0.5))))
     log_ratio = torch.sub(xi, mean, alpha=0.5).mul_(mean).sum(1)
     log_ratio += energy.sub_(new_energy)
     return _accept(log_ratio, Chains(moved, new), chains, noise)
 
 
 def _energy_and_grad(
-    position: Tensor, value: Value, target: Target, beta: Tensor
+    position: Tensor, value: AnyValue, target: Target, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return `E_b` (B,) and its gradient (B, P) from the cached correction and the base."""
     energy, pull = target.base(position)
@@ -156,9 +156,14 @@ def _energy_and_grad(
 
 
 def _drifted(position: Tensor, grad: Tensor, step_size: Tensor, root: Tensor, xi: Tensor) -> Tensor:
-    """Return `position - step_size grad + root xi`, (B, P); step sizes and roots (B,)."""
-    moved = torch.addcmul(position, step_size.unsqueeze(-1), grad, value=-1.0)
-    return moved.addcmul_(root.unsqueeze(-1), xi)
+    """Return a Langevin step, (B, P); step sizes and their square roots are (B,) or (B, P)."""
+    moved = torch.addcmul(position, _of_coordinates(step_size), grad, value=-1.0)
+    return moved.addcmul_(_of_coordinates(root), xi, value=math.sqrt(2.0))
+
+
+def _of_coordinates(sizes: Tensor) -> Tensor:
+    """Return sizes of positions (B,) as a column; those of coordinates (B, P) as they are."""
+    return sizes.unsqueeze(-1) if sizes.dim() == 1 else sizes
 
 
 def crank_nicolson_step(
@@ -182,24 +187,53 @@ def crank_nicolson_step(
     .. [1] S. L. Cotter, G. O. Roberts, A. M. Stuart, D. White, "MCMC methods for functions:
        modifying old algorithms to make them faster", Statistical Science 28, 2013.
     """
+    return crank_nicolson_move(chains, target, crank_nicolson_rates(beta, step_size), noise)
+
+
+class CrankNicolsonRates(NamedTuple):
+    """Coefficients of Crank-Nicolson steps, which depend on step and inverse temperature only."""
+
+    beta: Tensor  # (B,)
+    column: Tensor  # (B, 1), the same
+    step_size: Tensor  # (B, 1) or (B, P), h
+    decay: Tensor  # of its shape, (2 - h) / (2 + h)
+    drift: Tensor  # h b / (2 + h)
+    spread: Tensor  # sqrt(h) / (2 + h)
+
+    def at(self, index: int) -> "CrankNicolsonRates":
+        """Return the rates at one index, which are the same for all positions."""
+        return CrankNicolsonRates(*(rates[index] for rates in self))
+
+
+def crank_nicolson_rates(beta: Tensor, step_size: Tensor) -> CrankNicolsonRates:
+    """Return the rates of steps (B,) or (B, P) at inverse temperatures beta (B,)."""
+    h, b = _of_coordinates(step_size), beta.unsqueeze(-1)
+    whole = 2.0 + h
+    drift, spread = (h * b).div_(whole), torch.sqrt(h).div_(whole)
+    return CrankNicolsonRates(beta, b, h, (2.0 - h).div_(whole), drift, spread)
+
+
+def crank_nicolson_move(
+    chains: Chains, target: Target, rates: CrankNicolsonRates, noise: Noise
+) -> tuple[Chains, StepInfo]:
+    """Make a `crank_nicolson_step` with given rates."""
     position, value = chains
+    beta, b, h, decay, drift, spread = rates
     frame = target.frames(position, noise)
-    h, b = step_size.unsqueeze(-1), beta.unsqueeze(-1)
-    share = torch.reciprocal(2.0 + h)
-    s = frame.whiten(position)
-    grad = b * frame.pull(value.grad)
+    s, grad = frame.whiten(position), frame.pull(value.grad)
     xi = noise.normal(s)
-    moved = ((2.0 - h) * share) * s
-    moved.addcmul_(h * share, grad, value=-2.0).addcmul_(torch.sqrt(8.0 * h) * share, xi)
+    moved = (decay * s).addcmul_(drift, grad, value=-2.0)
+    moved.addcmul_(spread, xi, value=math.sqrt(8.0))
     new_position = frame.colour(moved)
     new = target.evaluate(new_position)
-    new_grad = b * frame.pull(new.grad)
+    new_grad = frame.pull(new.grad)
     # log ratio of [1], eq. (4.17): the normal base has cancelled; with a = g + g', d = g - g',
-    # its sum over coordinates is a (s' - s) / 2 + d h (s' + s + a) / 4
-    both, difference = grad + new_grad, grad.sub_(new_grad)
-    terms = torch.add(moved, s).add_(both).mul_(difference).mul_(0.5 * h)
-    log_ratio = terms.addcmul_(both, moved - s).sum(1).mul_(0.5)
-    log_ratio.addcmul_(beta, value.correction - new.correction)
+    # its sum over coordinates is b (a (s' - s) / 2 + d h (s' + s + b a) / 4)
+    both, difference = grad + new_grad, grad - new_grad
+    slopes = torch.add(moved, s).addcmul_(b, both).mul_(difference)
+    terms = torch.sub(moved, s).mul_(both).addcmul_(h, slopes, value=0.5)
+    log_ratio = torch.sub(value.correction, new.correction)
+    log_ratio = log_ratio.add_(terms.sum(1), alpha=0.5).mul_(beta)
     return _accept(log_ratio, Chains(new_position, new), chains, noise)
 
 
@@ -239,18 +273,19 @@ def reference_step(
 
 
 def _accept(log_ratio: Tensor, new: Chains, old: Chains, noise: Noise) -> tuple[Chains, StepInfo]:
-    """Accept new chains with the Metropolis probability; a ratio of NaN is rejected."""
-    acceptance = log_ratio.clamp(max=0.0).exp_().nan_to_num_(nan=0.0)
-    accepted = noise.uniform(acceptance) < acceptance
+    """Accept new chains by their Metropolis ratio, which replaces its logarithm; not if NaN."""
+    ratio = log_ratio.exp_()
+    accepted = noise.uniform(ratio) < ratio
     column = accepted.unsqueeze(-1)
     value = Value(
         torch.where(accepted, new.value.correction, old.value.correction),
         torch.where(column, new.value.grad, old.value.grad),
     )
-    return Chains(torch.where(column, new.position, old.position), value), StepInfo(acceptance)
+    return Chains(torch.where(column, new.position, old.position), value), StepInfo(ratio, ratio)
 
 
-def _identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
+def identity_readout(position: Tensor, step_size: Tensor, noise: Noise) -> Tensor:
+    """Return the positions: chains stand for themselves."""
     return position
 
 
@@ -265,11 +300,11 @@ class Kernel(NamedTuple):
 
 
 KERNELS = {
-    "crank-nicolson": Kernel(crank_nicolson_step, _identity_readout, 0.6, 0.5, 2.0),
-    "mala": Kernel(mala_step, _identity_readout, 0.6, 0.3, 10.0),
+    "crank-nicolson": Kernel(crank_nicolson_step, identity_readout, 0.6, 0.5, 2.0),
+    "mala": Kernel(mala_step, identity_readout, 0.6, 0.3, 10.0),
     "leimkuhler-matthews": Kernel(
         leimkuhler_matthews_step, leimkuhler_matthews_readout, None, 0.1, 10.0
     ),
-    "heun": Kernel(heun_step, _identity_readout, None, 0.1, 10.0),
-    "ula": Kernel(ula_step, _identity_readout, None, 0.02, 10.0),
+    "heun": Kernel(heun_step, identity_readout, None, 0.1, 10.0),
+    "ula": Kernel(ula_step, identity_readout, None, 0.02, 10.0),
 }

@@ -11,7 +11,7 @@ Every target is a point of a path from a known density to the wanted one
 so that tempering, annealing and plain sampling (b = 1) share one kind of evaluation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,35 @@ class Value(NamedTuple):
 
     correction: Tensor  # (B,), nats
     grad: Tensor  # (B, P), nats per unit of position
+
+
+class DeferredValue:
+    """A `Value` that is computed when a part of it is first read; see `deferred`."""
+
+    def __init__(self, evaluate: Callable[[Tensor], "AnyValue"], position: Tensor) -> None:
+        self._evaluate, self._position = evaluate, position
+        self._value: AnyValue | None = None
+
+    def _computed(self) -> "AnyValue":
+        if self._value is None:
+            self._value = self._evaluate(self._position)
+        return self._value
+
+    @property
+    def correction(self) -> Tensor:
+        """Return the correction at each position, (B,), nats."""
+        return self._computed().correction
+
+    @property
+    def grad(self) -> Tensor:
+        """Return its gradient, (B, P), nats per unit of position."""
+        return self._computed().grad
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.correction, self.grad))
+
+
+AnyValue = Value | DeferredValue
 
 
 class Frame(NamedTuple):
@@ -41,9 +70,15 @@ class Frame(NamedTuple):
 class Target(NamedTuple):
     """A path of densities that kernels can move particles on."""
 
-    evaluate: Callable[[Tensor], Value]  # positions (B, P) -> corrections and gradients
+    evaluate: Callable[[Tensor], AnyValue]  # positions (B, P) -> corrections and gradients
     base: Callable[[Tensor], tuple[Tensor, Tensor]]  # -> energies (B,) and gradients (B, P)
     frames: Callable[[Tensor, "Noise"], Frame]  # positions, noise -> a frame for each
+    # the gradients of `base` alone, where they are cheaper without the energies
+    base_grad: Callable[[Tensor], Tensor] | None = None
+
+    def pull(self, position: Tensor) -> Tensor:
+        """Return the gradient of the base at positions (B, P), (B, P)."""
+        return self.base(position)[1] if self.base_grad is None else self.base_grad(position)
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
@@ -57,7 +92,7 @@ class Chains(NamedTuple):
     """Positions with the cached correction at each of them."""
 
     position: Tensor  # (B, P)
-    value: Value
+    value: AnyValue
 
 
 class Batch(NamedTuple):
@@ -71,7 +106,15 @@ class Batch(NamedTuple):
 class StepInfo(NamedTuple):
     """Statistics of one step."""
 
-    acceptance: Tensor  # (B,), probability of acceptance; one for unadjusted kernels
+    like: Tensor  # (B,), gives shape, dtype and device
+    ratio: Tensor | None = None  # (B,), Metropolis ratio; None for unadjusted kernels
+
+    @property
+    def acceptance(self) -> Tensor:
+        """Return the probability of acceptance, (B,); one for unadjusted kernels."""
+        if self.ratio is None:
+            return torch.ones_like(self.like)
+        return self.ratio.clamp(max=1.0).nan_to_num_(nan=0.0)
 
 
 class ParticleState(NamedTuple):
@@ -99,6 +142,15 @@ def take_chains(chains: Chains, index: Tensor) -> Chains:
     return Chains(chains.position[index], Value(*(part[index] for part in chains.value)))
 
 
+def deferred(target: Target) -> Target:
+    """Return the target with values that are computed only where they are read.
+
+    The value at the last position of an unadjusted chain, for example, is read by nobody.
+    """
+    evaluate = target.evaluate
+    return target._replace(evaluate=lambda position: DeferredValue(evaluate, position))
+
+
 def hold_frames(target: Target) -> Target:
     """Return the target with frames that are drawn at the first step and kept for all others.
 
@@ -118,6 +170,13 @@ def hold_frames(target: Target) -> Target:
 def stack_rows(index: Tensor, n_copies: int) -> Tensor:
     """Repeat each row `n_copies` times in place: (B, ...) -> (B * n_copies, ...)."""
     return index.repeat_interleave(n_copies, dim=0)
+
+
+def of_chains(of_rungs: Tensor, n_chains: int) -> Tensor:
+    """Repeat the value of each rung (T,) for its chains, (T * n_chains,); one rung is expanded."""
+    if len(of_rungs) == 1:
+        return of_rungs.expand(n_chains)
+    return of_rungs.repeat_interleave(n_chains)
 
 
 class IndependentNoise:

@@ -43,12 +43,12 @@ def swap_replicas(
     if parity >= last:
         return index, mean
     log_ratio = (betas[high] - betas[low])[:, None] * (correction[high] - correction[low])
-    acceptance = torch.nan_to_num(torch.exp(log_ratio.clamp(max=0.0)), nan=0.0)
-    accepted = noise.uniform(acceptance) < acceptance
-    places, shift = index.view(n_temperatures, n_chains), n_chains * accepted
-    places[low] += shift
-    places[high] -= shift
-    mean[low] = acceptance.mean(1)
+    acceptance = log_ratio.clamp_(max=0.0).exp_().nan_to_num_(nan=0.0)
+    shift = n_chains * (noise.uniform(acceptance) < acceptance)
+    places = index.view(n_temperatures, n_chains)
+    places[low].add_(shift)
+    places[high].sub_(shift)
+    torch.mean(acceptance, 1, out=mean[low])
     return index, mean
 
 

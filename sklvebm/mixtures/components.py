@@ -1,7 +1,8 @@
 """Linear algebra of mixture components: covariance factors, conditionals, products."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from sklvebm.mcmc.state import Frame, Noise
 
 LOG_2PI = math.log(2.0 * math.pi)
+MAX_KEPT_NUMBERS = 2**20  # of results that a reference keeps
+_MAX_GATHERED_FRAME = 2**20  # entries of matrices that a frame gathers once, for all its uses
 # `products_by_component` gathers one matrix per row up to these numbers of gathered entries, per
 # component and in all. Otherwise it multiplies once per component, which costs about as much as
 # reading 10,000 numbers twice.
@@ -33,6 +36,7 @@ class MixtureParts(nn.Module):
     latent_map: Tensor  # (L, D)
     latent_scale: Tensor  # (L,)
     far: Tensor  # (F,), components whose expanded quadratic forms cancel
+    is_diagonal: bool
 
     @property
     def n_features(self) -> int:
@@ -49,6 +53,114 @@ class MixtureParts(nn.Module):
         y, e = position[:, : self.n_features], position[:, self.n_features :]
         x = self.to_features(y)
         return x, self.to_latents(x, e)
+
+    def rows(self, position: Tensor) -> Tensor:
+        """Map each `position` (B, D + L) in the reference's coordinates to `(x, z)`, (B, D + L)."""
+        matrix, shift = self.joint_map()
+        return torch.addmm(shift, position, matrix)
+
+    def offset_of(self, x: Tensor) -> Tensor:
+        """Return what is added to `rows` of `(0, e)` to have the particles of x (B, D)."""
+        matrix, shift = self._kept("offset", (self.location, self.latent_map), self._offset_map)
+        return torch.addmm(shift, x, matrix)
+
+    def _offset_map(self) -> tuple[Tensor, Tensor]:
+        location, latent_map = self.location.double(), self.latent_map.double()
+        identity = torch.eye(len(location), dtype=location.dtype, device=location.device)
+        matrix = torch.cat([identity, latent_map.T], 1)
+        return matrix.to(self.location), (-location @ matrix).to(self.location)
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the parts x (B, D) and z (B, L) of rows (x, z), (B, D + L)."""
+        return rows[:, : self.n_features], rows[:, self.n_features :]
+
+    def joint_map(self) -> tuple[Tensor, Tensor]:
+        """Return M (P, P) and c (P,) with `(x, z) = (y, e) M + c`, kept for these tensors."""
+        own = self.root, self.latent_map, self.latent_scale, self.location
+        matrix, shift = self._kept("joint map", own, self._joint_map)
+        return matrix, shift
+
+    def _joint_map(self) -> tuple[Tensor, Tensor]:
+        root, latent_map, scale = (
+            tensor.double() for tensor in (self.root, self.latent_map, self.latent_scale)
+        )
+        top = torch.cat([root.T, (latent_map @ root).T], 1)
+        bottom = torch.cat([scale.new_zeros(len(scale), len(root)), torch.diag(scale)], 1)
+        shift = torch.cat([self.location, torch.zeros_like(self.latent_scale)])
+        return torch.cat([top, bottom]).to(self.root), shift
+
+    def pulls(self) -> Tensor:
+        """Return every component's precision times its mean, (M, D), in double precision."""
+        own = self.means, self.factors, self.scales, self.covariance_of
+        return self._kept("pulls", own, self._pulls, MAX_KEPT_NUMBERS)[0]
+
+    def _pulls(self) -> tuple[Tensor]:
+        means, factors = self.means.double(), self.factors.double()
+        if self.is_diagonal:
+            return (means * factors.square(),)
+        # components may share a factor, but each has its own scale
+        white = products_by_component(means, factors, self.covariance_of)
+        pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
+        return (pull / self.scales.double().square()[:, None],)
+
+    def frame_of(self, component: Tensor) -> Frame:
+        """Return frames in which `component` (B,) is N(0, I)."""
+        if self.is_diagonal:
+            means, factors = self.means[component], self.factors[component]
+            return Frame(
+                whiten=lambda u: (u - means) * factors,
+                colour=lambda s: means + s / factors,
+                pull=lambda grad: grad / factors,
+            )
+        n_features = self.n_features
+        # factor = root^{-T}: a row u is whitened as u factor, and s is coloured as s root^T
+        if len(component) * n_features**2 <= _MAX_GATHERED_FRAME:
+            maps = self._component_maps()[component]
+            means, factors, roots = maps.split([1, n_features, n_features], 1)
+            return Frame(
+                whiten=lambda u: torch.bmm(u.unsqueeze(1) - means, factors).squeeze(1),
+                colour=lambda s: torch.baddbmm(means, s.unsqueeze(1), roots.mT).squeeze(1),
+                pull=lambda grad: torch.bmm(grad.unsqueeze(1), roots).squeeze(1),
+            )
+        means, which = self.means[component], self.covariance_of[component]
+        factors, roots, scale = self.factors, self.roots, self.scales[component, None]
+        return Frame(
+            whiten=lambda u: products_by_component((u - means) / scale, factors, which),
+            colour=lambda s: means + scale * products_by_component(s, roots.transpose(1, 2), which),
+            pull=lambda grad: scale * products_by_component(grad, roots, which),
+        )
+
+    def _component_maps(self) -> Tensor:
+        """Return every component's mean, factor and root, (M, 1 + 2 D, D), one below the other."""
+        own = self.means, self.factors, self.roots, self.scales, self.covariance_of
+        return self._kept("component maps", own, self._joined_maps, MAX_KEPT_NUMBERS)[0]
+
+    def _joined_maps(self) -> tuple[Tensor]:
+        scale = self.scales[:, None, None]
+        factors, roots = (own[self.covariance_of] for own in (self.factors, self.roots))
+        return (torch.cat([self.means.unsqueeze(1), factors / scale, scale * roots], 1),)
+
+    def _kept(
+        self,
+        name: str,
+        own: tuple[Tensor, ...],
+        compute: Callable[[], tuple[Tensor, ...]],
+        most_numbers: float = math.inf,
+    ) -> tuple[Tensor, ...]:
+        """Return `compute()`, kept until a tensor it depends on is replaced; never if large."""
+        kept = self.__dict__.setdefault("_results", {})
+        if name in kept and all(a is b for a, b in zip(kept[name][0], own, strict=True)):
+            return cast(tuple[Tensor, ...], kept[name][1])
+        found = compute()
+        size = sum(tensor.numel() for tensor in found)
+        # tensors of inference mode cannot be used for gradients later
+        if size <= most_numbers and not torch.is_inference_mode_enabled():
+            kept[name] = own, found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies and pickles compute the results again
+        return {name: value for name, value in self.__dict__.items() if name != "_results"}
 
     def to_features(self, y: Tensor) -> Tensor:
         """Map y (B, D) to x (B, D)."""

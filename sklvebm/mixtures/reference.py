@@ -22,6 +22,7 @@ from sklvebm.deprecation import Renamed, RenamedAttribute, renamed_parameters
 from sklvebm.mcmc.state import Frame, Noise
 from sklvebm.mixtures.components import (
     LOG_2PI,
+    MAX_KEPT_NUMBERS,
     FeatureConditional,
     LinearGauge,
     MixtureParts,
@@ -31,13 +32,11 @@ from sklvebm.mixtures.components import (
     draw_categorical,
     factors_and_roots,
     in_coordinates,
-    products_by_component,
 )
 
 # largest `mean^T precision mean` of expanded quadratic forms: cancellation gives 1e-5 nats there
 _MAX_EXPANDED_FORM = 1e10
 _DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
-_MAX_KEPT_NUMBERS = 2**20  # coefficients of quadratic forms that a reference keeps
 RENAMED_PARAMETERS = {
     f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _DEFENSIVE_PARAMETERS
 }
@@ -272,22 +271,24 @@ class MixtureReference(MixtureParts):
             squares = half * squares[:, self.covariance_of]
             return self._with_far(torch.addmm(constant, y, forms.T) - squares, y)
         else:
-            first, second = torch.triu_indices(y.shape[1], y.shape[1], device=y.device)
+            first, second = self._pairs()
             products = y[:, first] * y[:, second]
         # one matrix product, because a pass over (B, M) numbers costs as much as the product
         return self._with_far(torch.addmm(constant, torch.cat([products, y], 1), forms.T), y)
 
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """Return the features of all products of two, (D (D + 1) / 2,) each."""
+        size, device = self.n_features, self.means.device
+        first, second = self._kept(
+            "pairs", (self.means,), lambda: torch.triu_indices(size, size, device=device).unbind()
+        )
+        return first, second
+
     def _expanded_forms(self) -> tuple[Tensor, Tensor]:
         """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
         own = self.log_weights, self.means, self.scales, self.factors, self.covariance_of
-        known = self.__dict__.get("_forms")
-        if known is not None and all(a is b for a, b in zip(known[0], own, strict=True)):
-            return cast(tuple[Tensor, Tensor], known[1])
-        found = self._expand()
-        # tensors of inference mode cannot be used for gradients later
-        if found[1].numel() <= _MAX_KEPT_NUMBERS and not torch.is_inference_mode_enabled():
-            self.__dict__["_forms"] = own, found
-        return found
+        constant, forms = self._kept("forms", own, self._expand, MAX_KEPT_NUMBERS)
+        return constant, forms
 
     def _expand(self) -> tuple[Tensor, Tensor]:
         """Compute what `_expanded_forms` keeps."""
@@ -305,15 +306,11 @@ class MixtureReference(MixtureParts):
             return constant, pull
         else:
             precision = factors @ factors.transpose(1, 2)
-            first, second = torch.triu_indices(*precision.shape[1:], device=means.device)
+            first, second = self._pairs()
             # an off-diagonal product occurs twice in the form
             weights = precision[:, first, second] * (2.0 - (first == second).double())
             weights = weights[self.covariance_of] / scales.square()[:, None]
         return constant, torch.cat([-0.5 * weights, pull], 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # copies and pickles compute the forms again
-        return {name: value for name, value in self.__dict__.items() if name != "_forms"}
 
     def _with_far(self, log_components: Tensor, y: Tensor) -> Tensor:
         """Replace the columns of components far from zero by forms that do not cancel; (B, M)."""
@@ -334,16 +331,6 @@ class MixtureReference(MixtureParts):
         factors = factors / self.scales.double()[self.far, None, None]
         residuals = y.double().unsqueeze(1) - self.means.double()[self.far]
         return torch.einsum("bfd,fde->bfe", residuals, factors), factors
-
-    def pulls(self) -> Tensor:
-        """Return every component's precision times its mean, (M, D), in double precision."""
-        means, factors = self.means.double(), self.factors.double()
-        if self.is_diagonal:
-            return means * factors.square()
-        # components may share a factor, but each has its own scale
-        white = products_by_component(means, factors, self.covariance_of)
-        pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
-        return pull / self.scales.double().square()[:, None]
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return `log r(x)`, (B,), in nats."""
@@ -392,22 +379,40 @@ class MixtureReference(MixtureParts):
         """
         log_components = self.log_components(y)
         log_density = torch.logsumexp(log_components, 1)
-        responsibility = torch.exp(log_components - log_density[:, None])  # (B, M)
-        of_far = responsibility[:, self.far]
-        responsibility = responsibility.index_fill(1, self.far, 0.0)
-        y64, factors, pull = y.double(), self.factors.double(), responsibility @ self.pulls()
+        responsibility = torch.softmax(log_components, 1)  # (B, M)
+        if len(self.far):
+            of_far = responsibility[:, self.far]
+            responsibility = responsibility.index_fill(1, self.far, 0.0)
+        y64, factors = y.double(), self.factors.double()
         if self.is_diagonal:
-            grad = (responsibility @ factors.square()) * y64 - pull
+            grad = self._diagonal_grad(y64, responsibility)
         else:
             shares = responsibility.new_zeros(len(y), len(factors))
             precision = responsibility / self.scales.double().square()
             shares.index_add_(1, self.covariance_of, precision)
             white = torch.matmul(y64, factors) * shares.T[:, :, None]
-            grad = torch.einsum("kbd,ked->be", white, factors) - pull
+            grad = torch.einsum("kbd,ked->be", white, factors) - responsibility @ self.pulls()
         if len(self.far):
             white, whitening = self._whitened_by_far(y64)
             grad = grad + torch.einsum("bf,bfe,fde->bd", of_far, white, whitening)
         return -log_density.to(y.dtype), grad.to(y.dtype)
+
+    def marginal_grad(self, y: Tensor) -> Tensor:
+        """Return the gradient of `marginal_energy_and_grad` at y (B, D) alone, (B, D)."""
+        if not self.is_diagonal or len(self.far):
+            return self.marginal_energy_and_grad(y)[1]
+        responsibility = torch.softmax(self.log_components(y), 1)
+        return self._diagonal_grad(y.double(), responsibility).to(y.dtype)
+
+    def _diagonal_grad(self, y: Tensor, responsibility: Tensor) -> Tensor:
+        """Return the gradient of minus the log density at y (B, D), given components' shares."""
+        own = self.means, self.factors
+        (slopes,) = self._kept("diagonal slopes", own, self._diagonal_slopes, MAX_KEPT_NUMBERS)
+        precision, shift = (responsibility @ slopes).tensor_split(2, 1)
+        return torch.addcmul(shift, precision, y)
+
+    def _diagonal_slopes(self) -> tuple[Tensor]:
+        return (torch.cat([self.factors.double().square(), -self.pulls()], 1),)
 
     def sample(self, n: int, generator: torch.Generator, *, stratified: bool = False) -> Tensor:
         """Draw exact particles `(y, e)`, (n, D + L), in the reference's coordinates.
@@ -443,14 +448,7 @@ class MixtureReference(MixtureParts):
             device=like.device,
         )
         y, e = noise[:, : self.n_features], noise[:, self.n_features :]
-        if self.is_diagonal:
-            y = self.means[component] + y / self.factors[component]
-        else:
-            coloured = products_by_component(
-                y, self.roots.transpose(1, 2), self.covariance_of[component]
-            )
-            y = self.means[component] + coloured * self.scales[component, None]
-        return torch.cat([y, e], 1)
+        return torch.cat([self.frame_of(component).colour(y), e], 1)
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
         """Draw a component for each y (B, D) from its posterior given y, by `noise`; (B,)."""
@@ -458,23 +456,7 @@ class MixtureReference(MixtureParts):
 
     def frame(self, y: Tensor, noise: Noise) -> Frame:
         """Return frames for y (B, D) in which a component, drawn given y by `noise`, is N(0, I)."""
-        component = self.draw_components(y, noise)
-        means = self.means[component]
-        if self.is_diagonal:
-            factors = self.factors[component]
-            return Frame(
-                whiten=lambda u: (u - means) * factors,
-                colour=lambda s: means + s / factors,
-                pull=lambda grad: grad / factors,
-            )
-        # factor = root^{-T}: a row u is whitened as u factor, and s is coloured as s root^T
-        factors, roots, which = self.factors, self.roots, self.covariance_of[component]
-        scale = self.scales[component, None]
-        return Frame(
-            whiten=lambda u: products_by_component((u - means) / scale, factors, which),
-            colour=lambda s: means + scale * products_by_component(s, roots.transpose(1, 2), which),
-            pull=lambda grad: scale * products_by_component(grad, roots, which),
-        )
+        return self.frame_of(self.draw_components(y, noise))
 
     def linear_gauge(self) -> LinearGauge:
         """Return the distribution of z given y, the same for all components."""

@@ -306,6 +306,8 @@ class BridgedEnergy(Energy):
 
     def correction(self, x: Tensor, z: Tensor) -> Tensor:
         """Return `E - E_ref`, (B,), in nats, of rows x (B, D) with latents z (B, L)."""
+        # networks of users may need contiguous arguments, and x and z may be parts of joined rows
+        x, z = x.contiguous(), z.contiguous()
         return self.network(x, z) - self.reference.energy(x, z)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:

@@ -7,15 +7,18 @@ Training does not constrain an energy far from rows and negative particles, and 
 normaliser would find a well there. The factor s makes the model equal to the reference there.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softshrink
 
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import without_outliers
 
 _N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # reference draws; share of rows and draws with u < 1
-_MAX_DISTANCE = 28.0  # upper limit on u - 1, at which s is zero in double precision
+_INVERSE_E = math.exp(-1.0)
 
 
 class Reach(nn.Module):
@@ -31,29 +34,56 @@ class Reach(nn.Module):
 
     centre: Tensor
     whitening: Tensor
+    shift: Tensor
 
     def __init__(self, centre: Tensor, whitening: Tensor) -> None:
         super().__init__()
-        self.register_buffer("centre", centre.double())
-        self.register_buffer("whitening", whitening.double())
+        centre, whitening = centre.double(), whitening.double()
+        self.register_buffer("centre", centre)
+        self.register_buffer("whitening", whitening)
+        # of white coordinates, kept because it saves one operation at every step of a chain
+        self.register_buffer("shift", -(whitening @ centre), persistent=False)
 
     def distance(self, x: Tensor) -> Tensor:
         """Return u of rows x (B, D), (B,)."""
-        return ((x - self.centre) @ self.whitening.T).square().sum(1)
+        return self._white(x).square_().sum(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return s of rows x (B, D), (B,), between zero and one."""
-        beyond = (self.distance(x) - 1.0).clamp(0.0, _MAX_DISTANCE)
-        return torch.exp(-beyond.square())
+        return torch.pow(_INVERSE_E, softshrink(self.distance(x), 1.0).square())
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return s of rows x (B, D), (B,), and its gradient (B, D), per standardised unit."""
-        white = (x - self.centre) @ self.whitening.T
-        beyond = white.square().sum(1).sub_(1.0).clamp_(0.0, _MAX_DISTANCE)
-        value = beyond.square().neg_().exp_()
-        slope = (beyond.mul_(-4.0) * value).unsqueeze(1)  # zero at both clamps
-        # not a product with zero, which is NaN if a far row overflows
-        return value, torch.where(slope != 0.0, slope * (white @ self.whitening), 0.0)
+    def _white(self, x: Tensor) -> Tensor:
+        """Return `W (x - c)` of rows x (B, D), (B, D)."""
+        return torch.addmm(self.shift, x, self.whitening.T)
+
+    def scale(self, x: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+        """Multiply a function by s, given its values and gradients.
+
+        Parameters
+        ----------
+        x : Tensor of shape (B, D)
+            Rows.
+        value : Tensor of shape (B,)
+            The function's values there.
+        grad : Tensor of shape (B, D + L)
+            Its gradients in the rows, and in whatever else it depends on; overwritten by those of
+            the product.
+
+        Returns
+        -------
+        value : Tensor of shape (B,)
+            Values of the product.
+        """
+        white = self._white(x)
+        # max(0, u - 1) and exp(-max(0, u - 1)^2), in as few operations as there can be
+        beyond = softshrink(white.square().sum(1), 1.0)
+        share = torch.pow(_INVERSE_E, beyond.square())
+        value = share * value
+        grad.mul_(share.unsqueeze(1))
+        # the gradient of s is -4 s beyond W^T white
+        white.mul_(beyond.mul_(value).unsqueeze(1))
+        grad[:, : x.shape[1]].addmm_(white, self.whitening, alpha=-4.0)
+        return value
 
 
 def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:

@@ -5,6 +5,7 @@ correction is differentiated automatically; the gradient of the reference is ana
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from sklvebm.mixtures.components import FeatureConditional, LinearGauge, draw_ca
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import Corrected, PathEnergy
 
-# (x, z) -> correction (B,), gradient in x (B, D), gradient in z (B, L); all detached
-CorrectionAndGrad = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# rows (x, z), (B, D + L) -> correction (B,) and its gradient (B, D + L); detached
+CorrectionAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:
@@ -30,17 +31,22 @@ def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:
     Returns
     -------
     correction_and_grad : callable
-        Maps x (B, D), z (B, L) to the correction (B,) in nats and both gradients.
+        Maps rows (x, z), (B, D + L), to the correction (B,) in nats and its gradient (B, D + L).
     """
+    n_features = energy.n_features
 
-    def correction_and_grad(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x, z = x.detach().requires_grad_(), z.detach().requires_grad_()
+            # energies of users may need contiguous arguments
+            x, z = (
+                part.detach().contiguous().requires_grad_()
+                for part in (rows[:, :n_features], rows[:, n_features:])
+            )
             correction = energy.correction(x, z)
-            grad_x, grad_z = torch.autograd.grad(
+            grads = torch.autograd.grad(
                 correction.sum(), (x, z), allow_unused=True, materialize_grads=True
             )
-        return correction.detach(), grad_x, grad_z
+        return correction.detach(), torch.cat(grads, 1)
 
     return correction_and_grad
 
@@ -51,26 +57,83 @@ def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> T
     n_features = reference.n_features
 
     def evaluate(position: Tensor) -> Value:
-        x, z = reference.split(position)
-        correction, grad_x, grad_z = correction_and_grad(x, z)
-        # chain rule through x = location + root y and z = A root y + scale e
-        grad_y = torch.addmm(grad_x, grad_z, reference.latent_map) @ reference.root
-        return Value(correction, torch.cat([grad_y, grad_z * reference.latent_scale], 1))
+        correction, grad = correction_and_grad(reference.rows(position))
+        return Value(correction, grad @ reference.joint_map()[0].T)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         y, e = position[:, :n_features], position[:, n_features:]
         energies, grad = reference.marginal_energy_and_grad(y)
         return energies + 0.5 * e.square().sum(1), torch.cat([grad, e], 1)
 
+    def base_grad(position: Tensor) -> Tensor:
+        y, e = position[:, :n_features], position[:, n_features:]
+        return torch.cat([reference.marginal_grad(y), e], 1)
+
     def frames(position: Tensor, noise: Noise) -> Frame:
         y_frame = reference.frame(position[:, :n_features], noise)
+        if reference.n_latents == 0:
+            return y_frame
 
         def on_features(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda u: torch.cat([function(u[:, :n_features]), u[:, n_features:]], 1)
 
         return Frame(*(on_features(function) for function in y_frame))
 
-    return Target(evaluate, base, frames)
+    return Target(evaluate, base, frames, base_grad)
+
+
+def stacked_target(
+    energy: PathEnergy,
+    offset: Tensor,
+    joint: Target,
+    correction_and_grad: CorrectionAndGrad,
+    *,
+    n_joint: int,
+) -> Target:
+    """Return the path of posteriors of z given N rows x, with joint targets behind them.
+
+    Positions are (N + n_joint, D + L): first `(0, e)` for every row, then `(y, e)` as those of
+    `joint`, the path of `joint_target`. A kernel leaves the zeros alone if its step sizes are zero
+    there; what gradients say about these coordinates means nothing. `evaluate` also takes several
+    sets of N posterior particles, one behind the other.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        The end of the path.
+    offset : Tensor of shape (N, D + L)
+        What the rows x add to particles; see `MixtureReference.offset_of`.
+    joint : Target
+        The path of joint particles.
+    correction_and_grad : callable
+        Of the energy.
+    n_joint : int
+        Joint particles.
+    """
+    reference, n = energy.reference, len(offset)
+
+    def behind(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+        return torch.cat([position[:n], function(position[n:])])
+
+    def evaluate(position: Tensor) -> Value:
+        rows = reference.rows(position)
+        rows[: len(rows) - n_joint].unflatten(0, (-1, n)).add_(offset)
+        correction, grad = correction_and_grad(rows)
+        return Value(correction, grad @ reference.joint_map()[0].T)
+
+    def base(position: Tensor) -> tuple[Tensor, Tensor]:
+        energies, grad = joint.base(position[n:])
+        of_rows = 0.5 * position[:n].square().sum(1)
+        return torch.cat([of_rows, energies]), torch.cat([position[:n], grad])
+
+    def base_grad(position: Tensor) -> Tensor:
+        return torch.cat([position[:n], joint.pull(position[n:])])
+
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        frame = joint.frames(position[n:], noise)
+        return Frame(*(partial(behind, function) for function in frame))
+
+    return Target(evaluate, base, frames, base_grad)
 
 
 def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: CorrectionAndGrad) -> Target:
@@ -79,13 +142,17 @@ def latent_target(energy: PathEnergy, x: Tensor, correction_and_grad: Correction
     mean, scale = reference.latent_mean(x), reference.latent_scale
 
     def evaluate(position: Tensor) -> Value:
-        correction, _, grad_z = correction_and_grad(x, torch.addcmul(mean, position, scale))
-        return Value(correction, grad_z * scale)
+        rows = torch.cat([x, torch.addcmul(mean, position, scale)], 1)
+        correction, grad = correction_and_grad(rows)
+        return Value(correction, grad[:, reference.n_features :] * scale)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         return 0.5 * position.square().sum(1), position
 
-    return Target(evaluate, base, lambda position, noise: STANDARD_FRAME)
+    def frames(position: Tensor, noise: Noise) -> Frame:
+        return STANDARD_FRAME
+
+    return Target(evaluate, base, frames, lambda position: position)
 
 
 def feature_target(
@@ -106,8 +173,9 @@ def feature_target(
     variance = reference.latent_scale.square()
 
     def evaluate(position: Tensor) -> Value:
-        correction, grad_x, _ = correction_and_grad(reference.to_features(position), z)
-        return Value(correction, grad_x @ reference.root)
+        rows = torch.cat([reference.to_features(position), z], 1)
+        correction, grad = correction_and_grad(rows)
+        return Value(correction, grad[:, : reference.n_features] @ reference.root)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         energies, grad = reference.marginal_energy_and_grad(position)

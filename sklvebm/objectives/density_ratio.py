@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from sklvebm.adam import Adam
@@ -180,10 +180,9 @@ class Classification:
         with torch.enable_grad():
             loss = contrast(self.energy, x, self.constant, draws, self.generator)
             loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, _CLIP_NORM, foreach=True)
         self.n_updates += 1
         self.optimizer.learning_rate = learning_rate * min(1.0, self.n_updates / _WARM_UP)
-        self.optimizer.step()
+        self.optimizer.step(_CLIP_NORM)
         share = 1.0 / min(0.5 + 0.5 * self.n_updates, self.recipe.averaged_over)
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, self.parameters, share)

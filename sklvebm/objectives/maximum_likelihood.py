@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
+from sklvebm.objectives.joint_move import can_move_together, move_together
 from sklvebm.objectives.parts import in_parts
-from sklvebm.objectives.pool import pool_corrections
+from sklvebm.objectives.pool import Sweep
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
     GaussianPosterior,
@@ -132,31 +133,51 @@ class ParticleLikelihood:
             Swap rate and acceptances; read once per epoch.
         """
         noise = IndependentNoise(generator)
-        moved = self.posterior.move(energy, batch, state, noise)
-        if self.negatives == "contrastive":
-            state = state._replace(pool=self._pool_at_data(energy, moved, noise))
-        sweep = self.tempered.move(energy, state, noise)
+        moved, sweep = self._moved(energy, batch, state, noise)
 
-        positive = in_parts(energy, energy.correction, moved.x, moved.z).mean()
-        correction = pool_corrections(energy, self.tempered.read_out(sweep, noise))
-        weighing = self.tempered.weigh(correction, state)
-        negative = weighing.weights @ correction.reshape(-1)
-        loss = positive - negative
+        particles = self.tempered.read_out(sweep, noise)
+        negative = energy.reference.rows(particles.flatten(0, 1))
+        rows = torch.cat([moved.rows, negative])
+        correction = in_parts(energy, energy.correction, *energy.reference.parts(rows))
+        n = len(moved.rows)
+        weighing = self.tempered.weigh(correction[n:].detach().view(particles.shape[:2]), state)
+        # the mean over the first rows minus the weighted mean over the others, in one product
+        weights = torch.cat([correction.new_full((n,), 1.0 / n), -weighing.weights])
+        loss = weights @ correction
 
         state = self.tempered.advance(state, sweep, weighing)
         state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
         metrics = {**self.tempered.metrics(sweep), "latent_acceptance": moved.acceptance}
         return loss, state, metrics
 
+    def _moved(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
+    ) -> tuple[PosteriorMove, Sweep]:
+        """Move both sides: together if they can be, which takes half the operations."""
+        posterior, is_persistent = self.posterior, self.negatives == "persistent"
+        if (
+            isinstance(posterior, ParticlePosterior)
+            and is_persistent
+            and can_move_together(energy, batch, state, self.n_particles)
+        ):
+            state = self.tempered.proposed(energy, state, noise)
+            return move_together(
+                energy, batch, state, noise, tempered=self.tempered, posterior=posterior
+            )
+        moved = posterior.move(energy, batch, state, noise)
+        if not is_persistent:
+            state = state._replace(pool=self._pool_at_data(energy, moved, noise))
+        return moved, self.tempered.move(energy, state, noise)
+
     def _pool_at_data(
         self, energy: PathEnergy, moved: PosteriorMove, noise: IndependentNoise
     ) -> Tensor:
         """Return particles (1, C, D + L) at rows of the batch and their posterior particles."""
-        n = len(moved.x)
-        order = torch.randperm(n, generator=noise.generator, device=moved.x.device)
+        n = len(moved.rows)
+        order = torch.randperm(n, generator=noise.generator, device=moved.rows.device)
         index = order.repeat(-(-self.n_chains // n))[: self.n_chains]
-        x, z = moved.x[index], moved.z[index]
         reference = energy.reference
+        x, z = reference.parts(moved.rows[index])
         return torch.cat([reference.from_features(x), reference.from_latents(x, z)], 1)[None]
 
     def ready(

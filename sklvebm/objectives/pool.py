@@ -17,7 +17,16 @@ from sklvebm.inference.missed_components import (
 )
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import Kernel, start
-from sklvebm.mcmc.state import IndependentNoise, ParticleState, hold_frames, take_chains
+from sklvebm.mcmc.state import (
+    Chains,
+    IndependentNoise,
+    ParticleState,
+    Target,
+    deferred,
+    hold_frames,
+    of_chains,
+    take_chains,
+)
 from sklvebm.mcmc.tempering import respaced_ladder, swap_replicas
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import PathEnergy
@@ -40,8 +49,15 @@ class Sweep(NamedTuple):
     step_size: Tensor  # (T,), adapted
     acceptance: Tensor  # (T,)
     swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
-    origin: Tensor  # (T, C), rung that the swaps moved each particle from, int16
+    source: Tensor | None  # (T * C,), place that swaps moved each particle from; None: no swaps
     parity: int  # the first rung of the pairs that were tried, 0 or 1
+
+    def origin(self) -> Tensor:
+        """Return the rung that the swaps moved each particle from, (T, C), int16."""
+        t, c = self.pool.shape[:2]
+        if self.source is None:
+            return torch.zeros(t, c, dtype=torch.int16, device=self.pool.device)
+        return self.source.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
 
 
 def sweep_pool(
@@ -100,7 +116,8 @@ def sweep_pool(
         state.pool_step_size + torch.stack(changes).mean(0),  # no rounding where nothing adapts
         torch.stack([part.acceptance for part in parts]).mean(0),
         torch.stack([part.swap_acceptance for part in parts]).mean(0),
-        torch.cat([part.origin for part in parts], 1),
+        # of a place, only its rung matters
+        torch.cat([part.origin() for part in parts], 1).reshape(-1).long() * state.pool.shape[1],
         parts[0].parity,
     )
 
@@ -131,29 +148,101 @@ def _sweep_block(
     noise: IndependentNoise,
 ) -> Sweep:
     """Sweep chains that are moved together; see `sweep_pool`."""
-    pool = state.pool
-    t, c = pool.shape[:2]
-    target = joint_target(energy, select_correction_and_grad(energy))
+    t, c = state.pool.shape[:2]
+    target = deferred(joint_target(energy, select_correction_and_grad(energy)))
     if t > 1:
-        fresh = energy.reference.sample(c, noise.generator).to(pool.dtype)
-        pool = torch.cat([fresh.unsqueeze(0), pool[1:]])
-    chains = start(pool.reshape(t * c, -1), target)
-    index, swap_acceptance = swap_replicas(
-        chains.value.correction.reshape(t, c), state.betas, parity=state.n_updates % 2, noise=noise
-    )
-    chains = take_chains(chains, index)
-    beta = state.betas.repeat_interleave(c)
-    step_size = state.pool_step_size
-    target = hold_frames(target)  # drawing components is expensive
+        pool = with_fresh_rung(energy, state.pool, noise)
+        chains = start(pool.flatten(0, 1), target)
+        index, exchange = exchanged(chains.value.correction.reshape(t, c), state, noise)
+        chains = take_chains(chains, index)
+    else:
+        chains, exchange = start(state.pool.flatten(0, 1), target), no_exchange(state)
+    beta = of_chains(state.betas, c)
+    rungs = Rungs(chains, state.pool_step_size, torch.ones_like(state.pool_step_size))
+    # drawing components is expensive
+    rungs = move_rungs(rungs, hold_frames(target), kernel, n_steps, beta=beta, noise=noise)
+    return swept(rungs, exchange, state)
+
+
+def with_fresh_rung(energy: PathEnergy, pool: Tensor, noise: IndependentNoise) -> Tensor:
+    """Return a ladder (T, C, D + L) whose first rung is drawn anew from the reference."""
+    fresh = energy.reference.sample(pool.shape[1], noise.generator).to(pool.dtype)
+    return torch.cat([fresh.unsqueeze(0), pool[1:]])
+
+
+class Exchange(NamedTuple):
+    """What swaps of neighbouring rungs did."""
+
+    acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
+    source: Tensor | None  # (T * C,), place that each particle comes from; None: no swaps
+
+
+def exchanged(
+    correction: Tensor, state: ParticleState, noise: IndependentNoise
+) -> tuple[Tensor, Exchange]:
+    """Return the particle that each place (T * C,) receives, and statistics; see `swap_replicas`.
+
+    Parameters
+    ----------
+    correction : Tensor of shape (T, C)
+        Correction at every particle, nats.
+    state : ParticleState
+        Its ladder is used, and its number of updates says which pairs are tried.
+    noise : IndependentNoise
+        Source of the decisions.
+    """
+    parity = state.n_updates % 2
+    index, acceptance = swap_replicas(correction, state.betas, parity=parity, noise=noise)
+    return index, Exchange(acceptance, index)
+
+
+def no_exchange(state: ParticleState) -> Exchange:
+    """Return the same for a ladder of one rung."""
+    return Exchange(state.pool.new_empty(0), None)
+
+
+class Rungs(NamedTuple):
+    """Chains of all rungs, and what is measured and adapted of each."""
+
+    chains: Chains  # (T * C, D + L)
+    step_size: Tensor  # (T,)
+    acceptance: Tensor  # (T,), mean of the last step
+
+
+def move_rungs(
+    rungs: Rungs,
+    target: Target,
+    kernel: Kernel,
+    n_steps: int,
+    *,
+    beta: Tensor,
+    noise: IndependentNoise,
+) -> Rungs:
+    """Move all rungs by Langevin steps at inverse temperatures beta (T * C,).
+
+    The acceptance of a kernel that accepts everything stays as it is.
+    """
+    chains, step_size, acceptance = rungs
+    n_chains = len(beta) // len(step_size)
     for _ in range(n_steps):
-        chains, info = kernel.step(
-            chains, target, beta=beta, step_size=step_size.repeat_interleave(c), noise=noise
-        )
-        acceptance = info.acceptance.reshape(t, c).mean(1)
-        step_size = adapt_step_size(kernel, step_size, acceptance)
-    moved = chains.position.reshape(t, c, -1)
-    origin = index.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
-    return Sweep(moved, step_size, acceptance, swap_acceptance, origin, state.n_updates % 2)
+        sizes = of_chains(step_size, n_chains)
+        chains, info = kernel.step(chains, target, beta=beta, step_size=sizes, noise=noise)
+        if kernel.target_acceptance is not None:
+            acceptance = info.acceptance.reshape(-1, n_chains).mean(1)
+            step_size = adapt_step_size(kernel, step_size, acceptance)
+    return Rungs(chains, step_size, acceptance)
+
+
+def swept(rungs: Rungs, exchange: Exchange, state: ParticleState) -> Sweep:
+    """Return the outcome of a sweep of the pool of `state`."""
+    return Sweep(
+        rungs.chains.position.reshape(state.pool.shape),
+        rungs.step_size,
+        rungs.acceptance,
+        exchange.acceptance,
+        exchange.source,
+        state.n_updates % 2,
+    )
 
 
 @torch.no_grad()
@@ -312,7 +401,7 @@ def run_diagnostic_chains(
         origin[0] = 0
         sweep = sweep_pool(energy, state, kernel, n_steps, noise)
         state = state._replace(pool=sweep.pool, n_updates=state.n_updates + 1)
-        origin = origin.gather(0, sweep.origin.long())
+        origin = origin.gather(0, sweep.origin().long())
         if t > 1:
             n_round_trips += int(origin[0].sum())
         origin[-1] = 1

@@ -20,7 +20,7 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.variational import AmortisedGaussian, negative_evidence_bound
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import Kernel, reference_step, start
-from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState, stack_rows
+from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState, deferred, stack_rows
 from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import latent_target
 from sklvebm.objectives.parts import noises_of_parts, parts_of_work
@@ -37,8 +37,7 @@ class PosteriorMove(NamedTuple):
 
     latents: Any  # the family's state for all rows: the one before, written in place
     step_size: Tensor  # 0-d
-    x: Tensor  # (B * K, D)
-    z: Tensor  # (B * K, L)
+    rows: Tensor  # (B * K, D + L), rows of the batch with their latents z
     acceptance: Tensor  # 0-d; one for the Gaussian families
 
 
@@ -104,9 +103,8 @@ class ParticlePosterior:
         position, e, *means = (torch.cat(of_part) for of_part in zip(*of_parts, strict=True))
         step_size, acceptance = (of_part.mean() for of_part in means)
         everyone[batch.index] = position.reshape(len(batch.x), self.n_particles, -1)
-        return PosteriorMove(
-            state.latents, step_size, x, energy.reference.to_latents(x, e), acceptance
-        )
+        rows = torch.cat([x, energy.reference.to_latents(x, e)], 1)
+        return PosteriorMove(state.latents, step_size, rows, acceptance)
 
     def _moved(
         self,
@@ -117,9 +115,9 @@ class ParticlePosterior:
         noise: IndependentNoise,
     ) -> tuple[Tensor, ...]:
         """Return chains (B, L), their particles (B, L), step size and acceptance, (1,) each."""
-        target = latent_target(energy, x, select_correction_and_grad(energy))
+        target = deferred(latent_target(energy, x, select_correction_and_grad(energy)))
         chains = start(position, target)
-        beta = torch.ones_like(chains.value.correction)
+        beta = torch.ones_like(position[:, 0])
         if self.proposes_independently:
             chains, _ = reference_step(
                 chains, target, noise.normal(position), beta=beta, noise=noise
@@ -186,7 +184,8 @@ class GaussianPosterior:
             whole[batch.index] = part
         e, _ = self._draw(rows, noise)
         z = energy.reference.to_latents(x, e.flatten(0, 1))
-        return PosteriorMove(state.latents, state.latent_step_size, x, z, x.new_ones(()))
+        joined = torch.cat([x, z], 1)
+        return PosteriorMove(state.latents, state.latent_step_size, joined, x.new_ones(()))
 
     def _draw(self, rows: RowGaussians, noise: IndependentNoise) -> tuple[Tensor, Tensor]:
         """Return draws (B, K, L) and the noise they were made of."""
@@ -269,7 +268,8 @@ class AmortisedPosterior:
         draws = e.mean[:, None] + scale[:, None] * xi
         x = stack_rows(batch.x, self.n_particles)
         z = energy.reference.to_latents(x, draws.flatten(0, 1))
-        return PosteriorMove(state.latents, state.latent_step_size, x, z, x.new_ones(()))
+        joined = torch.cat([x, z], 1)
+        return PosteriorMove(state.latents, state.latent_step_size, joined, x.new_ones(()))
 
 
 Posterior = ParticlePosterior | GaussianPosterior | AmortisedPosterior

@@ -160,7 +160,7 @@ class WassersteinFlow:
         t, c = position.shape[:2]
         y = position.reshape(t * c, -1)
         x = energy.reference.to_features(y)
-        correction, grad, _ = select_correction_and_grad(energy)(x, x[:, :0])
+        correction, grad = select_correction_and_grad(energy)(x)
         weighing = self.tempered.weigh(correction.reshape(t, c), particles)
         if self.proximal == "gradient-penalty":
             _, pull = energy.reference.marginal_energy_and_grad(y)

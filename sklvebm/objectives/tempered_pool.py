@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
 from sklvebm.inference.missed_components import rare_components
-from sklvebm.mcmc.langevin import KERNELS, start
+from sklvebm.mcmc.langevin import KERNELS, identity_readout, start
 from sklvebm.mcmc.state import IndependentNoise, ParticleState, stack_rows
 from sklvebm.mcmc.tempering import respaced_ladder
 from sklvebm.mixtures.reference import MixtureReference
@@ -109,10 +109,17 @@ class TemperedPool:
     # One update --------------------------------------------------------------------------------
 
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
-        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`.
+        """Move the whole pool once, a large one in its place; see `pool.sweep_pool`."""
+        state = self.proposed(energy, state, noise)
+        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
-        Every 16 updates, chains of a ladder receive independence proposals. Without them, nothing
-        would raise the energy again in up-weighted components that no chain visits.
+    def proposed(
+        self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise
+    ) -> ParticleState:
+        """Return the state whose chains have received independence proposals, every 16 updates.
+
+        Without them, nothing would raise the energy again in up-weighted components that no chain
+        visits. A pool of one rung receives none.
         """
         if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
             pool = with_independence_proposals(
@@ -124,7 +131,7 @@ class TemperedPool:
                 rare=self._rare_components(energy.reference),
             )
             state = state._replace(pool=pool)
-        return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
+        return state
 
     def _rare_components(self, reference: MixtureReference) -> Tensor:
         """Return the components that are too rare for the chains, found once for each reference."""
@@ -134,6 +141,8 @@ class TemperedPool:
 
     def read_out(self, sweep: Sweep, noise: IndependentNoise) -> Tensor:
         """Return the particles that the pool's chains stand for, as the kernel defines them."""
+        if self.kernel.readout is identity_readout:
+            return sweep.pool
         t, c, width = sweep.pool.shape
         flat = sweep.pool.reshape(t * c, width)
         sizes = sweep.step_size.repeat_interleave(c)
@@ -171,11 +180,14 @@ class TemperedPool:
     def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
         """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
         swaps = sweep.swap_acceptance[sweep.parity :: 2]  # of the pairs that were tried
-        has_pairs = len(swaps) > 0
+        acceptance = sweep.acceptance.mean()
+        if len(swaps) == 0:
+            one = torch.ones_like(acceptance)
+            return {"swap_rate": one, "least_swap_rate": one, "pool_acceptance": acceptance}
         return {
-            "swap_rate": swaps.mean() if has_pairs else swaps.new_ones(()),
-            "least_swap_rate": swaps.min() if has_pairs else swaps.new_ones(()),
-            "pool_acceptance": sweep.acceptance.mean(),
+            "swap_rate": swaps.mean(),
+            "least_swap_rate": swaps.min(),
+            "pool_acceptance": acceptance,
         }
 
     def measures(self, state: ParticleState) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.mcmc.langevin import crank_nicolson_step
+from sklvebm.mcmc.langevin import crank_nicolson_move, crank_nicolson_rates
 from sklvebm.mcmc.state import Chains, Noise, Target, hold_frames, take_chains
 from sklvebm.mcmc.tempering import interpolate, respaced_ladder
 from sklvebm.smc.resampling import effective_sample_size, log_mean_exp, systematic_resample
@@ -59,23 +59,20 @@ def anneal(
     if log_weights is None:
         log_weights = torch.zeros_like(chains.value.correction, dtype=torch.float64)
     done = 0.0
+    # of all steps at once, because there is one operation less in every step for each
+    rises, rates = betas.diff().double(), crank_nicolson_rates(betas, step_sizes)
     for k in range(1, len(betas)):
         if k % _STEPS_PER_FRAME == 1:
             held = hold_frames(target)
-        log_weights = log_weights - (betas[k] - betas[k - 1]).double() * chains.value.correction
+        correction = chains.value.correction
+        log_weights = torch.addcmul(log_weights, rises[k - 1], correction, value=-1.0)
         least = resample_below * len(log_weights)
         if resample_below > 0.0 and effective_sample_size(log_weights) < least:
             done += log_mean_exp(log_weights)
             chains = take_chains(chains, systematic_resample(log_weights, noise))
             log_weights = torch.zeros_like(log_weights)
             held = hold_frames(target)  # components are held by index, and indices have changed
-        chains, _ = crank_nicolson_step(
-            chains,
-            held,
-            beta=betas[k].expand(len(log_weights)),
-            step_size=step_sizes[k].expand(len(log_weights)),
-            noise=noise,
-        )
+        chains, _ = crank_nicolson_move(chains, held, rates.at(k), noise)
     return log_weights + done, chains
 
 

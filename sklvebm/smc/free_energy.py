@@ -62,7 +62,7 @@ def mbar(
 
     def pool(log_z: Tensor) -> None:
         for out, p in zip(pooled, potentials(), strict=True):
-            torch.add(torch.logsumexp(p - log_z[:, None], 0), log_n, out=out)
+            torch.logsumexp(p - log_z[:, None], 0, out=out)
 
     log_z = guess.double()
     pool(log_z)
@@ -75,7 +75,8 @@ def mbar(
         pool(log_z)
         if is_near:
             break
-    return log_z, log_mixture
+    # the number of samples is a constant that the iteration does not see
+    return log_z, log_mixture.add_(log_n)
 
 
 def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:

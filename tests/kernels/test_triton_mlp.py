@@ -87,12 +87,11 @@ def single(energy):
 
 def inputs(n, d=D, n_latents=L):
     # float32 numbers in float64, so that both precisions see the same rows
-    rows = (1.5 * normal(n, d + n_latents, seed=2)).float().double()
-    return rows[:, :d], rows[:, d:]
+    return (1.5 * normal(n, d + n_latents, seed=2)).float().double()
 
 
-def on_device(*tensors):
-    return tuple(t.float().to(DEVICE) for t in tensors)
+def on_device(rows):
+    return rows.float().to(DEVICE)
 
 
 def largest_relative_error(actual, expected):
@@ -100,12 +99,12 @@ def largest_relative_error(actual, expected):
     return float(((actual.double().cpu() - expected).abs() / scale).max()) if len(expected) else 0.0
 
 
-def check(energy, x, z, tolerance=1e-5):
+def check(energy, rows, tolerance=1e-5):
     """Compare the kernel with automatic differentiation in float64 and the plain kernel."""
     twin = single(energy)
-    results = triton_mlp_correction_and_grad(twin)(*on_device(x, z))
-    plain = mlp_correction_and_grad(twin)(*on_device(x, z))
-    exact = autograd_correction_and_grad(energy)(x, z)
+    results = triton_mlp_correction_and_grad(twin)(on_device(rows))
+    plain = mlp_correction_and_grad(twin)(on_device(rows))
+    exact = autograd_correction_and_grad(energy)(rows)
     for result, same, expected in zip(results, plain, exact, strict=True):
         assert result.shape == expected.shape
         assert result.dtype == torch.float32
@@ -121,49 +120,49 @@ def check(energy, x, z, tolerance=1e-5):
 @pytest.mark.parametrize("hidden", [(8,), (17, 33), (64, 32), (16, 40, 12), (100, 70)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_kernel_equals_automatic_differentiation(activation, hidden, n):
-    x, z = inputs(n)
+    rows = inputs(n)
     # a single row may be saturated, where float32 has lost the gradient; see below for those
-    check(anchored(activation, hidden, gain=0.3 if n == 1 else 1.0), x, z)
+    check(anchored(activation, hidden, gain=0.3 if n == 1 else 1.0), rows)
 
 
 @runs_the_kernel
 @pytest.mark.parametrize(("d", "n_latents"), [(3, 0), (32, 0), (40, 25), (31, 1), (1, 70)])
 def test_kernel_equals_automatic_differentiation_at_any_widths(d, n_latents):
-    check(anchored("tanh", (24, 16), d, n_latents), *inputs(21, d, n_latents))
+    check(anchored("tanh", (24, 16), d, n_latents), inputs(21, d, n_latents))
 
 
 @runs_the_kernel
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_kernel_is_right_close_to_the_bound(activation):
     energy = anchored(activation, gain=6.0)
-    correction, *_ = check(energy, *inputs(100))
+    correction, *_ = check(energy, inputs(100))
     assert int((correction.abs() > 0.999 * BOUND).sum()) >= 10
     assert float(correction.abs().min()) < 0.9 * BOUND
 
 
 @runs_the_kernel
 def test_kernel_is_right_relative_to_small_corrections():
-    check(anchored(gain=1e-4), *inputs(20))
+    check(anchored(gain=1e-4), inputs(20))
 
 
 @runs_the_kernel
 def test_kernel_of_an_untrained_network_is_zero():
     energy = anchored(gain=0.0)
-    results = triton_mlp_correction_and_grad(single(energy))(*on_device(*inputs(5)))
+    results = triton_mlp_correction_and_grad(single(energy))(on_device(inputs(5)))
     assert all(torch.equal(part, torch.zeros_like(part)) for part in results)
 
 
 @runs_the_kernel
 def test_kernel_takes_no_rows_and_rows_of_any_strides():
     energy = single(anchored())
-    x, z = on_device(*inputs(30))
+    rows = on_device(inputs(30))
     fast = triton_mlp_correction_and_grad(energy)
-    assert [part.shape for part in fast(x[:0], z[:0])] == [(0,), (0, D), (0, L)]
-    expected = fast(x[::3].clone(), z[:10].clone())
-    for actual, wanted in zip(fast(x[::3], z.T.contiguous().T[:10]), expected, strict=True):
-        assert torch.equal(actual, wanted)
+    assert [part.shape for part in fast(rows[:0])] == [(0,), (0, D + L)]
+    for strided in (rows[::3], rows.T.contiguous().T[:10]):
+        for actual, wanted in zip(fast(strided), fast(strided.clone()), strict=True):
+            assert torch.equal(actual, wanted)
     # rows that begin anywhere in memory
-    for actual, wanted in zip(fast(x[1:], z[1:]), fast(x, z), strict=True):
+    for actual, wanted in zip(fast(rows[1:]), fast(rows), strict=True):
         torch.testing.assert_close(actual, wanted[1:], rtol=1e-6, atol=1e-6)
 
 
@@ -171,30 +170,30 @@ def test_kernel_takes_no_rows_and_rows_of_any_strides():
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_rows_that_are_not_finite_stay_alone(bad):
     energy = single(anchored())
-    x, z = on_device(*inputs(20))
-    before = triton_mlp_correction_and_grad(energy)(x, z)
-    x[3, 0] = bad
-    after = triton_mlp_correction_and_grad(energy)(x, z)
+    rows = on_device(inputs(20))
+    before = triton_mlp_correction_and_grad(energy)(rows)
+    rows[3, 0] = bad
+    after = triton_mlp_correction_and_grad(energy)(rows)
     others = torch.arange(20, device=DEVICE) != 3
     for kept, part in zip(before, after, strict=True):
         assert torch.equal(kept[others], part[others])
     # as the plain function: an infinite row of a tanh network is at the end of its range
-    for part, plain in zip(after, mlp_correction_and_grad(energy)(x, z), strict=True):
+    for part, plain in zip(after, mlp_correction_and_grad(energy)(rows), strict=True):
         torch.testing.assert_close(part[3], plain[3], rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 @runs_the_kernel
 def test_kernel_reads_the_weights_at_each_call():
     energy = single(anchored())
-    x, z = on_device(*inputs(20))
+    rows = on_device(inputs(20))
     fast = triton_mlp_correction_and_grad(energy)
-    before = fast(x, z)[0]
+    before = fast(rows)[0]
     with torch.no_grad():
         for parameter in energy.network.parameters():
             parameter.mul_(0.5)
-    expected = mlp_correction_and_grad(energy)(x, z)
+    expected = mlp_correction_and_grad(energy)(rows)
     assert not torch.allclose(before, expected[0])
-    for actual, plain in zip(fast(x, z), expected, strict=True):
+    for actual, plain in zip(fast(rows), expected, strict=True):
         torch.testing.assert_close(actual, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -203,7 +202,7 @@ def test_kernel_reads_the_weights_at_each_call():
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_same_noise_gives_the_trajectory_of_the_plain_gradient(activation, step):
     energy = single(anchored(activation, (24, 40)))
-    (position,) = on_device(torch.cat(inputs(50), 1))
+    position = on_device(inputs(50))
     ones = torch.ones(len(position), device=DEVICE)
     ends, rates = [], []
     for make in (triton_mlp_correction_and_grad, autograd_correction_and_grad):
@@ -314,8 +313,8 @@ def compiler(request, monkeypatch, tmp_path):
 
 def compile_for(energy, n, n_latents=L, first=0):
     twin = AnchoredEnergy(energy.reference, energy.network.float(), energy.bound)
-    x, z = (part.float() for part in inputs(n, D, n_latents))
-    triton_mlp_correction_and_grad(twin)(x[first:], z[first:])
+    rows = inputs(n, D, n_latents).float()
+    triton_mlp_correction_and_grad(twin)(rows[first:])
 
 
 @compiles

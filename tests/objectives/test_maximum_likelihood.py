@@ -271,17 +271,16 @@ def test_plain_unadjusted_step_is_euler_maruyama_on_both_flows():
     state = particles.init(energy, 40, generator=generator())
     _, after, _ = step_of_copy(particles, energy, x, state)
     g, reference = generator(1), energy.reference
-    # the latents first, then the pool, in the order in which the generator is used
+    # one draw for both: the latents' numbers stand first, in the last columns
     e = state.latents.values.reshape(-1, L).clone().requires_grad_()
     rows = x.repeat_interleave(4, 0)
     (drift,) = torch.autograd.grad(energy.network(rows, reference.to_latents(rows, e)).sum(), e)
-    noise = torch.randn(e.shape, generator=g, dtype=torch.float64)
-    moved = e.detach() - 0.03 * drift + math.sqrt(0.06) * noise
+    noise = torch.randn(len(e) + state.pool.shape[1], D + L, generator=g, dtype=torch.float64)
+    moved = e.detach() - 0.03 * drift + math.sqrt(0.06) * noise[: len(e), D:]
     torch.testing.assert_close(after.latents.values.reshape(-1, L), moved, rtol=1e-10, atol=1e-10)
     u = state.pool[0].clone().requires_grad_()
     (drift,) = torch.autograd.grad(energy.network(*reference.split(u)).sum(), u)
-    noise = torch.randn(u.shape, generator=g, dtype=torch.float64)
-    moved = u.detach() - 0.03 * drift + math.sqrt(0.06) * noise
+    moved = u.detach() - 0.03 * drift + math.sqrt(0.06) * noise[len(e) :]
     torch.testing.assert_close(after.pool[0], moved, rtol=1e-10, atol=1e-10)
 
 

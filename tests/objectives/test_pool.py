@@ -137,7 +137,7 @@ def test_origins_are_rungs_in_one_piece_and_in_blocks(n_particles, monkeypatch):
     monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", n_particles)
     energy = untrained()
     sweep = sweep_pool(energy, pool_of(energy), KERNELS["mala"], 1, IndependentNoise(generator()))
-    assert sweep.origin.tolist() == [[rung] * 10 for rung in (1, 0, 3, 2)]
+    assert sweep.origin().tolist() == [[rung] * 10 for rung in (1, 0, 3, 2)]
 
 
 def test_a_pool_in_blocks_climbs_as_one_piece_does(small_blocks):
@@ -165,7 +165,7 @@ def test_a_sweep_in_blocks_is_a_sweep_of_each(small_blocks):
         for part, noise in zip(before.tensor_split(4, 1), noises, strict=True)
     ]
     assert torch.equal(sweep.pool, torch.cat([b.pool for b in blocks], 1))
-    assert torch.equal(sweep.origin, torch.cat([b.origin for b in blocks], 1))
+    assert torch.equal(sweep.origin(), torch.cat([b.origin() for b in blocks], 1))
     for name in ("step_size", "acceptance"):
         mean = torch.stack([getattr(b, name) for b in blocks]).mean(0)
         torch.testing.assert_close(getattr(sweep, name), mean)

@@ -1,0 +1,142 @@
+"""Posterior particles and pool moved together: the particles that moving them apart gives."""
+
+import copy
+
+import pytest
+import torch
+
+from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.mcmc.state import Batch, IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
+from sklvebm.models.reach import Reach
+from sklvebm.objectives import joint_move, maximum_likelihood
+from sklvebm.objectives.joint_move import can_move_together, move_together
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
+
+D, L, N_ROWS, N_PARTICLES = 3, 2, 7, 2
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def trained(is_diagonal):
+    covariances = torch.stack([torch.eye(D), torch.diag(torch.tensor([0.5, 1.0, 2.0]))])
+    if not is_diagonal:
+        covariances = covariances + 0.3
+    reference = MixtureReference(
+        torch.tensor([0.4, 0.6]),
+        torch.tensor([[-1.0, 0.0, 0.3], [1.0, 0.5, 0.0]]),
+        covariances,
+        latent_map=0.4 * normal(L, D, seed=3),
+        latent_variance=torch.tensor([0.75, 0.5]),
+        location=torch.tensor([0.2, 0.0, -0.1]),
+        defensive_weight=0.1,
+        defensive_covariance=9.0 * torch.eye(D),
+    )
+    network = MLPEnergy(D, L, (8,), generator=generator()).double()
+    with torch.no_grad():
+        network.output.normal_(generator=generator(1))
+    return AnchoredEnergy(reference, network, reach=Reach(torch.zeros(D), 0.5 * torch.eye(D)))
+
+
+class NumbersOfTheirOwn(IndependentNoise):
+    """Posterior particles and pool get numbers from two generators, whichever is moved first."""
+
+    def __init__(self, n_joint):
+        super().__init__(generator(5))
+        self.of_rows, self.n, self.n_joint = generator(6), N_ROWS * N_PARTICLES, n_joint
+
+    def _drawn(self, draw, like):
+        def numbers(shape, source):
+            return draw(shape, generator=source, dtype=like.dtype)
+
+        if len(like) not in (self.n, self.n + self.n_joint):
+            return numbers(like.shape, self.generator)
+        if like.dim() == 1:
+            of_rows = numbers((self.n,), self.of_rows)
+        else:
+            of_rows = numbers((self.n, L), self.of_rows)
+            # those of fixed rows must not matter
+            fixed = torch.full((self.n, like.shape[1] - L), 7.0, dtype=like.dtype)
+            of_rows = torch.cat([fixed, of_rows], 1)
+        behind = (len(like) - self.n, *like.shape[1:])
+        return torch.cat([of_rows, numbers(behind, self.generator)])
+
+    def normal(self, like):
+        return self._drawn(torch.randn, like)
+
+    def uniform(self, like):
+        return self._drawn(torch.rand, like)
+
+
+def started(dynamics, n_temperatures, n_steps, energy):
+    objective = ParticleLikelihood(
+        dynamics=dynamics,
+        n_particles=N_PARTICLES,
+        n_chains=9,
+        n_temperatures=n_temperatures,
+        n_langevin_steps=n_steps,
+        step_size=0.05,
+    )
+    x = normal(20, D, seed=4)
+    state = objective.init(energy, len(x), generator=generator(2))
+    sizes = torch.linspace(0.05, 0.2, n_temperatures).to(state.pool)
+    index = torch.arange(3, 3 + N_ROWS)
+    return objective, state._replace(pool_step_size=sizes, n_updates=1), Batch(x[index], index)
+
+
+@pytest.mark.parametrize("is_diagonal", [True, False])
+@pytest.mark.parametrize(("n_temperatures", "n_steps"), [(1, 1), (1, 4), (3, 1), (3, 4)])
+@pytest.mark.parametrize("dynamics", KERNELS)
+def test_moving_together_is_moving_apart(dynamics, n_temperatures, n_steps, is_diagonal):
+    energy = trained(is_diagonal)
+    objective, state, batch = started(dynamics, n_temperatures, n_steps, energy)
+    noise = [NumbersOfTheirOwn(9 * n_temperatures) for _ in range(2)]
+    apart, together = copy.deepcopy(state), copy.deepcopy(state)
+    with torch.no_grad():
+        moved = objective.posterior.move(energy, batch, apart, noise[0])
+        sweep = objective.tempered.move(energy, apart, noise[0])
+    how = {"tempered": objective.tempered, "posterior": objective.posterior}
+    own, own_sweep = move_together(energy, batch, together, noise[1], **how)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(own.latents.values, moved.latents.values, **close)
+    for actual, expected in zip(own[1:], moved[1:], strict=True):
+        torch.testing.assert_close(actual, expected, **close)
+    for actual, expected in zip(own_sweep[:4], sweep[:4], strict=True):
+        torch.testing.assert_close(actual, expected, equal_nan=True, **close)
+    assert torch.equal(own_sweep.origin(), sweep.origin())
+    assert own_sweep.parity == sweep.parity
+    # particles moved, and only those of the batch
+    outside = torch.ones(20, dtype=torch.bool).index_fill(0, batch.index, False)
+    assert torch.equal(together.latents.values[outside], state.latents.values[outside])
+    assert not torch.equal(own.latents.values[batch.index], state.latents.values[batch.index])
+    assert not torch.equal(own_sweep.pool, state.pool)
+
+
+def test_both_are_moved_together_unless_in_parts_or_by_another_family(monkeypatch):
+    energy = trained(False)
+    calls = []
+
+    def seen(*arguments, **options):
+        calls.append(options)
+        return move_together(*arguments, **options)
+
+    monkeypatch.setattr(maximum_likelihood, "move_together", seen)
+    objective, state, batch = started("crank-nicolson", 3, 2, energy)
+    objective.step(energy, batch, state, generator())
+    assert len(calls) == 1
+    assert can_move_together(energy, batch, state, N_PARTICLES)
+    monkeypatch.setattr(joint_move, "parts_of_work", lambda *arguments: 2)
+    assert not can_move_together(energy, batch, state, N_PARTICLES)
+    objective.step(energy, batch, state, generator())
+    monkeypatch.undo()
+    monkeypatch.setattr(maximum_likelihood, "move_together", seen)
+    monkeypatch.setattr(joint_move, "n_blocks_of", lambda *arguments: 2)
+    objective.step(energy, batch, state, generator())
+    assert len(calls) == 1
