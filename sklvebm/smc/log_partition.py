@@ -62,7 +62,13 @@ class LogPartition(NamedTuple):
     effective_sample_size: float
 
     def report(self) -> str:
-        """Return the bracket as readable text."""
+        """Return the bracket as readable text.
+
+        Returns
+        -------
+        text : str
+            Lines of a label, padded to 20 columns, and a text; nats.
+        """
         if math.isinf(self.effective_sample_size):
             return f"log Z               {self.value:.3f} nats, exactly"
         return (
