@@ -8,7 +8,13 @@ import numpy as np
 from scipy.stats import kstest
 from sklearn.utils import check_array
 
-from sklvebm.validation import HasMethods, Interval, as_plain_array, validate_params
+from sklvebm.validation import (
+    HasMethods,
+    Interval,
+    as_plain_array,
+    in_container_of,
+    validate_params,
+)
 
 
 class CalibrationReport(NamedTuple):
@@ -182,7 +188,8 @@ def conditional_calibration(
     for place, column in enumerate(chosen):
         hidden = rows.copy()
         hidden[:, column] = np.nan
-        found = estimator.conditional_quantiles(hidden, asked.tolist())[:, places, column]
+        asked_of = in_container_of(X, hidden)
+        found = estimator.conditional_quantiles(asked_of, asked.tolist())[:, places, column]
         values, spread = rows[:, column], rows[:, column].std() or 1.0
         transforms[:, place] = _transforms(values, found[:, : len(grid)], grid)
         low, high = found[:, len(grid) :].reshape(len(rows), 2, -1).transpose(1, 2, 0)

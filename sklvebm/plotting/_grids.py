@@ -10,6 +10,7 @@ from sklearn.utils import get_tags
 
 from sklvebm.mixtures.missing_cells import reference_log_marginal
 from sklvebm.plotting._panels import checked_rows, columns_of, names_of, some_rows
+from sklvebm.validation import in_container_of
 
 OTHERS = ("auto", "marginal", "slice")
 _MARGIN = 0.15  # of the range of a feature, on each side of it
@@ -24,6 +25,7 @@ class Grid(NamedTuple):
     fill: np.ndarray  # (D,): values of the other features, NaN where they are integrated out
     others: str  # "none", "marginal" or "slice"
     rows: np.ndarray  # (n_rows, n_columns): rows to draw as points
+    X: Any  # the rows that were given, for their container
 
 
 def make_grid(
@@ -66,6 +68,7 @@ def make_grid(
         fill=fill,
         others="none" if len(columns) == len(names) <= 2 else others,
         rows=some_rows(shown),
+        X=X,
     )
 
 
@@ -84,7 +87,7 @@ def parts_of(n_columns: int) -> list[tuple[int, ...]]:
 
 
 def on_grid(
-    log_density: Callable[[np.ndarray], np.ndarray], grid: Grid
+    log_density: Callable[[Any], np.ndarray], grid: Grid
 ) -> dict[tuple[int, ...], np.ndarray]:
     """Return log-densities, nats, for each panel: (resolution,) or (resolution, resolution).
 
@@ -96,11 +99,13 @@ def on_grid(
         rows = np.tile(grid.fill, (mesh[0].size, 1))
         for place, values in zip(part, mesh, strict=True):
             rows[:, grid.columns[place]] = values.ravel()
-        found[part] = np.asarray(log_density(rows), dtype=np.float64).reshape(mesh[0].shape)
+        found[part] = np.asarray(
+            log_density(in_container_of(grid.X, rows)), dtype=np.float64
+        ).reshape(mesh[0].shape)
     return found
 
 
-def log_reference(estimator: Any) -> Callable[[np.ndarray], np.ndarray]:
+def log_reference(estimator: Any) -> Callable[[Any], np.ndarray]:
     """Return the log-density of an estimator's reference, nats, as a function of rows of X.
 
     Raises
@@ -115,7 +120,8 @@ def log_reference(estimator: Any) -> Callable[[np.ndarray], np.ndarray]:
             'response="energy".'
         )
 
-    def evaluate(rows: np.ndarray) -> np.ndarray:
+    def evaluate(X: Any) -> np.ndarray:
+        rows = np.asarray(X, dtype=np.float64)
         standardised = torch.from_numpy((rows - estimator.mean_) / estimator.scale_)
         # the units of observed cells only
         units = np.where(np.isnan(rows), 0.0, np.log(estimator.scale_)).sum(axis=1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from sklvebm.metrics.calibration import CalibrationReport, conditional_calibration
 from sklvebm.plotting._panels import checked_rows, columns_of, names_of, panels, some_rows
+from sklvebm.validation import in_container_of
 
 _BAND = 1.96  # standard errors within which 95 percent of right models are
 
@@ -104,7 +105,7 @@ class CalibrationDisplay:
         names = names_of(X, rows.shape[1], estimator)
         columns = columns_of(range(len(names)) if features is None else features, names)
         levels = tuple(np.arange(1, 10) / 10)
-        kept = some_rows(rows, max_rows)
+        kept = in_container_of(X, some_rows(rows, max_rows))
         report = conditional_calibration(estimator, kept, columns=columns, levels=levels)
         return cls.from_report(report, feature_names=names, ax=ax, **options)
 

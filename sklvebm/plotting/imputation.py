@@ -5,6 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from sklvebm.plotting._panels import checked_rows, columns_of, names_of, panels
+from sklvebm.validation import in_container_of
 
 _LEVEL = 0.9  # probability of the intervals
 
@@ -134,6 +135,7 @@ class ImputationDisplay:
         columns = columns_of(features, names)
         if len(columns) != 2:
             raise ValueError(f"features must be two columns, got {len(columns)}.")
+        framed = in_container_of(X, rows)
         tails = (0.5 - 0.5 * _LEVEL, 0.5 + 0.5 * _LEVEL)
         true_rows = None
         if X_true is not None:
@@ -143,8 +145,8 @@ class ImputationDisplay:
             true_rows = true_rows[:, columns]
         display = cls(
             rows=rows[:, columns],
-            means=np.asarray(density.conditional_mean(rows))[:, columns],
-            intervals=np.asarray(density.conditional_quantiles(rows, tails))[:, :, columns],
+            means=np.asarray(density.conditional_mean(framed))[:, columns],
+            intervals=np.asarray(density.conditional_quantiles(framed, tails))[:, :, columns],
             feature_names=[names[column] for column in columns],
             true_rows=true_rows,
         )

@@ -5,6 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from sklvebm.plotting._panels import checked_rows, names_of, panels
+from sklvebm.validation import in_container_of
 
 
 class OutlierDisplay:
@@ -112,7 +113,7 @@ class OutlierDisplay:
         rows = checked_rows(X, may_miss=True)
         decision = np.asarray(estimator.decision_function(X), dtype=np.float64)
         order = np.argsort(decision, kind="stable")[:n_rows]
-        lowest = X.iloc[order] if hasattr(X, "iloc") else rows[order]
+        lowest = in_container_of(X, rows[order])
         index = getattr(X, "index", None)
         return cls.from_predictions(
             estimator.explain_outlier(lowest, method=method, random_state=random_state),

@@ -123,3 +123,23 @@ def test_columns_are_chosen_by_name_or_index_and_labelled(stack, table, features
 def test_features_that_do_not_exist_are_refused(stack, table, features, message):
     with pytest.raises(ValueError, match=message):
         plotting.DensityDisplay.from_estimator(stack, table, features=features)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_estimators_of_frames_are_given_frames(table, library):
+    frames = pytest.importorskip(library)
+    X = frames.DataFrame(dict(zip("abcd", table.T, strict=True)))
+    density = MixtureStack(covariance_types=["full"], max_components=1, random_state=0)
+    model, name = density.fit(X), "b"
+    plotting.DensityDisplay.from_estimator(model, X, features=[name, "a"], grid_resolution=9)
+    plotting.EnergyDisplay.from_estimator(model, X, response="correction", grid_resolution=9)
+    plotting.SampleComparisonDisplay.from_estimator(model, X, random_state=0)
+    plotting.CalibrationDisplay.from_estimator(model, X, features=[name], max_rows=20)
+    holes = np.where(np.arange(4) == np.arange(300)[:, None] % 9, np.nan, table)
+    missing = frames.DataFrame(dict(zip("abcd", holes.T, strict=True)))
+    display = plotting.ImputationDisplay.from_estimator(model, missing, X_true=X)
+    assert display.feature_names == ["a", "b"]
+    detector = DensityOutlierDetector(density, n_folds=2, random_state=0).fit(X)
+    display = plotting.OutlierDisplay.from_estimator(detector, X, n_rows=2)
+    assert display.feature_names == ["a", "b", "c", "d"]
