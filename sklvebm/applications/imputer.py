@@ -80,11 +80,11 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
         Density fitted to the columns with observed cells.
     indicator_ : MissingIndicator or None
         Marks missing cells; None without `add_indicator`.
-    is_empty_ : ndarray of shape (n_features_in_,), bool
+    is_empty_ : ndarray of shape (n_features,), bool
         Columns without observed cells in `fit`.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also

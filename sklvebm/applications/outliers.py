@@ -82,7 +82,7 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
         Cross-fitted scores of the training rows, nats.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also

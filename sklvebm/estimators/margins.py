@@ -39,7 +39,7 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
         Their densities.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also
