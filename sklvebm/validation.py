@@ -179,6 +179,19 @@ def check_random_state(random_state: Any) -> np.random.RandomState:
     return _check_random_state(random_state)
 
 
+def in_container_of(X: Any, rows: np.ndarray) -> Any:
+    """Return rows as a frame with the columns of X, if X is a pandas or polars frame.
+
+    An estimator that was fitted to a frame warns of rows without names.
+    """
+    library = type(X).__module__.split(".")[0]
+    if library == "pandas":
+        return type(X)(rows, columns=X.columns)
+    if library == "polars":
+        return type(X)(rows, schema=X.columns, orient="row")
+    return rows
+
+
 def as_plain_array(X: Any) -> Any:
     """Convert torch tensors to NumPy arrays; return anything else unchanged."""
     if isinstance(X, torch.Tensor):

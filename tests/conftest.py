@@ -4,6 +4,8 @@ import os
 
 # SciPy reads it once, at import: without it scikit-learn skips its array API check
 os.environ.setdefault("SCIPY_ARRAY_API", "1")
+# figures are never shown
+os.environ.setdefault("MPLBACKEND", "Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # workers that share the cores would wait for each other's threads at every operation
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -13,6 +13,7 @@ import sklvebm
 import sklvebm.baselines
 import sklvebm.datasets
 import sklvebm.metrics
+import sklvebm.plotting
 
 # All of numpydoc's rules hold for classes and functions, but for two:
 # ES01, an extended summary, where the summary has said it all;
@@ -23,7 +24,7 @@ NOT_WANTED_OF_METHODS = NOT_WANTED | {"EX01", "SA01"}
 # PR01, RT01: a method of a torch module says in a sentence, with shapes, what it takes and returns
 NOT_WANTED_OF_MODULES = NOT_WANTED_OF_METHODS | {"PR01", "RT01"}
 
-MODULES = (sklvebm, sklvebm.baselines, sklvebm.datasets, sklvebm.metrics)
+MODULES = (sklvebm, sklvebm.baselines, sklvebm.datasets, sklvebm.metrics, sklvebm.plotting)
 PUBLIC = {
     f"{module.__name__}.{name}": getattr(module, name)
     for module in MODULES

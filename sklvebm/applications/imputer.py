@@ -12,6 +12,7 @@ from sklearn.impute import MissingIndicator
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.frames import plain_arrays
 from sklvebm.estimators._common.parameters import (
     Flag,
@@ -45,7 +46,7 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, Real) and math.isnan(value)
 
 
-class ParticleImputer(TransformerMixin, BaseEstimator):
+class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
     """Fill missing cells from their distribution given the observed cells of the row.
 
     A density is fitted to the rows, missing cells included. A missing cell is then replaced by the
@@ -79,11 +80,11 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
         Density fitted to the columns with observed cells.
     indicator_ : MissingIndicator or None
         Marks missing cells; None without `add_indicator`.
-    is_empty_ : ndarray of shape (n_features_in_,), bool
+    is_empty_ : ndarray of shape (n_features,), bool
         Columns without observed cells in `fit`.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also
@@ -120,9 +121,6 @@ class ParticleImputer(TransformerMixin, BaseEstimator):
     >>> bool(np.abs(filled[:20, 1] - 2.0 * x[:20]).max() < 0.1)
     True
     """
-
-    # no link to scikit-learn's documentation in the HTML representation
-    _doc_link_module, _doc_link_template = "sklvebm", ""
 
     def __init__(
         self,

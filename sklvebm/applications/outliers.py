@@ -23,6 +23,7 @@ from sklvebm.applications.shares import (
     random_orders,
     shapley,
 )
+from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.parameters import (
     Flag,
     Number,
@@ -46,7 +47,7 @@ _RULES: dict[str, Rule] = {
 _BASELINE_ROWS = 200
 
 
-class DensityOutlierDetector(OutlierMixin, BaseEstimator):
+class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
     """Detect outliers as rows of low density, with a threshold from rows that were held out.
 
     A density is fitted to the rows. A row is an outlier if its log-density is below `offset_`. The
@@ -81,7 +82,7 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
         Cross-fitted scores of the training rows, nats.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also
@@ -123,9 +124,6 @@ class DensityOutlierDetector(OutlierMixin, BaseEstimator):
     >>> detector.predict([[0.0, 0.0], [5.0, 0.0]])
     array([ 1, -1])
     """
-
-    # no link to scikit-learn's documentation in the HTML representation
-    _doc_link_module, _doc_link_template = "sklvebm", ""
 
     def __init__(
         self, estimator=None, *, contamination="auto", n_folds=5, random_state=None

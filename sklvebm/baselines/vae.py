@@ -117,7 +117,7 @@ class VAE(DecoderDensityMixin, BaseEstimator):
         Value that training used, where "auto" was given, too.
     n_features_in_ : int
         Number of features seen by `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, when X has string column names.
     device_ : str
         Device that training ran on.

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.parameters import Number
 from sklvebm.messages import naming_columns
@@ -16,7 +17,7 @@ from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
 
 
-class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     r"""Make columns with edges normal, each by its own distribution function.
 
     Gaussian mixtures and smooth energies fit edges badly: on a uniform column, the best Gaussian is
@@ -38,7 +39,7 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Their densities.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also
@@ -73,9 +74,6 @@ class GaussianMargins(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     >>> bool(np.allclose(margins.inverse_transform(margins.transform(X)), X))
     True
     """
-
-    # no link to scikit-learn's documentation in the HTML representation
-    _doc_link_module, _doc_link_template = "sklvebm", ""
 
     def __init__(self, *, max_bins=64) -> None:
         self.max_bins = max_bins

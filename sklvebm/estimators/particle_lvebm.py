@@ -227,7 +227,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         Kind of the latent map; "linear" when `energy` is given.
     n_features_in_ : int
         Number of features seen by `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, when X has string column names.
     device_ : str
         Device that training ran on.

@@ -164,7 +164,7 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         Step of Adam.
     n_features_in_ : int
         Number of features seen by `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, when X has string column names.
     device_ : str
         Device that training ran on.

@@ -54,7 +54,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         Fitted to rows.
     n_features_in_ : int
         Number of columns.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Their names, if X has any.
 
     See Also

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from sklvebm.mixtures.reference_check import impossible_reference
+from sklvebm.notebook import report_as_html
 from sklvebm.smc.log_partition import TRUSTED_WIDTH
 
 # nats, root mean square over rows, of the change of scores with twice the integrator's steps
@@ -117,6 +118,12 @@ class FlowDiagnostics(NamedTuple):
 
     def report(self) -> str:
         """Return the measurements as readable text."""
+        of_energy = (
+            f"bracket {self.bracket_width:.3f} nats wide, {self.walker_sample_size:.0f} of "
+            f"{self.n_walkers} walkers effective, {self.n_annealing_steps} annealing steps"
+        )
+        if self.n_walkers == 0:
+            of_energy = "0, exactly: the model is its reference"
         lines = [
             f"verdict             {self.verdict}",
             f"integrator          {self.n_steps} steps: density off by {self.density_error:.1e} "
@@ -126,8 +133,12 @@ class FlowDiagnostics(NamedTuple):
             f"{self.mean_trace_error:.1e} in the mean",
             f"flow minus energy   {self.flow_minus_energy:.3f} nats, spread "
             f"{self.flow_energy_spread:.3f}, at time {self.energy_time:g}",
-            f"log Z of energy     bracket {self.bracket_width:.3f} nats wide, "
-            f"{self.walker_sample_size:.0f} of {self.n_walkers} walkers effective, "
-            f"{self.n_annealing_steps} annealing steps",
+            f"log Z of energy     {of_energy}",
         ]
         return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}\n{self.report()}"
+
+    def _repr_html_(self) -> str:
+        return report_as_html(type(self).__name__, self.report())

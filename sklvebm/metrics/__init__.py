@@ -1,5 +1,6 @@
 """Metrics of fitted densities: distances between samples, and information in latents."""
 
+from sklvebm.metrics.calibration import CalibrationReport, conditional_calibration
 from sklvebm.metrics.classifier_two_sample import ClassifierTest, classifier_two_sample_test
 from sklvebm.metrics.disentanglement import DCI, dci, mutual_information_gap, sap_score
 from sklvebm.metrics.energy_distance import energy_distance
@@ -16,6 +17,7 @@ from sklvebm.metrics.sinkhorn import sinkhorn_divergence
 from sklvebm.metrics.wasserstein import sliced_wasserstein_distance, wasserstein_distance_2
 
 __all__ = [
+    "CalibrationReport",
     "ClassifierTest",
     "DCI",
     "FactorRecovery",
@@ -23,6 +25,7 @@ __all__ = [
     "NoiseFloor",
     "PermutationTest",
     "classifier_two_sample_test",
+    "conditional_calibration",
     "dci",
     "energy_distance",
     "factor_recovery",

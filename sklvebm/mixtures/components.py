@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.mcmc.state import Frame, Noise
+from sklvebm.notebook import report_as_html
 
 LOG_2PI = math.log(2.0 * math.pi)
 MAX_KEPT_NUMBERS = 2**20  # of results that a reference keeps
@@ -36,7 +37,33 @@ class MixtureParts(nn.Module):
     latent_map: Tensor  # (L, D)
     latent_scale: Tensor  # (L,)
     far: Tensor  # (F,), components whose expanded quadratic forms cancel
-    is_diagonal: bool
+    is_diagonal: bool  # of all covariances, in whitened features
+    n_defensive: int  # components with wide tails, which are the last ones
+
+    def report(self) -> str:
+        """Return sizes and weights as readable text."""
+        weights = self.log_weights.double().exp()
+        n_effective = torch.exp(-(weights * self.log_weights.double()).nansum())
+        shape = "diagonal" if self.is_diagonal else "full"
+        n_own = len(weights) - self.n_defensive
+        defensive = float(weights[n_own:].sum())
+        return (
+            f"features            {self.n_features}, standardised\n"
+            f"latents             {self.n_latents}\n"
+            f"components          {n_own}, as many as {n_effective:.0f} of equal weight\n"
+            f"covariances         {len(self.factors)}, {shape}\n"
+            f"defensive           {self.n_defensive} components of weight {defensive:.2g} together"
+        )
+
+    def extra_repr(self) -> str:
+        """Return sizes for `repr`."""
+        return (
+            f"n_components={len(self.log_weights)}, n_covariances={len(self.factors)}, "
+            f"n_features={self.n_features}, n_latents={self.n_latents}"
+        )
+
+    def _repr_html_(self) -> str:
+        return report_as_html(type(self).__name__, self.report())
 
     @property
     def n_features(self) -> int:

@@ -1,5 +1,6 @@
 """A bracket of log Z: annealing in both directions, doubled until the two agree."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from sklvebm.mcmc.langevin import start
 from sklvebm.mcmc.state import Noise, Target
 from sklvebm.mcmc.tempering import thermodynamic_length
+from sklvebm.notebook import report_as_html
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import bennett, jackknife
 from sklvebm.smc.resampling import effective_sample_size, log_mean_exp
@@ -58,6 +60,29 @@ class LogPartition(NamedTuple):
     upper: float
     standard_error: float
     effective_sample_size: float
+
+    def report(self) -> str:
+        """Return the bracket as readable text.
+
+        Returns
+        -------
+        text : str
+            Lines of a label, padded to 20 columns, and a text; nats.
+        """
+        if math.isinf(self.effective_sample_size):
+            return f"log Z               {self.value:.3f} nats, exactly"
+        return (
+            f"log Z               {self.value:.3f} +- {self.standard_error:.3f} nats\n"
+            f"bracket             {self.lower:.3f} to {self.upper:.3f} nats, "
+            f"{self.upper - self.lower:.3f} wide\n"
+            f"walkers             {self.effective_sample_size:.0f} effective"
+        )
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def _repr_html_(self) -> str:
+        return report_as_html("LogPartition", self.report())
 
 
 class BracketWidth(NamedTuple):

@@ -8,6 +8,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted
 
+from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.parameters import Number
 from sklvebm.estimators._common.serialization import (
@@ -20,11 +21,8 @@ from sklvebm.runtime import draw_seed, resolve_device, without_numpy_errors
 from sklvebm.validation import as_plain_array
 
 
-class MeanScoreMixin(DensityMixin):
+class MeanScoreMixin(LinksToDocumentation, DensityMixin):
     """Score rows by the mean of `score_samples`, which the estimator provides."""
-
-    # no link to scikit-learn's documentation in the HTML representation
-    _doc_link_module, _doc_link_template = "sklvebm", ""
 
     @without_numpy_errors
     def score(self, X: Any, y: Any = None) -> float:

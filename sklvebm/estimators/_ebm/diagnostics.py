@@ -8,6 +8,7 @@ import torch
 from sklvebm.deprecation import RenamedAttribute
 from sklvebm.mcmc.diagnostics import chain_sample_size, nested_rhat, split_rhat
 from sklvebm.mixtures.reference_check import impossible_reference
+from sklvebm.notebook import report_as_html
 from sklvebm.objectives.pool import DiagnosticChains
 from sklvebm.smc.log_partition import Normalisation
 
@@ -154,6 +155,8 @@ class Diagnostics(NamedTuple):
         def row(values: list[float]) -> str:
             return " ".join(f"{value:.2f}" for value in values) or "-"
 
+        if self.n_walkers == 0:
+            return self._report_of_reference()
         lines = [
             f"verdict             {self.verdict}",
             f"log Z, from below   {self.log_z_lower:.3f} +- {self.log_z_lower_error:.3f} nats",
@@ -178,6 +181,22 @@ class Diagnostics(NamedTuple):
                 f"{self.n_posterior_particles} particles effective"
             )
         return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
+
+    def _report_of_reference(self) -> str:
+        """Return the measurements that a reference has."""
+        lines = [
+            f"verdict             {self.verdict}",
+            "log Z               0, exactly: the model is its reference",
+            f"reference           rows at most {self.excess_density:.2g} nats above their "
+            f"bound, {self.distinct_draws:.1%} of draws differ",
+        ]
+        return "\n".join(lines + [f"problem             {problem}" for problem in self.problems()])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}\n{self.report()}"
+
+    def _repr_html_(self) -> str:
+        return report_as_html(type(self).__name__, self.report())
 
 
 def disagreement(diagnostic_chains: list[DiagnosticChains]) -> float:

@@ -1,6 +1,6 @@
 """Near-proximal steps: how closely particles follow the flow, far data, and an energy of moons.
 
-    python examples/plot_wasserstein_flow.py [--output docs/images/wasserstein_flow.png]
+    python examples/figures/wasserstein_flow.py [--output docs/images/wasserstein_flow.png]
 
 First, the gradient flow of the relative entropy from N(2, 0.5^2) to N(0, 1), which is known: the
 distance of three discretisations from it at time 1. Second, an energy on the base N(0, 1) learns
@@ -29,7 +29,7 @@ from sklvebm.mcmc.state import Batch
 from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
 
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "wasserstein_flow.png"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "wasserstein_flow.png"
 MEAN, DEVIATION = 2.0, 0.5
 STEPS = (4, 8, 16, 32, 64, 128)
 # proximal term and inner updates per move; the first keeps the weights of its particles

@@ -1,6 +1,6 @@
 """A potential that carries noise to data: two moons, their energies, and digits on their way.
 
-    python examples/plot_potential_flow.py [--output docs/images/potential_flow.png]
+    python examples/figures/potential_flow.py [--output docs/images/potential_flow.png]
 
 On the moons the potential is anchored on a single Gaussian, so that the flow has something to do:
 by default it would be anchored on a mixture, which held-out rows do not let it leave. The upper row
@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm import PotentialFlowEBM
 
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "potential_flow.png"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "potential_flow.png"
 TIMES = (0.5, 0.8, 1.0)
 PATH_TIMES = np.concatenate([np.linspace(0.0, 0.9, 40), np.linspace(0.9, 1.0, 41)[1:]])
 SHOWN = (0, 20, 30, 39, 49, 59, 79)  # of PATH_TIMES

@@ -1,8 +1,8 @@
 """Bars and ellipses of 16 x 16 pixels or more: densities of images, beside scikit-learn's own.
 
-    python examples/plot_shapes.py                       # 16 x 16
-    python examples/plot_shapes.py --size 32 --only "probabilistic PCA" WassersteinFlowEBM
-    python examples/plot_shapes.py --output docs/images/shapes.png
+    python examples/figures/shapes.py                       # 16 x 16
+    python examples/figures/shapes.py --size 32 --only "probabilistic PCA" WassersteinFlowEBM
+    python examples/figures/shapes.py --output docs/images/shapes.png
 
 Rows are drawn by `make_shape_images`, which adds noise of a known standard deviation to shapes of
 five factors. A density that knew the shape of every row would have the noise's own log-density;
@@ -27,10 +27,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM
 from sklvebm.datasets import make_shape_images
 
-sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import classical_rivals  # noqa: E402  (a module of the benchmarks)
 
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "shapes.png"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "shapes.png"
 NOISE = 0.05
 N_TRAIN, N_HELD_OUT, N_SCORED, N_SHOWN = 2000, 500, 200, 8
 ESTIMATORS = {

@@ -1,6 +1,6 @@
 """One latent of curved rows: as in probabilistic PCA, and along the rows.
 
-    python examples/plot_latent_maps.py
+    python examples/figures/latent_maps.py
 
 Writes `docs/images/latent_maps.png`. Rows are coloured by their latent; the line is
 `inverse_transform` of the latents from one end to the other, E[x | z]. Both models have the same
@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from sklvebm import ParticleLVEBM
 
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "latent_maps.png"
+IMAGE = Path(__file__).parents[2] / "docs" / "images" / "latent_maps.png"
 N = 1500
 
 

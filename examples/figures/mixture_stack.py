@@ -18,7 +18,7 @@ from sklearn.model_selection import GridSearchCV
 
 from sklvebm import MixtureStack
 
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "mixture_stack.png"
+IMAGE = Path(__file__).parents[2] / "docs" / "images" / "mixture_stack.png"
 N_TRAIN, N_NEW = 300, 10_000
 
 

@@ -1,6 +1,6 @@
 r"""How fast do the particles converge, and to what? A figure for a target known in closed form.
 
-    python examples/plot_convergence_rates.py [--output docs/images/convergence_rates.png]
+    python examples/figures/convergence_rates.py [--output docs/images/convergence_rates.png]
 
 Training moves two particle systems: a joint pool of `(x, z)`, which stands for the model, and
 posterior particles `z | x`, which stand for the rows. Here the parameters are held fixed and the
@@ -33,7 +33,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import BridgedEnergy, LinearGaussianEnergy
 from sklvebm.models.targets import joint_target, latent_target
 
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "convergence_rates.png"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "convergence_rates.png"
 N_FEATURES, N_LATENTS = 2, 2
 N_PARTICLES = 60_000
 STEP_SIZES = {0.2: "tab:red", 0.05: "tab:blue"}

@@ -1,6 +1,6 @@
 """Digits drawn by two models of images, and the way from one digit to another.
 
-    python examples/plot_digits.py [--output docs/images/digits.png]
+    python examples/figures/digits.py [--output docs/images/digits.png]
 
 Both models see all of scikit-learn's digits, 8 x 8 pixels with uniform noise as wide as a grey
 level, as images: their corrections of a Gaussian mixture are convolutional. The left half shows
@@ -25,7 +25,7 @@ from sklearn.model_selection import train_test_split
 
 from sklvebm import ParticleLVEBM, PotentialFlowEBM, interpolate
 
-FIGURE = Path(__file__).parents[1] / "docs" / "images" / "digits.png"
+FIGURE = Path(__file__).parents[2] / "docs" / "images" / "digits.png"
 SHAPE, SIDE = (8, 8), 10  # pixels of an image, and of its place
 N_ROWS, N_COLUMNS = 6, 8
 
