@@ -56,7 +56,7 @@ def fitted(n_components, X, **parameters):
     """Fit a model without warnings on the screen; uncertain ones show in the tables."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ParticleLVEBM(n_components, **parameters).fit(X)
+        return ParticleLVEBM(n_components, margins="none", **parameters).fit(X)
 
 
 @functools.lru_cache(maxsize=8)

@@ -139,11 +139,11 @@ def row(method, set_name, seed, choice=()):
 
 def particle_extras(model, X, shift):
     """Return the score of the model's own reference and what the normaliser says."""
-    x = torch.from_numpy((X - model.mean_) / model.scale_)
-    reference = float(model.reference_.log_marginal(x).mean()) - np.log(model.scale_).sum()
+    x, log_jacobian = model.standardise(X)
+    reference = model.reference_.log_marginal(torch.from_numpy(x)).numpy() + log_jacobian
     log_z = model.log_partition_
     return {
-        "reference": reference + shift,
+        "reference": float(reference.mean()) + shift,
         "width": log_z.upper - log_z.lower,
         "standard_error": log_z.standard_error,
         "n_iter": model.n_iter_,

@@ -69,12 +69,12 @@ def flow_row(set_name, seed, reference):
         draws = model.sample(N_DRAWS, random_state=seed)
     except Exception as error:
         return {"score": -np.inf, "seconds": time.perf_counter() - begin, "error": repr(error)}
-    x = torch.from_numpy((held_out - model.mean_) / model.scale_)
-    own_reference = float(model.reference_.log_marginal(x).mean()) - np.log(model.scale_).sum()
+    x, log_jacobian = model.standardise(held_out)
+    own_reference = model.reference_.log_marginal(torch.from_numpy(x)).numpy() + log_jacobian
     diagnostics = model.diagnostics_
     return {
         "score": float(flow.mean()) + shift,
-        "reference": own_reference + shift,
+        "reference": float(own_reference.mean()) + shift,
         "disagreement": float((flow - energy).mean()),
         "spread": float((flow - energy).std()),
         "seconds": seconds,

@@ -147,8 +147,8 @@ def gains(model, X):
     if isinstance(model, TransformedDensity):
         # the Jacobian of the margins cancels
         return gains(model.estimator_, model.transformer_.transform(X))
-    x = torch.from_numpy((X - model.mean_) / model.scale_)
-    base = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
+    x, log_jacobian = model.standardise(X)
+    base = model.reference_.log_marginal(torch.from_numpy(x)).numpy() + log_jacobian
     ratio = [epoch for epoch in model.history_ if "ratio_loss" in epoch]
     log_z = model.log_partition_
     return model.score_samples(X) - base, {

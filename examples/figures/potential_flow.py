@@ -68,7 +68,9 @@ def draw_density(panel, axis, log_density, title):
 def draw_moons(figure, panels):
     """Fit the moons and fill the upper row."""
     X, _ = make_moons(2000, noise=0.1, random_state=0)
-    model = PotentialFlowEBM(reference="gaussian", max_iter=150, random_state=0).fit(X)
+    model = PotentialFlowEBM(
+        reference="gaussian", margins="none", max_iter=150, random_state=0
+    ).fit(X)
     print(f"two moons: {model.n_iter_} epochs\n{model.diagnostics_.report()}")
     draw_paths(panels[0], model, X)
     axis = np.linspace(-2.5, 2.5, 120)
@@ -94,7 +96,7 @@ def draw_digits(panels):
     """Fit the digits and fill the lower row."""
     X = load_digits().data
     X = X + np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
-    model = PotentialFlowEBM(random_state=0).fit(X)
+    model = PotentialFlowEBM(margins="none", random_state=0).fit(X)
     print(f"digits: {model.n_iter_} epochs, kept {model.improved_}\n{model.diagnostics_.report()}")
     positions = path(model, np.random.default_rng(3).standard_normal((10, 64)))
     steps = positions[list(SHOWN)] * model.scale_ + model.mean_

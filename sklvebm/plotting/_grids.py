@@ -122,10 +122,8 @@ def log_reference(estimator: Any) -> Callable[[Any], np.ndarray]:
 
     def evaluate(X: Any) -> np.ndarray:
         rows = np.asarray(X, dtype=np.float64)
-        standardised = torch.from_numpy((rows - estimator.mean_) / estimator.scale_)
-        # the units of observed cells only
-        units = np.where(np.isnan(rows), 0.0, np.log(estimator.scale_)).sum(axis=1)
-        found: np.ndarray = reference_log_marginal(reference, standardised).numpy() - units
-        return found
+        standardised, log_jacobian = estimator.standardise(rows)
+        found = reference_log_marginal(reference, torch.from_numpy(standardised)).numpy()
+        return np.asarray(found + log_jacobian)
 
     return evaluate

@@ -66,6 +66,26 @@ class FittedDensityMixin(MeanScoreMixin):
         check_is_fitted(self)
         return checked_rows(self, X, reset=False, may_miss=self._may_miss_cells)
 
+    @without_numpy_errors
+    def standardise(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows in the units of the fitted energy and reference, and the change of density.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_samples, n_features)
+            Standardised rows, float64; columns with a histogram (`n_bins_`) are normal.
+        log_jacobian : ndarray of shape (n_samples,)
+            Log-density of a row in the units of X minus that of the standardised row, nats.
+        """
+        X = self._checked_rows(X)
+        units = self._model.standardisation
+        return units.apply(X), np.broadcast_to(units.log_jacobian_of(X), len(X)).copy()
+
     def _checked_number(self, name: str, value: Any) -> int:
         """Return a validated number of draws, at least one, for a fitted model."""
         check_is_fitted(self)
