@@ -142,6 +142,8 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         The same density in standardised units.
     mean_, scale_ : ndarray of shape (n_features,)
         Units of the standardisation.
+    margins_ : str
+        "histogram" where columns are mapped, else "none".
     n_bins_ : ndarray of shape (n_features,)
         Bins of each column's histogram; 0 for columns that are not mapped.
     n_features_in_ : int
@@ -246,6 +248,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
             reference_=reference,
             mean_=units.mean,
             scale_=units.scale,
+            margins_=units.word,
             n_bins_=units.n_bins,
         )
         report.stage(f"{len(members)} members, {self.n_components_} components")

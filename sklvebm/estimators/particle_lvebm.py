@@ -189,6 +189,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         The density it is anchored on, in standardised units.
     mean_, scale_ : ndarray of shape (n_features,)
         Standardisation of the columns.
+    margins_ : str
+        "histogram" where columns are mapped, else "none".
     n_bins_ : ndarray of shape (n_features,)
         Bins of each column's histogram; 0 for columns that are not mapped.
     log_partition_ : LogPartition

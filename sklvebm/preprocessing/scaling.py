@@ -96,6 +96,11 @@ class Standardisation(NamedTuple):
         return total
 
     @property
+    def word(self) -> str:
+        """Value of the estimators' parameter `margins` that describes the map."""
+        return "none" if self.margins is None else "histogram"
+
+    @property
     def n_bins(self) -> np.ndarray:
         """Bins of each column, (D,); 0 for columns without a histogram."""
         count = np.zeros(len(self.mean), dtype=np.int64)

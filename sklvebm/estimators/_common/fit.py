@@ -163,6 +163,7 @@ def _adopt(
             "_training": outcome.training,
             "mean_": units.mean,
             "scale_": units.scale,
+            "margins_": units.word,
             "n_bins_": units.n_bins,
             f"{family.value}_": outcome.value,
             f"{family.value}s_": earlier_values + values,
