@@ -259,6 +259,11 @@ class _Calls(TorchFunctionMode):
         is_here = _is_here(first)
         if is_here and func is torch.Tensor.numpy:
             raise TypeError(f"can't convert a tensor on {DEVICE} to numpy; use .cpu() first")
+        if is_here and func is torch.Tensor.__deepcopy__:  # torch would copy memory of a view's
+            memo = args[1]
+            if id(first) not in memo:
+                memo[id(first)] = first.detach().clone().requires_grad_(first.requires_grad)
+            return memo[id(first)]
         if is_here and func is torch.Tensor.tolist:
             _trace.note("copy out")
             return first.held.tolist()

@@ -445,7 +445,7 @@ def test_missing_cells_give_what_the_cpu_gives(kind, pretended):
     holes = np.where(np.random.default_rng(1).uniform(size=X.shape) < 0.15, np.nan, X)
 
     def run(device):
-        model, rows = small(kind, device=device, max_iter=6).fit(holes), holes[:FEW]
+        model, rows = small(kind, device=device, max_iter=10).fit(holes), holes[:FEW]
         assert model.improved_  # answers are those of particles
         said = {
             "score_samples": model.score_samples(rows),

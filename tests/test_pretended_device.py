@@ -1,5 +1,6 @@
 """The device that is pretended refuses what CUDA refuses, and has processes of its own."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -44,6 +45,16 @@ def test_a_device_that_is_not_there_is_named(device):
         pytest.skip("a device that is there")
     with pytest.raises(ValueError, match=f"device.*{device}"):
         VAE(device=device).fit(np.eye(4))
+
+
+def test_a_deep_copy_of_a_part_of_a_tensor_is_independent(pretended):
+    with pretended():
+        whole = torch.arange(4.0, device="pretended")
+        part = whole[2:]
+        first, second = copy.deepcopy([part, part])
+        whole.zero_()
+        assert first is second
+        assert first.tolist() == [2.0, 3.0]
 
 
 def test_the_pretended_device_refuses_what_cuda_refuses(pretended):

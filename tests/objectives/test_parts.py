@@ -132,10 +132,10 @@ def test_moves_side_by_side_are_those_in_turn(dear):
         alone = moved_pool(energy), moved_posteriors(energy)
         with team(3):
             together = moved_pool(energy), moved_posteriors(energy)
-    for name in ("pool", "step_size", "acceptance", "swap_acceptance", "origin"):
+    for name in ("pool", "step_size", "acceptance", "swap_acceptance", "source"):
         ours, theirs = (getattr(sweep, name) for sweep in (together[0], alone[0]))
         torch.testing.assert_close(ours, theirs, rtol=0.0, atol=0.0, equal_nan=True)
-    for name in ("x", "z", "step_size", "acceptance"):
+    for name in ("rows", "step_size", "acceptance"):
         assert torch.equal(*(getattr(move, name) for move in (together[1], alone[1])))
     assert torch.equal(*(move.latents.values for move in (together[1], alone[1])))
 
@@ -146,7 +146,7 @@ def test_posterior_particles_in_parts_stay_with_their_rows(dear):
     with torch.no_grad():
         energy.network.output.zero_()
         move = moved_posteriors(energy, n_particles=400)
-    e = energy.reference.from_latents(move.x, move.z).reshape(25, 400)
+    e = energy.reference.from_latents(*energy.reference.parts(move.rows)).reshape(25, 400)
     assert ((e.mean(1) * 20.0).abs() < 5.0).all()
     assert ((e.var(1) - 1.0).abs() < 5.0 * (2.0 / 399.0) ** 0.5).all()
     assert not torch.equal(e[0], e[5])
