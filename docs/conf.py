@@ -53,6 +53,7 @@ def is_ours(module, name, member):
 
 autosummary_context = {"is_ours": is_ours}
 autodoc_typehints = "none"
+toc_object_entries_show_parents = "hide"
 # a word in single quotes is a link where it names something, otherwise code
 default_role = "py:obj"
 numpydoc_show_class_members = False
@@ -88,7 +89,8 @@ sphinx_gallery_conf = {
     "reference_url": {"sklvebm": None},
     "inspect_global_variables": True,
     "show_memory": False,
-    "min_reported_time": 0,
+    # that page loads scripts from the network
+    "write_computation_times": False,
     "abort_on_example_error": True,
     "remove_config_comments": True,
     "capture_repr": (),

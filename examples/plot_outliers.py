@@ -14,21 +14,22 @@ from sklvebm.plotting import OutlierDisplay
 
 X = load_wine(as_frame=True).data
 X = X.rename(columns={"od280/od315_of_diluted_wines": "od280/od315"})
-detector = DensityOutlierDetector(MixtureStack(max_components=4), random_state=0).fit(X[10:])
+density = MixtureStack(max_components=4)
+detector = DensityOutlierDetector(density, contamination=0.05, random_state=0).fit(X[10:])
 flagged = detector.predict(X[10:]) == -1
 print(f"{flagged.sum()} of {len(flagged)} wines are flagged")
 
 # %%
-# In three of ten new wines, one cell is replaced by a value that is ordinary for wines, but not for
-# these wines.
+# In three of ten new wines, one cell is replaced by the low value of a different kind of wine.
 
 new = X[:10].copy()
-new.loc[1, "flavanoids"] = 0.6
-new.loc[4, "proline"] = 400.0
-new.loc[7, "hue"] = 0.6
-print(np.flatnonzero(detector.predict(new) == -1))
+new.loc[1, "flavanoids"] = 0.4
+new.loc[4, "proline"] = 300.0
+new.loc[7, "hue"] = 0.5
+print("flagged:", np.flatnonzero(detector.predict(new) == -1))
 
 # %%
-# Shares of the cells in nats, of the rows with the lowest scores: red rows are outliers.
+# Shares of the cells in nats, of the rows with the lowest scores. Rows in red are outliers. The
+# third replaced cell does not make its row improbable enough, but its share is the largest.
 
 OutlierDisplay.from_estimator(detector, new)

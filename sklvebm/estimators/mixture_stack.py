@@ -329,7 +329,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
 
         Returns
         -------
-        probabilities : ndarray of shape (n_samples, n_components_ + 1)
+        probabilities : ndarray of shape (n_samples, n_mixture_components + 1)
             Columns follow the components of `members_` in turn; the last one is that of all
             defensive components together. Rows sum to one.
         """
