@@ -29,7 +29,7 @@ def draw_outliers(ax):
     """Draw the shares of cells of wines, two of which have a wrong one."""
     X = load_wine(as_frame=True).data.iloc[:, :9]
     density = MixtureStack(max_components=4)
-    detector = DensityOutlierDetector(density, contamination=0.05, random_state=0).fit(X[10:])
+    detector = DensityOutlierDetector(density, contamination=0.1, random_state=0).fit(X[10:])
     new = X[:6].copy()
     new.loc[1, "flavanoids"] = 0.3
     new.loc[4, "malic_acid"] = 6.5

@@ -121,8 +121,7 @@ def log_reference(estimator: Any) -> Callable[[Any], np.ndarray]:
         )
 
     def evaluate(X: Any) -> np.ndarray:
-        rows = np.asarray(X, dtype=np.float64)
-        standardised, log_jacobian = estimator.standardise(rows)
+        standardised, log_jacobian = estimator.standardise(X)
         found = reference_log_marginal(reference, torch.from_numpy(standardised)).numpy()
         return np.asarray(found + log_jacobian)
 
