@@ -26,17 +26,19 @@ X = pd.DataFrame(
 train, test = train_test_split(X, test_size=0.5, random_state=0)
 
 # %%
-# Without histograms, draws have negative waiting times and shares above one.
+# Without histograms, one draw in thirty has a negative waiting time.
 
 plain = MixtureStack(margins="none", max_components=6, random_state=0).fit(train)
 SampleComparisonDisplay.from_estimator(plain, test, features=range(3), random_state=0)
 
 # %%
-# With histograms, which the default finds by itself, they have not, and the score is higher.
+# By default, the waiting time gets a histogram: draws beyond its edge are rare, and the score is
+# higher. The edges of the share are blurred in both models, because held-out rows do not prefer a
+# histogram there.
 
 mapped = MixtureStack(max_components=6, random_state=0).fit(train)
 SampleComparisonDisplay.from_estimator(mapped, test, features=range(3), random_state=0)
-print(f"plain {plain.score(test):.3f}, with histograms {mapped.score(test):.3f} nats per row")
+for name, model in {"plain": plain, "default": mapped}.items():
+    negative = (model.sample(2000, random_state=0)[:, 0] < 0.0).mean()
+    print(f"{name}: {model.score(test):.3f} nats per row, {negative:.2%} negative waiting times")
 print("bins of each column:", mapped.n_bins_)
-draws = mapped.sample(1000, random_state=0)
-print("smallest draws:", draws.min(axis=0).round(3), "largest:", draws.max(axis=0).round(3))
