@@ -89,9 +89,9 @@ def test_missing_sources_and_metadata_are_found(check):
 def test_wrong_files_in_an_sdist_are_found(check):
     names = [*FILES[:3], "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"]
     assert check.sdist_problems(names) == []
-    assert check.sdist_problems([*names[1:], "docs/x.md"]) == [
+    assert check.sdist_problems([*names[1:], "docs/x.txt"]) == [
         "no sklvebm/__init__.py",
-        "docs/x.md should not be inside",
+        "docs/x.txt should not be inside",
     ]
 
 
