@@ -100,6 +100,7 @@ def test_axes_that_cannot_be_divided_are_refused(drawn):
         drawn("CalibrationDisplay", ax)
 
 
+@pytest.mark.filterwarnings("ignore:X has feature names")  # the model was fitted without
 @pytest.mark.parametrize("features", [["b", "d"], [1, 3]])
 def test_columns_are_chosen_by_name_or_index_and_labelled(stack, table, features):
     frame = pd.DataFrame(table, columns=list("abcd"))
