@@ -8,6 +8,7 @@ from sklvebm.mixtures.expectation_maximization import Start, fit_mixtures
 from sklvebm.mixtures.policy import StackPolicy
 from sklvebm.mixtures.stacking import JudgedChoice, MixtureChoice, judged_choice
 from sklvebm.mixtures.starts import Starts
+from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.margins import PSEUDO_COUNT, Bins
 from sklvebm.preprocessing.scaling import Standardisation, without_outliers
 
@@ -16,6 +17,7 @@ _MIN_ROWS = 20  # shorter columns have no bins
 _MAX_COMPARED_ROWS = 2000  # rows in the comparison of bins and smooth densities
 _RIVAL_COMPONENTS = (1, 2, 4, 8)  # numbers of components of the smooth densities
 _RIVAL_RIDGE = 1e-4  # added to their variances, in variances of the column
+_MIN_STEPS_PER_BIN = 4  # steps of rounding in the narrowest bin
 _N_FOLDS = 4
 _MIN_STANDARD_ERRORS = 1.0  # by which the mean gain of bins in one column must exceed zero
 # The same for all columns together. Columns were selected on the same rows, which favours them: on
@@ -99,8 +101,15 @@ def _log_density_of(mapped: JudgedChoice, units: Standardisation, X: np.ndarray)
 
 
 def bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
-    """Return the best bins of a column (N,), or None where smooth densities are as good."""
+    """Return the best bins of a column (N,), or None where smooth densities are as good.
+
+    Rounded values have none, unless rounding is much finer than the bins: the density of single
+    values depends on the width of the bins. `dequantize` adds the noise that they need.
+    """
     if max_bins == 0 or len(x) < _MIN_ROWS or not 0.0 < np.ptp(x) < np.inf:
+        return None
+    step = float(resolution(x[:, None])[0])
+    if _MIN_STEPS_PER_BIN * step * max_bins > np.ptp(x):
         return None
     some = np.random.RandomState(0).permutation(x)[:_MAX_COMPARED_ROWS]
     folds = [some[first::_N_FOLDS] for first in range(_N_FOLDS)]

@@ -149,3 +149,14 @@ def test_bad_input_is_named():
     margins = GaussianMargins().fit(uniform())
     with pytest.raises(ValueError, match="1 columns"):
         margins.inverse_transform(np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("n_levels", [2, 5, 17, 100])
+def test_rounded_values_without_noise_have_no_bins(n_levels):
+    random = np.random.default_rng(0)
+    X = random.integers(0, n_levels, (1000, 1)).astype(float)
+    assert GaussianMargins().fit(X).n_bins_.tolist() == [0]
+    assert GaussianMargins().fit(dequantize(X, random_state=0)).n_bins_[0] > 0
+    # rounding much finer than the bins does not matter
+    fine = np.round(random.uniform(size=(1000, 1)), 3)
+    assert GaussianMargins().fit(fine).n_bins_.tolist() == [1]
