@@ -19,6 +19,7 @@ LEVELS = {
             "deprecation",
             "documentation",
             "exceptions",
+            "kept_results",
             "messages",
             "notebook",
             "threads",

@@ -445,7 +445,9 @@ def test_missing_cells_give_what_the_cpu_gives(kind, pretended):
     holes = np.where(np.random.default_rng(1).uniform(size=X.shape) < 0.15, np.nan, X)
 
     def run(device):
-        model, rows = small(kind, device=device, max_iter=10).fit(holes), holes[:FEW]
+        # so many epochs that every one of five seeds gives an energy that is kept
+        n_epochs = 10 if kind is ParticleLVEBM else 6
+        model, rows = small(kind, device=device, max_iter=n_epochs).fit(holes), holes[:FEW]
         assert model.improved_  # answers are those of particles
         said = {
             "score_samples": model.score_samples(rows),

@@ -1,12 +1,12 @@
 """Linear algebra of mixture components: covariance factors, conditionals, products."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sklvebm.kept_results import KeepsResults
 from sklvebm.mcmc.state import Frame, Noise
 from sklvebm.notebook import report_as_html
 
@@ -22,7 +22,7 @@ _MAX_ROUNDING_CORRELATION = 1e-8  # smaller correlations count as rounding
 _BLOCK_NUMBERS = 2**20  # covariance entries processed at once
 
 
-class MixtureParts(nn.Module):
+class MixtureParts(KeepsResults, nn.Module):
     """The tensors of a `MixtureReference`, M components and C covariances, and its coordinates."""
 
     log_weights: Tensor  # (M,), nats
@@ -166,28 +166,6 @@ class MixtureParts(nn.Module):
         scale = self.scales[:, None, None]
         factors, roots = (own[self.covariance_of] for own in (self.factors, self.roots))
         return (torch.cat([self.means.unsqueeze(1), factors / scale, scale * roots], 1),)
-
-    def _kept(
-        self,
-        name: str,
-        own: tuple[Tensor, ...],
-        compute: Callable[[], tuple[Tensor, ...]],
-        most_numbers: float = math.inf,
-    ) -> tuple[Tensor, ...]:
-        """Return `compute()`, kept until a tensor it depends on is replaced; never if large."""
-        kept = self.__dict__.setdefault("_results", {})
-        if name in kept and all(a is b for a, b in zip(kept[name][0], own, strict=True)):
-            return cast(tuple[Tensor, ...], kept[name][1])
-        found = compute()
-        size = sum(tensor.numel() for tensor in found)
-        # tensors of inference mode cannot be used for gradients later
-        if size <= most_numbers and not torch.is_inference_mode_enabled():
-            kept[name] = own, found
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        # copies and pickles compute the results again
-        return {name: value for name, value in self.__dict__.items() if name != "_results"}
 
     def to_features(self, y: Tensor) -> Tensor:
         """Map y (B, D) to x (B, D)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softshrink
 
+from sklvebm.kept_results import KeepsResults
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import without_outliers
 
@@ -21,7 +22,7 @@ _N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # reference draws; share of rows and 
 _INVERSE_E = math.exp(-1.0)
 
 
-class Reach(nn.Module):
+class Reach(KeepsResults, nn.Module):
     """A smooth indicator of an ellipsoid.
 
     Parameters
@@ -34,15 +35,11 @@ class Reach(nn.Module):
 
     centre: Tensor
     whitening: Tensor
-    shift: Tensor
 
     def __init__(self, centre: Tensor, whitening: Tensor) -> None:
         super().__init__()
-        centre, whitening = centre.double(), whitening.double()
-        self.register_buffer("centre", centre)
-        self.register_buffer("whitening", whitening)
-        # of white coordinates, kept because it saves one operation at every step of a chain
-        self.register_buffer("shift", -(whitening @ centre), persistent=False)
+        self.register_buffer("centre", centre.double())
+        self.register_buffer("whitening", whitening.double())
 
     def distance(self, x: Tensor) -> Tensor:
         """Return u of rows x (B, D), (B,)."""
@@ -54,7 +51,9 @@ class Reach(nn.Module):
 
     def _white(self, x: Tensor) -> Tensor:
         """Return `W (x - c)` of rows x (B, D), (B, D)."""
-        return torch.addmm(self.shift, x, self.whitening.T)
+        own = self.centre, self.whitening
+        (shift,) = self._kept("shift", own, lambda: (-(self.whitening @ self.centre),))
+        return torch.addmm(shift, x, self.whitening.T)
 
     def scale(self, x: Tensor, value: Tensor, grad: Tensor) -> Tensor:
         """Multiply a function by s, given its values and gradients.
