@@ -1,5 +1,6 @@
 """Latent-variable energy-based models behind scikit-learn's interface."""
 
+from sklvebm.applications.conditions import sample_within
 from sklvebm.applications.imputer import ParticleImputer
 from sklvebm.applications.outliers import DensityOutlierDetector
 from sklvebm.deprecation import Renamed as _Renamed
@@ -61,6 +62,7 @@ __all__ = [
     "dequantize",
     "interpolate",
     "resolution",
+    "sample_within",
     "show_versions",
 ]
 

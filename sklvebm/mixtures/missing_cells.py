@@ -268,8 +268,14 @@ def conditional_quantiles(X: Tensor, components: Components, levels: Tensor) -> 
         variances = torch.diagonal(given.covariances, dim1=2, dim2=3)[:, components.covariance_of]
         spread = variances.clamp(min=0.0).sqrt() * components.scales[:, None]
         spread = spread.unsqueeze(2).clamp(min=1e-150)  # (P, M, 1, D)
-        values = [_quantile(shares, given.centres, spread, level) for level in levels.tolist()]
-        _scattered(block, torch.stack(values, 2), found)
+        # columns of each pattern, missing ones first; the others of shorter patterns are unused
+        most = int((~block.is_observed).sum(1).max())
+        columns = block.is_observed.int().argsort(dim=1, stable=True)[:, None, None, :most]
+        centres, spread = (torch.take_along_dim(t, columns, 3) for t in (given.centres, spread))
+        values = [_quantile(shares, centres, spread, level) for level in levels.tolist()]
+        full = centres.new_zeros(len(centres), centres.shape[2], len(levels), X.shape[1])
+        full.scatter_(3, columns.expand(*full.shape[:3], -1), torch.stack(values, 2))
+        _scattered(block, full, found)
     return torch.where(torch.isnan(X).unsqueeze(1), found, X.double().unsqueeze(1))
 
 
