@@ -4,7 +4,7 @@ from sklearn.base import BaseEstimator
 
 from sklvebm.estimators._common.config import MARGINS
 from sklvebm.estimators._common.fit import EpochFitMixin
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Rule, Seed, Widths
+from sklvebm.estimators._common.parameters import Cache, Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._flow.answers import FlowDensityMixin
 from sklvebm.estimators._flow.family import flow_family
 from sklvebm.models.energies import ACTIVATIONS
@@ -18,6 +18,7 @@ _RULES: dict[str, Rule] = {
     "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
     "warm_start": Flag(),
+    "memory": Cache(),
     "verbose": Number(True, 0, flag=True),
     "random_state": Seed(),
     "activation": OneOf(tuple(ACTIVATIONS)),
@@ -82,6 +83,11 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         reference and the units do not change, and are kept where training does not help.
     device : str, default="auto"
         Where training runs: "cpu", "cuda", "cuda:1", ...; "auto" uses CUDA if available.
+    memory : None, str, path-like or joblib.Memory, default=None
+        Folder in which references are kept. Fits with the same rows, the same integer
+        `random_state` and the same parameters of the reference then reuse them: in a grid search,
+        candidates that differ in the training of the energy. `joblib.Memory(folder).reduce_size`
+        bounds its size. None keeps nothing.
     verbose : int, default=0
         Print the stages of `fit`, a line every `verbose` epochs, and whether the trained model is
         kept; 0 prints nothing.
@@ -213,6 +219,7 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         early_stopping=True,
         warm_start=False,
         device="auto",
+        memory=None,
         verbose=0,
         random_state=None,
         activation="tanh",
@@ -238,6 +245,7 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         self.early_stopping = early_stopping
         self.warm_start = warm_start
         self.device = device
+        self.memory = memory
         self.verbose = verbose
         self.random_state = random_state
         self.activation = activation

@@ -255,6 +255,7 @@ BAD_VALUES = {
     "warm_start": ["yes", 1, None],
     "device": ["tpu", "gpu:x", "meta", 3.5, None],
     "dtype": ["float16", "double", np.float32, torch.float32, None],
+    "memory": [3, 0.5, True],
     "verbose": [-1, 0.5, "yes", None],
     "random_state": ["seed", -1, 1.5],
 }

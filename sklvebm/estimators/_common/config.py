@@ -1,8 +1,11 @@
 """Constructor parameters for training: typed, checked, every "auto" resolved."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from os import PathLike, fspath
 from typing import Any
 
+import joblib
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.mixture import GaussianMixture
@@ -54,6 +57,16 @@ class AnchoredConfig(NetworkConfig, TrainingConfig):
     reference: str | GaussianMixture | MixtureReference | HasStackPolicy
     n_components: int  # latents of the reference
     margins: str  # "auto", "histogram" or "none"
+    memory: Any  # None, a folder or a joblib.Memory
+
+    def cached(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose results are kept in `memory`, by its arguments."""
+        memory = self.memory
+        if memory is None:
+            return function
+        if isinstance(memory, str | PathLike):
+            memory = joblib.Memory(fspath(memory), verbose=0)
+        return memory.cache(function)
 
     @property
     def maps_columns(self) -> bool:

@@ -17,7 +17,7 @@ def with_margins(session: FitSession) -> FitSession:
         return session if margins is None else session.mapped_by(margins)
     if policy is None or not config.maps_columns:
         return session
-    found = choose_margins(data.fitted, session.draw_seed(), policy, observed)
+    found = config.cached(choose_margins)(data.fitted, session.draw_seed(), policy, observed)
     session = session._replace(choice=found.choice)
     if found.choice is not None:
         session.report.stage(summary(found))

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -148,6 +149,19 @@ class Seed(NamedTuple):
             raise TypeError(f"{rule} of type {type(value).__name__}.")
         if not 0 <= cast(int, value) < 2**32:
             raise ValueError(f"{rule}.")
+
+
+class Cache(NamedTuple):
+    """None, a folder, or an object with a method `cache`, such as `joblib.Memory`."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise if `value` stores no results; see `check_parameters`."""
+        is_store = hasattr(value, "cache") and not isinstance(value, type)
+        if not (value is None or isinstance(value, str | PathLike) or is_store):
+            raise TypeError(
+                f"{name} must be None, a folder or a joblib.Memory, got {value!r} of type "
+                f"{type(value).__name__}."
+            )
 
 
 class Rule(Protocol):

@@ -1,15 +1,23 @@
 """The reference of a fit: selected and fitted before training, and refitted if it is the model."""
 
-from typing import NamedTuple
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sklvebm.estimators._common.config import AnchoredConfig
+from sklvebm.estimators._common.serialization import (
+    choice_from_plain,
+    plain_choice,
+    plain_reference,
+    reference_from_plain,
+)
 from sklvebm.estimators._common.session import FitSession
 from sklvebm.mixtures.final_reference import Anchored, final_reference, refit_gain
 from sklvebm.mixtures.missing_cells import reference_log_marginal
+from sklvebm.mixtures.policy import StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
@@ -20,6 +28,19 @@ class FittedReference(NamedTuple):
 
     reference: MixtureReference  # float64, on the CPU
     choice: MixtureChoice | None  # of its mixtures, if cross-validation made it
+
+
+class _Task(NamedTuple):
+    """All that the reference of a fit depends on."""
+
+    rows: np.ndarray  # (N, D), standardised and completed
+    observed: np.ndarray | None  # the same rows with NaN in missing cells
+    n_components: int
+    kind: Any  # as in `fit_reference`
+    policy: StackPolicy | None
+    choice: MixtureChoice | None
+    seed: int
+    version: str  # of the package: results of another one are not used
 
 
 def fit_session_reference(session: FitSession) -> FittedReference:
@@ -34,16 +55,25 @@ def fit_session_reference(session: FitSession) -> FittedReference:
         observed = observed[session.data.split.fitted]
     policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
-    source = session.random_state
-    choice = session.choice
-    if choice is None and policy is not None:
-        choice = choose_mixture(rows, source, policy, observed)
     kind = "mixture" if policy else config.reference
-    reference = fit_reference(
-        rows, config.n_components, kind, source, choice=choice, observed=observed
-    )
+    given = (config.n_components, kind, policy, session.choice, session.draw_seed())
+    task = _Task(rows, observed, *given, version("sklvebm"))
+    plain, choice = config.cached(_fitted)(task)
+    reference = reference_from_plain(plain)
     session.report.stage(f"reference: {len(reference.log_weights)} components")
-    return FittedReference(reference, choice)
+    return FittedReference(reference, choice_from_plain(choice))
+
+
+def _fitted(task: _Task) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the reference and the choice of its mixtures, as arrays and plain types."""
+    source = np.random.RandomState(task.seed)
+    choice = task.choice
+    if choice is None and task.policy is not None:
+        choice = choose_mixture(task.rows, source, task.policy, task.observed)
+    reference = fit_reference(
+        task.rows, task.n_components, task.kind, source, choice=choice, observed=task.observed
+    )
+    return plain_reference(reference), plain_choice(choice)
 
 
 def expected_refit_gain(session: FitSession, training: Anchored) -> Tensor:
