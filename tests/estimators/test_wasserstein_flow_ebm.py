@@ -260,6 +260,8 @@ BAD_PARAMETERS = [
     ("activation", "relu", ValueError),
     ("reference", "kernel", ValueError),
     ("reference", None, TypeError),
+    ("margins", "bins", ValueError),
+    ("memory", 3, TypeError),
     ("proximal", "trust-region", ValueError),
     ("proximal_weight", -0.1, ValueError),
     ("penalty_half_life", 0.0, ValueError),
@@ -334,7 +336,8 @@ def test_warnings_say_what_to_change(moons):
         warnings.simplefilter("error", ConvergenceWarning)
         # where the reference is kept, no training was cut short
         for max_iter in (0, 3):
-            assert not small(max_iter=max_iter).fit(moons).improved_
+            model = small(reference="mixture", max_iter=max_iter).fit(moons)
+            assert not model.improved_
 
 
 def test_global_state_is_left_alone(moons):
