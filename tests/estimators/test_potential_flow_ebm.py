@@ -284,7 +284,7 @@ def test_a_mixture_of_ones_own_and_a_complete_reference_are_taken(moons):
 
 def test_warnings_say_what_to_change(moons):
     with pytest.warns(ConvergenceWarning, match="increase max_iter"):
-        kept = small(max_iter=20).fit(moons)
+        kept = small(max_iter=20, early_stopping=False).fit(moons)
     assert kept.improved_
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
