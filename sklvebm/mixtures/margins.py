@@ -76,7 +76,10 @@ def choose_margins(
 
     plain = judged(X, observed)
     mapped = judged(units.apply(X), None if observed is None else units.apply(observed))
-    gains = _log_density_of(mapped, units, given) - plain.log_density[plain.rows.argsort()]
+    # the same rows but for rounding, which can make copies of distinct rows
+    rows, first, second = np.intersect1d(mapped.rows, plain.rows, return_indices=True)
+    gains = mapped.log_density[first] + _log_slopes_of_others(units, given[rows])
+    gains -= plain.log_density[second]
     gains = gains.clip(-_MAX_JOINT_GAIN, _MAX_JOINT_GAIN)
     if len(gains) < _MIN_ROWS:
         return ChosenMargins(None, plain.choice)
@@ -86,14 +89,9 @@ def choose_margins(
     return ChosenMargins(None, plain.choice, gain)
 
 
-def _log_density_of(mapped: JudgedChoice, units: Standardisation, X: np.ndarray) -> np.ndarray:
-    """Return log densities of the judged rows among X before the map, by index, (n_judged,).
-
-    Each row is left out of its own bins, which were counted on all rows.
-    """
-    order = mapped.rows.argsort()
-    rows = X[mapped.rows[order]]
-    total = mapped.log_density[order] + units.log_slopes(rows)
+def _log_slopes_of_others(units: Standardisation, rows: np.ndarray) -> np.ndarray:
+    """Return the log slopes of rows (N, D), nats, each with bins counted on the other rows."""
+    total = units.log_slopes(rows)
     for j, bins in units.mapped_columns():
         is_known = ~np.isnan(rows[:, j])
         total[is_known] -= bins.left_out(rows[is_known, j])

@@ -137,7 +137,8 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            `E[x | z]`, in the units of the training data; deterministic.
+            `E[x | z]`, in the units of the training data; deterministic. Columns with a histogram
+            (`n_bins_`) are nearer to conditional medians.
 
         Raises
         ------
