@@ -29,7 +29,7 @@ from sklvebm import (
 )
 from sklvebm.baselines import _inference, _prior, non_amortized_vi
 from sklvebm.baselines._contract import LayerSizes, PowerOfTwo
-from sklvebm.estimators._common.parameters import Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.parameters import Cache, Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._ebm import normalization
 from sklvebm.estimators._flow import normalization as flow_normalization
 from sklvebm.flows import explicit_energy
@@ -180,6 +180,8 @@ def alternatives(rule, usual):
         return Alternatives([(), (3, 2)], sizes=[(3,)])
     if isinstance(rule, PowerOfTwo):
         return Alternatives(sizes=[rule.low, 2 * rule.low])
+    if isinstance(rule, Cache):
+        return Alternatives()  # where references are kept is no matter of devices
     if isinstance(rule, Seed):
         return Alternatives(sizes=[Made("RandomState", lambda: np.random.RandomState(1))])
     if not isinstance(rule, Number):

@@ -194,9 +194,13 @@ class HeldOutLosses:
 
 def _held_out(mixture: Mixture | None, X: np.ndarray) -> np.ndarray:
     """Return log densities of held-out rows X (N, D), nats."""
+    impossible = np.full(len(X), _IMPOSSIBLE_LOG_DENSITY)
     if mixture is None:  # other candidates may have regular covariances
-        return np.full(len(X), _IMPOSSIBLE_LOG_DENSITY)
-    return score_observed(mixture, X)
+        return impossible
+    try:
+        return score_observed(mixture, X)
+    except np.linalg.LinAlgError:
+        return impossible
 
 
 def search_singles(

@@ -1,5 +1,6 @@
 """The reference of a fit: selected and fitted before training, and refitted if it is the model."""
 
+import copy
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class _Task(NamedTuple):
     kind: Any  # as in `fit_reference`
     policy: StackPolicy | None
     choice: MixtureChoice | None
-    seed: int
+    source: np.random.RandomState  # of folds and starts
     version: str  # of the package: results of another one are not used
 
 
@@ -56,24 +57,28 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     policy = config.stack_policy
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
     kind = "mixture" if policy else config.reference
-    given = (config.n_components, kind, policy, session.choice, session.draw_seed())
+    given = (config.n_components, kind, policy, session.choice, session.random_state)
     task = _Task(rows, observed, *given, version("sklvebm"))
-    plain, choice = config.cached(_fitted)(task)
+    plain, choice, state = config.cached(_fitted)(task)
+    session.random_state.set_state(state)
     reference = reference_from_plain(plain)
     session.report.stage(f"reference: {len(reference.log_weights)} components")
     return FittedReference(reference, choice_from_plain(choice))
 
 
-def _fitted(task: _Task) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the reference and the choice of its mixtures, as arrays and plain types."""
-    source = np.random.RandomState(task.seed)
+def _fitted(task: _Task) -> tuple[dict[str, Any], dict[str, Any] | None, Any]:
+    """Return the reference and the choice of its mixtures, as arrays and plain types.
+
+    The third result is the state of the source afterwards.
+    """
+    source = copy.deepcopy(task.source)
     choice = task.choice
     if choice is None and task.policy is not None:
         choice = choose_mixture(task.rows, source, task.policy, task.observed)
     reference = fit_reference(
         task.rows, task.n_components, task.kind, source, choice=choice, observed=task.observed
     )
-    return plain_reference(reference), plain_choice(choice)
+    return plain_reference(reference), plain_choice(choice), source.get_state()
 
 
 def expected_refit_gain(session: FitSession, training: Anchored) -> Tensor:
