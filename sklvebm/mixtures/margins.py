@@ -114,21 +114,19 @@ def bins_or_none(x: np.ndarray, max_bins: int) -> Bins | None:
     others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
     if min(np.ptp(known) for known in others) == 0.0:
         return None
-    if _gain(others, folds, max_bins) is None:
+    if not _bins_win(others, folds, max_bins):
         return None
     return _best_bins(x, max_bins)
 
 
-def _gain(known: list[np.ndarray], new: list[np.ndarray], max_bins: int) -> np.ndarray | None:
-    """Return the gain of bins over the best smooth density of each fold, (N,), nats.
+def _bins_win(known: list[np.ndarray], new: list[np.ndarray], max_bins: int) -> bool:
+    """Return whether bins gain significantly over the best smooth density of each fold.
 
-    None if it is not significant. Smooth densities are selected on the new rows, which favours
-    them.
+    Smooth densities are selected on the new rows, which favours them.
     """
     parts = [_rescaled(*rows) for rows in zip(known, new, strict=True)]
     bins = [_best_bins(rows, max_bins).log_density(others) for rows, others in parts]
     best = [np.full(len(others), -np.inf) for _, others in parts]
-    gain: np.ndarray = np.concatenate(bins)
     for k in _RIVAL_COMPONENTS:
         if k >= min(len(rows) for rows, _ in parts):
             break
@@ -141,8 +139,8 @@ def _gain(known: list[np.ndarray], new: list[np.ndarray], max_bins: int) -> np.n
         gain = np.concatenate(bins) - np.concatenate(best)
         gain = np.clip(gain, -_MAX_ROW_GAIN, _MAX_ROW_GAIN)
         if not gain.mean() > _MIN_STANDARD_ERRORS * gain.std() / np.sqrt(len(gain)):
-            return None  # further rivals can only be better
-    return gain
+            return False  # further rivals can only be better
+    return True
 
 
 def _rescaled(known: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
