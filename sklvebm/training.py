@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sklvebm.adam import Adam
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.mcmc.state import Batch
+from sklvebm.row_weights import pass_over
 
 _AVERAGE_OVER = 50  # updates: memory of the running average of the parameters
 _WARM_UP = 20  # updates until the learning rate is reached
@@ -39,9 +40,19 @@ class Objective(Protocol):
         """Return the loss, the new state, for which the old one may be used up, and 0-d metrics."""
 
     def lower_bound(
-        self, energy: Any, state: Any, target: Any, x: Tensor, generator: torch.Generator
+        self,
+        energy: Any,
+        state: Any,
+        target: Any,
+        x: Tensor,
+        generator: torch.Generator,
+        *,
+        row_weights: Tensor | None = None,
     ) -> Tensor | float:
-        """Return the mean ELBO of `target` on rows x, in nats, given the state of `energy`."""
+        """Return the mean ELBO of `target` on rows x, in nats, given the state of `energy`.
+
+        `row_weights` say how often each row counts, or None for equal weights.
+        """
 
     def measures(self, state: Any) -> dict[str, Tensor]:
         """Return 0-d tensors of a state that `problem` needs among its metrics."""
@@ -100,12 +111,9 @@ def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float)
     return Optimisation(energy, copy.deepcopy(energy), optimizer, 0)
 
 
-def batches(
-    n_rows: int, batch_size: int, generator: torch.Generator, device: torch.device
-) -> Iterator[Tensor]:
-    """Yield a random partition of the rows into index tensors of nearly equal size."""
-    order = torch.randperm(n_rows, generator=generator, device=device)
-    yield from torch.tensor_split(order, max(1, math.ceil(n_rows / batch_size)))
+def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """Yield the rows of a pass, in their order (n_rows,), in index tensors of nearly equal size."""
+    yield from torch.tensor_split(order, max(1, math.ceil(len(order) / batch_size)))
 
 
 def _pass_over(
@@ -117,6 +125,7 @@ def _pass_over(
     batch_size: int,
     learning_rate: float,
     generator: torch.Generator,
+    row_weights: Tensor | None = None,
 ) -> tuple[Optimisation, Any, dict[str, Tensor]]:
     """Pass over the rows x (N, D) once; return the optimisation, the state and mean metrics, 0-d.
 
@@ -125,7 +134,7 @@ def _pass_over(
     energy, average, optimizer, n_updates = optimisation
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
-    for index in batches(len(x), batch_size, generator, x.device):
+    for index in batches(pass_over(len(x), generator, x.device, row_weights), batch_size):
         optimizer.learning_rate = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
         optimizer.zero_grad()
         with torch.enable_grad():
@@ -251,6 +260,8 @@ def train(
     generator: torch.Generator,
     callback: Callable[[Progress], None],
     undo_falls: bool = True,
+    row_weights: Tensor | None = None,
+    monitor_weights: Tensor | None = None,
 ) -> TrainingResult:
     """Train until the monitored ELBO stops improving, keeping the best model seen.
 
@@ -286,6 +297,8 @@ def train(
     undo_falls : bool, default=True
         Whether an ELBO far below its start undoes the epoch. False where it only means
         overfitting, which the plateaus end.
+    row_weights, monitor_weights : Tensor of shape (N,) and (N_monitor,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -298,8 +311,17 @@ def train(
     ParticleDivergenceError
         If the ELBO is not finite at the start, or five roll-backs did not help.
     """
-    how = {"state": state, "batch_size": batch_size, "generator": generator}
-    run = _Run(optimisation, objective, x, x_monitor, **how)
+    run = _Run(
+        optimisation,
+        objective,
+        x,
+        x_monitor,
+        state=state,
+        batch_size=batch_size,
+        generator=generator,
+        row_weights=row_weights,
+        monitor_weights=monitor_weights,
+    )
     best, best_lower_bound = _copied(run.optimisation.average), float(run.monitored())
     if not math.isfinite(best_lower_bound):
         raise ParticleDivergenceError(
@@ -401,7 +423,10 @@ class _Run:
         state: Any,
         batch_size: int,
         generator: torch.Generator,
+        row_weights: Tensor | None,
+        monitor_weights: Tensor | None,
     ) -> None:
+        self.row_weights, self.monitor_weights = row_weights, monitor_weights
         self.optimisation, self.state = optimisation, state
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator
@@ -410,7 +435,9 @@ class _Run:
     def monitored(self) -> Tensor | float:
         """Return the ELBO of the running average on the monitored rows, in nats per row."""
         last, average = self.optimisation.energy, self.optimisation.average
-        return self.objective.lower_bound(last, self.state, average, self.x_monitor, self.generator)
+        rows, source, weights = self.x_monitor, self.generator, self.monitor_weights
+        bound = self.objective.lower_bound
+        return bound(last, self.state, average, rows, source, row_weights=weights)
 
     def epoch(self, number: int, learning_rate: float) -> Progress:
         """Pass over the rows once and look for problems, which leave an ELBO of NaN."""
@@ -422,6 +449,7 @@ class _Run:
             batch_size=self.batch_size,
             learning_rate=learning_rate,
             generator=self.generator,
+            row_weights=self.row_weights,
         )
         measures = self.objective.measures(self.state)
         bound = {_BOUND: self.monitored()} if self.objective.has_total_bound else {}

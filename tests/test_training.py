@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.row_weights import pass_over
 from sklvebm.training import (
     Plateau,
     _restored,
@@ -54,7 +55,7 @@ class Quadratic:
     def problem(self, state, metrics):
         return None
 
-    def lower_bound(self, energy, state, target, x, generator):
+    def lower_bound(self, energy, state, target, x, generator, *, row_weights=None):
         self.monitored.append(target.theta.detach().clone())
         if self.bounds is not None:
             return self.bounds.pop(0)
@@ -105,7 +106,7 @@ def epoch(objective, model=None, *, n_epochs=1, learning_rate=0.1, batch_size=10
     ("n_rows", "batch_size"), [(10, 3), (10, 10), (10, 100), (7, 1), (1, 5), (256, 100)]
 )
 def test_batches_partition_the_rows_into_nearly_equal_parts(n_rows, batch_size):
-    parts = list(batches(n_rows, batch_size, generator(), torch.device("cpu")))
+    parts = list(batches(pass_over(n_rows, generator(), torch.device("cpu")), batch_size))
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(n_rows))
     sizes = [len(part) for part in parts]
     assert max(sizes) <= batch_size
@@ -115,7 +116,7 @@ def test_batches_partition_the_rows_into_nearly_equal_parts(n_rows, batch_size):
 
 def test_batches_are_shuffled_by_the_generator():
     def order(seed):
-        return torch.cat(list(batches(50, 8, generator(seed), torch.device("cpu"))))
+        return torch.cat(list(batches(pass_over(50, generator(seed), torch.device("cpu")), 8)))
 
     assert torch.equal(order(0), order(0))
     assert not torch.equal(order(0), order(1))
@@ -331,7 +332,7 @@ class Troubled(Quadratic):
     def problem(self, state, metrics):
         return "swaps stopped" if self.wrong and self.trouble == "particles" else None
 
-    def lower_bound(self, energy, state, target, x, generator):
+    def lower_bound(self, energy, state, target, x, generator, *, row_weights=None):
         if getattr(self, "wrong", False) and self.trouble in {"nan bound", "fall"}:
             return math.nan if self.trouble == "nan bound" else -1000.0
         return super().lower_bound(energy, state, target, x, generator)

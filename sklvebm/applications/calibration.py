@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sklvebm.estimators._common.frames import plain_arrays
+from sklvebm.row_weights import quantiles_of, resampled
 from sklvebm.runtime import draw_seed
 
 # "auto": the level of this probability
@@ -57,7 +58,11 @@ def keys_of(rows: np.ndarray) -> list[bytes]:
 
 
 def cross_fit(
-    rows: np.ndarray, make: Callable[[], Any], n_folds: int, random: np.random.RandomState
+    rows: np.ndarray,
+    make: Callable[[], Any],
+    n_folds: int,
+    random: np.random.RandomState,
+    row_weights: np.ndarray | None = None,
 ) -> CrossFit:
     """Fit a density to all rows and to all but each fold.
 
@@ -73,6 +78,8 @@ def cross_fit(
         Folds, at most as many as there are different rows.
     random : RandomState
         Assigns rows to folds.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; passed on as `sample_weight`.
 
     Raises
     ------
@@ -87,12 +94,19 @@ def cross_fit(
     order = random.permutation(len(place_of))
     fold_of_key = {key: order[i] % n_folds for i, key in enumerate(place_of)}
     fold_of = np.array([fold_of_key[key] for key in keys])
+
+    def fitted(own: np.ndarray) -> Any:
+        known = {} if row_weights is None else {"sample_weight": row_weights[own]}
+        return make().fit(rows[own], **known)
+
     with plain_arrays():
-        folds = [make().fit(rows[fold_of != fold]) for fold in range(n_folds)]
-        return CrossFit(make().fit(rows), folds, fold_of, place_of)
+        folds = [fitted(fold_of != fold) for fold in range(n_folds)]
+        return CrossFit(fitted(fold_of >= 0), folds, fold_of, place_of)
 
 
-def threshold(scores: np.ndarray, contamination: Any) -> float:
+def threshold(
+    scores: np.ndarray, contamination: Any, row_weights: np.ndarray | None = None
+) -> float:
     r"""Return the score below which a row is an outlier.
 
     A number is the quantile of the scores. "auto" is the level that one inlier in a hundred passes:
@@ -109,15 +123,17 @@ def threshold(scores: np.ndarray, contamination: Any) -> float:
         Log-densities of rows by models fitted without them.
     contamination : float or "auto"
         Share of outliers among the rows.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
     """
     scores = np.maximum(scores, _LOWEST)  # a kernel of finite width gives -inf
     if contamination != "auto":
-        return float(np.quantile(scores, contamination))
+        return float(quantiles_of(scores, contamination, row_weights))
     shares = [1.0 - level for level in _AUTO_QUANTILES]
-    near, far = np.quantile(-scores, _AUTO_QUANTILES)
+    near, far = quantiles_of(-scores, _AUTO_QUANTILES, row_weights)
     decay = (far - near) / math.log(shares[0] / shares[1])
     level = far + decay * math.log(shares[1] / AUTO_SHARE)
-    return max(float(np.quantile(scores, AUTO_SHARE)), -float(level))
+    return max(float(quantiles_of(scores, AUTO_SHARE, row_weights)), -float(level))
 
 
 class CompletedRows(NamedTuple):
@@ -127,9 +143,18 @@ class CompletedRows(NamedTuple):
     models: np.ndarray  # (M,)
 
 
-def completed_rows(fit: CrossFit, rows: np.ndarray, random: np.random.RandomState) -> CompletedRows:
-    """Return some training rows, their missing cells drawn by the models fitted without them."""
-    chosen = random.permutation(len(rows))[:_PATTERN_ROWS]
+def completed_rows(
+    fit: CrossFit,
+    rows: np.ndarray,
+    random: np.random.RandomState,
+    row_weights: np.ndarray | None = None,
+) -> CompletedRows:
+    """Return some training rows, their missing cells drawn by the models fitted without them.
+
+    With weights, rows are drawn as often as they count.
+    """
+    drawn = resampled(row_weights, random)
+    chosen = random.permutation(np.arange(len(rows)) if drawn is None else drawn)[:_PATTERN_ROWS]
     rows, models = rows[chosen].copy(), fit.fold_of[chosen]
     for number, model in enumerate(fit.fold_estimators):
         own = (models == number) & np.isnan(rows).any(1)

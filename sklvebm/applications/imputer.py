@@ -25,6 +25,7 @@ from sklvebm.estimators._common.parameters import (
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.messages import naming_columns
+from sklvebm.row_weights import check_takes_weights, checked_weights
 from sklvebm.runtime import draw_seed, without_numpy_errors
 from sklvebm.validation import as_plain_array
 
@@ -140,7 +141,7 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the density to rows with missing cells.
 
         Parameters
@@ -149,6 +150,8 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
             Training rows; not modified.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts in the density. None counts each row once.
 
         Returns
         -------
@@ -158,7 +161,8 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If the estimator has no method that the strategy needs.
+            If the estimator has no method that the strategy needs, or its `fit` takes no
+            `sample_weight` and one is given.
         ValueError
             If X or a parameter is not usable; names it, the rule and the value.
         """
@@ -168,6 +172,8 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
         self._check_answers(estimator)
         with unchanged_on_failure(self):
             rows = self._rows(X, reset=True)
+            weights = checked_weights(sample_weight, rows)
+            check_takes_weights(estimator, weights)
             is_missing = np.isnan(rows)
             is_empty = is_missing.all(axis=0)
             if is_empty.all():
@@ -179,8 +185,9 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
             seeds = estimator.get_params(deep=False)
             if "random_state" in seeds and seeds["random_state"] is None:
                 estimator.set_params(random_state=draw_seed(self.random_state))
+            known = {} if weights is None else {"sample_weight": weights}
             with plain_arrays():
-                estimator.fit(rows[:, ~is_empty])
+                estimator.fit(rows[:, ~is_empty], **known)
             self.estimator_, self.indicator_, self.is_empty_ = estimator, indicator, is_empty
         return self
 

@@ -36,6 +36,7 @@ from sklvebm.estimators._common.parameters import (
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.messages import naming_columns
+from sklvebm.row_weights import check_takes_weights, checked_weights, chosen, quantiles_of
 from sklvebm.runtime import draw_seed, generator_of, without_numpy_errors
 from sklvebm.validation import as_plain_array
 
@@ -134,7 +135,7 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
         self.random_state = random_state
 
     @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the density and its threshold.
 
         Parameters
@@ -143,6 +144,9 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
             Training rows, at least three different ones; outliers may be among them.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts, in the densities and in the share `contamination`. None
+            counts each row once.
 
         Returns
         -------
@@ -152,7 +156,8 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
         Raises
         ------
         TypeError
-            If the estimator has no `score_samples`.
+            If the estimator has no `score_samples`, or its `fit` takes no `sample_weight` and one
+            is given.
         ValueError
             If X or a parameter is not usable; names it, the rule and the value.
         """
@@ -161,19 +166,24 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
             rows = self._rows(X, reset=True)
             random = generator_of(self.random_state)
             seed = draw_seed(random)
-            fit = cross_fit(rows, lambda: self._unfitted(seed), int(self.n_folds), random)
+            weights = checked_weights(sample_weight, rows, 3)
+            check_takes_weights(self._unfitted(seed), weights)
+            n_folds = int(self.n_folds)
+            fit = cross_fit(rows, lambda: self._unfitted(seed), n_folds, random, weights)
             self.estimator_, self.fold_estimators_ = fit.estimator, fit.fold_estimators
             self._fold_of, self._place_of = fit.fold_of, fit.place_of
-            self._completed: CompletedRows = completed_rows(fit, rows, random)
+            self._completed: CompletedRows = completed_rows(fit, rows, random, weights)
             # thresholds of patterns agree with `offset_` also if the parameter is changed later
             self._contamination = self.contamination
             self._reference_threshold = self._level(np.zeros((1, rows.shape[1]), bool))[0]
             self._median_score = 0.0
             scores = self._scores(rows)
-            self._median_score = float(np.median(scores[~np.isnan(rows).all(axis=1)]))
-            scores[np.isnan(rows).all(axis=1)] = self._median_score
+            is_empty = np.isnan(rows).all(axis=1)
+            of_others = scores[~is_empty], 0.5, chosen(weights, ~is_empty)
+            self._median_score = float(quantiles_of(*of_others))
+            scores[is_empty] = self._median_score
             self.training_scores_ = scores
-            self.offset_ = threshold(scores, self.contamination)
+            self.offset_ = threshold(scores, self.contamination, weights)
         return self
 
     @without_numpy_errors

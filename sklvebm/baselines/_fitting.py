@@ -13,6 +13,7 @@ from sklvebm.estimators._common.config import TrainingConfig
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.row_weights import mean_on_device
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
@@ -56,11 +57,14 @@ class BoundObjective(Inference):
         target: LatentModel,
         x: Tensor,
         generator: torch.Generator,
+        *,
+        row_weights: Tensor | None = None,
     ) -> float:
         """Return the mean importance-weighted bound of `target` on rows x, nats per row."""
         q = self.posterior(target, x, 0, thorough=False)
-        bound = weighted_latents(target, x, q, _N_MONITOR_SAMPLES, 0).log_evidence().mean()
-        return float(bound) - self.monitored_log_partition(target, state)
+        bounds = weighted_latents(target, x, q, _N_MONITOR_SAMPLES, 0).log_evidence()
+        bound = float(mean_on_device(bounds, row_weights))
+        return bound - self.monitored_log_partition(target, state)
 
     def monitored_log_partition(self, target: LatentModel, state: Any) -> float:
         """Return a cheap estimate of log Z of the prior; zero for a normal one."""

@@ -5,13 +5,15 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.messages import naming_columns
-from sklvebm.mixtures.margins import bins_or_none
+from sklvebm.mixtures.margins import column_margins
 from sklvebm.preprocessing.scaling import check_reach, fit_standardisation
 from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
@@ -56,7 +58,8 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
     has the probability 1 / (n_samples + 1).
 
     If edges depend on several columns together, as on a checkerboard, the transformation can lower
-    the likelihood. `GridSearchCV` can compare both; see `TransformedDensity`.
+    the likelihood. `GridSearchCV` can compare both; see `TransformedDensity`. Missing cells, NaN,
+    are left out and stay missing.
 
     References
     ----------
@@ -79,28 +82,36 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
         self.max_bins = max_bins
 
     @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Estimate the density of every column.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts; only ratios matter. None counts each row once.
 
         Returns
         -------
         self : GaussianMargins
             The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If X, the weights or a parameter are not usable.
         """
         Number(True, 0).check("max_bins", self.max_bins)
-        with naming_columns(X):
-            X = validate_data(self, as_plain_array(X), dtype=np.float64)
+        rows = checked_rows(self, X, reset=True, may_miss=True).astype(np.float64)
+        rows, row_weights = weighted_rows(rows, sample_weight, least=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of constant columns, which `bins_or_none` handles
-            check_reach(fit_standardisation(X).apply(X), X)
-        self.bins_ = [bins_or_none(column, self.max_bins) for column in X.T]
+            warnings.simplefilter("ignore")  # of constant columns, which have no bins
+            check_reach(fit_standardisation(rows).apply(rows), rows)
+        margins = column_margins(rows, self.max_bins, row_weights)
+        self.bins_ = [None] * rows.shape[1] if margins is None else list(margins)
         self.n_bins_ = np.array([0 if b is None else len(b.edges) - 1 for b in self.bins_])
         return self
 
@@ -111,7 +122,7 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells, which stay missing.
 
         Returns
         -------
@@ -127,14 +138,14 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells.
 
         Returns
         -------
         log_jacobian : ndarray of shape (n_samples,)
-            Log of the determinant of the map's derivative, nats.
+            Log of the determinant of the map's derivative, for the observed cells, nats.
         """
-        return self._normal_and_slopes(X)[1].sum(1)
+        return np.nan_to_num(self._normal_and_slopes(X)[1], nan=0.0).sum(1)
 
     @without_numpy_errors
     def inverse_transform(self, X: Any) -> Any:
@@ -159,10 +170,17 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
                 Z[:, j] = bins.from_normal(Z[:, j])
         return framed(self, Z, like=X)
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
     def _normal_and_slopes(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         with naming_columns(X):
-            X = validate_data(self, as_plain_array(X), reset=False, dtype=np.float64)
+            rows = as_plain_array(X)
+            how = {"dtype": np.float64, "ensure_all_finite": "allow-nan"}
+            X = validate_data(self, rows, reset=False, **how)
         Z, slopes = X.copy(), np.zeros(X.shape)
         for j, bins in enumerate(self.bins_):
             if bins is not None:

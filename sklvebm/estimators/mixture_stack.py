@@ -27,7 +27,7 @@ from sklvebm.estimators._common.parameters import (
 )
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
-from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.inference.products import Expert, affine_units
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.expectation_maximization import Mixture
@@ -192,7 +192,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         self.random_state = random_state
 
     @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Choose the mixtures and fit them to rows X.
 
         Parameters
@@ -201,6 +201,8 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
             Training rows, at least two, NaN in missing cells; not modified.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts, not negative; only ratios matter. None counts each row once.
 
         Returns
         -------
@@ -215,28 +217,33 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         with unchanged_on_failure(self), naming_memory("fit fewer rows or columns"):
             check_parameters(parameters_of(self), _RULES)
             X = checked_rows(self, X, reset=True, least=2, may_miss=True)
+            X, row_weights = weighted_rows(X, sample_weight, least=2)
             warn_of_repeated_rows(X)
-            units = fit_standardisation(X)
+            units = fit_standardisation(X, row_weights)
             rows = units.apply(X)
             check_reach(rows, X)
             with numerical_session(torch.get_num_threads()):
-                self._fit_standardised(rows, units)
+                self._fit_standardised(rows, row_weights, units)
         return self
 
-    def _fit_standardised(self, rows: np.ndarray, units: Standardisation) -> None:
+    def _fit_standardised(
+        self, rows: np.ndarray, row_weights: np.ndarray | None, units: Standardisation
+    ) -> None:
         """Fit standardised rows and set the fitted attributes."""
         random_state, report = generator_of(self.random_state), Reporter(self, "log-likelihood")
         report.stage(f"choosing mixtures of {len(rows)} rows")
         observed = rows if np.isnan(rows).any() else None
         if observed is not None:
             report.stage("completing rows with missing cells")
-            rows = complete_rows(rows, random_state.randint(2**30))
-        choice, units = self._choice(rows, observed, units, random_state, report)
+            rows = complete_rows(rows, random_state.randint(2**30), row_weights=row_weights)
+        how: dict[str, Any] = {"observed": observed, "row_weights": row_weights}
+        choice, units = self._choice(rows, how, units, random_state, report)
         observed = None if observed is None else units.mapped(observed)
         rows = units.mapped(rows)
-        known: dict[str, Any] = {"least_defensive_weight": 0.0, "observed": observed}
-        anchor = fit_anchor(rows, choice, random_state, **known)
-        reference = reference_of(rows, anchor, probabilistic_pca(rows, 1)).without_latents()
+        how = {"observed": observed, "row_weights": row_weights}
+        anchor = fit_anchor(rows, choice, random_state, least_defensive_weight=0.0, **how)
+        latents = probabilistic_pca(rows, 1, row_weights)
+        reference = reference_of(rows, anchor, latents).without_latents()
         members = [_in_units(member, units) for member in anchor.ensemble.members]
         tail_weight = float(anchor.defensive_weights.sum())
         self.__dict__.update(
@@ -256,24 +263,31 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
     def _choice(
         self,
         rows: np.ndarray,
-        observed: np.ndarray | None,
+        how: dict[str, Any],
         units: Standardisation,
         random_state: np.random.RandomState,
         report: Reporter,
     ) -> tuple[MixtureChoice, Standardisation]:
-        """Choose mixtures of standardised rows, and whether histograms map their columns."""
+        """Choose mixtures of standardised rows, and whether histograms map their columns.
+
+        `how` holds the rows with NaN in missing cells, or None, and the weights of rows.
+        """
         policy, margins, choice = self.stack_policy(), None, None
+        observed, row_weights = how["observed"], how["row_weights"]
         if self.margins == "histogram":
-            margins = column_margins(rows if observed is None else observed)
+            margins = column_margins(
+                rows if observed is None else observed, row_weights=row_weights
+            )
         elif self.margins == "auto":
-            found = choose_margins(rows, random_state.randint(2**30), policy, observed)
+            found = choose_margins(rows, random_state.randint(2**30), policy, **how)
             margins, choice = found.margins, found.choice
             if choice is not None:
                 report.stage(summary(found))
         units = units._replace(margins=margins)
         if choice is None:
             observed = None if observed is None else units.mapped(observed.copy())
-            choice = choose_mixture(units.mapped(rows.copy()), random_state, policy, observed)
+            mapped = units.mapped(rows.copy())
+            choice = choose_mixture(mapped, random_state, policy, observed, row_weights)
         return choice, units
 
     def stack_policy(self) -> StackPolicy:

@@ -1,14 +1,14 @@
 """`TransformedDensity`: the density of rows from a density of transformed rows."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import Tags, TransformerTags
+from sklearn.utils import Tags, TransformerTags, get_tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from sklvebm.estimators._common.answers import MeanScoreMixin
 from sklvebm.estimators._common.frames import CONTAINERS, framed, plain_arrays
@@ -17,8 +17,11 @@ from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.messages import naming_columns
+from sklvebm.row_weights import check_takes_weights, checked_weights
 from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
+
+_N_MEAN_LEVELS = 64  # quantiles whose average is the mean of a missing cell
 
 
 def _estimator_has(name: str) -> Callable[[Any], bool]:
@@ -67,6 +70,10 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
     Scores keep their meaning: a lower bound plus the exact change of variables is a lower bound.
     Latents are those of the transformed rows.
 
+    Rows may have missing cells, NaN, where both parts allow them. The transformer must then change
+    each column by itself and leave missing cells missing, as `GaussianMargins` does: otherwise the
+    density of the observed cells does not follow from that of the transformed ones.
+
     References
     ----------
     .. [1] A. Sklar, "Fonctions de répartition à n dimensions et leurs marges", 1959.
@@ -88,15 +95,18 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         self.transformer = transformer
 
     @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the transformer to rows, and the density to the transformed rows.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows, NaN in missing cells where both parts allow them.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts, for the density, and for the transformer if its `fit` takes
+            weights. None counts each row once.
 
         Returns
         -------
@@ -107,7 +117,9 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         ------
         TypeError
             If the transformer has no `log_abs_det_jacobian` or `inverse_transform`, or the
-            estimator no `score_samples`.
+            estimator no `score_samples`; or if there are weights, and its `fit` takes none.
+        ValueError
+            If X or the weights are not usable.
         """
         transformer = self._transformer()
         estimator = ParticleLVEBM() if self.estimator is None else clone(self.estimator)
@@ -120,9 +132,13 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
                 raise TypeError(f"{type(part).__name__} has no {name}, which a density needs.")
         with unchanged_on_failure(self):
             X = self._rows(X, reset=True)
+            weights = checked_weights(sample_weight, X)
+            check_takes_weights(estimator, weights)
+            known = {} if weights is None else {"sample_weight": weights}
+            is_weighted = has_fit_parameter(transformer, "sample_weight")
             with plain_arrays():
-                transformer.fit(X)
-                estimator.fit(np.asarray(transformer.transform(X)))
+                transformer.fit(X, **(known if is_weighted else {}))
+                estimator.fit(np.asarray(transformer.transform(X)), **known)
         self.transformer_, self.estimator_ = transformer, estimator
         return self
 
@@ -145,6 +161,71 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         with plain_arrays():
             values = self.estimator_.score_samples(self._inner(X))
             return np.asarray(values + self.transformer_.log_abs_det_jacobian(X))
+
+    @available_if(_estimator_has("conditional_mean"))
+    @without_numpy_errors
+    def conditional_mean(self, X: Any) -> Any:
+        """Return rows with missing cells replaced by their means given the observed cells.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, NaN in missing cells.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Means of 64 conditional quantiles, in the units of X: those of a map are the map of the
+            quantiles. Observed cells are unchanged.
+        """
+        levels = (np.arange(_N_MEAN_LEVELS) + 0.5) / _N_MEAN_LEVELS
+        rows = self._checked(X)
+        found = self._mapped_back(rows, self.estimator_.conditional_quantiles, levels)
+        return framed(self, found.mean(axis=1), like=X)
+
+    @available_if(_estimator_has("conditional_quantiles"))
+    @without_numpy_errors
+    def conditional_quantiles(
+        self, X: Any, quantiles: Sequence[float] = (0.05, 0.5, 0.95)
+    ) -> np.ndarray:
+        """Return quantiles of each missing cell given the observed cells of its row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, NaN in missing cells.
+        quantiles : sequence of float, default=(0.05, 0.5, 0.95)
+            Probabilities between zero and one.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_quantiles, n_features)
+            In the units of X, for a transformer that increases; observed cells are unchanged.
+        """
+        rows = self._checked(X)
+        return self._mapped_back(rows, self.estimator_.conditional_quantiles, quantiles)
+
+    @available_if(_estimator_has("sample_conditional"))
+    @without_numpy_errors
+    def sample_conditional(self, X: Any, n_draws: int = 1, random_state: Any = None) -> np.ndarray:
+        """Draw the missing cells of each row given its observed cells.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, NaN in missing cells.
+        n_draws : int, default=1
+            Draws for each row.
+        random_state : int, RandomState, Generator or None, default=None
+            None gives new draws at each call, an integer the same ones.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_draws, n_features)
+            Completed rows in the units of X; observed cells are unchanged.
+        """
+        rows = self._checked(X)
+        return self._mapped_back(rows, self.estimator_.sample_conditional, n_draws, random_state)
 
     @available_if(_estimator_has("sample"))
     @without_numpy_errors
@@ -300,20 +381,44 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         if hasattr(self, "transform"):
             tags.transformer_tags = TransformerTags()
+        parts = (self.estimator or ParticleLVEBM(), self._transformer(checked=False))
+        tags.input_tags.allow_nan = all(get_tags(part).input_tags.allow_nan for part in parts)
         return tags
+
+    def _checked(self, X: Any) -> np.ndarray:
+        """Return validated rows for a fitted model."""
+        check_is_fitted(self)
+        return self._rows(X, reset=False)
+
+    def _mapped_back(
+        self, X: np.ndarray, answer: Callable[..., np.ndarray], *arguments: Any
+    ) -> np.ndarray:
+        """Return the estimator's answers (N, Q, D) about transformed rows, in the units of X."""
+        with plain_arrays():
+            found = np.asarray(answer(self._inner(X), *arguments))
+            rows = np.asarray(self.transformer_.inverse_transform(found.reshape(-1, X.shape[1])))
+        return np.where(np.isnan(X)[:, None], rows.reshape(found.shape), X[:, None])
 
     def _inner(self, X: Any) -> np.ndarray:
         """Return transformed rows, which the estimator was fitted to."""
         return np.asarray(self.transformer_.transform(X))
 
-    def _transformer(self) -> Any:
+    def _transformer(self, checked: bool = True) -> Any:
+        """Return an unfitted transformer; a name that means none is an error where `checked`."""
         if self.transformer is None:
             return GaussianMargins()
         if isinstance(self.transformer, str):
-            OneOf(("passthrough",)).check("transformer", self.transformer)
+            if checked:
+                OneOf(("passthrough",)).check("transformer", self.transformer)
             return GaussianMargins(max_bins=0)
-        return clone(self.transformer)
+        return clone(self.transformer) if checked else self.transformer
 
     def _rows(self, X: Any, reset: bool) -> np.ndarray:
         with naming_columns(X):
-            return validate_data(self, as_plain_array(X), reset=reset, dtype=np.float64)
+            return validate_data(
+                self,
+                as_plain_array(X),
+                reset=reset,
+                dtype=np.float64,
+                ensure_all_finite="allow-nan" if get_tags(self).input_tags.allow_nan else True,
+            )

@@ -328,6 +328,8 @@ def fit_mixture(
     covariance_type: str,
     ridge: float | np.ndarray,
     seed: int,
+    *,
+    row_weights: np.ndarray | None = None,
 ) -> Mixture:
     """Fit one Gaussian mixture by expectation maximisation; see `fit_mixtures`.
 
@@ -341,6 +343,8 @@ def fit_mixture(
         As in `fit_mixtures`.
     seed : int
         Seed of k-means++, which draws the first centres.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -352,7 +356,7 @@ def fit_mixture(
     numpy.linalg.LinAlgError
         If a covariance is numerically singular: a component has rows of very different size.
     """
-    start = Start(X, Starts(X, seed).labels(n_components))
+    start = Start(X, Starts(X, seed, row_weights).labels(n_components), row_weights)
     return _fit_side_by_side([start], n_components, covariance_type, ridge)[0]
 
 
@@ -365,10 +369,13 @@ class Start(NamedTuple):
         Standardised rows.
     labels : ndarray of shape (n_samples,)
         First component of every row.
+    row_weights : ndarray of shape (n_samples,) or None
+        How often each row counts; None counts each row once.
     """
 
     X: np.ndarray
     labels: np.ndarray
+    row_weights: np.ndarray | None = None
 
 
 def fit_mixtures(
@@ -448,14 +455,16 @@ def _joined(
 ) -> tuple[Statistics, np.ndarray]:
     """Return rows and first responsibilities of fits, with a leading axis if there are several."""
     if len(starts) == 1:
-        X, labels = starts[0]
-        return Statistics(X, covariance_type, least_variance), np.eye(n_components)[labels]
+        X, labels, row_weights = starts[0]
+        rows = Statistics(X, covariance_type, least_variance, row_weights)
+        return rows, np.eye(n_components)[labels]
     n_rows = max(len(start.X) for start in starts)
     X = np.zeros((len(starts), n_rows, starts[0].X.shape[1]))
     row_weights = np.zeros((len(starts), n_rows))  # zero after the end of a shorter fit
     responsibilities = np.zeros((len(starts), n_rows, n_components))
-    for number, (own, labels) in enumerate(starts):
-        X[number, : len(own)], row_weights[number, : len(own)] = own, 1.0
+    for number, (own, labels, weights) in enumerate(starts):
+        X[number, : len(own)] = own
+        row_weights[number, : len(own)] = 1.0 if weights is None else weights
         responsibilities[number, np.arange(len(own)), labels] = 1.0
     rows = Statistics(X, covariance_type, least_variance, row_weights)
     return rows, responsibilities

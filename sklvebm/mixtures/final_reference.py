@@ -10,6 +10,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference, with_defensive_weight
 from sklvebm.mixtures.stacking import MAX_FITTED_ROWS, MixtureChoice
 from sklvebm.preprocessing.prepared import PreparedData
+from sklvebm.row_weights import chosen, mean_of
 
 _MAX_COMPARED_ROWS = 2000  # fitted rows, at most, in the estimate of the gap to held-out rows
 
@@ -56,6 +57,7 @@ def final_reference(
         np.random.RandomState(seed),
         choice=training.choice,
         observed=data.observed,
+        row_weights=data.row_weights,
         least_defensive_weight=0.0,
     )
 
@@ -90,6 +92,8 @@ def refit_gain(data: PreparedData, training: Anchored) -> Tensor:
     fitted = data.split.fitted
     if len(fitted) >= MAX_FITTED_ROWS:
         return gain
-    some = data.completed[fitted[:: -(-len(fitted) // _MAX_COMPARED_ROWS)]]
-    gap = float(light.log_marginal(torch.from_numpy(some)).mean() - of_rows.mean())
+    some = fitted[:: -(-len(fitted) // _MAX_COMPARED_ROWS)]
+    of_some = light.log_marginal(torch.from_numpy(data.completed[some])).numpy()
+    gap = mean_of(of_some, chosen(data.row_weights, some))
+    gap -= mean_of(of_rows.numpy(), data.monitored_weights)
     return gain + 0.5 * max(0.0, gap) * (1.0 - len(fitted) / len(data.standardised))

@@ -29,6 +29,7 @@ from sklvebm.mixtures.missing_cells import (
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.preprocessing.scaling import without_outliers
+from sklvebm.row_weights import chosen, mean_of
 
 N_MONITORED_COPIES = 8  # completions of a monitored row
 _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
@@ -46,7 +47,9 @@ class Moments(NamedTuple):
     log_likelihood: Tensor  # 0-d, sum over rows, nats
 
 
-def expected_moments(found: list[Block], mixture: Mixture) -> Moments:
+def expected_moments(
+    found: list[Block], mixture: Mixture, row_weights: Tensor | None = None
+) -> Moments:
     """Return the moments of complete rows that are expected given the observed cells.
 
     Parameters
@@ -55,6 +58,8 @@ def expected_moments(found: list[Block], mixture: Mixture) -> Moments:
         All rows.
     mixture : Mixture
         Present parameters.
+    row_weights : Tensor of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
     """
     components = components_of_mixture(mixture)
     (m, d), total = components.means.shape, components.means.new_zeros(())
@@ -64,6 +69,8 @@ def expected_moments(found: list[Block], mixture: Mixture) -> Moments:
         given = conditioned(block, components)
         evidence = torch.logsumexp(given.log_joint, 1)
         kept = block.is_row.double()
+        if row_weights is not None:
+            kept = kept * row_weights[block.index]
         shares = torch.exp(given.log_joint - evidence.unsqueeze(1)) * kept.unsqueeze(1)
         total += (evidence * kept).sum()
         of_patterns = shares.sum(2)  # (P, M)
@@ -82,7 +89,12 @@ def expected_moments(found: list[Block], mixture: Mixture) -> Moments:
 
 
 def fit_with_missing(
-    X: np.ndarray, first: Mixture, ridge: float | np.ndarray, *, max_iter: int
+    X: np.ndarray,
+    first: Mixture,
+    ridge: float | np.ndarray,
+    *,
+    max_iter: int,
+    row_weights: np.ndarray | None = None,
 ) -> Mixture:
     """Climb the likelihood of the observed cells from a given mixture.
 
@@ -96,6 +108,8 @@ def fit_with_missing(
         Added to variances, squared units of X.
     max_iter : int
         Iterations at most; they end once one gains less than 0.001 nats per row.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -109,11 +123,13 @@ def fit_with_missing(
     """
     rows = torch.from_numpy(X)
     found = list(blocks(rows, components_of_mixture(first)))
+    weights = None if row_weights is None else torch.from_numpy(row_weights)
+    total = len(X) if row_weights is None else float(row_weights.sum())
     mixture, before = first, -np.inf
     try:
         for _ in range(max_iter):
-            moments = expected_moments(found, mixture)
-            now = float(moments.log_likelihood) / len(X)
+            moments = expected_moments(found, mixture, weights)
+            now = float(moments.log_likelihood) / total
             if now - before < _MIN_GAIN_PER_ITERATION:
                 break
             before = now
@@ -139,7 +155,9 @@ def _maximised(moments: Moments, covariance_type: str, ridge: float | np.ndarray
     return of_moments(Mixture(weights, centres, matrices, covariance_type), ridge, PRIOR_ROWS)
 
 
-def likeliest_gaussian(X: np.ndarray, ridge: float) -> Mixture:
+def likeliest_gaussian(
+    X: np.ndarray, ridge: float, row_weights: np.ndarray | None = None
+) -> Mixture:
     """Return the Gaussian with the highest likelihood of the observed cells of rows X (N, D)."""
     # a column without observed cells among these rows has the moments of standardised ones
     is_empty = np.isnan(X).all(axis=0)
@@ -148,7 +166,8 @@ def likeliest_gaussian(X: np.ndarray, ridge: float) -> Mixture:
     variances = np.where(is_empty, 1.0, np.nanvar(known, axis=0)) + ridge
     first = Mixture(np.ones(1), means[None], np.diag(variances)[None], "full")
     try:
-        return fit_with_missing(X, first, ridge, max_iter=_MAX_GAUSSIAN_ITERATIONS)
+        most = _MAX_GAUSSIAN_ITERATIONS
+        return fit_with_missing(X, first, ridge, max_iter=most, row_weights=row_weights)
     except np.linalg.LinAlgError:  # columns of very different size
         return first
 
@@ -169,47 +188,55 @@ def completed(X: np.ndarray, mixture: Mixture, seed: int) -> np.ndarray:
     return np.where(np.isnan(X), draws[:, 0].numpy(), X)
 
 
-def complete_rows(X: np.ndarray, seed: int, fitted: np.ndarray | None = None) -> np.ndarray:
+def complete_rows(
+    X: np.ndarray,
+    seed: int,
+    fitted: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
+) -> np.ndarray:
     """Return standardised rows X (N, D) with missing cells drawn given the others.
 
     The draws are those of the mixture that gives the observed cells of held-out rows the highest
     likelihood, of mixtures with 1, 2, 4, ... full covariances. Each one starts from rows that the
-    one before has completed. Only the rows of the index `fitted` are used, or all. Without missing
-    cells, X is returned.
+    one before has completed. Only the rows of the index `fitted` are used, or all, with the given
+    weights (N,) or equal ones. Without missing cells, X is returned.
     """
     if not np.isnan(X).any():
         return X
     some = np.arange(len(X)) if fitted is None else fitted
     some = some[~np.isnan(X[some]).all(axis=1)]
     order = np.random.RandomState(seed).permutation(some)[:_MAX_ROWS]
-    rows = _inner(X[order])
-    n_held_out = len(rows) // 5
-    held_out, rows = rows[:n_held_out], rows[n_held_out:]
-    scores = {r: _score(likeliest_gaussian(rows, r), held_out) for r in _RIDGES}
+    n_held_out = len(order) // 5
+    # weights of held-out rows, and of the others
+    judging, weights = (chosen(row_weights, o) for o in (order[:n_held_out], order[n_held_out:]))
+    held_out, rows = np.split(_inner(X[order]), [n_held_out])
+    gaussians = {r: likeliest_gaussian(rows, r, weights) for r in _RIDGES}
+    scores = {r: _score(gaussian, held_out, judging) for r, gaussian in gaussians.items()}
     ridge = max(scores, key=scores.__getitem__)
-    best, best_score, n_components = likeliest_gaussian(rows, ridge), scores[ridge], 2
+    best, best_score, n_components = gaussians[ridge], scores[ridge], 2
     while n_held_out > 0 and n_components * X.shape[1] ** 2 <= _MAX_PARAMETER_SHARE * rows.size:
         try:
             full = completed(rows, best, seed)
-            start = fit_mixture(full, n_components, "full", ridge, seed)
-            found = fit_with_missing(rows, start, ridge, max_iter=_MAX_ITERATIONS)
+            start = fit_mixture(full, n_components, "full", ridge, seed, row_weights=weights)
+            most = _MAX_ITERATIONS
+            found = fit_with_missing(rows, start, ridge, max_iter=most, row_weights=weights)
         except np.linalg.LinAlgError:
             break
-        score = _score(found, held_out)
+        score = _score(found, held_out, judging)
         if score <= best_score:
             break
         best, best_score, n_components = found, score, 2 * n_components
     return completed(X, best, seed)
 
 
-def _score(mixture: Mixture, X: np.ndarray) -> float:
+def _score(mixture: Mixture, X: np.ndarray, row_weights: np.ndarray | None) -> float:
     """Return the mean log density of the observed cells of rows X (N, D), nats."""
-    return float(score_observed(mixture, X).mean()) if len(X) else -np.inf
+    return mean_of(score_observed(mixture, X), row_weights) if len(X) else -np.inf
 
 
 def with_completed_rows(data: PreparedData, seed: int) -> PreparedData:
     """Return the data with missing cells drawn by `complete_rows`, from its fitted rows."""
-    rows = complete_rows(data.standardised, seed, data.split.fitted)
+    rows = complete_rows(data.standardised, seed, data.split.fitted, data.row_weights)
     return data if rows is data.standardised else data._replace(completed=rows)
 
 

@@ -46,7 +46,9 @@ class LatentMap(NamedTuple):
     covariance: np.ndarray  # (D, D), of x under the model
 
 
-def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
+def probabilistic_pca(
+    X: np.ndarray, n_components: int, row_weights: np.ndarray | None = None
+) -> LatentMap:
     """Fit probabilistic PCA in closed form.
 
     Parameters
@@ -55,6 +57,8 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
         Standardised rows.
     n_components : int
         Latents L. The posterior of those beyond the rank of X is their prior.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -64,10 +68,11 @@ def probabilistic_pca(X: np.ndarray, n_components: int) -> LatentMap:
     """
     n_samples, n_features = X.shape
     X = without_outliers(X)  # otherwise few outliers determine the latents
-    mean = X.mean(axis=0)
+    mean = np.average(X, axis=0, weights=row_weights)
     centred = X - mean
+    weighted = centred if row_weights is None else centred * row_weights[:, None]
     divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
-    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / divisor)
+    eigenvalues, vectors = np.linalg.eigh(weighted.T @ centred / divisor)
     eigenvalues, vectors = eigenvalues[::-1].clip(min=0.0), vectors[:, ::-1]
     # signs that do not depend on the LAPACK implementation
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n_features)])
@@ -103,12 +108,14 @@ def fit_anchor(
     *,
     least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
     observed: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
 ) -> Anchor:
     """Fit the ensemble that cross-validation chose to standardised rows (N, D).
 
     `observed` are the same rows with NaN in missing cells, or None where no cell is missing.
+    `row_weights` (N,) say how often each row counts, or None counts each row once.
     """
-    ensemble = fit_ensemble(X, choice, random_state, observed)
+    ensemble = fit_ensemble(X, choice, random_state, observed, row_weights)
     # a larger ridge smooths on purpose: held-out rows preferred it to narrower covariances
     scales = column_scales(X[:MAX_SELECTION_ROWS])
     ridge = max(part.candidate.ridge for part in choice.parts) * scales.ridge_units.min()
@@ -160,6 +167,7 @@ def fit_reference(
     choice: MixtureChoice | None = None,
     least_defensive_weight: float = MIN_DEFENSIVE_WEIGHT,
     observed: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
 ) -> MixtureReference:
     """Fit the reference to standardised rows.
 
@@ -182,13 +190,19 @@ def fit_reference(
     observed : ndarray of shape (n_samples, n_features) or None, default=None
         The rows with NaN in missing cells: "mixture" climbs the likelihood of the observed cells.
         Other kinds are fitted to the completed rows X.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
     reference : MixtureReference
         Float64, on the CPU.
     """
-    known: dict[str, Any] = {"least_defensive_weight": least_defensive_weight, "observed": observed}
+    known: dict[str, Any] = {
+        "least_defensive_weight": least_defensive_weight,
+        "observed": observed,
+        "row_weights": row_weights,
+    }
     width = kind.n_latents if isinstance(kind, MixtureReference) else X.shape[1]
     if n_components == 0 and width > 0:
         return fit_reference(X, width, kind, random_state, choice=choice, **known).without_latents()
@@ -199,7 +213,7 @@ def fit_reference(
                 f"n_features={kind.n_features} and n_latents={kind.n_latents}."
             )
         return copy.deepcopy(kind).cpu().double()
-    latent = probabilistic_pca(X, n_components)
+    latent = probabilistic_pca(X, n_components, row_weights)
     if isinstance(kind, str) and kind == "gaussian":
         return MixtureReference(
             torch.ones(1),
@@ -209,8 +223,14 @@ def fit_reference(
             **_maps(X, latent),
         )
     if isinstance(kind, GaussianMixture):
+        if row_weights is not None:
+            raise ValueError(
+                "sample_weight needs reference='mixture', 'gaussian' or a MixtureStack: "
+                "GaussianMixture takes no weights of rows."
+            )
         return reference_of(X, _anchor_of(kind, X), latent)
-    choice = choice or choose_mixture(X, random_state, observed=observed)
+    if choice is None:
+        choice = choose_mixture(X, random_state, observed=observed, row_weights=row_weights)
     return reference_of(X, fit_anchor(X, choice, random_state, **known), latent)
 
 

@@ -19,6 +19,7 @@ from sklvebm.mixtures.policy import StackPolicy, n_parameters
 from sklvebm.mixtures.starts import Starts
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
+from sklvebm.row_weights import chosen, mean_of, standard_error_of
 
 _MAX_ROW_LOSS = 1e3  # nats, of one held-out row
 _IMPOSSIBLE_LOG_DENSITY = -1e300  # nats, of a candidate that cannot be fitted
@@ -51,6 +52,9 @@ class Fold(NamedTuple):
     train: np.ndarray  # complete
     test: np.ndarray  # NaN in missing cells
     wide: np.ndarray  # (N, K), log densities of the test rows under defensive components, nats
+    # of either kind of rows; None counts each row once
+    train_weights: np.ndarray | None = None
+    test_weights: np.ndarray | None = None
 
 
 class ColumnScales(NamedTuple):
@@ -104,11 +108,15 @@ def _densest(column: np.ndarray) -> tuple[float, float, float]:
 
 
 def fit_candidate(
-    X: np.ndarray, candidate: Candidate, scales: ColumnScales, seeds: list[int]
+    X: np.ndarray,
+    candidate: Candidate,
+    scales: ColumnScales,
+    seeds: list[int],
+    row_weights: np.ndarray | None = None,
 ) -> list[Mixture | None]:
     """Fit mixtures of one kind to rows X (n_samples, n_features), one for each seed."""
-    rows = scales.start_rows(X)
-    starts = [Start(X, Starts(rows, seed).labels(candidate.n_components)) for seed in seeds]
+    rows, k = scales.start_rows(X), candidate.n_components
+    starts = [Start(X, Starts(rows, s, row_weights).labels(k), row_weights) for s in seeds]
     return fit_mixtures(starts, *candidate[:2], candidate.ridge * scales.ridge_units)
 
 
@@ -136,18 +144,22 @@ class HeldOutLosses:
         self.folds, self.seed, self.scales, self.policy = folds, seed, scales, policy
         self.defensive_components = np.concatenate([fold.wide for fold in folds])
         self.wide = logsumexp(self.defensive_components + np.log(TAIL_SHARES), axis=1)
+        weights = [fold.test_weights for fold in folds if fold.test_weights is not None]
+        self.row_weights = np.concatenate(weights) if weights else None  # of held-out rows
         self._starts = functools.cache(self._starts_of_fold)
         self._members: dict[tuple[int, Candidate], np.ndarray] = {}
 
     def _starts_of_fold(self, fold: int, number: int) -> Starts:
-        return Starts(self.scales.start_rows(self.folds[fold].train), self.seed + number)
+        X, row_weights = self.folds[fold].train, self.folds[fold].train_weights
+        return Starts(self.scales.start_rows(X), self.seed + number, row_weights)
 
     def members(self, candidate: Candidate, n_members: int) -> list[np.ndarray]:
         """Return log densities of held-out rows under each member, fitted side by side."""
         numbers = range(n_members)
         wanted = [number for number in numbers if (number, candidate) not in self._members]
+        k = candidate.n_components
         starts = [
-            Start(fold.train, self._starts(place, number).labels(candidate.n_components))
+            Start(fold.train, self._starts(place, number).labels(k), fold.train_weights)
             for number in wanted
             for place, fold in enumerate(self.folds)
         ]
@@ -179,17 +191,19 @@ class HeldOutLosses:
 
     def mean(self, candidate: Candidate, n_members: int = 1) -> float:
         """Return the mean loss."""
-        return float(self.of_rows(candidate, n_members).mean())
+        return mean_of(self.of_rows(candidate, n_members), self.row_weights)
 
     def diversity(self, candidate: Candidate, n_members: int) -> float:
         """Return the gain of an ensemble over the average of its members, nats, >= 0."""
         members = self.members(candidate, n_members)
-        return float(self.log_density(candidate, n_members).mean() - np.mean(members))
+        means = [mean_of(member, self.row_weights) for member in members]
+        ensemble = self.log_density(candidate, n_members)
+        return mean_of(ensemble, self.row_weights) - float(np.mean(means))
 
     def standard_error(self, first: Candidate, second: Candidate, n_members: int = 1) -> float:
         """Return the standard error of the difference of two candidates' mean losses."""
         difference = self.of_rows(first, n_members) - self.of_rows(second, n_members)
-        return float(difference.std() / np.sqrt(len(difference)))
+        return standard_error_of(difference, self.row_weights)
 
 
 def _held_out(mixture: Mixture | None, X: np.ndarray) -> np.ndarray:
@@ -287,7 +301,10 @@ def _search_ridge(loss: Callable[[float], float], first: float, ridges: tuple[fl
 
 
 def split_folds(
-    X: np.ndarray, policy: StackPolicy, judged: np.ndarray
+    X: np.ndarray,
+    policy: StackPolicy,
+    judged: np.ndarray,
+    row_weights: np.ndarray | None = None,
 ) -> tuple[list[Fold], list[Fold]]:
     """Split rows, which are in random order, into folds.
 
@@ -299,6 +316,8 @@ def split_folds(
         Settings of the search, which give the number of folds.
     judged : ndarray of shape (n_samples, n_features)
         The same rows, with NaN in missing cells.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -311,12 +330,18 @@ def split_folds(
     if len(X) < n_folds:
         return [], []
     if len(X) > policy.many_rows:
-        folds = _folds_of(X, judged, 4)
+        folds = _folds_of(X, judged, row_weights, 4)
         return folds[:1], folds[1:]
-    return _folds_of(X, judged, n_folds), []
+    return _folds_of(X, judged, row_weights, n_folds), []
 
 
-def one_fold(X: np.ndarray, judged: np.ndarray, most_fitted: int, most_judging: int) -> Fold:
+def one_fold(
+    X: np.ndarray,
+    judged: np.ndarray,
+    most_fitted: int,
+    most_judging: int,
+    row_weights: np.ndarray | None = None,
+) -> Fold:
     """Split rows, which are in random order, into one fold with a quarter of them held out.
 
     Parameters
@@ -325,19 +350,32 @@ def one_fold(X: np.ndarray, judged: np.ndarray, most_fitted: int, most_judging: 
         As in `split_folds`.
     most_fitted, most_judging : int
         Upper limits on the numbers of fitted and held-out rows.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        As in `split_folds`.
     """
     n_judging = min(len(X) // 4, most_judging)
-    return _fold(X[n_judging : n_judging + most_fitted], judged[:n_judging])
+    train, test = np.split(np.arange(min(len(X), n_judging + most_fitted)), [n_judging])[::-1]
+    return _fold(X, judged, row_weights, train, test)
 
 
-def _folds_of(X: np.ndarray, judged: np.ndarray, n_folds: int) -> list[Fold]:
+def _folds_of(
+    X: np.ndarray, judged: np.ndarray, row_weights: np.ndarray | None, n_folds: int
+) -> list[Fold]:
     order = np.arange(len(X))
     parts = np.array_split(order, n_folds)
-    return [_fold(X[np.setdiff1d(order, part)], judged[part]) for part in parts]
+    return [_fold(X, judged, row_weights, np.setdiff1d(order, part), part) for part in parts]
 
 
-def _fold(train: np.ndarray, test: np.ndarray) -> Fold:
-    return Fold(train, test, log_defensive_components(train, test))
+def _fold(
+    X: np.ndarray,
+    judged: np.ndarray,
+    row_weights: np.ndarray | None,
+    train: np.ndarray,
+    test: np.ndarray,
+) -> Fold:
+    wide = log_defensive_components(X[train], judged[test])
+    weights = chosen(row_weights, train), chosen(row_weights, test)
+    return Fold(X[train], judged[test], wide, *weights)
 
 
 def log_defensive_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ mixture, with a higher held-out likelihood than any of them (docs/benchmarks/def
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import logsumexp
@@ -29,6 +29,7 @@ from sklvebm.mixtures.search import (
     split_folds,
 )
 from sklvebm.preprocessing.splitting import repeats_together
+from sklvebm.row_weights import chosen, mean_of
 
 MAX_SELECTION_ROWS = 6000  # of the cross-validation
 MAX_FITTED_ROWS = 20_000  # of each member
@@ -70,6 +71,7 @@ def fit_ensemble(
     choice: MixtureChoice,
     random_state: np.random.RandomState,
     observed: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
 ) -> MixtureEnsemble:
     """Fit every member to the rows, each from its own start.
 
@@ -84,6 +86,8 @@ def fit_ensemble(
     observed : ndarray of shape (n_samples, n_features) or None, default=None
         The same rows with NaN in missing cells: members climb the likelihood of the observed cells
         from their fit to X. None where no cell is missing.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -96,12 +100,12 @@ def fit_ensemble(
         If all members are numerically singular.
     """
     order = random_state.permutation(len(X))
-    X, observed = X[order], None if observed is None else observed[order]
-    seed, scales = random_state.randint(2**30), column_scales(X[:MAX_SELECTION_ROWS])
+    rows = _Rows(X[order], chosen(observed, order), chosen(row_weights, order))
+    seed, scales = random_state.randint(2**30), column_scales(rows.X[:MAX_SELECTION_ROWS])
     members, weights = [], []
     with plain_arrays_on_one_thread():
         for part in choice.parts:
-            fitted = _fit_part(X, observed, part, scales, seed)
+            fitted = _fit_part(rows, part, scales, seed)
             seed += part.n_members
             members += fitted
             weights += [part.weight / part.n_members] * len(fitted)
@@ -113,29 +117,37 @@ def fit_ensemble(
     return MixtureEnsemble(members, np.array(weights) / np.sum(weights))
 
 
-def _fit_part(
-    X: np.ndarray,
-    observed: np.ndarray | None,
-    part: MixturePart,
-    scales: ColumnScales,
-    seed: int,
-) -> list[Mixture]:
+class _Rows(NamedTuple):
+    """Rows that members are fitted to."""
+
+    X: np.ndarray  # complete
+    observed: np.ndarray | None  # NaN in missing cells
+    row_weights: np.ndarray | None
+
+    def some(self, places: np.ndarray) -> "_Rows":
+        """Return the rows at some places."""
+        others = chosen(self.observed, places), chosen(self.row_weights, places)
+        return _Rows(self.X[places], *others)
+
+
+def _fit_part(rows: _Rows, part: MixturePart, scales: ColumnScales, seed: int) -> list[Mixture]:
     """Fit the members of one kind with consecutive seeds, without those that are singular."""
     seeds = range(seed, seed + part.n_members)
     # all members on the same rows, or each one on its own random ones
-    groups = [(np.arange(len(X)), list(seeds))]
-    if len(X) > MAX_FITTED_ROWS:
-        groups = [(_some_rows(len(X), number), [number]) for number in seeds]
+    groups = [(rows, list(seeds))]
+    if (n_rows := len(rows.X)) > MAX_FITTED_ROWS:
+        groups = [(rows.some(_some_rows(n_rows, number)), [number]) for number in seeds]
     ridge = part.candidate.ridge * scales.ridge_units
     members = []
-    for some, own in groups:
-        for member in fit_candidate(X[some], part.candidate, scales, own):
+    for (X, observed, row_weights), own in groups:
+        for member in fit_candidate(X, part.candidate, scales, own, row_weights):
             if member is None:
                 continue
             if observed is not None:
                 try:
-                    steps = {"max_iter": _MAX_OBSERVED_ITERATIONS}
-                    member = fit_with_missing(observed[some], member, ridge, **steps)
+                    how: dict[str, Any] = {"max_iter": _MAX_OBSERVED_ITERATIONS}
+                    how["row_weights"] = row_weights
+                    member = fit_with_missing(observed, member, ridge, **how)
                 except np.linalg.LinAlgError:
                     continue
             members.append(member)
@@ -160,9 +172,10 @@ def choose_mixture(
     random_state: np.random.RandomState,
     policy: StackPolicy | None = None,
     observed: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
 ) -> MixtureChoice:
     """Choose mixtures and their weights by held-out likelihood; see `judged_choice`."""
-    return judged_choice(X, random_state, policy, observed).choice
+    return judged_choice(X, random_state, policy, observed, row_weights).choice
 
 
 @plain_arrays_on_one_thread()
@@ -171,6 +184,7 @@ def judged_choice(
     random_state: np.random.RandomState,
     policy: StackPolicy | None = None,
     observed: np.ndarray | None = None,
+    row_weights: np.ndarray | None = None,
 ) -> JudgedChoice:
     """Choose mixtures and their weights by held-out likelihood.
 
@@ -190,6 +204,8 @@ def judged_choice(
     observed : ndarray of shape (n_samples, n_features) or None, default=None
         The same rows with NaN in missing cells: held-out rows are judged by their observed cells.
         None where no cell is missing.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts, in fits and in held-out means; None counts each row once.
 
     Returns
     -------
@@ -200,8 +216,8 @@ def judged_choice(
     seed = random_state.randint(2**30)
     order = random_state.permutation(len(X))[:MAX_SELECTION_ROWS]
     every, order = X, repeats_together(X, order)
-    X = X[order]
-    folds, others = split_folds(X, policy, X if observed is None else observed[order])
+    X, given = X[order], X if observed is None else observed
+    folds, others = split_folds(X, policy, given[order], chosen(row_weights, order))
     if not folds:
         kinds = policy.covariance_types
         one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
@@ -213,9 +229,8 @@ def judged_choice(
     if len(every) >= policy.min_growth_rows:
         order = np.random.RandomState(seed).permutation(len(every))
         order = repeats_together(every, order)
-        every = every[order]
-        judged = every if observed is None else observed[order]
-        fold = one_fold(every, judged, MAX_FITTED_ROWS, policy.max_judging_rows)
+        limits = MAX_FITTED_ROWS, policy.max_judging_rows
+        fold = one_fold(every[order], given[order], *limits, chosen(row_weights, order))
         losses = HeldOutLosses([fold], seed, scales, policy)
         shares = _grown(losses, shares)
         n_tried = policy.n_growth_members
@@ -228,12 +243,14 @@ def judged_choice(
             main = np.append(main, _log_density(losses_of_others, shares, 1))
             wide = np.concatenate([wide, losses_of_others.defensive_components])
     parts = _parts(losses, shares, X.shape[1], n_tried)
-    weight = fitted_defensive_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1), policy)
-    tails = fitted_defensive_shares(main, wide, weight, policy)
+    # folds follow each other in the order of the rows
+    judged = order[: len(main)]
+    how: dict[str, Any] = {"policy": policy, "row_weights": chosen(row_weights, judged)}
+    weight = fitted_defensive_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1), **how)
+    tails = fitted_defensive_shares(main, wide, weight, **how)
     of_tails = logsumexp(wide + np.log(tails), axis=1) + np.log(weight)
     log_density = np.logaddexp(np.log1p(-weight) + main, of_tails)
-    # folds follow each other in the order of the rows
-    return JudgedChoice(MixtureChoice(parts, weight, tails), order[: len(main)], log_density)
+    return JudgedChoice(MixtureChoice(parts, weight, tails), judged, log_density)
 
 
 def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
@@ -258,7 +275,8 @@ def _log_density(
 def _loss(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> float:
-    return float(losses.losses_of(_log_density(losses, shares, n_members)).mean())
+    of_rows = losses.losses_of(_log_density(losses, shares, n_members))
+    return mean_of(of_rows, losses.row_weights)
 
 
 def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
@@ -345,20 +363,24 @@ def _shares(losses: HeldOutLosses, candidates: list[Candidate]) -> dict[Candidat
     # the defensive density is part of the mixture: otherwise rows in the tails alone decide
     n_tried = losses.policy.n_trial_members
     columns = [losses.log_density(candidate, n_tried) for candidate in candidates]
-    weights = likeliest_weights(np.stack([*columns, losses.wide], 1))[:-1]
+    weights = likeliest_weights(np.stack([*columns, losses.wide], 1), losses.row_weights)[:-1]
     weights = weights / weights.sum()
     kept = weights >= min(losses.policy.min_share, weights.max())
     total = weights[kept].sum()
     return {c: float(w / total) for c, w, k in zip(candidates, weights, kept, strict=True) if k}
 
 
-def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
+def likeliest_weights(
+    log_densities: np.ndarray, row_weights: np.ndarray | None = None
+) -> np.ndarray:
     """Return the maximum likelihood weights of a mixture of given densities, by EM.
 
     Parameters
     ----------
     log_densities : ndarray of shape (n_samples, n_densities)
         Log densities of held-out rows, nats.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Returns
     -------
@@ -369,7 +391,8 @@ def likeliest_weights(log_densities: np.ndarray) -> np.ndarray:
     ratios = np.exp(log_densities - log_densities.max(1, keepdims=True))
     for _ in range(_N_WEIGHT_ITERATIONS):
         joint = ratios * np.maximum(weights, 1e-300)
-        weights = (joint / joint.sum(1, keepdims=True)).mean(0)
+        shares = joint / joint.sum(1, keepdims=True)
+        weights = shares.mean(0) if row_weights is None else np.average(shares, 0, row_weights)
     return weights
 
 
@@ -412,7 +435,10 @@ def _parts(
 
 
 def fitted_defensive_weight(
-    main: np.ndarray, wide: np.ndarray, policy: StackPolicy = DEFAULT_POLICY
+    main: np.ndarray,
+    wide: np.ndarray,
+    policy: StackPolicy = DEFAULT_POLICY,
+    row_weights: np.ndarray | None = None,
 ) -> float:
     """Return the likeliest total weight of the defensive components, 0.3 at most.
 
@@ -420,6 +446,10 @@ def fitted_defensive_weight(
     ----------
     main, wide : ndarray of shape (n_samples,)
         Log densities of held-out rows under the mixtures and the defensive components, nats.
+    policy : StackPolicy
+        Settings of the search.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        As in `likeliest_weights`.
 
     Returns
     -------
@@ -427,7 +457,7 @@ def fitted_defensive_weight(
         At least a quarter of one row's share: new rows may lie in the tails even if no held-out
         row does.
     """
-    weight = likeliest_weights(np.stack([main, wide], 1))[1]
+    weight = likeliest_weights(np.stack([main, wide], 1), row_weights)[1]
     return float(np.clip(weight, policy.min_tail_rows / len(main), policy.max_tail_weight))
 
 
@@ -436,6 +466,7 @@ def fitted_defensive_shares(
     wide: np.ndarray,
     defensive_weight: float,
     policy: StackPolicy = DEFAULT_POLICY,
+    row_weights: np.ndarray | None = None,
 ) -> tuple[float, ...]:
     """Return the likeliest shares of the defensive components, by EM.
 
@@ -450,6 +481,10 @@ def fitted_defensive_shares(
         Log densities under each defensive component, nats.
     defensive_weight : float
         Weight of all defensive components together.
+    policy : StackPolicy
+        Settings of the search.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        As in `likeliest_weights`.
 
     Returns
     -------
@@ -461,9 +496,10 @@ def fitted_defensive_shares(
     wide = np.log(defensive_weight) + wide
     largest = np.maximum(main, wide.max(1))
     ratio, ratios = np.exp(main - largest), np.exp(wide - largest[:, None])
+    times = 1.0 if row_weights is None else row_weights[:, None]
     for _ in range(_N_WEIGHT_ITERATIONS):
         joint = ratios * shares
-        counts = (joint / (ratio + joint.sum(1))[:, None]).sum(0)
+        counts = (times * joint / (ratio + joint.sum(1))[:, None]).sum(0)
         counts = counts + policy.prior_tail_rows * TAIL_SHARES
         shares = counts / counts.sum()
     return tuple(float(share) for share in shares)

@@ -20,10 +20,12 @@ class Starts:
         Rows on which distances are measured.
     seed : int
         Seed of k-means++.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
     """
 
-    def __init__(self, rows: np.ndarray, seed: int) -> None:
-        self.rows, self.seed = _drawn_in(rows), seed
+    def __init__(self, rows: np.ndarray, seed: int, row_weights: np.ndarray | None = None) -> None:
+        self.rows, self.seed, self.row_weights = _drawn_in(rows), seed, row_weights
         self._centres = np.empty((0, rows.shape[1]))
 
     def labels(self, n_components: int) -> np.ndarray:
@@ -33,8 +35,13 @@ class Starts:
         if len(self._centres) < n_components:
             # a search tries more and more components: doubling limits the number of draws
             n_drawn = min(max(n_components, 2 * len(self._centres)), len(self.rows))
-            trials = {"random_state": self.seed, "n_local_trials": _N_LOCAL_TRIALS}
-            self._centres, _ = kmeans_plusplus(self.rows, n_drawn, **trials)
+            self._centres, _ = kmeans_plusplus(
+                self.rows,
+                n_drawn,
+                sample_weight=self.row_weights,
+                random_state=self.seed,
+                n_local_trials=_N_LOCAL_TRIALS,
+            )
         centres = self._centres[:n_components]
         return ((centres**2).sum(1) - 2.0 * (self.rows @ centres.T)).argmin(1)
 

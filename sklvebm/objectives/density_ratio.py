@@ -29,6 +29,7 @@ from sklvebm.mcmc.state import ParticleState
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.row_weights import mean_on_device, pass_over
 from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.training import Plateau, Progress, batches, read_together
 
@@ -89,6 +90,16 @@ class RatioEpoch(NamedTuple):
         return Progress(self.number, value, self.learning_rate, {"ratio_loss": self.loss}, problem)
 
 
+class RatioWeights(NamedTuple):
+    """How often each row counts; None counts each row once."""
+
+    fitted: Tensor | None = None  # (n_fitted,), positive
+    held_out: Tensor | None = None  # (n_held_out,), positive
+
+
+EQUAL_WEIGHTS = RatioWeights()
+
+
 class RatioStart(NamedTuple):
     """The energy of the best epoch, or the untrained one, and its gain on held-out rows."""
 
@@ -98,9 +109,12 @@ class RatioStart(NamedTuple):
     standard_error: float  # of log_partition
     epochs: list[RatioEpoch]
 
-    def upper_limit(self, expected: Tensor) -> float:
-        """Return the upper confidence limit of the mean gain beyond `expected` (N,), nats."""
-        return upper_confidence_limit(self.gains - expected, self.standard_error)
+    def upper_limit(self, expected: Tensor, row_weights: Tensor | None = None) -> float:
+        """Return the upper confidence limit of the mean gain beyond `expected` (N,), nats.
+
+        `row_weights` (N,) are those of the held-out rows, or None.
+        """
+        return upper_confidence_limit(self.gains - expected, self.standard_error, row_weights)
 
 
 def contrast(
@@ -143,11 +157,19 @@ class Classification:
         Settings.
     generator : torch.Generator
         Source of all randomness.
+    row_weights : Tensor of shape (N,) or None, default=None
+        How often each row counts; None counts each row once.
     """
 
     def __init__(
-        self, energy: AnchoredEnergy, x: Tensor, recipe: RatioRecipe, generator: torch.Generator
+        self,
+        energy: AnchoredEnergy,
+        x: Tensor,
+        recipe: RatioRecipe,
+        generator: torch.Generator,
+        row_weights: Tensor | None = None,
     ) -> None:
+        self.row_weights = row_weights
         self.energy, self.average = energy, copy.deepcopy(energy)
         self.x, self.recipe, self.generator = x, recipe, generator
         self.constant = x.new_zeros(()).requires_grad_()
@@ -163,7 +185,8 @@ class Classification:
 
     def epoch(self, learning_rate: float) -> Tensor:
         """Pass over the rows once; return the mean loss, 0-d. The host waits for nothing here."""
-        index = list(batches(len(self.x), self.recipe.batch_size, self.generator, self.x.device))
+        order = pass_over(len(self.x), self.generator, self.x.device, self.row_weights)
+        index = list(batches(order, self.recipe.batch_size))
         size = max(1, _SAMPLED_AT_A_TIME // (_DRAWS_PER_ROW * len(index[0])))
         total = self.x.new_zeros(())
         for first in range(0, len(index), size):
@@ -229,6 +252,7 @@ def start_from_ratio(
     *,
     generator: torch.Generator,
     callback: Callable[[RatioEpoch], None],
+    weights: RatioWeights = EQUAL_WEIGHTS,
 ) -> RatioStart:
     """Train a correction as a density ratio, up to the epoch that held-out rows prefer.
 
@@ -246,6 +270,8 @@ def start_from_ratio(
         Source of all randomness.
     callback : callable
         Called after every epoch.
+    weights : RatioWeights
+        Weights of both kinds of rows.
 
     Returns
     -------
@@ -253,7 +279,7 @@ def start_from_ratio(
         The running average at its best epoch. Its log Z comes from draws that were not used to
         choose the epoch.
     """
-    run = Classification(copy.deepcopy(energy), x, recipe, generator)
+    run = Classification(copy.deepcopy(energy), x, recipe, generator, weights.fitted)
     n_draws = min(_MEASURING_DRAWS, max(_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW * len(x)))
     draws = energy.reference.sample(n_draws, generator)
     best, best_gain = copy.deepcopy(energy), 0.0
@@ -262,7 +288,7 @@ def start_from_ratio(
     for number in range(1, recipe.max_epochs + 1):
         loss = run.epoch(learning_rate)
         log_z, _ = log_mean_weight(run.average, draws)
-        gain = log_mean_ratios(run.average, x_held_out).mean() - log_z
+        gain = mean_on_device(log_mean_ratios(run.average, x_held_out), weights.held_out) - log_z
         read = read_together({"gain": gain, "loss": loss})
         epochs.append(RatioEpoch(number, read["gain"], learning_rate, read["loss"]))
         callback(epochs[-1])

@@ -22,6 +22,7 @@ from torch import Tensor
 from sklvebm.flows.interpolant import InterpolantMarginals, NoisedValues
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.mcmc.state import Batch
+from sklvebm.row_weights import mean_on_device
 
 LOSSES = ("flow-matching", "covariance", "vapo")
 _LATE = 0.05  # added to 1 - t in the density of times, which bounds it
@@ -240,6 +241,8 @@ class PotentialFlow:
         target: AnchoredPotential,
         x: Tensor,
         generator: torch.Generator,
+        *,
+        row_weights: Tensor | None = None,
     ) -> float:
         """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
 
@@ -250,7 +253,7 @@ class PotentialFlow:
         n_probes = x.shape[1] if target.trace_is_free else _MONITOR_PROBES
         directions = trace_directions(x.shape[1], n_probes, probes, like=x)
         density = flow_density(target, x, _MONITOR_STEPS, directions)
-        return float(density.log_density.mean())
+        return float(mean_on_device(density.log_density, row_weights))
 
     def measures(self, state: Any) -> dict[str, Tensor]:
         """Return nothing: there are no particles."""

@@ -26,6 +26,7 @@ from sklvebm.objectives.posteriors import (
     PosteriorMove,
 )
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.quasi_random import latent_nodes
 
 POSTERIORS = ("particles", "gaussian", "amortized")
@@ -210,6 +211,8 @@ class ParticleLikelihood:
         target: PathEnergy,
         x: Tensor,
         generator: torch.Generator,
+        *,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the mean ELBO of `target` on rows x (N, D), in nats.
 
@@ -228,4 +231,4 @@ class ParticleLikelihood:
         """
         nodes = latent_nodes(_MONITOR_NODES, energy.n_latents, seed=0).to(x)
         log_z = self.tempered.log_partition(energy, state, target, generator)
-        return -free_energy_bound(target, x, nodes).mean() - log_z
+        return -mean_on_device(free_energy_bound(target, x, nodes), row_weights) - log_z

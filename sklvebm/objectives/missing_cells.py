@@ -11,6 +11,7 @@ from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.row_particles import RowParticles
 from sklvebm.objectives.tempered_pool import log_ratio_to_reference
+from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.quasi_random import latent_nodes
 
 _STEP_SIZE = KERNELS["crank-nicolson"].default_step_size
@@ -71,6 +72,8 @@ class WithMissingCells:
         target: PathEnergy,
         x: Tensor,
         generator: torch.Generator,
+        *,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the mean bound on the log density of observed cells, nats, 0-d.
 
@@ -80,7 +83,7 @@ class WithMissingCells:
         ratios = log_ratio_to_reference(target, x, nodes, self.n_copies)
         particles = state if isinstance(state, ParticleState) else state.particles
         log_z = self.objective.tempered.log_partition(energy, particles, target, generator)
-        return self.base + ratios.mean() - log_z
+        return self.base + mean_on_device(ratios, row_weights) - log_z
 
     def _move(
         self, energy: PathEnergy, places: Tensor, state: Any, noise: IndependentNoise

@@ -31,6 +31,7 @@ from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.quasi_random import latent_nodes
 
 PROXIMAL = ("jko", "gradient-penalty", "none")
@@ -202,6 +203,8 @@ class WassersteinFlow:
         target: PathEnergy,
         x: Tensor,
         generator: torch.Generator,
+        *,
+        row_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the mean log-likelihood of `target` on rows x (N, D), in nats.
 
@@ -209,7 +212,7 @@ class WassersteinFlow:
         """
         free_energy = free_energy_bound(target, x, latent_nodes(1, 0, seed=0).to(x))
         log_z = self.tempered.log_partition(energy, state.particles, target, generator)
-        return -free_energy.mean() - log_z
+        return -mean_on_device(free_energy, row_weights) - log_z
 
 
 def differentiable_grad(energy: PathEnergy, x: Tensor) -> tuple[Tensor, Tensor]:

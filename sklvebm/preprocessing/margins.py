@@ -44,18 +44,18 @@ class Bins(NamedTuple):
         )
         return z, log_density + 0.5 * (z**2 + LOG_2PI)
 
-    def left_out(self, x: np.ndarray) -> np.ndarray:
+    def left_out(self, x: np.ndarray, row_weights: float | np.ndarray = 1.0) -> np.ndarray:
         """Return what each row x (N,) adds to its own log density, nats: its bin holds it.
 
-        The rows must be some of those that the bins were counted on.
+        The rows must be some of those that the bins were counted on, with the same weights (N,).
         """
         n_bins, outside = len(self.edges) - 1, self.cumulative[0]
         n_rows = 1.0 / outside - 1.0
         total = n_rows + n_bins * PSEUDO_COUNT
         filled = np.diff(self.cumulative) / (1.0 - 2.0 * outside) * total  # with pseudo-counts
         place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, n_bins - 1)
-        others = np.maximum(filled[place] - 1.0, PSEUDO_COUNT)
-        return np.log(filled[place] / total) - np.log(others / (total - 1.0))
+        others = np.maximum(filled[place] - row_weights, PSEUDO_COUNT)
+        return np.log(filled[place] / total) - np.log(others / (total - row_weights))
 
     def from_normal(self, z: np.ndarray) -> np.ndarray:
         """Return the values of the column (N,) at normal values z (N,)."""

@@ -7,6 +7,7 @@ import numpy as np
 from sklvebm.preprocessing.margins import Bins
 from sklvebm.preprocessing.scaling import Standardisation, check_reach, fit_standardisation
 from sklvebm.preprocessing.splitting import Rows, split_rows
+from sklvebm.row_weights import chosen, mean_of
 
 
 class PreparedData(NamedTuple):
@@ -17,6 +18,7 @@ class PreparedData(NamedTuple):
     split: Rows
     completed: np.ndarray  # (N, D), `standardised` itself where no cell is missing
     mean_log_slope: float = 0.0  # of the margins, over the monitored rows, nats
+    row_weights: np.ndarray | None = None  # (N,), positive, mean one; None where all are equal
 
     @property
     def fitted(self) -> np.ndarray:
@@ -34,6 +36,16 @@ class PreparedData(NamedTuple):
         return self.standardised[self.split.monitor]
 
     @property
+    def fitted_weights(self) -> np.ndarray | None:
+        """Weights of the training rows, (n_fitted,), or None where all are equal."""
+        return chosen(self.row_weights, self.split.fitted)
+
+    @property
+    def monitored_weights(self) -> np.ndarray | None:
+        """Weights of the monitored rows, (n_monitored,), or None where all are equal."""
+        return chosen(self.row_weights, self.split.monitor)
+
+    @property
     def log_jacobian(self) -> float:
         """Mean log density of the monitored rows in data units minus that of mapped ones, nats."""
         return self.standardisation.log_jacobian + self.mean_log_slope
@@ -41,10 +53,11 @@ class PreparedData(NamedTuple):
     def mapped_by(self, margins: tuple[Bins | None, ...]) -> "PreparedData":
         """Return the data with columns mapped by their histograms; modifies the rows."""
         units = self.standardisation._replace(margins=margins)
-        mean_log_slope = _mean_log_slope(self.standardised, units, self.split)
+        slopes = self.standardised[self.split.monitor], units, self.monitored_weights
+        mean_log_slope = _mean_log_slope(*slopes)
         rows = units.mapped(self.standardised)
         completed = rows if self.observed is None else units.mapped(self.completed)
-        return PreparedData(rows, units, self.split, completed, mean_log_slope)
+        return PreparedData(rows, units, self.split, completed, mean_log_slope, self.row_weights)
 
     @property
     def holds_out(self) -> bool:
@@ -62,6 +75,7 @@ def prepare(
     held_out_share: float,
     split_seed: int,
     standardisation: Standardisation | None = None,
+    row_weights: np.ndarray | None = None,
 ) -> PreparedData:
     """Standardise rows and decide which of them are held out.
 
@@ -75,23 +89,31 @@ def prepare(
         Seed of the split: the same rows are held out of the same number of rows.
     standardisation : Standardisation or None, default=None
         Units of an earlier fit that is continued; None takes those of X.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        Positive, with mean one; None where all are equal.
 
     Raises
     ------
     ValueError
         If rows are too distant for any density; names them.
     """
-    standardisation = fit_standardisation(X) if standardisation is None else standardisation
+    if standardisation is None:
+        standardisation = fit_standardisation(X, row_weights)
     standardised = standardisation._replace(margins=None).apply(X)
     split = split_rows(X, held_out_share, np.random.RandomState(split_seed))
-    mean_log_slope = _mean_log_slope(standardised, standardisation, split)
+    monitored_weights = chosen(row_weights, split.monitor)
+    mean_log_slope = _mean_log_slope(
+        standardised[split.monitor], standardisation, monitored_weights
+    )
     rows = standardisation.mapped(standardised)
     check_reach(rows, X)
-    return PreparedData(rows, standardisation, split, rows, mean_log_slope)
+    return PreparedData(rows, standardisation, split, rows, mean_log_slope, row_weights)
 
 
-def _mean_log_slope(rows: np.ndarray, units: Standardisation, split: Rows) -> float:
+def _mean_log_slope(
+    rows: np.ndarray, units: Standardisation, row_weights: np.ndarray | None
+) -> float:
     """Return the mean log slope of the margins over monitored rows, nats."""
-    if units.margins is None or len(split.monitor) == 0:
+    if units.margins is None or len(rows) == 0:
         return 0.0
-    return float(units.log_slopes(rows[split.monitor]).mean())
+    return mean_of(units.log_slopes(rows), row_weights)

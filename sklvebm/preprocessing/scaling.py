@@ -124,8 +124,15 @@ def standardisation_from_plain(parts: dict[str, Any]) -> Standardisation:
     return Standardisation(parts["mean"], parts["scale"], margins)
 
 
-def fit_standardisation(X: np.ndarray) -> Standardisation:
+def fit_standardisation(X: np.ndarray, row_weights: np.ndarray | None = None) -> Standardisation:
     """Estimate mean and standard deviation of each column, with outliers clipped.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows, NaN in missing cells.
+    row_weights : ndarray of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
 
     Warns
     -----
@@ -134,11 +141,14 @@ def fit_standardisation(X: np.ndarray) -> Standardisation:
     """
     X = np.asarray(X, dtype=np.float64)
     inner, of = without_outliers(X), _statistics_of(X)
-    mean = of.mean(inner, axis=0)
+    mean = of.mean(inner, axis=0) if row_weights is None else _mean(inner, row_weights)
     # squares of the smallest floating-point numbers underflow to zero
     spread = of.max(np.abs(inner - mean), axis=0)
     unit = np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOW_DISTANCE), spread, 1.0)
-    scale = unit * of.std(inner / unit, axis=0)
+    if row_weights is None:
+        scale = unit * of.std(inner / unit, axis=0)
+    else:
+        scale = unit * np.sqrt(_mean(((inner - mean) / unit) ** 2, row_weights))
     # 0.1 + 0.2 and 0.3 are equal
     range_ = of.max(X, axis=0) - of.min(X, axis=0)
     constant = range_ <= _MAX_EQUAL_SPACINGS * np.spacing(of.max(np.abs(X), axis=0))
@@ -156,6 +166,12 @@ def fit_standardisation(X: np.ndarray) -> Standardisation:
     if far.any():
         warnings.warn(_far_values(X, far), UserWarning, stacklevel=5)
     return standardisation
+
+
+def _mean(X: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of the observed cells of each column of X (N, D), (D,)."""
+    weights = np.where(np.isnan(X), 0.0, row_weights[:, None])
+    return (np.nan_to_num(X, nan=0.0) * (weights / weights.sum(axis=0))).sum(axis=0)
 
 
 def _first_observed(X: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_nothing_is_left_of_the_file_where_a_fit_fails(moons, made, tmp_path, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sklvebm.estimators._ebm.training.normalise", interrupt)
-    monkeypatch.setattr("sklvebm.estimators._ebm.training.estimated_gain", lambda *_: 1.0)
+    monkeypatch.setattr("sklvebm.estimators._ebm.training.estimated_gain", lambda *_, **__: 1.0)
     model = ParticleLVEBM(1, reference="gaussian", n_chains=16, max_iter=1, random_state=0)
     with sklearn.config_context(working_memory=0), pytest.raises(KeyboardInterrupt):
         model.fit(moons)

@@ -17,6 +17,7 @@ from sklvebm.estimators._common.serialization import (
     without_checksum,
 )
 from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.row_weights import checked_weights, mean_of, positive_rows
 from sklvebm.runtime import draw_seed, resolve_device, without_numpy_errors
 from sklvebm.validation import as_plain_array
 
@@ -25,7 +26,7 @@ class MeanScoreMixin(LinksToDocumentation, DensityMixin):
     """Score rows by the mean of `score_samples`, which the estimator provides."""
 
     @without_numpy_errors
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
 
         Parameters
@@ -34,14 +35,24 @@ class MeanScoreMixin(LinksToDocumentation, DensityMixin):
             Rows.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts in the mean. None counts each row once.
 
         Returns
         -------
         score : float
             Nats per row, in the units of X; a bound where `score_samples` returns bounds.
+
+        Raises
+        ------
+        ValueError
+            If weights are negative, not finite, all zero or of another length than X.
         """
-        # a sum in double precision
-        return float(self.score_samples(X).mean(dtype=np.float64))
+        values = self.score_samples(X).astype(np.float64)  # a sum in double precision
+        row_weights = checked_weights(sample_weight, values)
+        # a row of weight zero does not count even if its log-density is infinite
+        values, row_weights = positive_rows(values, row_weights)
+        return mean_of(values, row_weights)
 
 
 class FittedDensityMixin(MeanScoreMixin):

@@ -19,7 +19,7 @@ from sklvebm.estimators._common.transactional_fit import (
     unchanged_on_failure,
     warn_of_problems,
 )
-from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.missing_fit import with_completed_rows
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
@@ -47,7 +47,12 @@ class Family(NamedTuple):
 
 
 def fit_in_epochs(
-    estimator: BaseEstimator, X: Any, family: Family, *, one_epoch: bool = False
+    estimator: BaseEstimator,
+    X: Any,
+    family: Family,
+    *,
+    sample_weight: Any = None,
+    one_epoch: bool = False,
 ) -> Outcome:
     """Fit an estimator to rows X and set its attributes, all at once or not at all.
 
@@ -59,6 +64,8 @@ def fit_in_epochs(
         Rows.
     family : Family
         The steps and names of the estimator's fit.
+    sample_weight : array-like of shape (n_samples,) or None, default=None
+        How often each row counts.
     one_epoch : bool, default=False
         Continue by one epoch and keep its running average, as `partial_fit` does.
 
@@ -76,6 +83,7 @@ def fit_in_epochs(
         parameters = checked_parameters(estimator, family.rules)
         least, may_miss = 1 if continues else 2, estimator._may_miss_cells
         X = checked_rows(estimator, X, reset=not continues, least=least, may_miss=may_miss)
+        X, row_weights = weighted_rows(X, sample_weight, least)
         if np.isnan(X).any():
             parameters = _without_auto(parameters, family.with_missing)
         if continues and family.shape is not None:
@@ -87,7 +95,7 @@ def fit_in_epochs(
         with numerical_session(torch.get_num_threads()):
             report = Reporter(estimator, family.monitored)
             prepared = _continued if continues else _begun
-            session = prepared(estimator, X, config, report)
+            session = prepared(estimator, X, row_weights, config, report)
             session = session._replace(keep_best=not one_epoch)
             if continues and family.resume is not None and family.shape is not None:
                 check_unchanged(estimator, config, family.shape(estimator._training))
@@ -109,23 +117,31 @@ def _without_auto(parameters: dict[str, Any], known: dict[str, Any]) -> dict[str
 
 
 def _begun(
-    estimator: BaseEstimator, X: np.ndarray, config: TrainingConfig, report: Reporter
+    estimator: BaseEstimator,
+    X: np.ndarray,
+    row_weights: np.ndarray | None,
+    config: TrainingConfig,
+    report: Reporter,
 ) -> FitSession:
     """Return the session of a first fit."""
     random_state = generator_of(estimator.random_state)
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
     warn_of_repeated_rows(X)
-    data = prepare(X, config.held_out_share, estimator._split_seed)
+    data = prepare(X, config.held_out_share, estimator._split_seed, row_weights=row_weights)
     data = with_completed_rows(data, estimator._split_seed)
     return FitSession(data, config, random_state, report)
 
 
 def _continued(
-    estimator: BaseEstimator, X: np.ndarray, config: TrainingConfig, report: Reporter
+    estimator: BaseEstimator,
+    X: np.ndarray,
+    row_weights: np.ndarray | None,
+    config: TrainingConfig,
+    report: Reporter,
 ) -> FitSession:
     """Return the session of a continued fit, in the units of the first."""
     units = estimator._model.standardisation
-    data = prepare(X, config.held_out_share, estimator._split_seed, units)
+    data = prepare(X, config.held_out_share, estimator._split_seed, units, row_weights)
     data = with_completed_rows(data, estimator._split_seed)
     # an integer seed must not repeat the noise of earlier epochs
     random_state = np.random.RandomState([estimator._split_seed, estimator.n_iter_])
@@ -184,7 +200,7 @@ class EpochFitMixin:
         raise NotImplementedError
 
     @without_numpy_errors
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the model to rows X.
 
         Parameters
@@ -193,6 +209,8 @@ class EpochFitMixin:
             Training rows, at least two, NaN in missing cells; not modified.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row counts, not negative; only ratios matter. None counts each row once.
 
         Returns
         -------
@@ -213,7 +231,8 @@ class EpochFitMixin:
         ConvergenceWarning
             If `max_iter` ends before a plateau, or the diagnostics found a problem.
         """
-        warn_of_problems(self, self._family, fit_in_epochs(self, X, self._family))
+        outcome = fit_in_epochs(self, X, self._family, sample_weight=sample_weight)
+        warn_of_problems(self, self._family, outcome)
         return self
 
 
@@ -221,7 +240,7 @@ class ContinuedFitMixin(EpochFitMixin):
     """`fit` and `partial_fit`."""
 
     @without_numpy_errors
-    def partial_fit(self, X: Any, y: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Pass over the rows X once, starting a model at the first call.
 
         Units and reference are those of the first call's rows, which should be representative. For
@@ -233,6 +252,8 @@ class ContinuedFitMixin(EpochFitMixin):
             Rows of this chunk; at least two at the first call.
         y : Ignored
             Present for the interface of scikit-learn.
+        sample_weight : array-like of shape (n_samples,) or None, default=None
+            How often each row of this chunk counts, as in `fit`.
 
         Returns
         -------
@@ -251,6 +272,7 @@ class ContinuedFitMixin(EpochFitMixin):
         ConvergenceWarning
             If `diagnostics_` found a problem.
         """
-        outcome = fit_in_epochs(self, X, self._family, one_epoch=True)
+        how = {"sample_weight": sample_weight, "one_epoch": True}
+        outcome = fit_in_epochs(self, X, self._family, **how)
         warn_of_problems(self, self._family, outcome)
         return self

@@ -13,11 +13,13 @@ def with_margins(session: FitSession) -> FitSession:
     data, policy = session.data, config.stack_policy
     observed = None if data.observed is None else data.observed[data.split.fitted]
     if config.margins == "histogram":
-        margins = column_margins(data.fitted if observed is None else observed)
+        rows, weights = data.fitted if observed is None else observed, data.fitted_weights
+        margins = column_margins(rows, row_weights=weights)
         return session if margins is None else session.mapped_by(margins)
     if policy is None or not config.maps_columns:
         return session
-    found = config.cached(choose_margins)(data.fitted, session.draw_seed(), policy, observed)
+    how = {"observed": observed, "row_weights": data.fitted_weights}
+    found = config.cached(choose_margins)(data.fitted, session.draw_seed(), policy, **how)
     session = session._replace(choice=found.choice)
     if found.choice is not None:
         session.report.stage(summary(found))

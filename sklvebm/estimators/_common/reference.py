@@ -22,6 +22,8 @@ from sklvebm.mixtures.policy import StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
+from sklvebm.preprocessing.prepared import PreparedData
+from sklvebm.row_weights import mean_of
 
 
 class FittedReference(NamedTuple):
@@ -36,6 +38,7 @@ class _Task(NamedTuple):
 
     rows: np.ndarray  # (N, D), standardised and completed
     observed: np.ndarray | None  # the same rows with NaN in missing cells
+    row_weights: np.ndarray | None
     n_components: int
     kind: Any  # as in `fit_reference`
     policy: StackPolicy | None
@@ -58,7 +61,8 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
     kind = "mixture" if policy else config.reference
     given = (config.n_components, kind, policy, session.choice, session.random_state)
-    task = _Task(rows, observed, *given, version("sklvebm"))
+    weights = session.data.fitted_weights
+    task = _Task(rows, observed, weights, *given, version("sklvebm"))
     plain, choice, state = config.cached(_fitted)(task)
     session.random_state.set_state(state)
     reference = reference_from_plain(plain)
@@ -74,9 +78,16 @@ def _fitted(task: _Task) -> tuple[dict[str, Any], dict[str, Any] | None, Any]:
     source = copy.deepcopy(task.source)
     choice = task.choice
     if choice is None and task.policy is not None:
-        choice = choose_mixture(task.rows, source, task.policy, task.observed)
+        known = task.observed, task.row_weights
+        choice = choose_mixture(task.rows, source, task.policy, *known)
     reference = fit_reference(
-        task.rows, task.n_components, task.kind, source, choice=choice, observed=task.observed
+        task.rows,
+        task.n_components,
+        task.kind,
+        source,
+        choice=choice,
+        observed=task.observed,
+        row_weights=task.row_weights,
     )
     return plain_reference(reference), plain_choice(choice), source.get_state()
 
@@ -98,6 +109,7 @@ def kept_reference(session: FitSession, training: Anchored, seed: int) -> Mixtur
     return final_reference(session.data, training, session.config.n_components, seed)
 
 
-def mean_log_density(reference: MixtureReference, rows: np.ndarray) -> float:
-    """Return the mean log density of the observed cells of rows (N, D), standardised; nats."""
-    return float(reference_log_marginal(reference, torch.from_numpy(rows)).mean())
+def mean_log_density(reference: MixtureReference, data: PreparedData) -> float:
+    """Return the mean log density of the observed cells of the monitored rows, mapped; nats."""
+    of_rows = reference_log_marginal(reference, torch.from_numpy(data.judged))
+    return mean_of(of_rows.numpy(), data.monitored_weights)

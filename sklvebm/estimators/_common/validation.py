@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from sklvebm.messages import naming_columns
+from sklvebm.row_weights import checked_weights, positive_rows
 from sklvebm.validation import as_plain_array
 
 
@@ -56,3 +57,33 @@ def checked_rows(
                 "Nothing can be learned about them; drop these columns."
             )
     return rows
+
+
+def weighted_rows(
+    X: np.ndarray, sample_weight: Any, least: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows of positive weight, and their weights; None where all are equal.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows checked by `checked_rows`.
+    sample_weight : array-like of shape (n_samples,) or None
+        How often each row counts.
+    least : int
+        Smallest number of rows of positive weight.
+
+    Raises
+    ------
+    ValueError
+        If weights are unusable, or leave a column without an observed cell.
+    """
+    rows, row_weights = positive_rows(X, checked_weights(sample_weight, X, least))
+    if len(rows) < len(X):
+        empty = np.isnan(rows).all(axis=0) & ~np.isnan(X).all(axis=0)
+        if empty.any():
+            raise ValueError(
+                f"Columns {np.flatnonzero(empty).tolist()} of X have no observed value in rows of "
+                "positive sample_weight. Nothing can be learned about them; drop these columns."
+            )
+    return rows, row_weights

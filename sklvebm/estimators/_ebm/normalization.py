@@ -32,6 +32,7 @@ from sklvebm.models.energies import AnchoredEnergy, PathEnergy
 from sklvebm.models.targets import joint_target
 from sklvebm.objectives.pool import DiagnosticChains, run_diagnostic_chains
 from sklvebm.objectives.tempered_pool import TemperedPool, log_ratio_to_reference
+from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.log_partition import (
     TRUSTED_WIDTH,
@@ -246,7 +247,13 @@ def compare_diagnostic_chains(
 
 
 def estimated_gain(
-    energy: PathEnergy, result: TrainingResult, rows: Tensor, expected: Tensor, base: float
+    energy: PathEnergy,
+    result: TrainingResult,
+    rows: Tensor,
+    expected: Tensor,
+    base: float,
+    *,
+    row_weights: Tensor | None = None,
 ) -> float:
     """Return the gain over the reference on monitored rows by the training's bound, nats.
 
@@ -265,22 +272,27 @@ def estimated_gain(
         Gain of the reference that would be kept instead, nats.
     base : float
         Mean log density of the observed cells under the reference, nats.
+    row_weights : Tensor of shape (N,) or None, default=None
+        Weights of the monitored rows; None where all are equal.
     """
     with torch.no_grad():
         nodes = latent_nodes(ROW_PARTICLES, energy.n_latents, seed=0).to(rows)
         ratios = log_ratio_to_reference(energy, rows, nodes, len(rows) // len(expected))
     gains = ratios.cpu() - expected
     # the mean is that over several epochs, with the confidence margin of one
-    mean = result.best_lower_bound - base - float(expected.mean())
-    return mean - float(gains.mean()) + lower_confidence_limit(gains)
+    mean = result.best_lower_bound - base - float(mean_on_device(expected, row_weights))
+    excess = lower_confidence_limit(gains, row_weights) - float(mean_on_device(gains, row_weights))
+    return mean + excess
 
 
-def gain_over_reference(model: Model, rows: np.ndarray, expected: Tensor) -> float:
+def gain_over_reference(
+    model: Model, rows: np.ndarray, expected: Tensor, row_weights: Tensor | None = None
+) -> float:
     """Return the lower confidence limit of the mean gain on standardised rows (N, D), nats.
 
     Rows have NaN in missing cells: the gain is that of the density of the observed cells, over the
     reference that would be kept instead, which is expected to gain `expected` (N,) nats over the
-    model's own. log Z is the upper estimate.
+    model's own. log Z is the upper estimate. `row_weights` (N,) are those of the rows, or None.
     """
     energy, seed = model.energy, model.seed
 
@@ -293,7 +305,7 @@ def gain_over_reference(model: Model, rows: np.ndarray, expected: Tensor) -> flo
 
     parts = torch.from_numpy(rows).split(_CHUNK_ROWS)
     gains = torch.cat([by_completeness(x, of_complete, of_others) for x in parts]) - expected
-    return lower_confidence_limit(gains) - model.log_partition.upper
+    return lower_confidence_limit(gains, row_weights) - model.log_partition.upper
 
 
 def posterior_sample_size(model: Model, rows: Tensor) -> float:

@@ -35,8 +35,14 @@ from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, PathEnergy
 from sklvebm.models.networks import correction_network
 from sklvebm.models.reach import Reach, reach_of_rows
 from sklvebm.models.user_energy import build_user_energy, probe
-from sklvebm.objectives.density_ratio import RatioEpoch, resampled_pool, start_from_ratio
+from sklvebm.objectives.density_ratio import (
+    RatioEpoch,
+    RatioWeights,
+    resampled_pool,
+    start_from_ratio,
+)
 from sklvebm.objectives.missing_cells import WithMissingCells
+from sklvebm.row_weights import as_tensor, mean_on_device, resampled
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import (
@@ -118,7 +124,10 @@ def start(session: FitSession) -> Training:
     # the user defines the latents of an own energy
     if config.energy is None and config.n_components > 0:
         source = np.random.RandomState(seed)
-        latent_map = fit_latent_map(rows, reference, config.latent_map, source)
+        # the map knows no weights: rows come as often as they count
+        order = resampled(session.data.fitted_weights, source)
+        own = rows if order is None else rows[order]
+        latent_map = fit_latent_map(own, reference, config.latent_map, source)
     return Training(optimisation, state, reference, choice, latent_map)
 
 
@@ -200,7 +209,7 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
     is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
     value = result.best_lower_bound
     if is_reference:
-        value = mean_log_density(training.reference, data.judged)
+        value = mean_log_density(training.reference, data)
     return Outcome(
         model=model._replace(latent_map=training.latent_map),
         diagnostics=diagnostics,
@@ -237,26 +246,33 @@ def _from_ratio(
     """
     config: PoolConfig = session.config
     recipe = config.ratio_recipe(len(fitted))
-    if config.init == "ratio" and session.data.observed is not None:
+    data = session.data
+    if config.init == "ratio" and data.observed is not None:
         raise ValueError("init must be 'auto' or 'reference' with NaN in X, got 'ratio'.")
-    is_first = session.keep_best and not session.continues and session.data.holds_out
+    is_first = session.keep_best and not session.continues and data.holds_out
     energy = training.optimisation.average
     if not (is_first and recipe.max_epochs > 0):
         return _Started(training, [])
     too_few = config.screens and len(monitor) < _FEWEST_JUDGING_ROWS
     if too_few:
         recipe = recipe._replace(max_epochs=1)
-    base, history = float(energy.reference.log_marginal(monitor).double().mean()), []
+    weights = RatioWeights(
+        *(as_tensor(w, fitted.device) for w in (data.fitted_weights, data.monitored_weights))
+    )
+    of_rows = energy.reference.log_marginal(monitor).double()
+    base, history = float(mean_on_device(of_rows, weights.held_out)), []
 
     def record(epoch: RatioEpoch) -> None:
         history.append(epoch.progress(base))
         if not config.screens:
             session.report_epoch(history[-1])
 
-    ratio = start_from_ratio(energy, fitted, monitor, recipe, generator=generator, callback=record)
-    limit = ratio.upper_limit(expected_refit_gain(session, training))
+    how: dict[str, Any] = {"generator": generator, "callback": record, "weights": weights}
+    ratio = start_from_ratio(energy, fitted, monitor, recipe, **how)
+    limit = ratio.upper_limit(expected_refit_gain(session, training), weights.held_out)
+    gain = float(mean_on_device(ratio.gains, weights.held_out))
     session.report.stage(
-        f"density ratio: gain over the reference {float(ratio.gains.mean()):.3f} nats, upper "
+        f"density ratio: gain over the reference {gain:.3f} nats, upper "
         f"confidence limit {limit:.3f}"
     )
     if too_few:
@@ -268,7 +284,7 @@ def _from_ratio(
         ratio.energy, learning_rate=config.learning_rate_init, alpha=config.alpha
     )
     state = resampled_pool(config.pool(), ratio.energy, training.state, generator)
-    value = base + float(ratio.gains.mean())
+    value = base + gain
     training = training._replace(optimisation=optimisation, state=state)
     return _Started(training, history, value, is_hopeless)
 
@@ -293,7 +309,7 @@ def _descended(
     observed = session.data.observed
     if observed is not None:
         seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
-        base = mean_log_density(started.training.reference, session.data.judged)
+        base = mean_log_density(started.training.reference, session.data)
         known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
         objective = WithMissingCells(objective, seen, fitted, **known)
 
@@ -313,6 +329,8 @@ def _descended(
         n_iter_no_change=config.n_iter_no_change,
         generator=generator,
         callback=report,
+        row_weights=as_tensor(session.data.fitted_weights, fitted.device),
+        monitor_weights=as_tensor(session.data.monitored_weights, fitted.device),
     )
     later = [p._replace(epoch=p.epoch + len(history)) for p in result.history]
     result = result._replace(history=history + later)
@@ -331,11 +349,13 @@ def _accepted(
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
     gain = 0.0
     expected = expected_refit_gain(session, training)
-    base = mean_log_density(training.reference, session.data.judged)
-    if not may_fall_back or estimated_gain(kept, result, monitor, expected, base) > 0.0:
+    base = mean_log_density(training.reference, session.data)
+    weights = as_tensor(session.data.monitored_weights)
+    by_training = (kept, result, monitor, expected, base)
+    if not may_fall_back or estimated_gain(*by_training, row_weights=weights) > 0.0:
         session.report.stage("normalising the trained energy")
         model, diagnostics = normalise(session, kept, training.reference, trained)
-        gain = gain_over_reference(model, session.data.judged, expected)
+        gain = gain_over_reference(model, session.data.judged, expected, weights)
         gain, diagnostics = accepted_gain(gain, diagnostics)
     if may_fall_back and gain <= 0.0:
         # the annealed estimate decides, also against the training's bound

@@ -24,6 +24,7 @@ from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_dire
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.networks import potential_network
+from sklvebm.row_weights import as_tensor
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import threads_for
 from sklvebm.training import (
@@ -99,7 +100,7 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
         model, diagnostics, gain = _accepted(session, training, result, seed)
     value = result.best_lower_bound
     if gain <= 0.0:
-        value = mean_log_density(training.reference, data.judged)
+        value = mean_log_density(training.reference, data)
     return Outcome(
         model=model,
         diagnostics=diagnostics,
@@ -135,6 +136,8 @@ def _descended(
         n_iter_no_change=config.n_iter_no_change,
         generator=seeded_generator(seed, config.torch_device),
         callback=session.report_epoch,
+        row_weights=as_tensor(session.data.fitted_weights, config.torch_device),
+        monitor_weights=as_tensor(session.data.monitored_weights, config.torch_device),
     )
 
 
@@ -148,7 +151,8 @@ def _accepted(
     reference = training.reference
     kept = _exact(result.best, reference)
     expected = expected_refit_gain(session, training)
-    gain = gain_over_reference(kept, monitored, directions, expected)
+    weights = as_tensor(session.data.monitored_weights)
+    gain = gain_over_reference(kept, monitored, directions, expected, weights)
     session.report.stage("choosing integrator steps, normalising the explicit energy")
     if gain > 0.0:
         model, diagnostics = check_model(session, kept, reference, directions, seed)
@@ -165,15 +169,19 @@ def _accepted(
 
 
 def gain_over_reference(
-    potential: AnchoredPotential, rows: Tensor, directions: Tensor, expected: Tensor
+    potential: AnchoredPotential,
+    rows: Tensor,
+    directions: Tensor,
+    expected: Tensor,
+    row_weights: Tensor | None = None,
 ) -> float:
     """Return the lower confidence limit of the mean gain on standardised rows (N, D), nats.
 
     The gain is that over the reference that would be kept instead, which is expected to gain
-    `expected` (N,) nats over the potential's own.
+    `expected` (N,) nats over the potential's own. `row_weights` (N,) are those of the rows.
     """
     density = flow_density(potential, rows, _ACCEPTANCE_STEPS, directions)
-    return lower_confidence_limit(density.gains[:, 0] - expected)
+    return lower_confidence_limit(density.gains[:, 0] - expected, row_weights)
 
 
 def _exact(potential: AnchoredPotential, reference: MixtureReference) -> AnchoredPotential:

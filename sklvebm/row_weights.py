@@ -1,0 +1,161 @@
+"""Weights of rows: checks, weighted means and their errors, and passes over weighted rows.
+
+Only ratios of weights matter: inside the package they have mean one. None stands for equal weights.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
+from torch import Tensor
+
+
+def checked_weights(sample_weight: Any, X: np.ndarray, least: int = 1) -> np.ndarray | None:
+    """Return the weights of rows, with mean one over the rows of positive weight.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,) or None
+        Non-negative and finite; only ratios matter.
+    X : ndarray of shape (n_samples, n_features)
+        The rows.
+    least : int, default=1
+        Rows of positive weight, at least.
+
+    Returns
+    -------
+    row_weights : ndarray of shape (n_samples,) or None
+        Float64; None where all weights are equal.
+
+    Raises
+    ------
+    ValueError
+        If weights are negative, not finite or of another length, or too few of them are positive.
+    """
+    if sample_weight is None:
+        return None
+    how = {"dtype": np.float64, "ensure_non_negative": True}
+    weights: np.ndarray = _check_sample_weight(sample_weight, X, **how)
+    n_positive = int((weights > 0.0).sum())
+    if n_positive < least:
+        rows = "one row" if least == 1 else f"{least} rows"
+        raise ValueError(
+            f"sample_weight must be positive for at least {rows}, and is for {n_positive} of "
+            f"{len(weights)}."
+        )
+    weights = weights / weights.max()  # the sum of the largest numbers may overflow
+    if n_positive == len(weights) and (weights == weights[0]).all():
+        return None
+    return weights / weights.sum() * n_positive
+
+
+def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
+    """Raise TypeError if there are weights and the `fit` of an estimator takes none."""
+    if row_weights is not None and not has_fit_parameter(estimator, "sample_weight"):
+        raise TypeError(
+            f"{type(estimator).__name__}.fit takes no sample_weight; pass a density that does, "
+            "such as MixtureStack or ParticleLVEBM."
+        )
+
+
+def positive_rows(X: np.ndarray, row_weights: np.ndarray | None) -> tuple[np.ndarray, Any]:
+    """Return the rows of positive weight, with weights of mean one, or None where they are equal.
+
+    A row of weight zero is as if it were not there.
+    """
+    if row_weights is None:
+        return X, None
+    kept = row_weights > 0.0
+    if kept.all():
+        return X, row_weights
+    return X[kept], checked_weights(row_weights[kept], X[kept])
+
+
+def chosen(row_weights: np.ndarray | None, places: Any) -> np.ndarray | None:
+    """Return the weights at given places; None stays None."""
+    return None if row_weights is None else row_weights[places]
+
+
+def mean_of(values: np.ndarray, row_weights: np.ndarray | None = None) -> float:
+    """Return the weighted mean of values (n_samples,)."""
+    return float(values.mean() if row_weights is None else np.average(values, weights=row_weights))
+
+
+def standard_error_of(values: np.ndarray, row_weights: np.ndarray | None = None) -> float:
+    """Return the standard error of `mean_of`: rows are independent, their weights known."""
+    if row_weights is None:
+        return float(values.std() / np.sqrt(len(values)))
+    shares = row_weights / row_weights.sum()
+    return float(np.sqrt((shares**2 * (values - shares @ values) ** 2).sum()))
+
+
+def as_tensor(row_weights: np.ndarray | None, device: torch.device | None = None) -> Tensor | None:
+    """Return weights as a tensor on a device, by default the CPU, float64."""
+    return None if row_weights is None else torch.from_numpy(row_weights).to(device)
+
+
+def mean_on_device(values: Tensor, row_weights: Tensor | None) -> Tensor:
+    """Return the weighted mean of a tensor (n_samples,), 0-d."""
+    if row_weights is None:
+        return values.mean()
+    weights = row_weights.to(values)
+    return (weights @ values) / weights.sum()
+
+
+def pass_over(
+    n_rows: int,
+    generator: torch.Generator,
+    device: torch.device,
+    row_weights: Tensor | None = None,
+) -> Tensor:
+    """Return the rows of one pass in random order, (n_rows,).
+
+    With weights, each row comes as often as its weight says on average: the integer part for
+    certain, and once more with the probability of the rest (systematic resampling). Means over
+    batches of a pass then estimate weighted means without bias, and the number of rows stays.
+    """
+    order = torch.randperm(n_rows, generator=generator, device=device)
+    if row_weights is None:
+        return order
+    first = torch.rand((), generator=generator, device=device, dtype=torch.float64)
+    return _systematic(row_weights.to(device, torch.float64), first)[order]
+
+
+def resampled(
+    row_weights: np.ndarray | None, random_state: np.random.RandomState
+) -> np.ndarray | None:
+    """Return rows drawn as `pass_over` draws them, ascending, (n_rows,); None without weights."""
+    if row_weights is None:
+        return None
+    first = torch.tensor(random_state.uniform(), dtype=torch.float64)
+    return _systematic(torch.from_numpy(row_weights), first).numpy()
+
+
+def _systematic(row_weights: Tensor, first: Tensor) -> Tensor:
+    """Return as many rows as there are weights, ascending, by systematic resampling.
+
+    Row i comes `w_i` times on average, `w_i` being relative to the mean weight.
+    """
+    n_rows = len(row_weights)
+    until = torch.cumsum(row_weights, 0)
+    ticks = torch.arange(n_rows, device=until.device, dtype=until.dtype) + first
+    drawn = torch.searchsorted(until, ticks * (until[-1] / n_rows), right=True)
+    return drawn.clamp(max=n_rows - 1)  # rounding of the last tick
+
+
+def quantiles_of(
+    values: np.ndarray, levels: Any, row_weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Return quantiles of values (n_samples,) at levels of any shape.
+
+    With weights, a quantile is the least value up to which rows have the share `level` of the
+    weight. Without, values are interpolated.
+    """
+    if row_weights is None:
+        return np.quantile(values, levels)
+    order = np.argsort(values)
+    until = np.cumsum(row_weights[order])
+    # rounding of the sum must not pass over a value
+    wanted = np.asarray(levels) * until[-1] * (1.0 - 1e-12)
+    return values[order][np.searchsorted(until, wanted).clip(max=len(values) - 1)]
