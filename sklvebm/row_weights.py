@@ -3,12 +3,20 @@
 Only ratios of weights matter: inside the package they have mean one. None stands for equal weights.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
 from torch import Tensor
+
+
+class DistinctRows(NamedTuple):
+    """Rows without copies: a row counts as often as its copies together."""
+
+    X: np.ndarray  # (n_distinct, n_features)
+    row_weights: np.ndarray | None  # (n_distinct,), positive, mean one; None where all are equal
+    repeated_share: float  # of the given rows that repeat others
 
 
 def checked_weights(sample_weight: Any, X: np.ndarray, least: int = 1) -> np.ndarray | None:
@@ -41,13 +49,51 @@ def checked_weights(sample_weight: Any, X: np.ndarray, least: int = 1) -> np.nda
     if n_positive < least:
         rows = "one row" if least == 1 else f"{least} rows"
         raise ValueError(
-            f"sample_weight must be positive for at least {rows}, and is for {n_positive} of "
+            f"sample_weight must be above zero for at least {rows}, and is for {n_positive} of "
             f"{len(weights)}."
         )
     weights = weights / weights.max()  # the sum of the largest numbers may overflow
     if n_positive == len(weights) and (weights == weights[0]).all():
         return None
     return weights / weights.sum() * n_positive
+
+
+def positive_rows(
+    X: np.ndarray, row_weights: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the rows of positive weight, with weights of mean one, or None where they are equal.
+
+    A row of weight zero is as if it were not there.
+    """
+    if row_weights is None or (row_weights > 0.0).all():
+        return X, row_weights
+    kept = row_weights > 0.0
+    return X[kept], checked_weights(row_weights[kept], X[kept])
+
+
+def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows:
+    """Join copies of rows to one row with the sum of their weights.
+
+    A fit is then the same for a repeated row and for a row of that weight. Without weights and
+    copies, or where all rows are copies of one, X is returned as it is. Otherwise the order does
+    not depend on that of X.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows, NaN in missing cells.
+    row_weights : ndarray of shape (n_samples,) or None
+        Positive; None counts each row once.
+    """
+    n_rows, n_features = X.shape
+    plain = np.where(np.isnan(X), np.nan, X + 0.0)  # one NaN, one zero
+    keys = np.ascontiguousarray(plain).view(np.dtype((np.void, plain.itemsize * n_features)))
+    _, first, group = np.unique(keys.reshape(-1), return_index=True, return_inverse=True)
+    share = 1.0 - len(first) / n_rows
+    if len(first) == 1 or (len(first) == n_rows and row_weights is None):
+        return DistinctRows(X, None, share)
+    counts = np.bincount(group.reshape(-1), row_weights)
+    return DistinctRows(X[first], checked_weights(counts, X[first]), share)
 
 
 def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
@@ -57,19 +103,6 @@ def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
             f"{type(estimator).__name__}.fit takes no sample_weight; pass a density that does, "
             "such as MixtureStack or ParticleLVEBM."
         )
-
-
-def positive_rows(X: np.ndarray, row_weights: np.ndarray | None) -> tuple[np.ndarray, Any]:
-    """Return the rows of positive weight, with weights of mean one, or None where they are equal.
-
-    A row of weight zero is as if it were not there.
-    """
-    if row_weights is None:
-        return X, None
-    kept = row_weights > 0.0
-    if kept.all():
-        return X, row_weights
-    return X[kept], checked_weights(row_weights[kept], X[kept])
 
 
 def chosen(row_weights: np.ndarray | None, places: Any) -> np.ndarray | None:

@@ -25,7 +25,7 @@ from sklvebm.estimators._common.parameters import (
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import check_takes_weights, checked_weights
+from sklvebm.row_weights import check_takes_weights, checked_weights, positive_rows
 from sklvebm.runtime import draw_seed, without_numpy_errors
 from sklvebm.validation import as_plain_array
 
@@ -172,7 +172,7 @@ class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
         self._check_answers(estimator)
         with unchanged_on_failure(self):
             rows = self._rows(X, reset=True)
-            weights = checked_weights(sample_weight, rows)
+            rows, weights = positive_rows(rows, checked_weights(sample_weight, rows))
             check_takes_weights(estimator, weights)
             is_missing = np.isnan(rows)
             is_empty = is_missing.all(axis=0)

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import Tags, get_tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from sklvebm.applications.calibration import (
     CompletedRows,
@@ -34,6 +34,7 @@ from sklvebm.estimators._common.parameters import (
     parameters_of,
 )
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
+from sklvebm.estimators._common.validation import weighted_rows
 from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.messages import naming_columns
 from sklvebm.row_weights import check_takes_weights, checked_weights, chosen, quantiles_of
@@ -166,23 +167,21 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
             rows = self._rows(X, reset=True)
             random = generator_of(self.random_state)
             seed = draw_seed(random)
-            weights = checked_weights(sample_weight, rows, 3)
-            check_takes_weights(self._unfitted(seed), weights)
+            distinct, weights = self._distinct(rows, sample_weight)
             n_folds = int(self.n_folds)
-            fit = cross_fit(rows, lambda: self._unfitted(seed), n_folds, random, weights)
+            fit = cross_fit(distinct, lambda: self._unfitted(seed), n_folds, random, weights)
             self.estimator_, self.fold_estimators_ = fit.estimator, fit.fold_estimators
             self._fold_of, self._place_of = fit.fold_of, fit.place_of
-            self._completed: CompletedRows = completed_rows(fit, rows, random, weights)
+            self._completed: CompletedRows = completed_rows(fit, distinct, random, weights)
             # thresholds of patterns agree with `offset_` also if the parameter is changed later
             self._contamination = self.contamination
             self._reference_threshold = self._level(np.zeros((1, rows.shape[1]), bool))[0]
             self._median_score = 0.0
-            scores = self._scores(rows)
-            is_empty = np.isnan(rows).all(axis=1)
+            scores, is_empty = self._scores(distinct), np.isnan(distinct).all(axis=1)
             of_others = scores[~is_empty], 0.5, chosen(weights, ~is_empty)
             self._median_score = float(quantiles_of(*of_others))
             scores[is_empty] = self._median_score
-            self.training_scores_ = scores
+            self.training_scores_ = scores if distinct is rows else self._scores(rows)
             self.offset_ = threshold(scores, self.contamination, weights)
         return self
 
@@ -342,6 +341,17 @@ class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
         if "random_state" in parameters and parameters["random_state"] is None:
             estimator.set_params(random_state=seed)
         return estimator
+
+    def _distinct(
+        self, rows: np.ndarray, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return rows without copies and their weights, where the density's `fit` takes weights."""
+        weights = checked_weights(sample_weight, rows)
+        estimator = self._unfitted(seed=0)
+        check_takes_weights(estimator, weights)
+        if not has_fit_parameter(estimator, "sample_weight"):
+            return rows, None
+        return weighted_rows(rows, weights, least=1)[:2]
 
     def _fit(self) -> CrossFit:
         return CrossFit(self.estimator_, self.fold_estimators_, self._fold_of, self._place_of)

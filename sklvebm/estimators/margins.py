@@ -106,7 +106,7 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
         """
         Number(True, 0).check("max_bins", self.max_bins)
         rows = checked_rows(self, X, reset=True, may_miss=True).astype(np.float64)
-        rows, row_weights = weighted_rows(rows, sample_weight, least=1)
+        rows, row_weights, _ = weighted_rows(rows, sample_weight, least=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constant columns, which have no bins
             check_reach(fit_standardisation(rows).apply(rows), rows)

@@ -217,8 +217,8 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         with unchanged_on_failure(self), naming_memory("fit fewer rows or columns"):
             check_parameters(parameters_of(self), _RULES)
             X = checked_rows(self, X, reset=True, least=2, may_miss=True)
-            X, row_weights = weighted_rows(X, sample_weight, least=2)
-            warn_of_repeated_rows(X)
+            X, row_weights, repeated_share = weighted_rows(X, sample_weight, least=2)
+            warn_of_repeated_rows(repeated_share)
             units = fit_standardisation(X, row_weights)
             rows = units.apply(X)
             check_reach(rows, X)

@@ -174,14 +174,13 @@ def warn_of_unbounded_density(
         )
 
 
-def warn_of_repeated_rows(X: np.ndarray) -> None:
-    """Warn if many rows repeat others, so that held-out rows are no test."""
-    share = 1.0 - len(np.unique(X, axis=0)) / len(X)
+def warn_of_repeated_rows(share: float) -> None:
+    """Warn if many rows repeat others: they were rounded, and their density is not smooth."""
     if share > _MAX_REPEATED_SHARE:
         warnings.warn(
-            f"{100.0 * share:.0f} % of the rows of X repeat other rows. Early stopping cannot "
-            "detect overfitting on copies of training rows, and scores can be too good; drop "
-            "repeated rows, or use sklvebm.dequantize if they come from rounding.",
+            f"{100.0 * share:.0f} % of the rows of X repeat other rows. Copies count as one row of "
+            "that weight. If they come from rounding, scores can be too good: use "
+            "sklvebm.dequantize.",
             UserWarning,
             stacklevel=2,
         )

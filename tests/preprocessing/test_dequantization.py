@@ -20,6 +20,7 @@ from sklvebm import (
 from sklvebm.baselines import VAE
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows, warn_of_unbounded_density
 from sklvebm.preprocessing.scaling import fit_standardisation
+from sklvebm.row_weights import distinct_rows
 
 
 def normal(*shape, seed=0):
@@ -214,9 +215,9 @@ def test_repeated_rows_are_counted():
     X = normal(100, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_repeated_rows(X)
+        warn_of_repeated_rows(distinct_rows(X, None).repeated_share)
     with pytest.warns(UserWarning, match="50 % of the rows"):
-        warn_of_repeated_rows(np.concatenate([X, X]))
+        warn_of_repeated_rows(distinct_rows(np.concatenate([X, X]), None).repeated_share)
 
 
 def test_raw_digits_warn_and_noise_calms():

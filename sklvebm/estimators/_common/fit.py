@@ -83,7 +83,9 @@ def fit_in_epochs(
         parameters = checked_parameters(estimator, family.rules)
         least, may_miss = 1 if continues else 2, estimator._may_miss_cells
         X = checked_rows(estimator, X, reset=not continues, least=least, may_miss=may_miss)
-        X, row_weights = weighted_rows(X, sample_weight, least)
+        X, row_weights, repeated_share = weighted_rows(X, sample_weight, least)
+        if not continues:
+            warn_of_repeated_rows(repeated_share)
         if np.isnan(X).any():
             parameters = _without_auto(parameters, family.with_missing)
         if continues and family.shape is not None:
@@ -126,7 +128,6 @@ def _begun(
     """Return the session of a first fit."""
     random_state = generator_of(estimator.random_state)
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
-    warn_of_repeated_rows(X)
     data = prepare(X, config.held_out_share, estimator._split_seed, row_weights=row_weights)
     data = with_completed_rows(data, estimator._split_seed)
     return FitSession(data, config, random_state, report)

@@ -7,7 +7,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import checked_weights, positive_rows
+from sklvebm.row_weights import DistinctRows, checked_weights, distinct_rows, positive_rows
 from sklvebm.validation import as_plain_array
 
 
@@ -59,10 +59,8 @@ def checked_rows(
     return rows
 
 
-def weighted_rows(
-    X: np.ndarray, sample_weight: Any, least: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the rows of positive weight, and their weights; None where all are equal.
+def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows:
+    """Return the rows of positive weight without copies.
 
     Parameters
     ----------
@@ -86,4 +84,4 @@ def weighted_rows(
                 f"Columns {np.flatnonzero(empty).tolist()} of X have no observed value in rows of "
                 "positive sample_weight. Nothing can be learned about them; drop these columns."
             )
-    return rows, row_weights
+    return distinct_rows(rows, row_weights)
