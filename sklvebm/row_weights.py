@@ -1,4 +1,4 @@
-"""Weights of rows: checks, weighted means and their errors, and passes over weighted rows.
+"""Weights of rows: weighted means and their errors, copies, and passes over weighted rows.
 
 Only ratios of weights matter: inside the package they have mean one. None stands for equal weights.
 """
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.utils.validation import _check_sample_weight, has_fit_parameter
 from torch import Tensor
 
 
@@ -19,40 +18,13 @@ class DistinctRows(NamedTuple):
     repeated_share: float  # of the given rows that repeat others
 
 
-def checked_weights(sample_weight: Any, X: np.ndarray, least: int = 1) -> np.ndarray | None:
-    """Return the weights of rows, with mean one over the rows of positive weight.
+def relative(row_weights: np.ndarray) -> np.ndarray | None:
+    """Return weights, some of them positive, with mean one over the positive ones.
 
-    Parameters
-    ----------
-    sample_weight : array-like of shape (n_samples,) or None
-        Non-negative and finite; only ratios matter.
-    X : ndarray of shape (n_samples, n_features)
-        The rows.
-    least : int, default=1
-        Rows of positive weight, at least.
-
-    Returns
-    -------
-    row_weights : ndarray of shape (n_samples,) or None
-        Float64; None where all weights are equal.
-
-    Raises
-    ------
-    ValueError
-        If weights are negative, not finite or of another length, or too few of them are positive.
+    None where all are equal.
     """
-    if sample_weight is None:
-        return None
-    how = {"dtype": np.float64, "ensure_non_negative": True}
-    weights: np.ndarray = _check_sample_weight(sample_weight, X, **how)
+    weights = row_weights / row_weights.max()  # the sum of the largest numbers may overflow
     n_positive = int((weights > 0.0).sum())
-    if n_positive < least:
-        rows = "one row" if least == 1 else f"{least} rows"
-        raise ValueError(
-            f"sample_weight must be above zero for at least {rows}, and is for {n_positive} of "
-            f"{len(weights)}."
-        )
-    weights = weights / weights.max()  # the sum of the largest numbers may overflow
     if n_positive == len(weights) and (weights == weights[0]).all():
         return None
     return weights / weights.sum() * n_positive
@@ -68,7 +40,7 @@ def positive_rows(
     if row_weights is None or (row_weights > 0.0).all():
         return X, row_weights
     kept = row_weights > 0.0
-    return X[kept], checked_weights(row_weights[kept], X[kept])
+    return X[kept], relative(row_weights[kept])
 
 
 def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows:
@@ -93,16 +65,7 @@ def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows
     if len(first) == 1 or (len(first) == n_rows and row_weights is None):
         return DistinctRows(X, None, share)
     counts = np.bincount(group.reshape(-1), row_weights)
-    return DistinctRows(X[first], checked_weights(counts, X[first]), share)
-
-
-def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
-    """Raise TypeError if there are weights and the `fit` of an estimator takes none."""
-    if row_weights is not None and not has_fit_parameter(estimator, "sample_weight"):
-        raise TypeError(
-            f"{type(estimator).__name__}.fit takes no sample_weight; pass a density that does, "
-            "such as MixtureStack or ParticleLVEBM."
-        )
+    return DistinctRows(X[first], relative(counts), share)
 
 
 def chosen(row_weights: np.ndarray | None, places: Any) -> np.ndarray | None:

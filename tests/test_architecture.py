@@ -16,6 +16,7 @@ LEVELS = {
         [
             "adam",
             "confidence",
+            "row_weights",
             "deprecation",
             "documentation",
             "exceptions",

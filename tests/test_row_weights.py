@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sklvebm.confidence import lower_confidence_limit, upper_confidence_limit
+from sklvebm.estimators._common.validation import checked_weights
 from sklvebm.row_weights import (
-    checked_weights,
     distinct_rows,
     mean_of,
     mean_on_device,
@@ -36,7 +36,7 @@ def test_only_ratios_of_weights_matter():
         ([1.0, -1.0, 1.0], "Negative values"),
         ([1.0, np.nan, 1.0], "NaN"),
         ([1.0, np.inf, 1.0], "infinity"),
-        ([1.0, 1.0], r"sample_weight.shape == \(2,\)"),
+        ([1.0, 1.0], r"sample_weight.shape must be \(3,\)"),
         ([0.0, 0.0, 1.0], "above zero for at least 2 rows, and is for 1 of 3"),
         (["a", "b", "c"], "could not convert"),
     ],

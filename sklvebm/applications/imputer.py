@@ -23,9 +23,10 @@ from sklvebm.estimators._common.parameters import (
     parameters_of,
 )
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
+from sklvebm.estimators._common.validation import check_takes_weights, checked_weights
 from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import check_takes_weights, checked_weights, positive_rows
+from sklvebm.row_weights import positive_rows
 from sklvebm.runtime import draw_seed, without_numpy_errors
 from sklvebm.validation import as_plain_array
 

@@ -34,10 +34,14 @@ from sklvebm.estimators._common.parameters import (
     parameters_of,
 )
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
-from sklvebm.estimators._common.validation import weighted_rows
+from sklvebm.estimators._common.validation import (
+    check_takes_weights,
+    checked_weights,
+    weighted_rows,
+)
 from sklvebm.estimators.mixture_stack import MixtureStack
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import check_takes_weights, checked_weights, chosen, quantiles_of
+from sklvebm.row_weights import chosen, quantiles_of
 from sklvebm.runtime import draw_seed, generator_of, without_numpy_errors
 from sklvebm.validation import as_plain_array
 

@@ -14,10 +14,10 @@ from sklvebm.estimators._common.answers import MeanScoreMixin
 from sklvebm.estimators._common.frames import CONTAINERS, framed, plain_arrays
 from sklvebm.estimators._common.parameters import Number, OneOf
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
+from sklvebm.estimators._common.validation import check_takes_weights, checked_weights
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.particle_lvebm import ParticleLVEBM
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import check_takes_weights, checked_weights
 from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
 
@@ -181,7 +181,8 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         levels = (np.arange(_N_MEAN_LEVELS) + 0.5) / _N_MEAN_LEVELS
         rows = self._checked(X)
         found = self._mapped_back(rows, self.estimator_.conditional_quantiles, levels)
-        return framed(self, found.mean(axis=1), like=X)
+        # the mean of equal values is equal but for rounding
+        return framed(self, np.where(np.isnan(rows), found.mean(axis=1), rows), like=X)
 
     @available_if(_estimator_has("conditional_quantiles"))
     @without_numpy_errors

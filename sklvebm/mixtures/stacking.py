@@ -125,7 +125,6 @@ class _Rows(NamedTuple):
     row_weights: np.ndarray | None
 
     def some(self, places: np.ndarray) -> "_Rows":
-        """Return the rows at some places."""
         others = chosen(self.observed, places), chosen(self.row_weights, places)
         return _Rows(self.X[places], *others)
 
@@ -275,8 +274,7 @@ def _log_density(
 def _loss(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> float:
-    of_rows = losses.losses_of(_log_density(losses, shares, n_members))
-    return mean_of(of_rows, losses.row_weights)
+    return mean_of(losses.losses_of(_log_density(losses, shares, n_members)), losses.row_weights)
 
 
 def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
@@ -446,8 +444,6 @@ def fitted_defensive_weight(
     ----------
     main, wide : ndarray of shape (n_samples,)
         Log densities of held-out rows under the mixtures and the defensive components, nats.
-    policy : StackPolicy
-        Settings of the search.
     row_weights : ndarray of shape (n_samples,) or None, default=None
         As in `likeliest_weights`.
 
@@ -481,8 +477,6 @@ def fitted_defensive_shares(
         Log densities under each defensive component, nats.
     defensive_weight : float
         Weight of all defensive components together.
-    policy : StackPolicy
-        Settings of the search.
     row_weights : ndarray of shape (n_samples,) or None, default=None
         As in `likeliest_weights`.
 

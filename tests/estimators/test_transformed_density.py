@@ -9,9 +9,16 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import KernelDensity
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklvebm import GaussianMargins, ParticleLVEBM, TransformedDensity, WassersteinFlowEBM
+from sklvebm import (
+    GaussianMargins,
+    MixtureStack,
+    ParticleLVEBM,
+    TransformedDensity,
+    WassersteinFlowEBM,
+)
 
 
 class LogScale(TransformerMixin, BaseEstimator):
@@ -148,3 +155,69 @@ def test_a_failed_fit_leaves_what_was_there():
     with pytest.raises(ValueError, match="n_components|n_samples"):
         model.fit(np.hstack([X, X]))
     np.testing.assert_array_equal(model.score_samples(X), before)
+
+
+@pytest.fixture(scope="module")
+def with_holes():
+    """A uniform column and one that depends on it, with a tenth of the cells missing."""
+    random = np.random.RandomState(0)
+    first = random.uniform(size=1500)
+    rows = np.column_stack([first, np.floor(8.0 * first) + random.uniform(size=1500)])
+    holes = np.where(random.uniform(size=rows.shape) < 0.1, np.nan, rows)
+    return TransformedDensity(MixtureStack(margins="none", random_state=0)).fit(holes)
+
+
+def test_the_density_of_observed_cells_is_a_marginal(with_holes):
+    assert (with_holes.transformer_.n_bins_ > 0).all()
+    grid = np.linspace(-3.0, 11.0, 14_001)
+    for value in (0.2, 0.55, 0.9):
+        joint = np.exp(with_holes.score_samples(np.column_stack([np.full_like(grid, value), grid])))
+        found = np.exp(with_holes.score_samples([[value, np.nan]]))[0]
+        assert found == pytest.approx(np.trapezoid(joint, grid), rel=2e-3)
+    assert with_holes.score_samples([[np.nan, np.nan]]) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_conditional_answers_come_back_in_the_units_of_the_rows(with_holes):
+    rows = np.array([[0.3, np.nan], [np.nan, 6.5], [0.5, 4.5]])
+    draws = with_holes.sample_conditional(rows, 4000, random_state=0)
+    assert draws.shape == (3, 4000, 2)
+    levels = [0.1, 0.5, 0.9]
+    quantiles = with_holes.conditional_quantiles(rows, levels)
+    means = np.asarray(with_holes.conditional_mean(rows))
+    for row, column in ((0, 1), (1, 0)):
+        own = np.sort(draws[row, :, column])
+        # binomial error of the share of draws below a quantile, at four sigmas
+        shares = np.searchsorted(own, quantiles[row, :, column]) / 4000
+        assert (np.abs(shares - levels) < 4.0 * np.sqrt(0.25 / 4000)).all()
+        middle = own[40:-40]  # defensive components reach far
+        assert means[row, column] == pytest.approx(middle.mean(), abs=0.1 * own[200:-200].std())
+    for answer in (draws[:, 0], draws[:, -1], quantiles[:, 1], means):
+        np.testing.assert_array_equal(answer[~np.isnan(rows)], rows[~np.isnan(rows)])
+
+
+def test_missing_cells_need_both_parts():
+    rows = np.array([[0.0, np.nan], [1.0, 2.0], [2.0, 1.0]])
+    assert get_tags(TransformedDensity(MixtureStack())).input_tags.allow_nan
+    for model in (
+        TransformedDensity(GaussianMixture()),
+        TransformedDensity(MixtureStack(), transformer=LogScale()),
+    ):
+        assert not get_tags(model).input_tags.allow_nan
+        with pytest.raises(ValueError, match="NaN"):
+            model.fit(rows)
+
+
+def test_margins_leave_missing_cells_missing():
+    random = np.random.RandomState(0)
+    rows = random.uniform(size=(600, 2))
+    holes = np.where(random.uniform(size=rows.shape) < 0.2, np.nan, rows)
+    margins = GaussianMargins().fit(holes)
+    normal = np.asarray(margins.transform(holes))
+    np.testing.assert_array_equal(np.isnan(normal), np.isnan(holes))
+    np.testing.assert_allclose(np.asarray(margins.inverse_transform(normal)), holes, atol=1e-9)
+    own = GaussianMargins().fit(holes[~np.isnan(holes[:, :1])[:, 0]][:, :1])
+    np.testing.assert_array_equal(own.bins_[0].edges, margins.bins_[0].edges)
+    log_slopes = margins.log_abs_det_jacobian(holes)
+    np.testing.assert_allclose(log_slopes[np.isnan(holes).all(1)], 0.0)
+    with pytest.raises(ValueError, match=r"Columns \[1\] of X have no observed value"):
+        GaussianMargins().fit([[1.0, np.nan], [2.0, np.nan]])

@@ -16,8 +16,8 @@ from sklvebm.estimators._common.serialization import (
     with_checksum,
     without_checksum,
 )
-from sklvebm.estimators._common.validation import checked_rows
-from sklvebm.row_weights import checked_weights, mean_of, positive_rows
+from sklvebm.estimators._common.validation import checked_rows, checked_weights
+from sklvebm.row_weights import mean_of, positive_rows
 from sklvebm.runtime import draw_seed, resolve_device, without_numpy_errors
 from sklvebm.validation import as_plain_array
 

@@ -1,13 +1,14 @@
-"""Validation of X: a float array of finite numbers, with errors that name the column."""
+"""Validation of rows and their weights: finite numbers, with errors that name the column."""
 
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
+from sklearn.utils import check_array
+from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import DistinctRows, checked_weights, distinct_rows, positive_rows
+from sklvebm.row_weights import DistinctRows, distinct_rows, positive_rows, relative
 from sklvebm.validation import as_plain_array
 
 
@@ -57,6 +58,61 @@ def checked_rows(
                 "Nothing can be learned about them; drop these columns."
             )
     return rows
+
+
+def checked_weights(sample_weight: Any, X: np.ndarray, least: int = 1) -> np.ndarray | None:
+    """Return the weights of rows, with mean one over the rows of positive weight.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,) or None
+        Non-negative and finite; only ratios matter.
+    X : ndarray of shape (n_samples, ...)
+        The rows.
+    least : int, default=1
+        Rows of positive weight, at least.
+
+    Returns
+    -------
+    row_weights : ndarray of shape (n_samples,) or None
+        Float64; None where all weights are equal.
+
+    Raises
+    ------
+    ValueError
+        If weights are negative, not finite or of another length, or too few of them are positive.
+    """
+    if sample_weight is None:
+        return None
+    weights: np.ndarray = check_array(
+        as_plain_array(sample_weight),
+        ensure_2d=False,
+        dtype=np.float64,
+        ensure_non_negative=True,
+        input_name="sample_weight",
+    )
+    if weights.shape != (len(X),):
+        raise ValueError(
+            f"sample_weight.shape must be {(len(X),)}, one weight for each row, got "
+            f"{weights.shape}."
+        )
+    n_positive = int((weights > 0.0).sum())
+    if n_positive < least:
+        rows = "one row" if least == 1 else f"{least} rows"
+        raise ValueError(
+            f"sample_weight must be above zero for at least {rows}, and is for {n_positive} of "
+            f"{len(weights)}."
+        )
+    return relative(weights)
+
+
+def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
+    """Raise TypeError if there are weights and the `fit` of an estimator takes none."""
+    if row_weights is not None and not has_fit_parameter(estimator, "sample_weight"):
+        raise TypeError(
+            f"{type(estimator).__name__}.fit takes no sample_weight; pass a density that does, "
+            "such as MixtureStack or ParticleLVEBM."
+        )
 
 
 def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows:
