@@ -15,6 +15,7 @@ class DistinctRows(NamedTuple):
 
     X: np.ndarray  # (n_distinct, n_features)
     row_weights: np.ndarray | None  # (n_distinct,), positive, mean one; None where all are equal
+    places: np.ndarray  # (n_distinct,), of the first copies among the given rows, for messages
     repeated_share: float  # of the given rows that repeat others
 
 
@@ -63,9 +64,9 @@ def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows
     _, first, group = np.unique(keys.reshape(-1), return_index=True, return_inverse=True)
     share = 1.0 - len(first) / n_rows
     if len(first) == 1 or (len(first) == n_rows and row_weights is None):
-        return DistinctRows(X, None, share)
+        return DistinctRows(X, None, np.arange(n_rows), share)
     counts = np.bincount(group.reshape(-1), row_weights)
-    return DistinctRows(X[first], relative(counts), share)
+    return DistinctRows(X[first], relative(counts), first, share)
 
 
 def chosen(row_weights: np.ndarray | None, places: Any) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from sklvebm.mcmc.langevin import start as start_chains
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.models.targets import joint_target, latent_target
 from sklvebm.preprocessing.prepared import prepare
+from sklvebm.row_weights import distinct_rows
 from sklvebm.smc.annealing import anneal
 from sklvebm.training import _pass_over, _Run
 
@@ -63,7 +64,7 @@ def started(name):
     estimator = kind(device="pretended", random_state=0, **options)
     configure = likelihood_config if kind is ParticleLVEBM else proximal_config
     config = configure(estimator.get_params(), *X.shape)
-    data = prepare(X, config.held_out_share, 0)
+    data = prepare(distinct_rows(X, None), config.held_out_share, 0)
     session = FitSession(data, config, np.random.RandomState(0), Reporter(estimator, "bound"))
     training, objective = start(session), config.objective()
     generator = torch.Generator("pretended").manual_seed(0)

@@ -26,6 +26,7 @@ from sklvebm.inference.posterior import posterior_particles
 from sklvebm.inference.variational import evidence_bound, fit_amortised, fit_gaussians
 from sklvebm.models.energies import LinearGaussianEnergy
 from sklvebm.preprocessing.prepared import prepare
+from sklvebm.row_weights import distinct_rows
 from sklvebm.runtime import numerical_session
 from sklvebm.smc.resampling import effective_sample_size
 
@@ -115,7 +116,8 @@ def particles_of(model, x, seed=None):
 def normalised_again(model, X, seed):
     """Return log Z of a model fitted to X, estimated anew from the particles training left."""
     config = likelihood_config(model.get_params(), *X.shape)
-    data = prepare(X, config.held_out_share, model._split_seed, model._model.standardisation)
+    split = config.held_out_share, model._split_seed, model._model.standardisation
+    data = prepare(distinct_rows(X, None), *split)
     session = FitSession(data, config, np.random.RandomState(seed), Reporter(model, "ELBO"))
     state = model._training.state
     rows = standardised(model, X).to(state.pool.dtype)

@@ -40,6 +40,7 @@ from sklvebm.mcmc.langevin import start as start_chains
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.models.targets import joint_target
 from sklvebm.preprocessing.prepared import prepare
+from sklvebm.row_weights import distinct_rows
 from sklvebm.smc.annealing import anneal
 from sklvebm.training import train_epoch
 
@@ -69,7 +70,7 @@ def started_epoch(name, device):
     estimator = kind(device=str(device), random_state=0, **options)
     configure = likelihood_config if kind is ParticleLVEBM else proximal_config
     config = configure(estimator.get_params(), *X.shape)
-    data = prepare(X, config.held_out_share, 0)
+    data = prepare(distinct_rows(X, None), config.held_out_share, 0)
     session = FitSession(data, config, np.random.RandomState(0), Reporter(estimator, "bound"))
     training, objective = start(session), config.objective()
     generator = torch.Generator(device).manual_seed(0)

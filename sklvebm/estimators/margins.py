@@ -106,10 +106,10 @@ class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMix
         """
         Number(True, 0).check("max_bins", self.max_bins)
         rows = checked_rows(self, X, reset=True, may_miss=True).astype(np.float64)
-        rows, row_weights, _ = weighted_rows(rows, sample_weight, least=1)
+        rows, row_weights, places, _ = weighted_rows(rows, sample_weight, least=1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of constant columns, which have no bins
-            check_reach(fit_standardisation(rows).apply(rows), rows)
+            check_reach(fit_standardisation(rows).apply(rows), rows, places)
         margins = column_margins(rows, self.max_bins, row_weights)
         self.bins_ = [None] * rows.shape[1] if margins is None else list(margins)
         self.n_bins_ = np.array([0 if b is None else len(b.edges) - 1 for b in self.bins_])

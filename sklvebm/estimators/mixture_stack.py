@@ -71,6 +71,11 @@ def _in_units(member: Mixture, units: Standardisation) -> Mixture:
     means = member.means * factors + np.where(is_mapped, 0.0, units.mean)
     if member.covariance_type == "diag":
         covariances = member.covariances * factors**2
+    elif member.covariance_type == "low-rank":
+        loadings, variances = np.split(member.covariances, [-1], axis=2)
+        covariances = np.concatenate(
+            [loadings * factors[:, None], variances * factors[:, None] ** 2], axis=2
+        )
     else:
         covariances = member.covariances * factors[:, None] * factors
     return member._replace(means=means, covariances=covariances)
@@ -113,8 +118,10 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
 
     Parameters
     ----------
-    covariance_types : sequence of {"full", "tied", "diag"}, default=("full", "tied", "diag")
-        Covariances to try: one for each component, one for all, or variances for each.
+    covariance_types : sequence of str, default=("full", "tied", "diag", "low-rank")
+        Covariances to try: one for each component, one for all, variances for each, or a few
+        directions and variances for each (a mixture of factor analysers). "low-rank" is tried with
+        16 columns or more and fewer than four rows for each of them.
     max_components : int, default=200
         Components of one member, at most.
     margins : {"auto", "histogram", "none"}, default="auto"
@@ -131,7 +138,8 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
     ----------
     members_ : list of Mixture
         Members as named tuples `(weights, means, covariances, covariance_type)`, in the units of
-        X; in mapped columns in those of the normal values.
+        X; in mapped columns in those of the normal values. Covariances of type "low-rank" have
+        shape (n, n_features, rank + 1): loadings, and variances in the last column.
     weights_ : ndarray of shape (n_members,)
         Weights of the members, summing to one minus `tail_weight_`.
     tail_weight_ : float
@@ -179,7 +187,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        covariance_types=("full", "tied", "diag"),
+        covariance_types=("full", "tied", "diag", "low-rank"),
         max_components=200,
         margins="auto",
         verbose=0,
@@ -217,11 +225,11 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         with unchanged_on_failure(self), naming_memory("fit fewer rows or columns"):
             check_parameters(parameters_of(self), _RULES)
             X = checked_rows(self, X, reset=True, least=2, may_miss=True)
-            X, row_weights, repeated_share = weighted_rows(X, sample_weight, least=2)
-            warn_of_repeated_rows(repeated_share)
-            units = fit_standardisation(X, row_weights)
+            X, row_weights, places, share = weighted_rows(X, sample_weight, least=2)
+            warn_of_repeated_rows(share)
+            units = fit_standardisation(X, row_weights, places)
             rows = units.apply(X)
-            check_reach(rows, X)
+            check_reach(rows, X, places)
             with numerical_session(torch.get_num_threads()):
                 self._fit_standardised(rows, row_weights, units)
         return self

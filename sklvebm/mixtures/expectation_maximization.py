@@ -15,6 +15,8 @@ from scipy.linalg import solve_triangular
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.mixtures.components import LOG_2PI
+from sklvebm.mixtures.factor_analysis import FactorFit, dense, log_densities
+from sklvebm.mixtures.policy import rank_of
 from sklvebm.mixtures.starts import Starts
 
 _MAX_ITERATIONS = 50
@@ -38,12 +40,16 @@ class Mixture(NamedTuple):
 
     weights: np.ndarray  # (M,), summing to one
     means: np.ndarray  # (M, D)
-    # "full": (M, D, D), "tied": (D, D), "diag": (M, D)
+    # "full": (M, D, D), "tied": (D, D), "diag": (M, D), "low-rank": (M, D, rank + 1), loadings and
+    # variances
     covariances: np.ndarray
     covariance_type: str
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """Return log densities of rows X, (n_samples,), nats."""
+        if self.covariance_type == "low-rank":
+            joint = log_densities(X, self.means, self.covariances) + np.log(self.weights)
+            return _log_sum_exp(joint)
         variances = self.covariances
         if self.covariance_type != "diag":
             variances = np.diagonal(variances, axis1=-2, axis2=-1)
@@ -58,6 +64,8 @@ class Mixture(NamedTuple):
         each = np.arange(n_components)
         if self.covariance_type == "full":
             return self.covariances, each
+        if self.covariance_type == "low-rank":
+            return dense(self.covariances), each
         return self.covariances[:, :, None] * np.eye(n_features), each
 
 
@@ -389,8 +397,9 @@ def fit_mixtures(
         One for each fit; all rows have the same columns.
     n_components : int
         Components M of each mixture.
-    covariance_type : {"full", "tied", "diag"}
-        A covariance for each component, one for all, or variances for each.
+    covariance_type : {"full", "tied", "diag"} or "low-rank-<r>"
+        A covariance for each component, one for all, variances for each, or r directions and
+        variances for each.
     ridge : float or ndarray of shape (n_features,)
         Added to variances, squared units of the rows.
 
@@ -400,6 +409,8 @@ def fit_mixtures(
         After 50 iterations, or once one of them gains less than 0.001 nats per row. None where a
         covariance is numerically singular: a component has rows of very different size.
     """
+    if (rank := rank_of(covariance_type)) is not None:
+        return [_fit_factors(start, n_components, rank, ridge) for start in starts]
     n_rows, n_features = max(len(start.X) for start in starts), starts[0].X.shape[1]
     has_products = covariance_type != "full" or n_features <= _MAX_FEATURES_WITH_PRODUCTS
     of_one = n_rows * max(n_components, n_features)
@@ -416,6 +427,17 @@ def fit_mixtures(
                 except np.linalg.LinAlgError:
                     found.append(None)
     return found
+
+
+def _fit_factors(
+    start: Start, n_components: int, rank: int, ridge: float | np.ndarray
+) -> Mixture | None:
+    fit = FactorFit(start.X, rank, ridge, PRIOR_ROWS, start.row_weights)
+    try:
+        fit.run(start.labels, n_components)
+    except np.linalg.LinAlgError:
+        return None
+    return Mixture(fit.weights, fit.means, fit.covariances, "low-rank")
 
 
 def _fit_side_by_side(

@@ -1,9 +1,12 @@
 """Settings of the mixture search: candidates, stopping rules and limits, each with its unit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+LOW_RANK = "low-rank"
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,14 @@ class SearchPolicy:
     component_grid : tuple of int
         Numbers of components, ascending; the search begins at the first.
     covariance_types : tuple of str
-        Some of "full", "tied" and "diag".
+        Some of "full", "tied", "diag" and "low-rank".
+    ranks : tuple of int
+        Directions of "low-rank", ascending.
+    rows_per_column : float
+        "low-rank" is tried with fewer rows for each column. With more, full covariances were as
+        good or better wherever both were measured.
+    fewest_columns : int
+        "low-rank" is tried with this many columns or more.
     coarse_step : int
         Grid places from one coarse point to the next; places around the best coarse point are
         tried afterwards.
@@ -39,7 +49,10 @@ class SearchPolicy:
         1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 85, 110, 150, 200,
     )
     # fmt: on
-    covariance_types: tuple[str, ...] = ("full", "tied", "diag")
+    covariance_types: tuple[str, ...] = ("full", "tied", "diag", "low-rank")
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    rows_per_column: float = 4.0
+    fewest_columns: int = 16
     coarse_step: int = 3
     patience: int = 3
     few_rows: int = 500
@@ -47,6 +60,16 @@ class SearchPolicy:
     tie: float = 0.25
     ridges: tuple[float, ...] = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3)
     first_ridge: float = 1e-3
+
+    def kinds(self, X: np.ndarray) -> list[str]:
+        """Return the covariance types to try for rows (N, D), with ranks: "low-rank-<r>"."""
+        n_rows, n_features = X.shape
+        kinds = [kind for kind in self.covariance_types if kind != LOW_RANK]
+        is_wide = n_features >= self.fewest_columns and n_rows < self.rows_per_column * n_features
+        if LOW_RANK in self.covariance_types and (is_wide or not kinds):
+            most = max(1, min(n_rows // 4, n_features // 2))
+            kinds += [f"{LOW_RANK}-{rank}" for rank in self.ranks if rank <= most]
+        return kinds
 
     def allowed_components(self, X: np.ndarray, kind: str) -> list[int]:
         """Return the numbers of components that rows (N, D) can support, at least [1]."""
@@ -59,8 +82,18 @@ class SearchPolicy:
         ] or [1]
 
 
+def rank_of(covariance_type: str) -> int | None:
+    """Return r of "low-rank-<r>", or None for another covariance type."""
+    word, _, rank = covariance_type.rpartition("-")
+    return int(rank) if word == LOW_RANK else None
+
+
 def n_parameters(n_components: int, covariance_type: str, n_features: int) -> int:
     """Return the number of free parameters of a Gaussian mixture."""
+    if (rank := rank_of(covariance_type)) is not None:
+        # loadings are defined up to a rotation
+        rotations = min(rank * (rank - 1) // 2, rank * n_features)
+        return n_components * (n_features * (rank + 2) + 1 - rotations) - 1
     of_covariance = {
         "full": n_components * n_features * (n_features + 1) // 2,
         "tied": n_features * (n_features + 1) // 2,
@@ -97,6 +130,8 @@ class StackPolicy(SearchPolicy):
         Kinds with a smaller share of the density are left out.
     max_members, max_components, max_numbers : int
         Limits for all kinds together; numbers are entries of means and covariances.
+    least_components : int
+        With many columns, this many components are allowed whatever their numbers are.
     min_tail_rows, max_tail_weight : float
         Limits of the weight of all defensive components, the lower one in held-out rows.
     prior_tail_rows : float
@@ -116,9 +151,17 @@ class StackPolicy(SearchPolicy):
     max_members: int = 32
     max_components: int = 1000
     max_numbers: int = 120_000
+    least_components: int = 4
     min_tail_rows: float = 0.25
     max_tail_weight: float = 0.3
     prior_tail_rows: float = 1.0
+
+    def most_components(self, kinds: Iterable[str], n_features: int) -> int:
+        """Return the upper limit on the components of members of some covariance types."""
+        # an upper bound: tied components share a covariance
+        numbers = n_features * (2 if all(kind == "diag" for kind in kinds) else 1 + n_features)
+        least = self.least_components if n_features >= self.fewest_columns else 0
+        return min(self.max_components, max(least, self.max_numbers // numbers))
 
 
 DEFAULT_POLICY = StackPolicy()

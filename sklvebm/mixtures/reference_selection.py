@@ -72,8 +72,14 @@ def probabilistic_pca(
     centred = X - mean
     weighted = centred if row_weights is None else centred * row_weights[:, None]
     divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
-    eigenvalues, vectors = np.linalg.eigh(weighted.T @ centred / divisor)
-    eigenvalues, vectors = eigenvalues[::-1].clip(min=0.0), vectors[:, ::-1]
+    if n_features > n_samples:  # singular vectors of few rows are those of the covariance
+        scale = 1.0 if row_weights is None else np.sqrt(row_weights)[:, None]
+        _, values, transposed = np.linalg.svd(scale * centred / np.sqrt(divisor), False)
+        eigenvalues = np.pad(values**2, (0, n_features - len(values)))
+        vectors = np.pad(transposed.T, ((0, 0), (0, n_features - len(values))))
+    else:
+        eigenvalues, vectors = np.linalg.eigh(weighted.T @ centred / divisor)
+        eigenvalues, vectors = eigenvalues[::-1].clip(min=0.0), vectors[:, ::-1]
     # signs that do not depend on the LAPACK implementation
     signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n_features)])
     vectors = vectors * signs

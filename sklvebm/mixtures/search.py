@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from sklvebm.mixtures.components import LOG_2PI
 from sklvebm.mixtures.expectation_maximization import Mixture, Start, fit_mixtures
 from sklvebm.mixtures.missing_cells import Components, log_components, score_observed
-from sklvebm.mixtures.policy import StackPolicy, n_parameters
+from sklvebm.mixtures.policy import StackPolicy, n_parameters, rank_of
 from sklvebm.mixtures.starts import Starts
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.scaling import without_outliers
@@ -100,10 +100,12 @@ def _densest(column: np.ndarray) -> tuple[float, float, float]:
     widths = values[n:] - values[:-n]
     first = int(widths.argmin())
     scale = max(widths[first] / _DENSEST_NORMAL_WIDTH, _MIN_SCALE)
-    step = resolution(column[:, None])[0]
-    # continuous in the scale, so that small changes of the data have small effects
-    unit = max(min(1.0, scale / _MIN_ORDINARY_SCALE), step / np.sqrt(12.0 * COVARIANCE_FLOOR))
     centre = 0.5 * (values[first] + values[first + n])
+    unit = 1.0
+    if scale < _MIN_ORDINARY_SCALE:
+        step = resolution(column[:, None])[0]
+        # continuous in the scale, so that small changes of the data have small effects
+        unit = max(scale / _MIN_ORDINARY_SCALE, step / np.sqrt(12.0 * COVARIANCE_FLOOR))
     return float(min(1.0, unit) ** 2), float(centre), float(scale)
 
 
@@ -155,7 +157,9 @@ class HeldOutLosses:
 
     def members(self, candidate: Candidate, n_members: int) -> list[np.ndarray]:
         """Return log densities of held-out rows under each member, fitted side by side."""
-        numbers = range(n_members)
+        # every start gives the same single component
+        n_fits = 1 if candidate.n_components == 1 else n_members
+        numbers = range(n_fits)
         wanted = [number for number in numbers if (number, candidate) not in self._members]
         k = candidate.n_components
         starts = [
@@ -169,7 +173,7 @@ class HeldOutLosses:
             for number in wanted:
                 parts = [_held_out(next(mixtures), fold.test) for fold in self.folds]
                 self._members[number, candidate] = np.concatenate(parts)
-        return [self._members[number, candidate] for number in numbers]
+        return [self._members[number, candidate] for number in numbers] * (n_members // n_fits)
 
     def log_density(self, candidate: Candidate, n_members: int = 1) -> np.ndarray:
         """Return the ensemble's log density of held-out rows, without the defensive component."""
@@ -257,7 +261,7 @@ def _search_components(
 ) -> dict[Candidate, float]:
     """Return mean losses of all covariance types, up to the components that stop helping."""
     policy = losses.policy
-    grids = {kind: policy.allowed_components(X, kind) for kind in policy.covariance_types}
+    grids = {kind: policy.allowed_components(X, kind) for kind in policy.kinds(X)}
     tried: dict[Candidate, float] = {}
 
     def look_at(n_components: int, kind: str) -> float:
@@ -266,12 +270,18 @@ def _search_components(
             tried[candidate] = losses.mean(candidate)
         return tried[candidate]
 
+    best_of_rank: list[float] = []
     for kind, grid in grids.items():
         found: dict[int, float] = {}
+        # further directions do not help where two more of them did not
+        if rank_of(kind) and best_of_rank and min(best_of_rank) < min(best_of_rank[-2:]):
+            continue
         for position in range(0, len(grid), policy.coarse_step):
             found[position] = look_at(grid[position], kind)
             if position - min(found, key=found.__getitem__) >= policy.patience * policy.coarse_step:
                 break
+        if rank_of(kind):
+            best_of_rank.append(min(found.values()))
     best = min(tried, key=tried.__getitem__)
     grid = grids[best.covariance_type]
     centre = grid.index(best.n_components)

@@ -6,6 +6,7 @@ mixture, with a higher held-out likelihood than any of them (docs/benchmarks/def
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy.special import logsumexp
 
 from sklvebm.mixtures.expectation_maximization import Mixture
 from sklvebm.mixtures.missing_fit import fit_with_missing
-from sklvebm.mixtures.policy import DEFAULT_POLICY, StackPolicy
+from sklvebm.mixtures.policy import DEFAULT_POLICY, LOW_RANK, StackPolicy
 from sklvebm.mixtures.search import (
     COVARIANCE_FLOOR,
     DEFENSIVE_WEIGHT,
@@ -142,7 +143,8 @@ def _fit_part(rows: _Rows, part: MixturePart, scales: ColumnScales, seed: int) -
         for member in fit_candidate(X, part.candidate, scales, own, row_weights):
             if member is None:
                 continue
-            if observed is not None:
+            # climbing further with missing cells would fill up the covariances
+            if observed is not None and member.covariance_type != LOW_RANK:
                 try:
                     how: dict[str, Any] = {"max_iter": _MAX_OBSERVED_ITERATIONS}
                     how["row_weights"] = row_weights
@@ -218,7 +220,7 @@ def judged_choice(
     X, given = X[order], X if observed is None else observed
     folds, others = split_folds(X, policy, given[order], chosen(row_weights, order))
     if not folds:
-        kinds = policy.covariance_types
+        kinds = policy.kinds(X)
         one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
         choice = MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
         return JudgedChoice(choice, order[:0], np.zeros(0))
@@ -331,10 +333,13 @@ def _stack(
     rivals = sorted(_rivals(X, losses, tried, alone))
     stacked = _shares(losses, rivals)
     policy, n_features = losses.policy, X.shape[1]
-    if not _is_affordable(policy, stacked, n_features):
-        kind = alone.covariance_type
-        stacked = _shares(losses, [c for c in rivals if c.covariance_type == kind])
-    return stacked if _is_affordable(policy, stacked, n_features) else shares
+    if _is_affordable(policy, stacked, n_features):
+        return stacked
+    kinds = dict.fromkeys((alone.covariance_type, "diag"))  # variances alone are the cheapest
+    of_kinds = [[c for c in rivals if c.covariance_type == kind] for kind in kinds]
+    found = [_shares(losses, own) for own in of_kinds if own]
+    found = [stack for stack in found if _is_affordable(policy, stack, n_features)]
+    return min(found, key=partial(_loss, losses), default=shares)
 
 
 def _rivals(
@@ -349,7 +354,8 @@ def _rivals(
         behind = (own[first] - tried[best]) / max(losses.standard_error(first, best), 1e-12)
         if len(losses.wide) > policy.many_held_out_rows and behind > policy.max_errors_behind:
             continue
-        if not _is_affordable(policy, (alone, first), X.shape[1]):
+        together, by_itself = (alone, first), (first,)
+        if not any(_is_affordable(policy, kinds, X.shape[1]) for kinds in (together, by_itself)):
             continue
         grid = policy.allowed_components(X, kind)
         places = np.add(grid.index(first.n_components), policy.neighbours).clip(0, len(grid) - 1)
@@ -394,14 +400,6 @@ def likeliest_weights(
     return weights
 
 
-def _most_components(policy: StackPolicy, kinds: Iterable[Candidate], n_features: int) -> int:
-    """Return the upper limit on the components of all members together."""
-    # an upper bound: tied components share a covariance
-    is_diagonal = all(candidate.covariance_type == "diag" for candidate in kinds)
-    numbers = n_features * (2 if is_diagonal else 1 + n_features)
-    return min(policy.max_components, policy.max_numbers // numbers)
-
-
 def _is_affordable(
     policy: StackPolicy,
     kinds: Iterable[Candidate],
@@ -410,7 +408,7 @@ def _is_affordable(
 ) -> bool:
     n_members = n_members or policy.n_trial_members
     n_components = n_members * sum(candidate.n_components for candidate in kinds)
-    return n_components <= _most_components(policy, kinds, n_features)
+    return n_components <= policy.most_components((c[1] for c in kinds), n_features)
 
 
 def _parts(
@@ -425,7 +423,8 @@ def _parts(
         for candidate, share in shares.items()
     }
     n_components = sum(candidate.n_components * n for candidate, n in wanted.items())
-    scale = min(1.0, _most_components(policy, shares, n_features) / n_components)
+    most = policy.most_components((candidate[1] for candidate in shares), n_features)
+    scale = min(1.0, most / n_components)
     return tuple(
         MixturePart(candidate, max(min(2, n), int(scale * n)), shares[candidate])
         for candidate, n in wanted.items()

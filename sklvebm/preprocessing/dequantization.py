@@ -159,12 +159,15 @@ def warn_of_unbounded_density(
     if not kept.size:
         return
     shares = np.bincount(covariance_of, weights, minlength=len(kept))
-    pooled = np.linalg.eigvalsh(np.einsum("k,kde->de", shares, kept))[0]
+    # eigenvalues of many columns take seconds: a root of the difference exists above the limit
+    limit = _MAX_FLOOR_MULTIPLE * floor
+    is_flat = not _exceeds(np.einsum("k,kde->de", shares, kept), limit)
     # a component with one or two rows is overfitting, not a property of the data
     populated = weights * len(X) >= _MIN_COMPONENT_ROWS
-    widest = np.array([np.linalg.eigvalsh(one)[-1] for one in kept])[covariance_of]
-    point_masses = populated & (widest < _MAX_FLOOR_MULTIPLE * floor)
-    if pooled < _MAX_FLOOR_MULTIPLE * floor or point_masses.any():
+    # the largest eigenvalue is at least the largest variance
+    narrow = np.diagonal(kept, axis1=1, axis2=2).max(axis=1) < limit
+    narrow[narrow] = [np.linalg.eigvalsh(one)[-1] < limit for one in kept[narrow]]
+    if is_flat or (populated & narrow[covariance_of]).any():
         warnings.warn(
             "The density is as narrow as its covariance floor, in a direction or around a point: "
             "columns depend on each other, rows are repeated, or there are hardly more rows than "
@@ -172,6 +175,15 @@ def warn_of_unbounded_density(
             UserWarning,
             stacklevel=2,
         )
+
+
+def _exceeds(covariance: np.ndarray, limit: float) -> bool:
+    """Return whether all eigenvalues of a covariance (D, D) exceed a limit."""
+    try:
+        np.linalg.cholesky(covariance - limit * np.eye(len(covariance)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def warn_of_repeated_rows(share: float) -> None:

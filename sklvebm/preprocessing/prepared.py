@@ -7,7 +7,7 @@ import numpy as np
 from sklvebm.preprocessing.margins import Bins
 from sklvebm.preprocessing.scaling import Standardisation, check_reach, fit_standardisation
 from sklvebm.preprocessing.splitting import Rows, split_rows
-from sklvebm.row_weights import chosen, mean_of
+from sklvebm.row_weights import DistinctRows, chosen, mean_of
 
 
 class PreparedData(NamedTuple):
@@ -71,34 +71,32 @@ class PreparedData(NamedTuple):
 
 
 def prepare(
-    X: np.ndarray,
+    distinct: DistinctRows,
     held_out_share: float,
     split_seed: int,
     standardisation: Standardisation | None = None,
-    row_weights: np.ndarray | None = None,
 ) -> PreparedData:
     """Standardise rows and decide which of them are held out.
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
+    distinct : DistinctRows
         Validated rows in the units of the data, NaN in missing cells; not modified.
     held_out_share : float
         Share of the rows to hold out; 0 monitors training rows.
     split_seed : int
         Seed of the split: the same rows are held out of the same number of rows.
     standardisation : Standardisation or None, default=None
-        Units of an earlier fit that is continued; None takes those of X.
-    row_weights : ndarray of shape (n_samples,) or None, default=None
-        Positive, with mean one; None where all are equal.
+        Units of an earlier fit that is continued; None takes those of the rows.
 
     Raises
     ------
     ValueError
         If rows are too distant for any density; names them.
     """
+    X, row_weights, places, _ = distinct
     if standardisation is None:
-        standardisation = fit_standardisation(X, row_weights)
+        standardisation = fit_standardisation(X, row_weights, places)
     standardised = standardisation._replace(margins=None).apply(X)
     split = split_rows(X, held_out_share, np.random.RandomState(split_seed))
     monitored_weights = chosen(row_weights, split.monitor)
@@ -106,7 +104,7 @@ def prepare(
         standardised[split.monitor], standardisation, monitored_weights
     )
     rows = standardisation.mapped(standardised)
-    check_reach(rows, X)
+    check_reach(rows, X, places)
     return PreparedData(rows, standardisation, split, rows, mean_log_slope, row_weights)
 
 

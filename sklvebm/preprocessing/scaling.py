@@ -124,7 +124,9 @@ def standardisation_from_plain(parts: dict[str, Any]) -> Standardisation:
     return Standardisation(parts["mean"], parts["scale"], margins)
 
 
-def fit_standardisation(X: np.ndarray, row_weights: np.ndarray | None = None) -> Standardisation:
+def fit_standardisation(
+    X: np.ndarray, row_weights: np.ndarray | None = None, places: np.ndarray | None = None
+) -> Standardisation:
     """Estimate mean and standard deviation of each column, with outliers clipped.
 
     Parameters
@@ -133,6 +135,8 @@ def fit_standardisation(X: np.ndarray, row_weights: np.ndarray | None = None) ->
         Rows, NaN in missing cells.
     row_weights : ndarray of shape (n_samples,) or None, default=None
         How often each row counts; None counts each row once.
+    places : ndarray of shape (n_samples,) or None, default=None
+        Numbers by which messages name the rows; None counts them.
 
     Warns
     -----
@@ -164,7 +168,8 @@ def fit_standardisation(X: np.ndarray, row_weights: np.ndarray | None = None) ->
     )
     far = np.abs(standardisation.apply(X)) > _WARNING_DISTANCE
     if far.any():
-        warnings.warn(_far_values(X, far), UserWarning, stacklevel=5)
+        places = np.arange(len(X)) if places is None else places
+        warnings.warn(_far_values(X, far, places), UserWarning, stacklevel=5)
     return standardisation
 
 
@@ -179,14 +184,14 @@ def _first_observed(X: np.ndarray) -> np.ndarray:
     return X[np.isnan(X).argmin(axis=0), np.arange(X.shape[1])]
 
 
-def _far_values(X: np.ndarray, far: np.ndarray) -> str:
-    """Return the message on distant values of X (N, D), given by flags (N, D)."""
+def _far_values(X: np.ndarray, far: np.ndarray, places: np.ndarray) -> str:
+    """Return the message on distant values of X (N, D), given by flags (N, D) and places (N,)."""
     columns, found = np.flatnonzero(far.any(axis=0)), []
     for column in columns[:_MAX_NAMED]:
         rows, others = np.flatnonzero(far[:, column]), X[~far[:, column], column]
         distance = np.abs(X[rows, column] - np.nanmean(others)).max() / np.nanstd(others)
         distance = min(distance, np.finfo(np.float64).max)
-        names = ", ".join(str(row) for row in rows[:_MAX_NAMED])
+        names = ", ".join(str(row) for row in np.sort(places[rows])[:_MAX_NAMED])
         more = f" and {len(rows) - _MAX_NAMED} more" if len(rows) > _MAX_NAMED else ""
         subject, verb = ("row", "is") if len(rows) == 1 else ("rows", "are")
         found.append(
@@ -211,8 +216,10 @@ def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np
     return np.where(np.isnan(log_density) & far, -np.inf, log_density)
 
 
-def check_reach(standardised: np.ndarray, X: np.ndarray) -> None:
+def check_reach(standardised: np.ndarray, X: np.ndarray, places: np.ndarray | None = None) -> None:
     """Raise ValueError if rows (n_samples, n_features) are too distant for any density.
+
+    Messages name the rows by `places` (n_samples,), or count them.
 
     Raises
     ------
@@ -224,7 +231,9 @@ def check_reach(standardised: np.ndarray, X: np.ndarray) -> None:
         return
     rows, columns = np.flatnonzero(far.any(1)), np.flatnonzero(far.any(0))
     first = X[rows[0], np.flatnonzero(far[rows[0]])[0]]
-    named = ", ".join(map(str, rows[:_MAX_NAMED])) + (", ..." if len(rows) > _MAX_NAMED else "")
+    numbers = rows if places is None else np.sort(places[rows])
+    named = ", ".join(map(str, numbers[:_MAX_NAMED]))
+    named += ", ..." if len(rows) > _MAX_NAMED else ""
     raise ValueError(
         f"Rows [{named}] of X are {_MAX_DISTANCE:g} scales or more from the others in columns "
         f"{columns.tolist()} (for instance {first:.4g}), farther than any density can be "

@@ -17,6 +17,7 @@ from sklvebm.estimators._ebm import training as ebm_training
 from sklvebm.estimators._ebm.config import likelihood_config
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.preprocessing.prepared import prepare
+from sklvebm.row_weights import distinct_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -104,7 +105,9 @@ def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch,
     expected = model.reference_.log_marginal(x).numpy() - np.log(model.scale_).sum()
     np.testing.assert_allclose(model.score_samples(moons), expected, atol=1e-9)
     # what is reported as monitored is the reference's, too
-    rows = prepare(moons, model.validation_fraction, model._split_seed).split.monitor
+    rows = prepare(
+        distinct_rows(moons, None), model.validation_fraction, model._split_seed
+    ).split.monitor
     assert model.lower_bound_ == pytest.approx(expected[rows].mean())
 
 

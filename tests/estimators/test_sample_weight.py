@@ -137,7 +137,7 @@ def test_a_score_is_a_weighted_mean():
     assert stack.score(X, sample_weight=COUNTS) == pytest.approx(expected, abs=1e-12)
     only = np.r_[np.zeros(199), 7.0]
     assert stack.score(X, sample_weight=only) == pytest.approx(values[-1], abs=1e-12)
-    with pytest.raises(ValueError, match="at least one non-zero number"):
+    with pytest.raises(ValueError, match="above zero for at least one row"):
         stack.score(X, sample_weight=np.zeros(200))
 
 
@@ -196,3 +196,18 @@ def test_a_mixture_of_scikit_learn_as_the_reference_is_refused():
     model = ParticleLVEBM(reference=GaussianMixture(2), max_iter=0)
     with pytest.raises(ValueError, match="GaussianMixture takes no weights of rows"):
         model.fit(X, sample_weight=COUNTS)
+
+
+def test_messages_name_rows_by_their_place_in_the_table():
+    table = np.concatenate([X, X[:50], [[1e40, 0.0]]])
+    weights = np.r_[np.zeros(10), np.ones(241)]
+    for fit in (
+        lambda: MixtureStack().fit(table, sample_weight=weights),
+        lambda: ParticleLVEBM(max_iter=0).fit(table),
+        lambda: GaussianMargins().fit(table, sample_weight=weights),
+    ):
+        with pytest.raises(ValueError, match=r"Rows \[250\] of X are 1e\+30"):
+            fit()
+    table[-1, 0] = 1e8
+    with pytest.warns(UserWarning, match="Row 250 of column 0"):
+        MixtureStack(random_state=0).fit(table)

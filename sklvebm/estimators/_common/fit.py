@@ -24,6 +24,7 @@ from sklvebm.messages import naming_memory
 from sklvebm.mixtures.missing_fit import with_completed_rows
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.prepared import prepare
+from sklvebm.row_weights import DistinctRows
 from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
 
 
@@ -83,21 +84,21 @@ def fit_in_epochs(
         parameters = checked_parameters(estimator, family.rules)
         least, may_miss = 1 if continues else 2, estimator._may_miss_cells
         X = checked_rows(estimator, X, reset=not continues, least=least, may_miss=may_miss)
-        X, row_weights, repeated_share = weighted_rows(X, sample_weight, least)
+        distinct = weighted_rows(X, sample_weight, least)
         if not continues:
-            warn_of_repeated_rows(repeated_share)
-        if np.isnan(X).any():
+            warn_of_repeated_rows(distinct.repeated_share)
+        if np.isnan(distinct.X).any():
             parameters = _without_auto(parameters, family.with_missing)
         if continues and family.shape is not None:
             # "auto" stays what the rows of the first fit made of it
             parameters = _without_auto(parameters, family.shape(estimator._training))
-        config = family.configure(parameters, *X.shape)
+        config = family.configure(parameters, *distinct.X.shape)
         if one_epoch:
             config = replace(config, max_iter=1, early_stopping=False)
         with numerical_session(torch.get_num_threads()):
             report = Reporter(estimator, family.monitored)
             prepared = _continued if continues else _begun
-            session = prepared(estimator, X, row_weights, config, report)
+            session = prepared(estimator, distinct, config, report)
             session = session._replace(keep_best=not one_epoch)
             if continues and family.resume is not None and family.shape is not None:
                 check_unchanged(estimator, config, family.shape(estimator._training))
@@ -119,30 +120,22 @@ def _without_auto(parameters: dict[str, Any], known: dict[str, Any]) -> dict[str
 
 
 def _begun(
-    estimator: BaseEstimator,
-    X: np.ndarray,
-    row_weights: np.ndarray | None,
-    config: TrainingConfig,
-    report: Reporter,
+    estimator: BaseEstimator, distinct: DistinctRows, config: TrainingConfig, report: Reporter
 ) -> FitSession:
     """Return the session of a first fit."""
     random_state = generator_of(estimator.random_state)
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
-    data = prepare(X, config.held_out_share, estimator._split_seed, row_weights=row_weights)
+    data = prepare(distinct, config.held_out_share, estimator._split_seed)
     data = with_completed_rows(data, estimator._split_seed)
     return FitSession(data, config, random_state, report)
 
 
 def _continued(
-    estimator: BaseEstimator,
-    X: np.ndarray,
-    row_weights: np.ndarray | None,
-    config: TrainingConfig,
-    report: Reporter,
+    estimator: BaseEstimator, distinct: DistinctRows, config: TrainingConfig, report: Reporter
 ) -> FitSession:
     """Return the session of a continued fit, in the units of the first."""
     units = estimator._model.standardisation
-    data = prepare(X, config.held_out_share, estimator._split_seed, units, row_weights)
+    data = prepare(distinct, config.held_out_share, estimator._split_seed, units)
     data = with_completed_rows(data, estimator._split_seed)
     # an integer seed must not repeat the noise of earlier epochs
     random_state = np.random.RandomState([estimator._split_seed, estimator.n_iter_])

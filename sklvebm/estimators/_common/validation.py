@@ -140,4 +140,8 @@ def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows
                 f"Columns {np.flatnonzero(empty).tolist()} of X have no observed value in rows of "
                 "positive sample_weight. Nothing can be learned about them; drop these columns."
             )
-    return distinct_rows(rows, row_weights)
+    distinct = distinct_rows(rows, row_weights)
+    if len(rows) < len(X):
+        positive = np.flatnonzero(np.asarray(sample_weight) > 0.0)
+        distinct = distinct._replace(places=positive[distinct.places])
+    return distinct
