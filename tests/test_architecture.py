@@ -46,7 +46,7 @@ LEVELS = {
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
     "smc": [["resampling", "free_energy", "quasi_random"], ["annealing"], ["log_partition"]],
     "mixtures": [
-        ["components", "policy", "starts"],
+        ["components", "factor_analysis", "policy", "starts"],
         ["reference", "expectation_maximization"],
         ["reference_check", "missing_cells"],
         ["missing_fit", "search"],
