@@ -31,7 +31,7 @@ from sklvebm.preprocessing.dequantization import dequantize, resolution
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.versions import show_versions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AnchoredEnergy",
