@@ -27,6 +27,7 @@ from sklvebm.models.energies import (
     MappedEnergy,
     MLPEnergy,
 )
+from sklvebm.persistence.folders import load_model, save_model
 from sklvebm.preprocessing.dequantization import dequantize, resolution
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.versions import show_versions
@@ -61,8 +62,10 @@ __all__ = [
     "compose",
     "dequantize",
     "interpolate",
+    "load_model",
     "resolution",
     "sample_within",
+    "save_model",
     "show_versions",
 ]
 

@@ -19,6 +19,11 @@ def own_version() -> str:
     return str(importlib.import_module("sklvebm").__version__)
 
 
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that results depend on."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
 def show_versions() -> None:
     """Print versions of Python and libraries, the machine, threads and CUDA devices.
 
@@ -35,7 +40,7 @@ def show_versions() -> None:
     print(f"python {sys.version.split()[0]}")
     print(f"machine {platform.platform()}")
     print(f"sklvebm {own_version()}")
-    for name in _LIBRARIES:
-        print(f"{name} {importlib.metadata.version(name)}")
+    for name, version in library_versions().items():
+        print(f"{name} {version}")
     print(f"torch threads {torch.get_num_threads()}")
     print(f"CUDA devices {torch.cuda.device_count()}")

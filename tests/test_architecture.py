@@ -40,7 +40,7 @@ LEVELS = {
         ["objectives"],
         ["estimators"],
         ["applications", "baselines"],
-        ["plotting"],
+        ["persistence", "plotting"],
         ["."],
     ],
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
@@ -87,7 +87,7 @@ LEVELS = {
 CONFINED = {
     "triton": {"kernels"},
     # estimators and validation of arrays: scikit-learn's algorithms may serve elsewhere
-    "sklearn.base.BaseEstimator": {"applications", "baselines", "estimators"},
+    "sklearn.base.BaseEstimator": {"applications", "baselines", "estimators", "persistence"},
     "sklearn.utils": {
         "applications",
         "baselines",
