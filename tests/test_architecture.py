@@ -61,7 +61,7 @@ LEVELS = {
     ],
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
-        ["frames", "parameters", "serialization", "stored_version", "validation"],
+        ["frames", "parameters", "progress", "serialization", "stored_version", "validation"],
         ["config", "missing_cells", "transactional_fit"],
         ["session"],
         ["margins"],

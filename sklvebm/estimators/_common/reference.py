@@ -58,7 +58,7 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     if observed is not None:
         observed = observed[session.data.split.fitted]
     policy = config.stack_policy
-    session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
+    session.report.phase("reference", f"choosing and fitting the reference to {len(rows)} rows")
     kind = "mixture" if policy else config.reference
     given = (config.n_components, kind, policy, session.choice, session.random_state)
     weights = session.data.fitted_weights
