@@ -6,6 +6,7 @@ from sklvebm.applications.outliers import DensityOutlierDetector
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
+from sklvebm.estimators.inference_data import to_inference_data
 from sklvebm.estimators.interpolation import interpolate
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.mixture_stack import MixtureStack
@@ -67,6 +68,7 @@ __all__ = [
     "sample_within",
     "save_model",
     "show_versions",
+    "to_inference_data",
 ]
 
 _RENAMED = {
