@@ -1,4 +1,4 @@
-"""Checks of the built site: links, anchors, pages of public names, nothing from a network.
+"""Checks of the built site: links, pages and examples of public names, nothing from a network.
 
 python .ci/check_site.py docs/_build/html
 """
@@ -67,13 +67,27 @@ def missing_pages(site, names):
     return [name for name in names if not (site / "api" / "generated" / f"{name}.html").exists()]
 
 
+def missing_examples(site, names):
+    """Return the public names whose pages show no script of the gallery and no example."""
+    found = []
+    for name in names:
+        page = site / "api" / "generated" / f"{name}.html"
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        if "sphx-glr-thumbcontainer" not in text:
+            found.append(f"no script of the gallery uses {name}")
+        if ">Examples<" not in text:
+            found.append(f"no example of {name}")
+    return found
+
+
 def main(site):
     """Print what is wrong, and exit with an error if anything is."""
     import importlib
 
     names = [f"{m}.{name}" for m in MODULES for name in importlib.import_module(m).__all__]
     found = problems(site) + [f"no page for {name}" for name in missing_pages(site, names)]
-    print("\n".join(found) or f"{len(names)} public names have pages; links resolve")
+    found += missing_examples(site, names)
+    print("\n".join(found) or f"{len(names)} public names have pages and examples; links resolve")
     sys.exit(bool(found))
 
 

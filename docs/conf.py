@@ -65,6 +65,7 @@ suppress_warnings = ["ref.citation", "config.cache"]
 # Gallery ------------------------------------------------------------------------------------------
 
 _ORDER = [
+    "plot_estimators.py",
     "plot_density.py",
     "plot_pairs.py",
     "plot_outliers.py",
@@ -74,7 +75,14 @@ _ORDER = [
     "plot_latents.py",
     "plot_training.py",
     "plot_composition.py",
+    "plot_rounded_columns.py",
+    "plot_images.py",
+    "plot_energies.py",
+    "plot_baselines.py",
+    "plot_metrics.py",
     "plot_datasets.py",
+    "plot_exact_densities.py",
+    "plot_stored_models.py",
 ]
 # `SKLVEBM_GALLERY=density` executes the scripts whose names match only
 _EXECUTED = os.environ.get("SKLVEBM_GALLERY", "")

@@ -6,6 +6,7 @@ from sklvebm.applications.outliers import DensityOutlierDetector
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
+from sklvebm.estimators.inference_data import to_inference_data
 from sklvebm.estimators.interpolation import interpolate
 from sklvebm.estimators.margins import GaussianMargins
 from sklvebm.estimators.mixture_stack import MixtureStack
@@ -27,11 +28,12 @@ from sklvebm.models.energies import (
     MappedEnergy,
     MLPEnergy,
 )
+from sklvebm.persistence.folders import load_model, save_model
 from sklvebm.preprocessing.dequantization import dequantize, resolution
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.versions import show_versions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AnchoredEnergy",
@@ -61,9 +63,12 @@ __all__ = [
     "compose",
     "dequantize",
     "interpolate",
+    "load_model",
     "resolution",
     "sample_within",
+    "save_model",
     "show_versions",
+    "to_inference_data",
 ]
 
 _RENAMED = {

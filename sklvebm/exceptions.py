@@ -21,3 +21,7 @@ class ParticleDivergenceError(ArithmeticError):
     ...     print(error)
     particles are not finite
     """
+
+
+class DamagedStateError(ValueError):
+    """Raised if the checksum of a stored model does not match its numbers."""

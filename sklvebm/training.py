@@ -258,7 +258,7 @@ def train(
     tol: float,
     n_iter_no_change: int,
     generator: torch.Generator,
-    callback: Callable[[Progress], None],
+    callback: Callable[[Progress], bool | None],
     undo_falls: bool = True,
     row_weights: Tensor | None = None,
     monitor_weights: Tensor | None = None,
@@ -293,7 +293,7 @@ def train(
     generator : torch.Generator
         Source of all randomness.
     callback : callable
-        Called with `Progress` after every epoch.
+        Called with `Progress` after every epoch; training ends if it returns True.
     undo_falls : bool, default=True
         Whether an ELBO far below its start undoes the epoch. False where it only means
         overfitting, which the plateaus end.
@@ -339,19 +339,23 @@ def train(
         sound = _snapshot(run.optimisation), copy.deepcopy(run.state)
         progress = run.epoch(epoch, learning_rate)
         history.append(progress)
-        callback(progress)
+        is_last = callback(progress)
         if progress.problem:
             n_roll_backs += 1
             if n_roll_backs > _MAX_ROLL_BACKS:
                 raise ParticleDivergenceError(_exhausted(progress))
             run.optimisation, run.state = _restored(run.optimisation, sound[0]), sound[1]
             learning_rate *= _LEARNING_RATE_FACTOR
+            if is_last:
+                break
             continue
         recent.append(progress.lower_bound)
         smoothed = sum(recent) / len(recent)
         if smoothed > best_lower_bound:
             best, best_lower_bound = _copied(run.optimisation.average), smoothed
         plateau.update(smoothed)
+        if is_last:
+            break
         if plateau.reached():
             if plateau.n_reductions > _N_REDUCTIONS:
                 break

@@ -40,7 +40,7 @@ LEVELS = {
         ["objectives"],
         ["estimators"],
         ["applications", "baselines"],
-        ["plotting"],
+        ["persistence", "plotting"],
         ["."],
     ],
     "mcmc": [["state", "diagnostics"], ["langevin", "tempering"], ["adaptation"]],
@@ -61,7 +61,7 @@ LEVELS = {
     ],
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
-        ["frames", "parameters", "serialization", "validation"],
+        ["frames", "parameters", "progress", "serialization", "stored_version", "validation"],
         ["config", "missing_cells", "transactional_fit"],
         ["session"],
         ["margins"],
@@ -87,7 +87,7 @@ LEVELS = {
 CONFINED = {
     "triton": {"kernels"},
     # estimators and validation of arrays: scikit-learn's algorithms may serve elsewhere
-    "sklearn.base.BaseEstimator": {"applications", "baselines", "estimators"},
+    "sklearn.base.BaseEstimator": {"applications", "baselines", "estimators", "persistence"},
     "sklearn.utils": {
         "applications",
         "baselines",

@@ -21,11 +21,14 @@ import sklvebm
 from sklvebm import (
     MixtureReference,
     ParticleLVEBM,
+    PotentialFlowEBM,
     TransformedDensity,
     WassersteinFlowEBM,
     baselines,
     compose,
     interpolate,
+    load_model,
+    save_model,
 )
 from sklvebm.baselines import _inference, _prior, non_amortized_vi
 from sklvebm.baselines._contract import LayerSizes, PowerOfTwo
@@ -508,6 +511,17 @@ def test_a_pickle_made_on_a_device_is_read_without_it(kind, pretended):
     with pytest.raises(ValueError, match="device='pretended' is not available"):
         model.score_samples(X[:FEW])
     assert_same(expected, answers(model.set_params(device="auto"), X[:FEW]))
+
+
+@pytest.mark.parametrize("kind", [ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM])
+def test_a_folder_made_on_a_device_is_read_with_and_without_it(kind, pretended, tmp_path):
+    pytest.importorskip("safetensors")
+    with pretended():
+        model = fitted(Case(kind, {}), "pretended")
+        folder = save_model(model, tmp_path)
+        assert_same(answers(model, X[:FEW]), answers(load_model(folder), X[:FEW]))
+    expected = answers(pickle.loads(pickle.dumps(model)).set_params(device="cpu"), X[:FEW])
+    assert_same(expected, answers(load_model(folder).set_params(device="cpu"), X[:FEW]))
 
 
 def test_modules_that_were_given_on_a_device_are_taken_and_stored_without_it(pretended):

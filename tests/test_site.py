@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 DOCS, PACKAGE = ROOT / "docs", ROOT / "sklvebm"
 MODULES = (sklvebm, sklvebm.baselines, sklvebm.datasets, sklvebm.metrics, sklvebm.plotting)
 GALLERY = sorted((ROOT / "examples").glob("plot_*.py"))
+# their objects are global variables of a script
+RESULTS = {"ComposedEnergy"}
 # functions that return texts of warnings, beside `warnings.warn` itself
 OF_WARNINGS = ("problems", "score_problems", "impossible_reference", "_far_values")
 
@@ -153,3 +155,28 @@ def test_names_without_a_page_are_found(check_site, tmp_path):
     folder.mkdir(parents=True)
     (folder / "p.A.html").touch()
     assert check_site.missing_pages(tmp_path, ["p.A", "p.B"]) == ["p.B"]
+
+
+def test_names_without_examples_are_found(check_site, tmp_path):
+    folder = tmp_path / "api" / "generated"
+    folder.mkdir(parents=True)
+    thumb, heading = '<div class="sphx-glr-thumbcontainer">', "<p>Examples</p>"
+    (folder / "p.A.html").write_text(thumb + heading)
+    (folder / "p.B.html").write_text(heading)
+    (folder / "p.C.html").write_text(thumb)
+    assert check_site.missing_examples(tmp_path, ["p.A", "p.B", "p.C", "p.D"]) == [
+        "no script of the gallery uses p.B",
+        "no example of p.C",
+        "no script of the gallery uses p.D",
+        "no example of p.D",
+    ]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_every_public_name_is_used_in_the_gallery(module):
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in GALLERY)
+    nodes = list(ast.walk(ast.parse(scripts)))
+    used = {n.id for n in nodes if isinstance(n, ast.Name)}
+    used |= {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    # results of a function appear in its pages by their class
+    assert set(module.__all__) - used - RESULTS == set()

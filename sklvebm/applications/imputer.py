@@ -22,6 +22,7 @@ from sklvebm.estimators._common.parameters import (
     check_parameters,
     parameters_of,
 )
+from sklvebm.estimators._common.stored_version import VersionedState
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators._common.validation import check_takes_weights, checked_weights
 from sklvebm.estimators.mixture_stack import MixtureStack
@@ -48,7 +49,7 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, Real) and math.isnan(value)
 
 
-class ParticleImputer(LinksToDocumentation, TransformerMixin, BaseEstimator):
+class ParticleImputer(LinksToDocumentation, VersionedState, TransformerMixin, BaseEstimator):
     """Fill missing cells from their distribution given the observed cells of the row.
 
     A density is fitted to the rows, missing cells included. A missing cell is then replaced by the

@@ -33,6 +33,7 @@ from sklvebm.estimators._common.parameters import (
     check_parameters,
     parameters_of,
 )
+from sklvebm.estimators._common.stored_version import VersionedState
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators._common.validation import (
     check_takes_weights,
@@ -53,7 +54,7 @@ _RULES: dict[str, Rule] = {
 _BASELINE_ROWS = 200
 
 
-class DensityOutlierDetector(LinksToDocumentation, OutlierMixin, BaseEstimator):
+class DensityOutlierDetector(LinksToDocumentation, VersionedState, OutlierMixin, BaseEstimator):
     """Detect outliers as rows of low density, with a threshold from rows that were held out.
 
     A density is fitted to the rows. A row is an outlier if its log-density is below `offset_`. The

@@ -140,7 +140,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
         for rows in (data.fitted, monitored)
     )
     batch_size = min(config.batch_size, len(x))
-    session.report.stage(f"training on {len(x)} rows, monitoring {len(monitor)}")
+    session.report.phase("training", f"training on {len(x)} rows, monitoring {len(monitor)}")
     generator = seeded_generator(seed + 1, device)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     with numerical_session(threads_for(batch_size, n_weights)):
@@ -159,7 +159,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
             callback=session.report_epoch,
             undo_falls=False,
         )
-        session.report.stage("normalising")
+        session.report.phase("normalising", "normalising")
         network = result.best.cpu().double().requires_grad_(False)
         log_partition = objective.normalise(network, result.state, seed)
     best = result.best_lower_bound + data.standardisation.log_jacobian

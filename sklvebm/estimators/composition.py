@@ -14,6 +14,7 @@ from sklearn.exceptions import NotFittedError
 from sklvebm.estimators._common.frames import container_of, features_of, in_container
 from sklvebm.estimators._common.parameters import Number
 from sklvebm.estimators._common.validation import checked_rows
+from sklvebm.estimators.distribution_expert import DistributionExpert
 from sklvebm.inference.products import Composition
 from sklvebm.messages import FEWER_ROWS, naming_memory
 from sklvebm.runtime import draw_seed, numerical_session, seeded_generator, without_numpy_errors
@@ -221,8 +222,10 @@ def compose(terms: Any, *, n_nodes: int = 64) -> "ComposedEnergy":
     ----------
     terms : iterable of (model, weight)
         Fitted models with the same features, `ParticleLVEBM`, `WassersteinFlowEBM`,
-        `PotentialFlowEBM` or compositions of
-        them, and finite weights that are not zero.
+        `PotentialFlowEBM`, `MixtureStack` or compositions of them, and finite weights that are not
+        zero. A distribution of `torch.distributions`, or of a zuko flow, is a model, too: with
+        `event_shape` (n_features,), in float64 and in the units of the rows. Gaussian ones and
+        mixtures of them are used exactly, with any weight; others need a weight of at least 1.
     n_nodes : int, default=64
         Quasi-random nodes that integrate out the latents of a model in its energy, and in draws if
         its weight is not 1 (otherwise its latents are sampled jointly, exactly). A power of two, at
@@ -298,6 +301,8 @@ def _checked_term(term: Any) -> tuple[Any, float]:
     if not isinstance(term, tuple | list) or len(term) != 2:
         raise TypeError(f"Every term must be a pair (model, weight), got {term!r}.")
     model, weight = term
+    if isinstance(model, torch.distributions.Distribution | torch.nn.Module):
+        model = DistributionExpert(model)
     if isinstance(weight, bool) or not isinstance(weight, Real):
         raise TypeError(f"weight must be a number, got {weight!r} of type {type(weight).__name__}.")
     if not math.isfinite(weight) or weight == 0.0:

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.parameters import Number
+from sklvebm.estimators._common.stored_version import VersionedState
 from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.messages import naming_columns
 from sklvebm.mixtures.margins import column_margins
@@ -19,7 +20,9 @@ from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array
 
 
-class GaussianMargins(LinksToDocumentation, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class GaussianMargins(
+    LinksToDocumentation, VersionedState, OneToOneFeatureMixin, TransformerMixin, BaseEstimator
+):
     r"""Make columns with edges normal, each by its own distribution function.
 
     Gaussian mixtures and smooth energies fit edges badly: on a uniform column, the best Gaussian is

@@ -13,7 +13,7 @@ from torch import Tensor
 from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.answers import FittedDensityMixin
 from sklvebm.estimators._common.config import MARGINS
-from sklvebm.estimators._common.frames import framed
+from sklvebm.estimators._common.frames import ContainerOfRows, framed
 from sklvebm.estimators._common.margins import summary
 from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question, exact_answer
 from sklvebm.estimators._common.parameters import (
@@ -25,6 +25,7 @@ from sklvebm.estimators._common.parameters import (
     check_parameters,
     parameters_of,
 )
+from sklvebm.estimators._common.progress import CallbackSupport, fit_task
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
 from sklvebm.estimators._common.validation import checked_rows, weighted_rows
@@ -104,7 +105,9 @@ def _from_plain(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "members_": members, "reference_": reference, "_model": model}
 
 
-class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
+class MixtureStack(
+    ContainerOfRows, CallbackSupport, MissingCellsMixin, FittedDensityMixin, BaseEstimator
+):
     """Average of Gaussian mixtures whose kinds and weights cross-validation chooses.
 
     Single mixtures depend on where their fit starts. The mean of several densities is smoother and
@@ -222,7 +225,11 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         ValueError, TypeError
             If X or a parameter is not usable; names it, the rule and the value.
         """
-        with unchanged_on_failure(self), naming_memory("fit fewer rows or columns"):
+        with (
+            fit_task(self, X, n_tasks=2),
+            unchanged_on_failure(self),
+            naming_memory("fit fewer rows or columns"),
+        ):
             check_parameters(parameters_of(self), _RULES)
             X = checked_rows(self, X, reset=True, least=2, may_miss=True)
             X, row_weights, places, share = weighted_rows(X, sample_weight, least=2)
@@ -239,7 +246,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
     ) -> None:
         """Fit standardised rows and set the fitted attributes."""
         random_state, report = generator_of(self.random_state), Reporter(self, "log-likelihood")
-        report.stage(f"choosing mixtures of {len(rows)} rows")
+        report.phase("choosing", f"choosing mixtures of {len(rows)} rows")
         observed = rows if np.isnan(rows).any() else None
         if observed is not None:
             report.stage("completing rows with missing cells")
@@ -248,6 +255,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         choice, units = self._choice(rows, how, units, random_state, report)
         observed = None if observed is None else units.mapped(observed)
         rows = units.mapped(rows)
+        report.tasks.begin("fitting")
         how = {"observed": observed, "row_weights": row_weights}
         anchor = fit_anchor(rows, choice, random_state, least_defensive_weight=0.0, **how)
         latents = probabilistic_pca(rows, 1, row_weights)
@@ -267,6 +275,7 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
             n_bins_=units.n_bins,
         )
         report.stage(f"{len(members)} members, {self.n_components_} components")
+        report.tasks.end()
 
     def _choice(
         self,
@@ -378,7 +387,8 @@ class MixtureStack(MissingCellsMixin, FittedDensityMixin, BaseEstimator):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Independent, exact draws in the units of the training data.
+            Independent, exact draws in the units of the training data; a frame where `set_output`
+            says so.
         """
         n_samples = self._checked_number("n_samples", n_samples)
         generator = torch.Generator().manual_seed(draw_seed(random_state))

@@ -11,7 +11,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from sklvebm.estimators._common.answers import MeanScoreMixin
-from sklvebm.estimators._common.frames import CONTAINERS, framed, plain_arrays
+from sklvebm.estimators._common.frames import framed, plain_arrays, set_container
 from sklvebm.estimators._common.parameters import Number, OneOf
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
 from sklvebm.estimators._common.validation import check_takes_weights, checked_weights
@@ -373,9 +373,7 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
         ValueError
             If the container has another name.
         """
-        if transform is not None:
-            OneOf(CONTAINERS).check("transform", transform)
-            self._sklearn_output_config = {"transform": transform}
+        set_container(self, transform)
         return self
 
     def __sklearn_tags__(self) -> Tags:

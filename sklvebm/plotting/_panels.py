@@ -81,13 +81,22 @@ def panels(
 
 
 def checked_rows(X: Any, *, may_miss: bool = False) -> np.ndarray:
-    """Return rows as a float64 array (N, D)."""
+    """Return rows as a float64 array (N, D).
+
+    Raises
+    ------
+    ValueError
+        If cells are infinite, or missing where they may not be; says what helps.
+    """
     with naming_columns(X):
         rows: np.ndarray = check_array(
-            as_plain_array(X),
-            dtype=np.float64,
-            ensure_all_finite="allow-nan" if may_miss else True,
-            input_name="X",
+            as_plain_array(X), dtype=np.float64, ensure_all_finite="allow-nan", input_name="X"
+        )
+    n_incomplete = int(np.isnan(rows).any(axis=1).sum())
+    if n_incomplete and not may_miss:
+        raise ValueError(
+            f"X has {n_incomplete} rows with missing cells (NaN), which this display cannot show. "
+            "Fill them by ParticleImputer, or pass the complete rows only."
         )
     return rows
 

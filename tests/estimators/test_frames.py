@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from sklvebm import (
     GaussianMargins,
+    MixtureStack,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -163,3 +164,27 @@ def test_a_search_over_the_wrapper_is_quiet(frame):
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ConvergenceWarning)
         clone(TRANSFORMERS["transformed latents"]).fit(frame).score_samples(frame)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_of_a_mixture_stack_are_the_frames_that_are_set(frame, kind):
+    model = MixtureStack(covariance_types=["diag"], max_components=1, random_state=0)
+    assert model.set_output(transform=kind) is model
+    copied = clone(model).fit(of_kind(frame, kind))
+    drawn = copied.sample(4, random_state=0)
+    assert type(drawn) is KINDS[kind]
+    assert list(drawn.columns) == list("abc")
+    drawn = copied.set_output(transform="default").sample(4, random_state=0)
+    assert type(drawn) is np.ndarray
+    with pytest.raises(ValueError, match="transform must be one of .*got 'arrow'"):
+        model.set_output(transform="arrow")
+
+
+def test_conditional_draws_are_arrays_of_three_dimensions_whatever_is_set(frame):
+    model = MixtureStack(covariance_types=["diag"], max_components=1, random_state=0)
+    X = frame.copy()
+    X.iloc[0, 0] = np.nan
+    model.set_output(transform="pandas").fit(X)
+    drawn = model.sample_conditional(X[:2], 5, random_state=0)
+    assert type(drawn) is np.ndarray
+    assert drawn.shape == (2, 5, 3)

@@ -2,7 +2,10 @@
 
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from sklvebm.estimators._ebm import normalization
 from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives import row_particles
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
@@ -124,3 +128,29 @@ def test_scores_do_not_depend_on_the_working_memory(fitted, moons):
     expected = fitted.score_samples(moons[:5])
     with sklearn.config_context(working_memory=0):
         np.testing.assert_allclose(fitted.score_samples(moons[:5]), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "MixtureStack(max_components=2, random_state=0)",
+        "WassersteinFlowEBM(reference='gaussian', max_iter=0, random_state=0)",
+    ],
+)
+def test_a_million_draws_take_little_more_than_themselves(make):
+    code = (
+        "import resource, numpy as np\n"
+        "from sklvebm import *\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "X = np.random.RandomState(0).normal(size=(60, 2))\n"
+        f"model = {make}.fit(X)\n"
+        "model.sample(1000, random_state=0)\n"
+        "before = peak()\n"
+        "drawn = model.sample(1_000_000, random_state=0)\n"
+        "assert drawn.shape == (1_000_000, 2) and np.isfinite(drawn).all()\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert float(done.stdout) < 400.0, done.stderr  # MB; the draws are 16

@@ -144,3 +144,14 @@ def test_estimators_of_frames_are_given_frames(table, library):
     detector = DensityOutlierDetector(density, n_folds=2, random_state=0).fit(X)
     display = plotting.OutlierDisplay.from_estimator(detector, X, n_rows=2)
     assert display.feature_names == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("display", ["SampleComparisonDisplay", "CalibrationDisplay"])
+def test_missing_cells_that_cannot_be_shown_are_named_with_what_helps(display, stack, table):
+    rows = table.copy()
+    rows[:3, 0] = np.nan
+    with pytest.raises(ValueError, match="3 rows with missing cells.*ParticleImputer"):
+        getattr(plotting, display).from_estimator(stack, rows)
+    rows[0, 1] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        getattr(plotting, display).from_estimator(stack, rows)

@@ -16,13 +16,14 @@ from sklvebm.estimators._common.serialization import (
     with_checksum,
     without_checksum,
 )
+from sklvebm.estimators._common.stored_version import VersionedState
 from sklvebm.estimators._common.validation import checked_rows, checked_weights
 from sklvebm.row_weights import mean_of, positive_rows
 from sklvebm.runtime import draw_seed, resolve_device, without_numpy_errors
 from sklvebm.validation import as_plain_array
 
 
-class MeanScoreMixin(LinksToDocumentation, DensityMixin):
+class MeanScoreMixin(LinksToDocumentation, VersionedState, DensityMixin):
     """Score rows by the mean of `score_samples`, which the estimator provides."""
 
     @without_numpy_errors
@@ -107,15 +108,15 @@ class FittedDensityMixin(MeanScoreMixin):
         """Return the device of computations, resolved from the parameter."""
         return resolve_device(self.device)
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = parameters_on_host(super().__getstate__())
+    def _packed(self, state: dict[str, Any]) -> dict[str, Any]:
+        state = parameters_on_host(state)
         return with_checksum(self._to_plain(state)) if "_model" in state else state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _unpacked(self, state: dict[str, Any]) -> dict[str, Any]:
         # tensors created in inference mode cannot be trained
         with torch.inference_mode(False):
             plain = without_checksum(state)
-            super().__setstate__(self._from_plain(plain) if "_plain" in plain else plain)
+            return self._from_plain(plain) if "_plain" in plain else plain
 
 
 class TransformingDensityMixin(ClassNamePrefixFeaturesOutMixin, TransformerMixin):

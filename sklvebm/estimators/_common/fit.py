@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
 from sklvebm.estimators._common.margins import with_margins
 from sklvebm.estimators._common.parameters import Rule, resolved_attributes
+from sklvebm.estimators._common.progress import CallbackSupport, fit_task, n_tasks_of
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import (
     Reporter,
@@ -107,6 +108,7 @@ def fit_in_epochs(
                 session = with_margins(session)
                 training = family.start(session)
             outcome = family.train(session, training)._replace(one_epoch=one_epoch)
+            report.tasks.end()
         outcome = outcome._replace(log_jacobian=session.data.log_jacobian)
         _adopt(estimator, outcome, config, family, continues)
     return outcome
@@ -185,7 +187,7 @@ def _adopt(
     )
 
 
-class EpochFitMixin:
+class EpochFitMixin(CallbackSupport):
     """`fit` of an estimator that trains in epochs."""
 
     @property
@@ -225,7 +227,8 @@ class EpochFitMixin:
         ConvergenceWarning
             If `max_iter` ends before a plateau, or the diagnostics found a problem.
         """
-        outcome = fit_in_epochs(self, X, self._family, sample_weight=sample_weight)
+        with fit_task(self, X, n_tasks_of(self)):
+            outcome = fit_in_epochs(self, X, self._family, sample_weight=sample_weight)
         warn_of_problems(self, self._family, outcome)
         return self
 
@@ -267,6 +270,7 @@ class ContinuedFitMixin(EpochFitMixin):
             If `diagnostics_` found a problem.
         """
         how = {"sample_weight": sample_weight, "one_epoch": True}
-        outcome = fit_in_epochs(self, X, self._family, **how)
+        with fit_task(self, X, n_tasks_of(self, one_epoch=True)):
+            outcome = fit_in_epochs(self, X, self._family, **how)
         warn_of_problems(self, self._family, outcome)
         return self

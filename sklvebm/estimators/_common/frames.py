@@ -2,13 +2,47 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn import config_context, get_config
 from sklearn.base import BaseEstimator
 
 CONTAINERS = ("default", "pandas", "polars")
+
+
+class ContainerOfRows:
+    """`set_output` of an estimator that is no transformer."""
+
+    def set_output(self, *, transform: Any = None) -> Self:
+        """Choose the container of draws.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"} or None, default=None
+            Arrays, or frames with column names; None changes nothing.
+
+        Returns
+        -------
+        self : estimator
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If the container has another name.
+        """
+        set_container(self, transform)
+        return self
+
+
+def set_container(estimator: Any, transform: Any) -> None:
+    """Set the container of an estimator's rows; None changes nothing."""
+    if transform is not None and transform not in CONTAINERS:
+        words = ", ".join(repr(word) for word in CONTAINERS)
+        raise ValueError(f"transform must be one of {words}, got {transform!r}.")
+    if transform is not None:
+        estimator._sklearn_output_config = {"transform": transform}
 
 
 def plain_arrays() -> AbstractContextManager[None]:

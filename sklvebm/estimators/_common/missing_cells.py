@@ -171,7 +171,8 @@ class MissingCellsMixin:
         Returns
         -------
         X : ndarray of shape (n_samples, n_draws, n_features)
-            Completed rows in the units of the training data; observed cells are unchanged.
+            Completed rows in the units of the training data; observed cells are unchanged. Always
+            an array: `set_output` has no frames of three dimensions.
 
         Warns
         -----

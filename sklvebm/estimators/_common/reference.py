@@ -1,7 +1,6 @@
 """The reference of a fit: selected and fitted before training, and refitted if it is the model."""
 
 import copy
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from sklvebm.mixtures.reference_selection import fit_reference
 from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.row_weights import mean_of
+from sklvebm.versions import own_version
 
 
 class FittedReference(NamedTuple):
@@ -58,11 +58,11 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     if observed is not None:
         observed = observed[session.data.split.fitted]
     policy = config.stack_policy
-    session.report.stage(f"choosing and fitting the reference to {len(rows)} rows")
+    session.report.phase("reference", f"choosing and fitting the reference to {len(rows)} rows")
     kind = "mixture" if policy else config.reference
     given = (config.n_components, kind, policy, session.choice, session.random_state)
     weights = session.data.fitted_weights
-    task = _Task(rows, observed, weights, *given, version("sklvebm"))
+    task = _Task(rows, observed, weights, *given, own_version())
     plain, choice, state = config.cached(_fitted)(task)
     session.random_state.set_state(state)
     reference = reference_from_plain(plain)

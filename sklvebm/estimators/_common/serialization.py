@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sklvebm.exceptions import DamagedStateError
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.search import Candidate
 from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
@@ -122,13 +123,13 @@ def without_checksum(state: dict[str, Any]) -> dict[str, Any]:
 
     Raises
     ------
-    ValueError
+    DamagedStateError
         If the checksum does not match.
     """
     state = dict(state)
     stored = state.pop(_CHECKSUM_KEY, None)
     if stored is not None and stored != _digest(state):
-        raise ValueError(
+        raise DamagedStateError(
             "The stored model is damaged: its checksum does not match. Store it again from the "
             "model, or copy the file anew."
         )

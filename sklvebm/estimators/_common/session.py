@@ -39,10 +39,10 @@ class FitSession(NamedTuple):
         """Return the session with columns mapped by their histograms."""
         return self._replace(data=self.data.mapped_by(margins))
 
-    def report_epoch(self, progress: Progress) -> None:
-        """Print the progress of an epoch, with its value in the units of X."""
+    def report_epoch(self, progress: Progress) -> bool:
+        """Report an epoch, with its value in the units of X; return whether training is to stop."""
         jacobian = self.data.log_jacobian
-        self.report(progress, progress.lower_bound + jacobian)
+        return self.report(progress, progress.lower_bound + jacobian)
 
 
 class Outcome(NamedTuple):

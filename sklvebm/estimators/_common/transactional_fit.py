@@ -10,6 +10,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
+from sklvebm.estimators._common.progress import Tasks
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.training import Progress
 
@@ -54,7 +55,7 @@ def unchanged_on_failure(estimator: BaseEstimator, keeps_model: bool = True) -> 
 
 
 class Reporter:
-    """Prints the stages and epochs of a fit; nats are in the units of X.
+    """Prints the stages and epochs of a fit, and tells callbacks; nats are in the units of X.
 
     Parameters
     ----------
@@ -67,14 +68,25 @@ class Reporter:
     def __init__(self, estimator: BaseEstimator, monitored: str) -> None:
         self.name, self.every = type(estimator).__name__, int(estimator.verbose)
         self.monitored, self.begin = monitored, time.perf_counter()
+        self.tasks = Tasks(estimator)
 
-    def __call__(self, progress: Progress, value: float) -> None:
-        """Print the progress of every `verbose`-th epoch."""
+    def __call__(self, progress: Progress, value: float) -> bool:
+        """Print the progress of every `verbose`-th epoch; return whether training is to stop."""
         if self.every and progress.epoch % self.every == 0:
             self.stage(
                 f"epoch {progress.epoch}, {self.monitored} {value:.3f} nats, learning rate "
                 f"{progress.learning_rate:.2g}"
             )
+        self.tasks.epoch()
+        return self.tasks.stops
+
+    def phase(self, name: str, text: str) -> None:
+        """Begin "reference", "training" or "normalising", and print its text."""
+        if name == "training":  # its epochs are the tasks
+            self.tasks.end()
+        else:
+            self.tasks.begin(name)
+        self.stage(text)
 
     def stage(self, text: str) -> None:
         """Print a stage or its result, with the time."""
@@ -105,8 +117,9 @@ def warn_of_problems(estimator: BaseEstimator, family: Any, outcome: Any) -> Non
     outcome : Outcome
         Result of the fit.
     """
-    # one epoch of `partial_fit` is not expected to reach a plateau
+    # one epoch of `partial_fit` is not expected to reach a plateau, nor a fit that a callback ended
     stopped = not (outcome.converged or outcome.is_reference or outcome.one_epoch)
+    stopped = stopped and len(outcome.history) >= estimator.max_iter
     if stopped and estimator.max_iter > 0 and estimator.tol is not None:
         warnings.warn(
             f"Training stopped at max_iter={estimator.max_iter} epochs before the "

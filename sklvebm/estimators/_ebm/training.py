@@ -200,7 +200,8 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
         for rows in (data.fitted, monitored)
     )
     with team(torch.get_num_threads()), numerical_session(1):
-        session.report.stage(f"training on {len(fitted)} rows, monitoring {len(data.monitored)}")
+        text = f"training on {len(fitted)} rows, monitoring {len(data.monitored)}"
+        session.report.phase("training", text)
         started = _from_ratio(session, training, fitted, monitor, generator)
         result, particles = _descended(session, started, fitted, monitor, generator)
         trained = TrainedParticles(particles, fitted, seed, generator)
@@ -313,8 +314,8 @@ def _descended(
         known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
         objective = WithMissingCells(objective, seen, fitted, **known)
 
-    def report(progress: Progress) -> None:
-        session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
+    def report(progress: Progress) -> bool:
+        return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
 
     result = train(
         optimisation,
@@ -353,13 +354,13 @@ def _accepted(
     weights = as_tensor(session.data.monitored_weights)
     by_training = (kept, result, monitor, expected, base)
     if not may_fall_back or estimated_gain(*by_training, row_weights=weights) > 0.0:
-        session.report.stage("normalising the trained energy")
+        session.report.phase("normalising", "normalising the trained energy")
         model, diagnostics = normalise(session, kept, training.reference, trained)
         gain = gain_over_reference(model, session.data.judged, expected, weights)
         gain, diagnostics = accepted_gain(gain, diagnostics)
     if may_fall_back and gain <= 0.0:
         # the annealed estimate decides, also against the training's bound
-        session.report.stage("keeping the reference")
+        session.report.phase("normalising", "keeping the reference")
         reference = kept_reference(session, training, trained.seed)
         untrained = build_energy(session.config, copy.deepcopy(reference), trained.seed)
         untrained = untrained.to(kept.reference.location)

@@ -95,7 +95,8 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
     width = max(numbers_per_row(potential, 1), sum(p.numel() for p in potential.parameters()))
     batch_size = min(session.config.batch_size, len(rows[0]))
     with numerical_session(threads_for(_POINTS_PER_ROW * batch_size, width)):
-        session.report.stage(f"training on {len(rows[0])} rows, monitoring {len(rows[1])}")
+        text = f"training on {len(rows[0])} rows, monitoring {len(rows[1])}"
+        session.report.phase("training", text)
         result = _descended(session, training, rows, batch_size, seed)
         model, diagnostics, gain = _accepted(session, training, result, seed)
     value = result.best_lower_bound
@@ -153,14 +154,15 @@ def _accepted(
     expected = expected_refit_gain(session, training)
     weights = as_tensor(session.data.monitored_weights)
     gain = gain_over_reference(kept, monitored, directions, expected, weights)
-    session.report.stage("choosing integrator steps, normalising the explicit energy")
+    text = "choosing integrator steps, normalising the explicit energy"
+    session.report.phase("normalising", text)
     if gain > 0.0:
         model, diagnostics = check_model(session, kept, reference, directions, seed)
         if diagnostics.score_problems():
             gain = 0.0  # the score of the reference is exact
     if gain <= 0.0:
         # the gain is not significant, and the reference can be fitted to all rows
-        session.report.stage("keeping the reference")
+        session.report.phase("normalising", "keeping the reference")
         reference = kept_reference(session, training, seed)
         kept = AnchoredPotential(interpolant_marginals(reference), None)
         model, diagnostics = check_model(session, kept, reference, directions, seed)

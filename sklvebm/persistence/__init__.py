@@ -1,0 +1,1 @@
+"""Fitted estimators in a folder: arrays in a safetensors file, everything else as JSON."""
