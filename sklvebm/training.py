@@ -2,17 +2,26 @@
 
 import copy
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from sklvebm.adam import Adam
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.mcmc.state import Batch
+from sklvebm.optimisation import (
+    Optimisation,
+    Storable,
+    adopted,
+    copied,
+    numbers_of,
+    restored,
+    snapshot,
+    write,
+)
 from sklvebm.row_weights import pass_over
+from sklvebm.training_course import Course, Plateau, Progress
 from sklvebm.updates import (
     CLIP_NORM,
     RecordableObjective,
@@ -23,11 +32,7 @@ from sklvebm.updates import (
     warm_rate,
 )
 
-_LEARNING_RATE_FACTOR = 0.3  # applied on a plateau
-_N_REDUCTIONS = 2  # reductions before a plateau ends training
 _NORM, _BOUND = "norm of the parameters", "bound"  # among what an epoch reads
-_MAX_ROLL_BACKS = 5
-_SMOOTH_OVER = 5  # epochs: the ELBO of one has the noise of a few hundred particles
 # a model this far below where it started has run away, nats
 _FALL, _FALL_PER_FEATURE = 5.0, 1.0
 
@@ -67,24 +72,14 @@ class Objective(Protocol):
         """Return why the particles do not represent the model any more; None if they do."""
 
 
-class Progress(NamedTuple):
-    """The result of one epoch, for the callback and the history."""
+class Keeper(Protocol):
+    """Keeps the state of training between two epochs, so that it can be continued."""
 
-    epoch: int
-    lower_bound: float  # nats per row, in the objective's units
-    learning_rate: float
-    metrics: dict[str, float]
-    problem: str = ""  # why the epoch was undone; its ELBO is NaN then
+    def kept(self) -> dict[str, Any] | None:
+        """Return the state of an interrupted run, tensors on the CPU; None if there is none."""
 
-
-class Optimisation(NamedTuple):
-    """Model, running average and optimiser: the state of training besides particles."""
-
-    # modules, of the kind that the objective takes
-    energy: Any  # last iterate
-    average: Any  # its running average: the model that is evaluated and kept
-    optimizer: Adam
-    n_updates: int
+    def keep(self, numbers: Callable[[], dict[str, Any]], *, at_once: bool) -> None:
+        """Keep the state that a function returns, now or after a later epoch."""
 
 
 class TrainingResult(NamedTuple):
@@ -96,25 +91,6 @@ class TrainingResult(NamedTuple):
     best_lower_bound: float  # nats per row
     history: list[Progress]
     converged: bool
-
-
-def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float) -> Optimisation:
-    """Return an Adam optimisation of a copy of `energy`.
-
-    Parameters
-    ----------
-    energy : torch.nn.Module
-        The model at its initial parameters; not modified.
-    learning_rate : float
-        Adam's step.
-    alpha : float
-        Decoupled weight decay per unit of learning rate.
-    """
-    energy = copy.deepcopy(energy)
-    optimizer = Adam(
-        energy.parameters(), learning_rate=learning_rate, weight_decay=alpha, betas=(0.9, 0.99)
-    )
-    return Optimisation(energy, copy.deepcopy(energy), optimizer, 0)
 
 
 def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -220,37 +196,6 @@ def _check_finite(metrics: dict[str, float]) -> None:
         )
 
 
-class Plateau:
-    """Counts epochs without improvement and says when to slow down and when to stop.
-
-    Parameters
-    ----------
-    tol : float
-        Improvement, in nats, that counts.
-    patience : int
-        Epochs without one that make a plateau.
-    """
-
-    def __init__(self, tol: float, patience: int) -> None:
-        self.tol, self.patience = tol, patience
-        self.reference, self.n_stale, self.n_reductions = -math.inf, 0, 0
-
-    def update(self, lower_bound: float) -> None:
-        """Take note of one epoch's ELBO."""
-        if lower_bound > self.reference + self.tol:
-            self.reference, self.n_stale = lower_bound, 0
-        else:
-            self.n_stale += 1
-
-    def reached(self) -> bool:
-        """Return True at a plateau, and start counting anew."""
-        if self.n_stale < self.patience:
-            return False
-        self.n_stale = 0
-        self.n_reductions += 1
-        return True
-
-
 def train(
     optimisation: Optimisation,
     objective: Objective,
@@ -268,6 +213,7 @@ def train(
     undo_falls: bool = True,
     row_weights: Tensor | None = None,
     monitor_weights: Tensor | None = None,
+    keeper: Keeper | None = None,
 ) -> TrainingResult:
     """Train until the monitored ELBO stops improving, keeping the best model seen.
 
@@ -305,6 +251,8 @@ def train(
         overfitting, which the plateaus end.
     row_weights, monitor_weights : Tensor of shape (N,) and (N_monitor,) or None, default=None
         How often each row counts; None counts each row once.
+    keeper : Keeper or None, default=None
+        Receives the state after each epoch, and has that of an interrupted run, which is continued.
 
     Returns
     -------
@@ -328,96 +276,68 @@ def train(
         row_weights=row_weights,
         monitor_weights=monitor_weights,
     )
-    best, best_lower_bound = _copied(run.optimisation.average), float(run.monitored())
-    if not math.isfinite(best_lower_bound):
-        raise ParticleDivergenceError(
-            f"The model has no finite ELBO ({best_lower_bound}) before the first update."
-        )
+    course = _started(run, learning_rate, Plateau(tol, n_iter_no_change))
     if undo_falls:
-        run.least_lower_bound = best_lower_bound - _FALL - _FALL_PER_FEATURE * x.shape[1]
-    # the bound falls in the first updates: the start is no reference for plateaus
-    plateau = Plateau(tol, n_iter_no_change)
-    recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
-    history: list[Progress] = []
-    n_roll_backs = 0
-    for epoch in range(1, max_iter + 1):
+        fall = _FALL + _FALL_PER_FEATURE * x.shape[1]
+        run.least_lower_bound = course.best_lower_bound - fall
+    if keeper is not None:
+        _continue(run, course, keeper)
+    while not course.is_over and len(course.history) < max_iter:
         sound = None  # frees the last copy before the next one is made
-        sound = _snapshot(run.optimisation), copy.deepcopy(run.state)
-        progress = run.epoch(epoch, learning_rate)
-        history.append(progress)
-        is_last = callback(progress)
+        sound = snapshot(run.optimisation), copy.deepcopy(run.state)
+        progress = run.epoch(len(course.history) + 1, course.learning_rate)
+        course.history.append(progress)
+        is_last = bool(callback(progress))
         if progress.problem:
-            n_roll_backs += 1
-            if n_roll_backs > _MAX_ROLL_BACKS:
-                raise ParticleDivergenceError(_exhausted(progress))
-            run.optimisation, run.state = _restored(run.optimisation, sound[0]), sound[1]
-            learning_rate *= _LEARNING_RATE_FACTOR
-            if is_last:
-                break
-            continue
-        recent.append(progress.lower_bound)
-        smoothed = sum(recent) / len(recent)
-        if smoothed > best_lower_bound:
-            best, best_lower_bound = _copied(run.optimisation.average), smoothed
-        plateau.update(smoothed)
-        if is_last:
-            break
-        if plateau.reached():
-            if plateau.n_reductions > _N_REDUCTIONS:
-                break
-            learning_rate *= _LEARNING_RATE_FACTOR
-    converged = plateau.n_reductions > _N_REDUCTIONS
+            course.note_problem(progress)
+            run.optimisation, run.state = restored(run.optimisation, sound[0]), sound[1]
+        else:
+            course.note(progress.lower_bound, run.optimisation.average, is_last)
+        course.is_over |= is_last
+        if keeper is not None:
+            at_end = course.is_over or len(course.history) >= max_iter
+            keeper.keep(lambda: _numbers_of(run, course), at_once=at_end)
     kept = copy.deepcopy(run.optimisation.average)
-    _write(kept, best)
-    return TrainingResult(run.optimisation, run.state, kept, best_lower_bound, history, converged)
+    write(kept, course.best)
+    bound, history = course.best_lower_bound, course.history
+    return TrainingResult(run.optimisation, run.state, kept, bound, history, course.converged)
 
 
-# Snapshots hold numbers only: copies of modules take longer than an epoch of few rows
+def _started(run: "_Run", learning_rate: float, plateau: Plateau) -> Course:
+    """Return the course of a run before its first epoch."""
+    best, bound = copied(run.optimisation.average), float(run.monitored())
+    if not math.isfinite(bound):
+        raise ParticleDivergenceError(
+            f"The model has no finite ELBO ({bound}) before the first update."
+        )
+    # the bound falls in the first updates: the start is no reference for plateaus
+    return Course(best, bound, learning_rate, plateau)
 
 
-class _Snapshot(NamedTuple):
-    """What an `Optimisation` held."""
-
-    energy: list[Tensor]
-    average: list[Tensor]
-    optimizer: dict[str, Any]
-    n_updates: int
-
-
-def _snapshot(optimisation: Optimisation) -> _Snapshot:
-    energy, average, optimizer, n_updates = optimisation
-    return _Snapshot(_copied(energy), _copied(average), optimizer.state(), n_updates)
+def _numbers_of(run: "_Run", course: Course) -> dict[str, Any]:
+    """Return the state of training between two epochs, as `_continue` needs it."""
+    own = run.objective.state() if isinstance(run.objective, Storable) else {}
+    return {
+        "optimisation": snapshot(run.optimisation),
+        "state": numbers_of(run.state),
+        "objective": own,
+        "generator": run.generator.get_state(),
+        "course": course.numbers(),
+    }
 
 
-def _restored(optimisation: Optimisation, earlier: _Snapshot) -> Optimisation:
-    """Put the optimisation back in place."""
-    _write(optimisation.energy, earlier.energy)
-    _write(optimisation.average, earlier.average)
-    optimisation.optimizer.load(earlier.optimizer)
-    return optimisation._replace(n_updates=earlier.n_updates)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _copied(module: nn.Module) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in _tensors(module)]
-
-
-def _write(module: nn.Module, values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, value in zip(_tensors(module), values, strict=True):
-            if not torch.equal(tensor, value):  # models share the reference's tensors
-                tensor.copy_(value)
-
-
-def _exhausted(last: Progress) -> str:
-    return (
-        f"Training was rolled back {_MAX_ROLL_BACKS} times and went wrong again: {last.problem} "
-        f"(learning rate {last.learning_rate:.2g}). Decrease learning_rate_init or step_size, or "
-        "use dynamics='crank-nicolson' with n_temperatures > 1."
-    )
+def _continue(run: "_Run", course: Course, keeper: Keeper) -> None:
+    """Put a run where an interrupted one was at the end of an epoch, if that was kept."""
+    kept = keeper.kept()
+    if kept is None:
+        return
+    here = run.x.device
+    run.optimisation = restored(run.optimisation, adopted(None, kept["optimisation"], here))
+    run.state = adopted(run.state, kept["state"], here)
+    if isinstance(run.objective, Storable):
+        run.objective.load(adopted(None, kept["objective"], here))
+    run.generator.set_state(kept["generator"])
+    course.load(adopted(None, kept["course"], here))
 
 
 class _Run:

@@ -16,6 +16,7 @@ LEVELS = {
         [
             "adam",
             "confidence",
+            "files",
             "row_weights",
             "deprecation",
             "documentation",
@@ -29,8 +30,9 @@ LEVELS = {
             "versions",
             "mcmc",
         ],
-        ["updates"],
-        ["runtime", "training", "smc", "datasets", "metrics"],
+        ["optimisation", "trees", "updates"],
+        ["training_course"],
+        ["checkpointing", "runtime", "training", "smc", "datasets", "metrics"],
         ["by_rows", "preprocessing"],
         ["mixtures"],
         ["latent_maps"],
@@ -65,6 +67,7 @@ LEVELS = {
     "estimators/_common": [
         ["frames", "parameters", "progress", "serialization", "stored_version", "validation"],
         ["config", "missing_cells", "transactional_fit"],
+        ["checkpoints"],
         ["session"],
         ["margins"],
         ["answers", "fit", "reference"],

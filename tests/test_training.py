@@ -8,16 +8,10 @@ import torch
 from torch import nn
 
 from sklvebm.exceptions import ParticleDivergenceError
+from sklvebm.optimisation import restored, snapshot, start_optimisation
 from sklvebm.row_weights import pass_over
-from sklvebm.training import (
-    Plateau,
-    _restored,
-    _snapshot,
-    batches,
-    start_optimisation,
-    train,
-    train_epoch,
-)
+from sklvebm.training import batches, train, train_epoch
+from sklvebm.training_course import Plateau
 
 
 def generator(seed=0):
@@ -380,10 +374,10 @@ def test_what_is_undone_includes_buffers_the_average_and_the_moments_of_the_opti
     torch.manual_seed(0)
     module = nn.Sequential(nn.BatchNorm1d(X.shape[1]), nn.Linear(X.shape[1], 1)).double()
     early = trained_for(start_optimisation(module, learning_rate=0.1, alpha=0.0), 3)
-    before, saved = numbers(early), _snapshot(early)
+    before, saved = numbers(early), snapshot(early)
     late = trained_for(early, 2)
     assert not any(torch.equal(a, b) for a, b in zip(numbers(late), before, strict=True))
-    again = _restored(late, saved)
+    again = restored(late, saved)
     assert again.n_updates == 3
     assert all(torch.equal(a, b) for a, b in zip(numbers(again), before, strict=True))
 

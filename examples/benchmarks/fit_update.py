@@ -26,7 +26,8 @@ from torch import nn
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
-from sklvebm.training import start_optimisation, train_epoch
+from sklvebm.optimisation import start_optimisation
+from sklvebm.training import train_epoch
 
 N_LANGEVIN, STEP_SIZE, RATE = 20, 0.01, 1e-3
 LIBRARIES = ("torchebm", "ebmkit")

@@ -12,12 +12,13 @@ from sklvebm.baselines._decoder import Architecture, LatentModel
 from sklvebm.estimators._common.config import TrainingConfig
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
+from sklvebm.optimisation import start_optimisation
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.row_weights import mean_on_device
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
-from sklvebm.training import start_optimisation, train
+from sklvebm.training import train
 
 NORMALISED = LogPartition(0.0, 0.0, 0.0, 0.0, float("inf"))  # of a normal prior
 _MAX_MONITOR_ROWS = 500  # each needs an optimisation in every epoch

@@ -31,7 +31,8 @@ from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
 from sklvebm.row_weights import mean_on_device, pass_over
 from sklvebm.smc.quasi_random import latent_nodes
-from sklvebm.training import Plateau, Progress, batches, read_together
+from sklvebm.training import batches, read_together
+from sklvebm.training_course import Plateau, Progress
 
 INITS = ("auto", "ratio", "reference")
 _DRAWS_PER_ROW = 5  # the number nu

@@ -51,6 +51,14 @@ class WithMissingCells:
         # everything but `step` and `lower_bound` is the objective's own
         return getattr(self.objective, name)
 
+    def state(self) -> dict[str, Any]:
+        """Return the completed rows, not copied: they are particles, too."""
+        return {"rows": self.rows}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Copy completed rows that `state` returned to the place of these."""
+        self.rows.copy_(state["rows"])
+
     def works_in_place(self, energy: PathEnergy, state: Any, device: torch.device) -> bool:
         """Return False: the host sorts patterns of missing cells before every update."""
         return False

@@ -50,6 +50,14 @@ class RowParticles:
     def __len__(self) -> int:
         return len(self.values)
 
+    def state(self) -> dict[str, Any]:
+        """Return the particles, not copied."""
+        return {"values": self.values}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Copy particles that `state` returned to the place of these."""
+        self.values.copy_(state["values"])
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowParticles":
         twin = RowParticles(tuple(self.values.shape), self.values, self.most_bytes)
         twin.values.copy_(self.values)

@@ -11,8 +11,9 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, LinearGaussianEnergy, MLPEnergy
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.objectives.tempered_pool import free_energy_bound
+from sklvebm.optimisation import start_optimisation
 from sklvebm.smc.quasi_random import latent_nodes
-from sklvebm.training import start_optimisation, train_epoch
+from sklvebm.training import train_epoch
 
 SIGMAS = 5.0
 D, L = 3, 1

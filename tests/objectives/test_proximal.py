@@ -17,7 +17,8 @@ from sklvebm.objectives.proximal import (
     differentiable_grad,
 )
 from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.training import read_together, start_optimisation, train_epoch
+from sklvebm.optimisation import start_optimisation
+from sklvebm.training import read_together, train_epoch
 
 SIGMAS = 5.0
 

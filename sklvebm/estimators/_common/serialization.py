@@ -17,7 +17,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.search import Candidate
 from sklvebm.mixtures.stacking import MixtureChoice, MixturePart
 from sklvebm.models.networks import tensor_of
-from sklvebm.training import Optimisation, start_optimisation
+from sklvebm.optimisation import Optimisation, start_optimisation
 
 _CHECKSUM_KEY = "_checksum"
 

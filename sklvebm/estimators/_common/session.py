@@ -11,7 +11,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.preprocessing.margins import Bins
 from sklvebm.preprocessing.prepared import PreparedData
-from sklvebm.training import Progress
+from sklvebm.training_course import Progress
 
 
 class FitSession(NamedTuple):

@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklvebm.estimators._common.progress import Tasks
 from sklvebm.exceptions import ParticleDivergenceError
-from sklvebm.training import Progress
+from sklvebm.training_course import Progress
 
 _PRIVATE_ATTRIBUTES = {"_model", "_training", "_split_seed"}  # set by `fit`
 

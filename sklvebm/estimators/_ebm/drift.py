@@ -11,7 +11,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import choose_mixture, fit_ensemble
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.reach import reach_of_rows
-from sklvebm.training import Optimisation
+from sklvebm.optimisation import Optimisation
 
 _MAX_ADDED_SHARE = 0.5  # share of the density of new components in one continued fit
 

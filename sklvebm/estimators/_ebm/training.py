@@ -42,17 +42,12 @@ from sklvebm.objectives.density_ratio import (
     start_from_ratio,
 )
 from sklvebm.objectives.missing_cells import WithMissingCells
+from sklvebm.optimisation import Optimisation, start_optimisation
 from sklvebm.row_weights import as_tensor, mean_on_device, resampled
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
-from sklvebm.training import (
-    Objective,
-    Optimisation,
-    Progress,
-    TrainingResult,
-    start_optimisation,
-    train,
-)
+from sklvebm.training import Objective, TrainingResult, train
+from sklvebm.training_course import Progress
 
 _MAX_BRACKET_SHARE = 0.1  # accepted width of the bracket of log Z over the gain
 _MAX_COVERED_WIDTH = 0.2  # accepted width of a bracket whose half the gain exceeds, nats

@@ -24,15 +24,11 @@ from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_dire
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.networks import potential_network
+from sklvebm.optimisation import Optimisation, start_optimisation
 from sklvebm.row_weights import as_tensor
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import threads_for
-from sklvebm.training import (
-    Optimisation,
-    TrainingResult,
-    start_optimisation,
-    train,
-)
+from sklvebm.training import TrainingResult, train
 
 _ACCEPTANCE_STEPS = 16  # of the integrator, for the gain over the reference
 _POINTS_PER_ROW = 2  # with noise of opposite sign
