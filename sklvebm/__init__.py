@@ -3,6 +3,7 @@
 from sklvebm.applications.conditions import sample_within
 from sklvebm.applications.imputer import ParticleImputer
 from sklvebm.applications.outliers import DensityOutlierDetector
+from sklvebm.checkpointing import checkpoints
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
@@ -60,6 +61,7 @@ __all__ = [
     "PotentialFlowEBM",
     "TransformedDensity",
     "WassersteinFlowEBM",
+    "checkpoints",
     "compose",
     "dequantize",
     "interpolate",

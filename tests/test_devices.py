@@ -25,6 +25,7 @@ from sklvebm import (
     TransformedDensity,
     WassersteinFlowEBM,
     baselines,
+    checkpoints,
     compose,
     interpolate,
     load_model,
@@ -33,6 +34,7 @@ from sklvebm import (
 from sklvebm.baselines import _inference, _prior, non_amortized_vi
 from sklvebm.baselines._contract import LayerSizes, PowerOfTwo
 from sklvebm.estimators._common.parameters import Cache, Flag, Number, OneOf, Seed, Widths
+from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.estimators._ebm import normalization
 from sklvebm.estimators._flow import normalization as flow_normalization
 from sklvebm.flows import explicit_energy
@@ -522,6 +524,32 @@ def test_a_folder_made_on_a_device_is_read_with_and_without_it(kind, pretended, 
         assert_same(answers(model, X[:FEW]), answers(load_model(folder), X[:FEW]))
     expected = answers(pickle.loads(pickle.dumps(model)).set_params(device="cpu"), X[:FEW])
     assert_same(expected, answers(load_model(folder).set_params(device="cpu"), X[:FEW]))
+
+
+@pytest.mark.parametrize("kind", [ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM])
+def test_a_fit_that_was_interrupted_on_a_device_is_continued(
+    kind, pretended, tmp_path, monkeypatch
+):
+    def make(device):
+        return small(kind, device=device, max_iter=3)
+
+    def stop(self, progress, value):
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+        return original(self, progress, value)
+
+    original = Reporter.__call__
+    with pretended(), checkpoints(tmp_path, every=0):
+        monkeypatch.setattr(Reporter, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make("pretended").fit(X)
+        monkeypatch.setattr(Reporter, "__call__", original)
+        with pytest.raises(ValueError, match="type of device was .* and is cpu"):
+            make("cpu").fit(X)
+        again = make("pretended").fit(X)
+        whole = make("pretended").fit(X)
+    assert whole.__getstate__()["_checksum"] == again.__getstate__()["_checksum"]
+    assert whole.history_ == again.history_
 
 
 def test_modules_that_were_given_on_a_device_are_taken_and_stored_without_it(pretended):

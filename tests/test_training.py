@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -397,6 +398,58 @@ def test_an_undone_epoch_leaves_nothing_in_a_state_that_is_written_in_place():
     result = run(objective, max_iter=5, state=torch.zeros(1))
     assert [p.problem != "" for p in result.history] == [False, True, False, False, False]
     assert float(result.state) == 3 * 4
+
+
+class Shelf:
+    """Keep a copy of the state after every epoch; give one of them back."""
+
+    def __init__(self, numbers=None):
+        self.numbers, self.states, self.at_once = numbers, [], []
+
+    def kept(self):
+        return copy.deepcopy(self.numbers)
+
+    def keep(self, numbers, *, at_once):
+        self.states.append(copy.deepcopy(numbers()))
+        self.at_once.append(at_once)
+
+
+class Wandering(InPlace):
+    """Draw random numbers, and go wrong now and then."""
+
+    def __init__(self):
+        super().__init__("particles", lambda update: update in (6, 27))
+
+    def step(self, energy, batch, state, generator):
+        loss, state, metrics = super().step(energy, batch, state, generator)
+        noise = torch.randn((), generator=generator, dtype=torch.float64)
+        return loss + noise * energy.theta.sum(), state, metrics
+
+    def lower_bound(self, *arguments, **options):
+        # a plateau at the end
+        return min(super().lower_bound(*arguments, **options), -0.5)
+
+
+def test_a_run_is_continued_from_every_epoch():
+    shelf, options = Shelf(), {"tol": 0.05, "n_iter_no_change": 3, "max_iter": 90}
+    whole = run(Wandering(), keeper=shelf, state=torch.zeros(1), **options)
+    assert sum(p.problem != "" for p in whole.history) == 2
+    assert whole.converged
+    assert len(shelf.states) == len(whole.history)
+    assert shelf.at_once == [False] * (len(whole.history) - 1) + [True]
+    for number, numbers in enumerate(shelf.states):
+        objective, g = Wandering(), generator(99)
+        later = Shelf(numbers)
+        objective.n_steps = 3 * (number + 1)  # where its troubles are
+        again = run(objective, keeper=later, state=torch.zeros(1), generator=g, **options)
+        assert len(later.states) == len(whole.history) - 1 - number
+        np.testing.assert_equal(again.history, whole.history)
+        assert torch.equal(again.best.theta, whole.best.theta)
+        assert again.best_lower_bound == whole.best_lower_bound
+        assert torch.equal(again.state, whole.state)
+        assert again.converged == whole.converged
+        both = snapshot(again.optimisation), snapshot(whole.optimisation)
+        assert [str(part) for part in both[0]] == [str(part) for part in both[1]]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from sklvebm.exceptions import DamagedStateError
-from sklvebm.persistence.trees import Arrays, decoded, encoded
+from sklvebm.files import replace_file
+from sklvebm.persistence.trees import decoded, encoded
+from sklvebm.trees import Arrays
 from sklvebm.versions import library_versions, own_version
 
 _DESCRIPTION = "model.json"
@@ -88,8 +89,8 @@ def save_model(estimator: BaseEstimator, folder: str | os.PathLike[str]) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     earlier = _named_arrays(folder)
     # the description is written last: until then it names the earlier arrays
-    _replace(folder / description["arrays"], data)
-    _replace(folder / _DESCRIPTION, text.encode())
+    replace_file(folder / description["arrays"], lambda file: file.write(data))
+    replace_file(folder / _DESCRIPTION, lambda file: file.write(text.encode()))
     if earlier is not None and earlier != description["arrays"]:
         (folder / earlier).unlink(missing_ok=True)
     return folder
@@ -189,17 +190,3 @@ def _named_arrays(folder: Path) -> str | None:
         return None
     is_ours = name == Path(name).name and name.startswith("arrays-")
     return name if is_ours else None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one step: it has its old or its new content, at any time."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

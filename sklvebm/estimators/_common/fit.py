@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
+from sklvebm.checkpointing import Checkpoint
+from sklvebm.estimators._common.checkpoints import checkpoint_of
 from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
 from sklvebm.estimators._common.margins import with_margins
 from sklvebm.estimators._common.parameters import Rule, resolved_attributes
@@ -96,10 +98,16 @@ def fit_in_epochs(
         config = family.configure(parameters, *distinct.X.shape)
         if one_epoch:
             config = replace(config, max_iter=1, early_stopping=False)
-        with numerical_session(torch.get_num_threads()):
+        is_first = not (continues or one_epoch)
+        with (
+            checkpoint_of(estimator, distinct, config, is_first=is_first) as checkpoint,
+            numerical_session(torch.get_num_threads()),
+        ):
             report = Reporter(estimator, family.monitored)
-            prepared = _continued if continues else _begun
-            session = prepared(estimator, distinct, config, report)
+            if continues:
+                session = _continued(estimator, distinct, config, report)
+            else:
+                session = _begun(estimator, distinct, config, report, checkpoint)
             session = session._replace(keep_best=not one_epoch)
             if continues and family.resume is not None and family.shape is not None:
                 check_unchanged(estimator, config, family.shape(estimator._training))
@@ -109,8 +117,8 @@ def fit_in_epochs(
                 training = family.start(session)
             outcome = family.train(session, training)._replace(one_epoch=one_epoch)
             report.tasks.end()
-        outcome = outcome._replace(log_jacobian=session.data.log_jacobian)
-        _adopt(estimator, outcome, config, family, continues)
+            outcome = outcome._replace(log_jacobian=session.data.log_jacobian)
+            _adopt(estimator, outcome, config, family, continues)
     return outcome
 
 
@@ -122,14 +130,23 @@ def _without_auto(parameters: dict[str, Any], known: dict[str, Any]) -> dict[str
 
 
 def _begun(
-    estimator: BaseEstimator, distinct: DistinctRows, config: TrainingConfig, report: Reporter
+    estimator: BaseEstimator,
+    distinct: DistinctRows,
+    config: TrainingConfig,
+    report: Reporter,
+    checkpoint: Checkpoint | None,
 ) -> FitSession:
-    """Return the session of a first fit."""
+    """Return the session of a first fit, with the random numbers of its checkpoint."""
     random_state = generator_of(estimator.random_state)
+    if checkpoint is not None:
+        random_state.set_state(checkpoint.result("random_state", random_state.get_state))
+        if checkpoint.is_continued:
+            where = f"{checkpoint.n_epochs} epochs of it in {checkpoint.path}"
+            report.stage(f"continuing an interrupted fit, {where}")
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
     data = prepare(distinct, config.held_out_share, estimator._split_seed)
     data = with_completed_rows(data, estimator._split_seed)
-    return FitSession(data, config, random_state, report)
+    return FitSession(data, config, random_state, report, checkpoint=checkpoint)
 
 
 def _continued(

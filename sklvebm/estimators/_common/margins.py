@@ -19,7 +19,7 @@ def with_margins(session: FitSession) -> FitSession:
     if policy is None or not config.maps_columns:
         return session
     how = {"observed": observed, "row_weights": data.fitted_weights}
-    found = config.cached(choose_margins)(data.fitted, session.draw_seed(), policy, **how)
+    found = session.cached(choose_margins)(data.fitted, session.draw_seed(), policy, **how)
     session = session._replace(choice=found.choice)
     if found.choice is not None:
         session.report.stage(summary(found))

@@ -63,7 +63,7 @@ def fit_session_reference(session: FitSession) -> FittedReference:
     given = (config.n_components, kind, policy, session.choice, session.random_state)
     weights = session.data.fitted_weights
     task = _Task(rows, observed, weights, *given, own_version())
-    plain, choice, state = config.cached(_fitted)(task)
+    plain, choice, state = session.cached(_fitted)(task)
     session.random_state.set_state(state)
     reference = reference_from_plain(plain)
     session.report.stage(f"reference: {len(reference.log_weights)} components")

@@ -1,10 +1,12 @@
 """One call of `fit`: rows, parameters, random numbers and output."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from sklvebm.checkpointing import Checkpoint
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures.missing_fit import completed_by
 from sklvebm.mixtures.reference import MixtureReference
@@ -24,10 +26,22 @@ class FitSession(NamedTuple):
     continues: bool = False  # an earlier fit
     keep_best: bool = True  # keep the epoch with the best monitored value, not the last average
     choice: MixtureChoice | None = None  # of the reference's mixtures, where already made
+    checkpoint: Checkpoint | None = None  # within `checkpoints`
 
     def draw_seed(self) -> int:
         """Draw a seed from `random_state`."""
         return self.random_state.randint(np.iinfo(np.int32).max)
+
+    def cached(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function whose results are kept in `memory` and in the checkpoint."""
+        in_memory, checkpoint = self.config.cached(function), self.checkpoint
+        if checkpoint is None:
+            return in_memory
+
+        def cached(*args: Any, **kwargs: Any) -> Any:
+            return checkpoint.result(function.__name__, lambda: in_memory(*args, **kwargs))
+
+        return cached
 
     def completed_by(self, reference: MixtureReference) -> "FitSession":
         """Return the session with missing cells drawn from a reference given the observed cells."""

@@ -327,6 +327,7 @@ def _descended(
         callback=report,
         row_weights=as_tensor(session.data.fitted_weights, fitted.device),
         monitor_weights=as_tensor(session.data.monitored_weights, fitted.device),
+        keeper=session.checkpoint,
     )
     later = [p._replace(epoch=p.epoch + len(history)) for p in result.history]
     result = result._replace(history=history + later)

@@ -135,6 +135,7 @@ def _descended(
         callback=session.report_epoch,
         row_weights=as_tensor(session.data.fitted_weights, config.torch_device),
         monitor_weights=as_tensor(session.data.monitored_weights, config.torch_device),
+        keeper=session.checkpoint,
     )
 
 
