@@ -12,6 +12,7 @@ from sklvebm.exceptions import DamagedStateError
 from sklvebm.training_course import Progress
 
 OURS = {"X": "these rows", "alpha": "0.1"}
+DAMAGED = "The checkpoint is damaged: .* Delete .*checkpoint.npz"
 NUMBERS = {
     "energy": [torch.arange(6.0).reshape(2, 3), torch.tensor(True)],
     "course": {"history": [Progress(1, float("nan"), 0.1, {"loss": 1.0}, "fell")]},
@@ -135,7 +136,7 @@ def test_a_file_cut_short_is_damaged(share, tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(
-        DamagedStateError, match="The checkpoint is damaged: .* Delete .*checkpoint.npz"
+        DamagedStateError, match=DAMAGED
     ):
         read(tmp_path)
 
@@ -143,12 +144,12 @@ def test_a_file_cut_short_is_damaged(share, tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "checkpoint.npz", x=np.arange(3))
     with pytest.raises(
-        DamagedStateError, match="The checkpoint is damaged: .* Delete .*checkpoint.npz"
+        DamagedStateError, match=DAMAGED
     ):
         read(tmp_path)
     np.savez(tmp_path / "checkpoint.npz", description=np.array([{}], dtype=object))
     with pytest.raises(
-        DamagedStateError, match="The checkpoint is damaged: .* Delete .*checkpoint.npz"
+        DamagedStateError, match=DAMAGED
     ):
         read(tmp_path)
 

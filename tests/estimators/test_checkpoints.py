@@ -153,16 +153,18 @@ def test_random_numbers_of_the_first_attempt_are_used(kind, tmp_path, monkeypatc
     def make():
         return lvebm(random_state=None if kind is type(None) else kind(3))
 
-    seen = []
+    seen, splits = [], set()
     original = Reporter.__call__
 
     def note(self, progress, value):
         seen.append((progress.epoch, value))
+        splits.add(self.tasks.estimator._split_seed)
         return original(self, progress, value)
 
     monkeypatch.setattr(Reporter, "__call__", note)
     model = continued(monkeypatch, tmp_path, make, X, 4)
     assert [epoch for epoch, _ in seen] == [1, 2, 3, 4, 5]
+    assert len(splits) == 1
     assert [value for _, value in seen] == model.lower_bounds_
 
 
