@@ -9,13 +9,14 @@ from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 from sklvebm.messages import FEWER_ROWS, naming_memory
+from sklvebm.row_blocks import Sliceable
 from sklvebm.runtime import numerical_session
 from sklvebm.threads import limited_threads, most_threads
 
 
 def answer_rows(
     module: nn.Module,
-    rows: np.ndarray,
+    rows: Sliceable,
     device: torch.device,
     answer: Callable[[Any, Tensor, int], Tensor],
     parts: Iterable[slice],
@@ -29,8 +30,8 @@ def answer_rows(
     ----------
     module : torch.nn.Module
         Module of a fitted model, on `device`.
-    rows : ndarray of shape (n_samples, n_columns)
-        Converted to float64; not modified.
+    rows : ndarray or MappedRows of shape (n_samples, n_columns)
+        Converted to float64, chunk by chunk; not modified.
     device : torch.device
         Device of the computation.
     answer : callable

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklvebm.row_blocks import has_copies
+
 
 class DistinctRows(NamedTuple):
     """Rows without copies: a row counts as often as its copies together."""
@@ -59,6 +61,8 @@ def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows
         Positive; None counts each row once.
     """
     n_rows, n_features = X.shape
+    if row_weights is None and not has_copies(X):
+        return DistinctRows(X, None, np.arange(n_rows), 0.0)
     plain = np.where(np.isnan(X), np.nan, X + 0.0)  # one NaN, one zero
     keys = np.ascontiguousarray(plain).view(np.dtype((np.void, plain.itemsize * n_features)))
     _, first, group = np.unique(keys.reshape(-1), return_index=True, return_inverse=True)

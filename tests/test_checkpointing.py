@@ -135,22 +135,16 @@ def test_a_file_cut_short_is_damaged(share, tmp_path):
     path = kept(tmp_path)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(
-        DamagedStateError, match=DAMAGED
-    ):
+    with pytest.raises(DamagedStateError, match=DAMAGED):
         read(tmp_path)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "checkpoint.npz", x=np.arange(3))
-    with pytest.raises(
-        DamagedStateError, match=DAMAGED
-    ):
+    with pytest.raises(DamagedStateError, match=DAMAGED):
         read(tmp_path)
     np.savez(tmp_path / "checkpoint.npz", description=np.array([{}], dtype=object))
-    with pytest.raises(
-        DamagedStateError, match=DAMAGED
-    ):
+    with pytest.raises(DamagedStateError, match=DAMAGED):
         read(tmp_path)
 
 

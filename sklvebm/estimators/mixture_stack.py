@@ -47,6 +47,7 @@ from sklvebm.preprocessing.scaling import (
     standardisation_from_plain,
     zero_where_squares_overflow,
 )
+from sklvebm.row_blocks import Sliceable, has_missing
 from sklvebm.runtime import chunks, draw_seed, generator_of, numerical_session, without_numpy_errors
 
 _RULES: dict[str, Rule] = {
@@ -247,7 +248,7 @@ class MixtureStack(
         """Fit standardised rows and set the fitted attributes."""
         random_state, report = generator_of(self.random_state), Reporter(self, "log-likelihood")
         report.phase("choosing", f"choosing mixtures of {len(rows)} rows")
-        observed = rows if np.isnan(rows).any() else None
+        observed = rows if has_missing(rows) else None
         if observed is not None:
             report.stage("completing rows with missing cells")
             rows = complete_rows(rows, random_state.randint(2**30), row_weights=row_weights)
@@ -344,7 +345,7 @@ class MixtureStack(
         """
         X = self._checked_rows(X)
         units = self._model.standardisation
-        rows = units.apply(X)
+        rows = units.view(X)
         values = self._answered(rows, lambda reference, x, _: reference_log_marginal(reference, x))
         values = zero_where_squares_overflow(values, rows) + units.log_jacobian_of(X)
         return values.astype(X.dtype)
@@ -371,7 +372,7 @@ class MixtureStack(
             tails = shares[:, self.n_components_ :].sum(1, keepdim=True)
             return torch.cat([shares[:, : self.n_components_], tails], 1)
 
-        return self._answered(self._model.standardisation.apply(X), answer).astype(X.dtype)
+        return self._answered(self._model.standardisation.view(X), answer).astype(X.dtype)
 
     @without_numpy_errors
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
@@ -398,7 +399,7 @@ class MixtureStack(
         return framed(self, units.invert(x.numpy()))
 
     def _answered(
-        self, rows: np.ndarray, answer: Callable[[MixtureReference, Tensor, int], Tensor]
+        self, rows: Sliceable, answer: Callable[[MixtureReference, Tensor, int], Tensor]
     ) -> np.ndarray:
         """Apply `answer(reference, x, number)` to standardised rows in chunks."""
         reference = self._model.reference

@@ -1,12 +1,13 @@
 """Standardisation of columns that is robust to distant outliers, and errors that name them."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sklvebm.preprocessing.margins import Bins
+from sklvebm.row_blocks import MappedRows, Sliceable, has_missing, row_blocks, sum_of_blocks
 
 _MAX_QUARTILE_RANGES = 20.0  # interquartile ranges from the median; clips values for the scale
 # distances in standardised units
@@ -30,7 +31,7 @@ class _Statistics(NamedTuple):
 
 def _statistics_of(X: np.ndarray) -> _Statistics:
     """Return the statistics for an array: those of observed cells where some are missing."""
-    if np.isnan(X).any():
+    if has_missing(X):
         return _Statistics(np.nanmean, np.nanstd, np.nanmin, np.nanmax, np.nanquantile)
     return _Statistics(np.mean, np.std, np.min, np.max, np.quantile)
 
@@ -49,6 +50,10 @@ class Standardisation(NamedTuple):
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Return standardised rows in float64; X is not modified."""
         return self.mapped(self._scaled(X))
+
+    def view(self, X: np.ndarray) -> MappedRows:
+        """Return standardised rows that are computed when a part of them is asked for."""
+        return MappedRows(X, self.apply)
 
     def _scaled(self, X: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # an overflow to infinity is an infinite distance
@@ -84,9 +89,13 @@ class Standardisation(NamedTuple):
 
         Of the observed cells, nats: one number, or (N,) where it differs between rows.
         """
-        observed = ~np.isnan(X)
-        scales = self.log_jacobian if observed.all() else -(observed @ np.log(self.scale))
-        return scales + self.log_slopes(self._scaled(X)) if self.margins else scales
+        scales: float | np.ndarray = self.log_jacobian
+        if has_missing(X):
+            scales = -(~np.isnan(X) @ np.log(self.scale))
+        if not self.margins or len(X) == 0:
+            return scales
+        slopes = [self.log_slopes(self._scaled(X[part])) for part in row_blocks(X)]
+        return scales + np.concatenate(slopes)
 
     def log_slopes(self, rows: np.ndarray) -> np.ndarray:
         """Return the sum of the margins' log slopes of rows after mean and scale, (N,), nats."""
@@ -143,19 +152,15 @@ def fit_standardisation(
     UserWarning
         If columns are constant, or values are a million standard deviations from the others.
     """
-    X = np.asarray(X, dtype=np.float64)
-    inner, of = without_outliers(X), _statistics_of(X)
-    mean = of.mean(inner, axis=0) if row_weights is None else _mean(inner, row_weights)
-    # squares of the smallest floating-point numbers underflow to zero
-    spread = of.max(np.abs(inner - mean), axis=0)
-    unit = np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOW_DISTANCE), spread, 1.0)
-    if row_weights is None:
-        scale = unit * of.std(inner / unit, axis=0)
+    X, of = np.asarray(X, dtype=np.float64), _statistics_of(X)
+    if row_weights is None and X.flags.c_contiguous and not has_missing(X):
+        mean, scale = _moments_by_blocks(X)
     else:
-        scale = unit * np.sqrt(_mean(((inner - mean) / unit) ** 2, row_weights))
+        mean, scale = _moments(X, row_weights)
     # 0.1 + 0.2 and 0.3 are equal
-    range_ = of.max(X, axis=0) - of.min(X, axis=0)
-    constant = range_ <= _MAX_EQUAL_SPACINGS * np.spacing(of.max(np.abs(X), axis=0))
+    most, least = of.max(X, axis=0), of.min(X, axis=0)
+    largest = np.maximum(np.abs(most), np.abs(least))
+    constant = most - least <= _MAX_EQUAL_SPACINGS * np.spacing(largest)
     if constant.any():
         warnings.warn(
             f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
@@ -166,11 +171,42 @@ def fit_standardisation(
     standardisation = Standardisation(
         np.where(constant, _first_observed(X), mean), np.where(constant, 1.0, scale)
     )
-    far = np.abs(standardisation.apply(X)) > _WARNING_DISTANCE
-    if far.any():
+    if any((np.abs(standardisation.apply(X[b])) > _WARNING_DISTANCE).any() for b in row_blocks(X)):
+        far = np.abs(standardisation.apply(X)) > _WARNING_DISTANCE
         places = np.arange(len(X)) if places is None else places
         warnings.warn(_far_values(X, far, places), UserWarning, stacklevel=5)
     return standardisation
+
+
+def _unit_of(spread: np.ndarray) -> np.ndarray:
+    """Return the unit of a column in which its variance is computed, from its largest distance."""
+    # squares of the smallest floating-point numbers underflow to zero
+    return np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOW_DISTANCE), spread, 1.0)
+
+
+def _moments(X: np.ndarray, row_weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation (D,) of the observed cells, distant ones clipped."""
+    inner, of = without_outliers(X), _statistics_of(X)
+    mean = of.mean(inner, axis=0) if row_weights is None else _mean(inner, row_weights)
+    unit = _unit_of(of.max(np.abs(inner - mean), axis=0))
+    if row_weights is None:
+        return mean, unit * of.std(inner / unit, axis=0)
+    return mean, unit * np.sqrt(_mean(((inner - mean) / unit) ** 2, row_weights))
+
+
+def _moments_by_blocks(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same of complete rows of equal weight, without arrays of the size of X."""
+    limits, n_rows = _limits(X), len(X)
+
+    def blocks() -> Iterator[np.ndarray]:
+        return (np.clip(X[part], *limits) for part in row_blocks(X))
+
+    mean = sum_of_blocks(blocks()) / n_rows
+    spread = np.max([np.abs(block - mean).max(axis=0) for block in blocks()], axis=0)
+    unit = _unit_of(spread)
+    centre = sum_of_blocks(block / unit for block in blocks()) / n_rows
+    variance = sum_of_blocks((block / unit - centre) ** 2 for block in blocks()) / n_rows
+    return mean, unit * np.sqrt(variance)
 
 
 def _mean(X: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
@@ -207,13 +243,18 @@ def _far_values(X: np.ndarray, far: np.ndarray, places: np.ndarray) -> str:
     )
 
 
-def zero_where_squares_overflow(log_density: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def zero_where_squares_overflow(log_density: np.ndarray, rows: Sliceable) -> np.ndarray:
     """Return log densities (N,) of standardised rows (N, D), with -inf for NaN of distant rows.
 
     The reference underflows to zero there, and the difference of two infinite terms is NaN.
     """
-    far = np.abs(rows).max(axis=1) > _OVERFLOW_DISTANCE
-    return np.where(np.isnan(log_density) & far, -np.inf, log_density)
+    unknown = np.flatnonzero(np.isnan(log_density))
+    if len(unknown) == 0:
+        return log_density
+    far = np.abs(rows[unknown]).max(axis=1) > _OVERFLOW_DISTANCE
+    filled = log_density.copy()
+    filled[unknown[far]] = -np.inf
+    return filled
 
 
 def check_reach(standardised: np.ndarray, X: np.ndarray, places: np.ndarray | None = None) -> None:
@@ -226,9 +267,9 @@ def check_reach(standardised: np.ndarray, X: np.ndarray, places: np.ndarray | No
     ValueError
         Names rows and columns.
     """
-    far = ~(np.abs(standardised) < _MAX_DISTANCE) & ~np.isnan(X)
-    if not far.any():
+    if not any(_out_of_reach(standardised[b], X[b]).any() for b in row_blocks(X)):
         return
+    far = _out_of_reach(standardised, X)
     rows, columns = np.flatnonzero(far.any(1)), np.flatnonzero(far.any(0))
     first = X[rows[0], np.flatnonzero(far[rows[0]])[0]]
     numbers = rows if places is None else np.sort(places[rows])
@@ -241,6 +282,11 @@ def check_reach(standardised: np.ndarray, X: np.ndarray, places: np.ndarray | No
     )
 
 
+def _out_of_reach(standardised: np.ndarray, X: np.ndarray) -> np.ndarray:
+    """Return which cells are too distant for any density."""
+    return ~(np.abs(standardised) < _MAX_DISTANCE) & ~np.isnan(X)
+
+
 def finite(rows: np.ndarray) -> np.ndarray:
     """Return rows with infinite values replaced by the largest finite numbers."""
     most = np.finfo(np.float64).max
@@ -249,12 +295,21 @@ def finite(rows: np.ndarray) -> np.ndarray:
 
 def without_outliers(X: np.ndarray) -> np.ndarray:
     """Return X with distant values clipped, so that few of them do not determine the scale."""
-    of = _statistics_of(X)
-    low, middle, high = of.quantile(X, [0.25, 0.5, 0.75], axis=0)
+    return np.clip(X, *_limits(X))
+
+
+def _limits(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the limits (D,) beyond which `without_outliers` clips the columns of X."""
+    of, levels = _statistics_of(X), [0.25, 0.5, 0.75]
+    if of.quantile is np.quantile:
+        # one column at a time, because NumPy copies what it sorts
+        low, middle, high = np.array([np.quantile(column, levels) for column in X.T]).T
+    else:
+        low, middle, high = of.quantile(X, levels, axis=0)
     reach = _MAX_QUARTILE_RANGES * (high - low)
     for column in np.flatnonzero(~(reach > 0.0)):
         # half of the values are equal: the distances of the others give the scale
         away = np.abs(X[:, column] - middle[column])
         others = away[away > 0.0]
         reach[column] = 2.0 * _MAX_QUARTILE_RANGES * np.median(others) if len(others) else np.inf
-    return np.clip(X, middle - reach, middle + reach)
+    return middle - reach, middle + reach

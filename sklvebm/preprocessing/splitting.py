@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sklvebm.row_blocks import has_copies
+
 
 def repeats_together(X: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Return an order of rows in which copies of a row are neighbours.
@@ -19,6 +21,8 @@ def repeats_together(X: np.ndarray, order: np.ndarray) -> np.ndarray:
     order : ndarray of shape (n_samples,)
         A permutation of their indices; returned unchanged where no rows repeat.
     """
+    if not has_copies(X):
+        return order
     _, group = np.unique(X[order], axis=0, return_inverse=True)
     group = group.reshape(-1)
     if group.max(initial=-1) + 1 == len(order):
@@ -49,6 +53,8 @@ def split_rows(X: np.ndarray, held_out_share: float, random_state: np.random.Ran
     if held_out_share == 0.0 or n_samples < 3:
         return Rows(np.arange(n_samples), order[:_MAX_MONITOR_ROWS])
     n_held_out = min(max(1, math.ceil(held_out_share * n_samples)), n_samples - 1)
+    if not has_copies(X):
+        return Rows(np.sort(order[n_held_out:]), order[:n_held_out][:_MAX_MONITOR_ROWS])
     order = repeats_together(X, order)
     starts = np.flatnonzero([True, *(X[order[1:]] != X[order[:-1]]).any(axis=1)])
     sizes = np.diff([*starts, n_samples])

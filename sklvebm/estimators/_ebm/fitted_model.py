@@ -38,6 +38,7 @@ from sklvebm.preprocessing.scaling import (
     finite,
     zero_where_squares_overflow,
 )
+from sklvebm.row_blocks import Sliceable, has_missing
 from sklvebm.runtime import chunks, numerical_session, seeded_generator
 from sklvebm.smc.annealing import Ladder
 from sklvebm.smc.log_partition import LogPartition
@@ -93,14 +94,14 @@ def numbers_per_particle(energy: PathEnergy) -> int:
 
 def _answer_rows(
     model: Model,
-    rows: np.ndarray,
+    rows: Sliceable,
     device: torch.device,
     answer: Callable[[PathEnergy, Tensor, int], Tensor],
     particles_per_row: int = ROW_PARTICLES,
 ) -> np.ndarray:
     """Apply `answer(energy, rows, number of the chunk)` to rows, see `answer_rows`."""
     numbers = numbers_per_particle(model.energy)
-    if np.isnan(rows).any():
+    if has_missing(rows):
         numbers += numbers_per_row(model.energy.reference) // particles_per_row
     parts = chunks(len(rows), particles_per_row, numbers)
     energy = model.energy if device.type == "cpu" else copy.deepcopy(model.energy).to(device)
@@ -135,11 +136,12 @@ def log_density(
         return by_completeness(x, of_complete, of_others)
 
     units = model.standardisation
-    rows = units.apply(X)
+    rows = units.view(X)
     out = zero_where_squares_overflow(_answer_rows(model, rows, device, answer), rows)
     log_z = model.log_partition.lower if from_above else model.log_partition.upper
+    out = out - log_z + units.log_jacobian_of(X)
     # the density of no cell is one
-    return np.where(np.isnan(rows).all(1), 0.0, out - log_z + units.log_jacobian_of(X))
+    return np.where(np.isnan(X).all(1), 0.0, out) if has_missing(X) else out
 
 
 def cells(model: Model, rows: np.ndarray, device: torch.device, question: Question) -> np.ndarray:
@@ -185,7 +187,7 @@ def latent_means(model: Model, X: np.ndarray, device: torch.device) -> np.ndarra
     def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
         return by_completeness(x, partial(of_complete, energy), partial(of_others, energy))
 
-    return _answer_rows(model, model.standardisation.apply(X), device, answer)
+    return _answer_rows(model, model.standardisation.view(X), device, answer)
 
 
 def latent_draws(
@@ -213,7 +215,7 @@ def latent_draws(
 
         return by_completeness(x, of_complete, of_others)
 
-    rows = model.standardisation.apply(X)
+    rows = model.standardisation.view(X)
     return _answer_rows(model, rows, device, answer, max(ROW_PARTICLES, 2 * n_draws))
 
 

@@ -30,6 +30,7 @@ from sklvebm.preprocessing.scaling import (
     finite,
     zero_where_squares_overflow,
 )
+from sklvebm.row_blocks import Sliceable, has_missing
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.smc.quasi_random import latent_nodes
@@ -86,7 +87,7 @@ def numbers_per_row(potential: AnchoredPotential, n_directions: int) -> int:
 
 def _answer_rows(
     model: FlowModel,
-    rows: np.ndarray,
+    rows: Sliceable,
     device: torch.device,
     answer: Callable[[AnchoredPotential, Tensor], Tensor],
     n_directions: int = 1,
@@ -100,10 +101,10 @@ def _potential_on(model: FlowModel, device: torch.device) -> AnchoredPotential:
     return model.potential if device.type == "cpu" else on_device(model.potential, device)
 
 
-def _parts(model: FlowModel, rows: np.ndarray, n_directions: int) -> list[slice]:
+def _parts(model: FlowModel, rows: Sliceable, n_directions: int) -> list[slice]:
     """Return the chunks in which rows (N, D) are answered."""
     numbers = numbers_per_row(model.potential, n_directions)
-    if np.isnan(rows).any():
+    if has_missing(rows):
         numbers = ROW_PARTICLES * numbers + missing_numbers(model.reference)
     size = max(1, _CHUNK_NUMBERS // numbers)
     return [slice(first, first + size) for first in range(0, len(rows), size)]
@@ -217,14 +218,14 @@ def _in_units(
 ) -> np.ndarray:
     """Apply `answer` to standardised rows and return log-densities in the units of X."""
     standardisation = model.standardisation
-    rows = standardisation.apply(X)
+    rows = standardisation.view(X)
     values = _answer_rows(model, rows, device, answer, n_directions)
     values = zero_where_squares_overflow(values, rows)
-    is_observed = ~np.isnan(rows)
+    n_observed = (~np.isnan(X)).sum(1) if has_missing(X) else np.array(X.shape[1])
     # the interpolant at time t scales rows by t
-    values = values + is_observed.sum(1) * np.log(time) + standardisation.log_jacobian_of(X)
+    values = values + n_observed * np.log(time) + standardisation.log_jacobian_of(X)
     # the density of no cell is one
-    return np.where(is_observed.any(1), values, 0.0)
+    return np.where(n_observed > 0, values, 0.0)
 
 
 def to_noise(model: FlowModel, X: np.ndarray, device: torch.device) -> np.ndarray:
