@@ -69,7 +69,7 @@ def probabilistic_pca(
     n_samples, n_features = X.shape
     X = without_outliers(X)  # otherwise few outliers determine the latents
     mean = np.average(X, axis=0, weights=row_weights)
-    centred = X - mean
+    centred = np.subtract(X, mean, out=X)  # the clipped copy is not needed any more
     weighted = centred if row_weights is None else centred * row_weights[:, None]
     divisor = max(n_samples - 1, 1)  # as sklearn.decomposition.PCA
     if n_features > n_samples:  # singular vectors of few rows are those of the covariance

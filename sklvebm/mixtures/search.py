@@ -348,23 +348,26 @@ def split_folds(
 def one_fold(
     X: np.ndarray,
     judged: np.ndarray,
-    most_fitted: int,
-    most_judging: int,
+    order: np.ndarray,
+    limits: tuple[int, int],
     row_weights: np.ndarray | None = None,
 ) -> Fold:
-    """Split rows, which are in random order, into one fold with a quarter of them held out.
+    """Split rows into one fold with a quarter of them held out.
 
     Parameters
     ----------
     X, judged : ndarray of shape (n_samples, n_features)
         As in `split_folds`.
-    most_fitted, most_judging : int
+    order : ndarray of shape (n_samples,)
+        A random order of the rows.
+    limits : tuple of two ints
         Upper limits on the numbers of fitted and held-out rows.
     row_weights : ndarray of shape (n_samples,) or None, default=None
         As in `split_folds`.
     """
-    n_judging = min(len(X) // 4, most_judging)
-    train, test = np.split(np.arange(min(len(X), n_judging + most_fitted)), [n_judging])[::-1]
+    most_fitted, most_judging = limits
+    n_judging = min(len(order) // 4, most_judging)
+    test, train = np.split(order[: n_judging + most_fitted], [n_judging])
     return _fold(X, judged, row_weights, train, test)
 
 

@@ -231,7 +231,7 @@ def judged_choice(
         order = np.random.RandomState(seed).permutation(len(every))
         order = repeats_together(every, order)
         limits = MAX_FITTED_ROWS, policy.max_judging_rows
-        fold = one_fold(every[order], given[order], *limits, chosen(row_weights, order))
+        fold = one_fold(every, given, order, limits, row_weights)
         losses = HeldOutLosses([fold], seed, scales, policy)
         shares = _grown(losses, shares)
         n_tried = policy.n_growth_members

@@ -286,7 +286,7 @@ def test_components_grow_no_further_than_rows_want(monkeypatch):
 
 def test_components_that_other_rows_cannot_support_stay():
     X = np.repeat(random_state().standard_normal((12, 2)), 100, axis=0)
-    fold = one_fold(*[random_state().permutation(X)] * 2, 1000, 1000)
+    fold = one_fold(X, X, random_state().permutation(len(X)), (1000, 1000))
     losses = HeldOutLosses([fold], 0, column_scales(X), stacking.DEFAULT_POLICY)
     shares = {Candidate(4, "full", 1e-3): 1.0}  # twelve distinct rows support two
     assert stacking._grown(losses, shares) == shares
@@ -294,10 +294,10 @@ def test_components_that_other_rows_cannot_support_stay():
 
 def test_one_fold_holds_a_quarter_out_within_limits():
     X = np.arange(100.0)[:, None]
-    fold = one_fold(X, X, 60, 1000)
+    fold = one_fold(X, X, np.arange(len(X)), (60, 1000))
     assert (len(fold.train), len(fold.test)) == (60, 25)
     assert not set(fold.train.ravel()) & set(fold.test.ravel())
-    fold = one_fold(X, X, 1000, 10)
+    fold = one_fold(X, X, np.arange(len(X)), (1000, 10))
     assert (len(fold.train), len(fold.test)) == (90, 10)
     expected = norm(X[10:].mean(), 2.0 * X[10:].std()).logpdf(X[:10]).ravel()
     np.testing.assert_allclose(fold.wide[:, 0], expected, rtol=1e-6)
