@@ -2,8 +2,8 @@
 Storing a model, and taking it elsewhere
 ========================================
 
-A model becomes a folder with two files, without pickle. Its pool and draws of its latents go to
-ArviZ.
+A fit that is killed can be continued from its checkpoint. A model becomes a folder with two files,
+without pickle. Its pool and draws of its latents go to ArviZ.
 """
 
 import tempfile
@@ -13,6 +13,7 @@ from sklearn.datasets import load_iris
 
 from sklvebm import (
     ParticleLVEBM,
+    checkpoints,
     dequantize,
     load_model,
     save_model,
@@ -21,7 +22,9 @@ from sklvebm import (
 )
 
 X = dequantize(load_iris().data, random_state=0)
-model = ParticleLVEBM(n_components=1, max_iter=3, tol=None, random_state=0).fit(X)
+model = ParticleLVEBM(n_components=1, max_iter=3, tol=None, random_state=0)
+with tempfile.TemporaryDirectory() as folder, checkpoints(folder):
+    model.fit(X)
 with tempfile.TemporaryDirectory() as folder:
     save_model(model, folder)
     loaded = load_model(folder)

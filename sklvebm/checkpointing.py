@@ -50,6 +50,11 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Itera
         Seconds from one checkpoint to the next; 0 stores the state after every epoch. The end of
         training is stored in every case.
 
+    Yields
+    ------
+    nothing : None
+        The folder is used by `fit` within the context.
+
     Raises
     ------
     ValueError

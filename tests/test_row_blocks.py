@@ -58,7 +58,7 @@ def test_copies_are_found(dtype):
     assert not has_copies(X)
     for first, second in [
         ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)),
-        ((0.0, np.nan, 1), (-0.0, np.nan, 1)),
+        ((0.0, np.nan, 1), (-0.0, -np.nan, 1)),
     ]:
         Y = X.copy()
         Y[5], Y[3990] = first, second
@@ -107,6 +107,13 @@ def test_splits_without_copies_are_those_of_groups_of_one(share, n_rows, monkeyp
     np.testing.assert_array_equal(ours.monitor, theirs.monitor)
     order = np.random.RandomState(4).permutation(n_rows)
     assert repeats_together(X, order) is order
+
+
+def test_rows_without_copies_are_not_sorted(monkeypatch):
+    X, order = RANDOM.normal(size=(50, 2)), np.arange(50)[::-1]
+    monkeypatch.setattr(np, "unique", None)
+    assert repeats_together(X, order) is order
+    assert distinct_rows(X, None).X is X
 
 
 def test_mapped_rows_are_computed_when_asked_for():

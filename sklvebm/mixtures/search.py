@@ -411,7 +411,11 @@ def log_defensive_components(train: np.ndarray, test: np.ndarray) -> np.ndarray:
 def defensive_covariance(X: np.ndarray) -> np.ndarray:
     """Return the covariance (D, D) of the defensive component for rows X."""
     n_features, X = X.shape[1], without_outliers(X)
-    spread = np.cov(X.T, bias=True).reshape(n_features, -1) if len(X) > 1 else np.eye(n_features)
+    if len(X) > 1:  # as `np.cov`, but in the copy that was clipped
+        X -= X.mean(axis=0)
+        spread = np.dot(X.T, X) * (1.0 / len(X))
+    else:
+        spread = np.eye(n_features)
     return _DEFENSIVE_SPREAD**2 * (spread + COVARIANCE_FLOOR * np.eye(n_features))
 
 
