@@ -54,7 +54,7 @@ class Objective(Protocol):
         `row_weights` say how often each row counts, or None for equal weights.
         """
 
-    def measures(self, state: Any) -> dict[str, Tensor]:
+    def measures(self, energy: Any, state: Any) -> dict[str, Tensor]:
         """Return 0-d tensors of a state that `problem` needs among its metrics."""
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
@@ -455,7 +455,7 @@ class _Run:
             generator=self.generator,
             row_weights=self.row_weights,
         )
-        measures = self.objective.measures(self.state)
+        measures = self.objective.measures(self.optimisation.energy, self.state)
         bound = {_BOUND: self.monitored()} if self.objective.has_total_bound else {}
         norm = {_NORM: _norm(self.optimisation.energy)}
         read = read_together({**means, **norm, **measures, **bound})

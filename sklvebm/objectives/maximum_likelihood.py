@@ -193,9 +193,9 @@ class ParticleLikelihood:
         """Return the particles of a state: the state itself."""
         return state
 
-    def measures(self, state: ParticleState) -> dict[str, Tensor]:
+    def measures(self, energy: PathEnergy, state: ParticleState) -> dict[str, Tensor]:
         """Return the largest coordinates; see `TemperedPool.measures`."""
-        return self.tempered.measures(state)
+        return self.tempered.measures(energy, state)
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
         """Return why the pool does not represent the model; see `TemperedPool.problem`."""

@@ -187,9 +187,9 @@ class WassersteinFlow:
 
     # Judgements --------------------------------------------------------------------------------
 
-    def measures(self, state: FlowState) -> dict[str, Tensor]:
+    def measures(self, energy: PathEnergy, state: FlowState) -> dict[str, Tensor]:
         """Return distances of the particles; see `TemperedPool.measures`."""
-        return self.tempered.measures(state.particles)
+        return self.tempered.measures(energy, state.particles)
 
     def problem(self, state: FlowState, metrics: dict[str, float]) -> str | None:
         """Return why the pool does not represent the model; see `TemperedPool.problem`."""

@@ -28,13 +28,12 @@ from sklvebm.objectives.pool import (
 )
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import mbar
-from sklvebm.training import read_together
 
 _OFFER_EVERY = 16  # updates
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 _DRAWN_AT_A_TIME = 2**14  # particles of a first pool
 _NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
-_FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
+_FARTHEST = 1e3  # times the farthest likely draw of the reference: a particle has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
 # of the multistate weights: digits on one Gaussian need 35 for a change of 1e-7 nats, moons 7
 _MONITOR_ITERATIONS = 40
@@ -190,11 +189,10 @@ class TemperedPool:
             "pool_acceptance": acceptance,
         }
 
-    def measures(self, state: ParticleState) -> dict[str, Tensor]:
-        """Return the largest coordinates, 0-d: of the pool, and of a ladder's first rung."""
-        pool = state.pool
-        first = _farthest(pool[0]) if len(pool) > 1 else pool.new_ones(())
-        return {"farthest": _farthest(pool), "farthest of the reference": first}
+    def measures(self, energy: PathEnergy, state: ParticleState) -> dict[str, Tensor]:
+        """Return the largest coordinates, 0-d: of the pool, and of draws of the reference."""
+        limit = energy.reference.farthest_draw()
+        return {"farthest": _farthest(state.pool), "farthest of the reference": limit}
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
         """Return why the pool does not represent the model any more; None if it does.
@@ -204,20 +202,17 @@ class TemperedPool:
         state : ParticleState
             Particles after an epoch.
         metrics : dict of str to float
-            Means over the epoch.
+            Means over the epoch, and `measures`.
 
         Returns
         -------
         problem : str or None
             Particles that are not finite or far out, or a ladder that lets nothing through.
         """
-        measured = metrics if "farthest" in metrics else read_together(dict(self.measures(state)))
-        farthest = measured["farthest"]
+        farthest = metrics["farthest"]
         if not math.isfinite(farthest):
             return "particles are not finite"
-        # the first rung of a ladder is drawn from the reference
-        limit = _FARTHEST * max(1.0, measured["farthest of the reference"])
-        if farthest > limit:
+        if farthest > _FARTHEST * metrics["farthest of the reference"]:
             return f"a particle is {farthest:.2g} standardised units from the centre"
         if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
             return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"
