@@ -13,10 +13,11 @@ import math
 import torch
 from torch import Tensor
 
+from sklvebm.backends import select_contrast
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.joint_move import can_move_together, move_together
-from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.parts import contrast_in_parts, in_parts
 from sklvebm.objectives.pool import Sweep
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
@@ -25,7 +26,7 @@ from sklvebm.objectives.posteriors import (
     Posterior,
     PosteriorMove,
 )
-from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.objectives.tempered_pool import TemperedPool, Weighing, free_energy_bound
 from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -136,20 +137,41 @@ class ParticleLikelihood:
         noise = IndependentNoise(generator)
         moved, sweep = self._moved(energy, batch, state, noise)
 
-        particles = self.tempered.read_out(sweep, noise)
-        negative = energy.reference.rows(particles.flatten(0, 1))
-        rows = torch.cat([moved.rows, negative])
-        correction = in_parts(energy, energy.correction, *energy.reference.parts(rows))
-        n = len(moved.rows)
-        weighing = self.tempered.weigh(correction[n:].detach().view(particles.shape[:2]), state)
-        # the mean over the first rows minus the weighted mean over the others, in one product
-        weights = torch.cat([correction.new_full((n,), 1.0 / n), -weighing.weights])
-        loss = weights @ correction
-
+        loss, weighing = self._contrast(energy, moved, sweep, state, noise)
         state = self.tempered.advance(state, sweep, weighing)
         state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
         metrics = {**self.tempered.metrics(sweep), "latent_acceptance": moved.acceptance}
         return loss, state, metrics
+
+    def _contrast(
+        self,
+        energy: PathEnergy,
+        moved: PosteriorMove,
+        sweep: Sweep,
+        state: ParticleState,
+        noise: IndependentNoise,
+    ) -> tuple[Tensor, Weighing]:
+        """Return the mean correction of rows minus the weighted mean of the pool, 0-d, nats."""
+        particles = self.tempered.read_out(sweep, noise)
+        rows = torch.cat([moved.rows, energy.reference.rows(particles.flatten(0, 1))])
+        n, shape = len(moved.rows), particles.shape[:2]
+        contrast = select_contrast(energy)
+        correction = sweep.correction
+        if contrast is None:
+            of_rows = in_parts(energy, energy.correction, *energy.reference.parts(rows))
+            correction = of_rows[n:].detach().view(shape)
+        elif correction is None and len(state.betas) == 1:
+            correction = particles[..., 0]  # weights that are equal do not depend on it
+        elif correction is None:
+            with torch.no_grad():
+                parts = energy.reference.parts(rows[n:])
+                correction = in_parts(energy, energy.correction, *parts).view(shape)
+        weighing = self.tempered.weigh(correction, state)
+        weights = rows.new_full((len(rows),), 1.0 / n)
+        torch.neg(weighing.weights, out=weights[n:])
+        if contrast is None:
+            return weights @ of_rows, weighing
+        return contrast_in_parts(energy, contrast, rows, weights), weighing
 
     def _moved(
         self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise

@@ -22,6 +22,7 @@ from sklvebm.mcmc.state import (
     IndependentNoise,
     ParticleState,
     Target,
+    Value,
     deferred,
     hold_frames,
     of_chains,
@@ -51,6 +52,7 @@ class Sweep(NamedTuple):
     swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
     source: Tensor | None  # (T * C,), place that swaps moved each particle from; None: no swaps
     parity: int  # the first rung of the pairs that were tried, 0 or 1
+    correction: Tensor | None = None  # (T, C) at the particles, nats; None: not computed
 
     def origin(self) -> Tensor:
         """Return the rung that the swaps moved each particle from, (T, C), int16."""
@@ -119,7 +121,14 @@ def sweep_pool(
         # of a place, only its rung matters
         torch.cat([part.origin() for part in parts], 1).reshape(-1).long() * state.pool.shape[1],
         parts[0].parity,
+        _joined([part.correction for part in parts]),
     )
+
+
+def _joined(corrections: list[Tensor | None]) -> Tensor | None:
+    """Return the corrections of all blocks of chains, (T, C); None if one was not computed."""
+    known = [correction for correction in corrections if correction is not None]
+    return torch.cat(known, 1) if len(known) == len(corrections) else None
 
 
 def n_blocks_of(energy: PathEnergy, pool: Tensor) -> int:
@@ -235,6 +244,8 @@ def move_rungs(
 
 def swept(rungs: Rungs, exchange: Exchange, state: ParticleState) -> Sweep:
     """Return the outcome of a sweep of the pool of `state`."""
+    value = rungs.chains.value
+    known = value.correction if isinstance(value, Value) else None
     return Sweep(
         rungs.chains.position.reshape(state.pool.shape),
         rungs.step_size,
@@ -242,6 +253,7 @@ def swept(rungs: Rungs, exchange: Exchange, state: ParticleState) -> Sweep:
         exchange.acceptance,
         exchange.source,
         state.n_updates % 2,
+        None if known is None else known.reshape(state.pool.shape[:2]),
     )
 
 
