@@ -27,7 +27,7 @@ from sklvebm.objectives.pool import (
     with_independence_proposals,
 )
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
-from sklvebm.smc.free_energy import mbar
+from sklvebm.smc.free_energy import mbar, multistate_weights
 
 _OFFER_EVERY = 16  # updates
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
@@ -35,6 +35,7 @@ _DRAWN_AT_A_TIME = 2**14  # particles of a first pool
 _NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
 _FARTHEST = 1e3  # times the farthest likely draw of the reference: a particle has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
+_ITERATIONS = 3  # of the multistate weights in an update, which continue those of the last one
 # of the multistate weights: digits on one Gaussian need 35 for a change of 1e-7 nats, moons 7
 _MONITOR_ITERATIONS = 40
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -154,12 +155,12 @@ class TemperedPool:
             weights = torch.full_like(correction[0], 1.0 / c).detach()
             return Weighing(weights, state.log_partitions, state.spread)
         detached = correction.detach().double()
-        log_partitions, log_mixture = mbar(
-            detached, state.betas, state.log_partitions, max_iter=3, tol=None
+        weights, log_partitions = multistate_weights(
+            detached, state.betas, state.log_partitions, _ITERATIONS
         )
-        weights = torch.softmax(-detached.reshape(-1) - log_mixture, 0).to(correction.dtype)
         share = 0.05 if state.n_updates > 20 else 0.3
-        return Weighing(weights, log_partitions, torch.lerp(state.spread, detached.var(1), share))
+        spread = torch.lerp(state.spread, detached.var(1), share)
+        return Weighing(weights.to(correction.dtype), log_partitions, spread)
 
     def advance(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
         """Return the state after a sweep; the ladder is respaced now and then."""
