@@ -122,7 +122,7 @@ class Adam:
 
 def _divisor(grads: list[Tensor], max_norm: float) -> Tensor:
     """Return what gradients are divided by so that their norm is `max_norm` at most, 0-d."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norm = torch.linalg.vector_norm(torch.cat([grad.reshape(-1) for grad in grads]))
     return norm.clamp_(min=max_norm).div_(max_norm).float()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 class KeepsResults:
     """Mixin of modules whose tensors are replaced, and never changed in place."""
 
-    def _kept(
+    def kept(
         self,
         name: str,
         own: tuple[Tensor, ...],
@@ -28,6 +28,10 @@ class KeepsResults:
         if size <= most_numbers and not torch.is_inference_mode_enabled():
             kept[name] = own, found
         return found
+
+    def share_results(self, other: "KeepsResults") -> None:
+        """Take over what another module keeps, as far as both have the same tensors."""
+        self.__dict__.setdefault("_results", {}).update(other.__dict__.get("_results", {}))
 
     def __getstate__(self) -> dict[str, Any]:
         # copies and pickles compute the results again

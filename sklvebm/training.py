@@ -134,12 +134,14 @@ def _pass_over(
     energy, average, optimizer, n_updates = optimisation
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
+    one = None  # the gradient of a loss in itself, the same for all
     for index in batches(pass_over(len(x), generator, x.device, row_weights), batch_size):
         optimizer.learning_rate = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
         optimizer.zero_grad()
         with torch.enable_grad():
             loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
-            loss.backward()
+            one = torch.ones_like(loss) if one is None else one
+            loss.backward(one)
         optimizer.step(_CLIP_NORM)
         n_updates += 1
         _update_average(average, energy, n_updates)

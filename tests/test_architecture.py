@@ -48,7 +48,7 @@ LEVELS = {
     "mixtures": [
         ["components", "factor_analysis", "policy", "starts"],
         ["reference", "expectation_maximization"],
-        ["reference_check", "missing_cells"],
+        ["reference_check", "missing_cells", "row_frames"],
         ["missing_fit", "search"],
         ["stacking"],
         ["margins", "reference_selection"],

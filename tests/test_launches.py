@@ -24,6 +24,7 @@ from sklvebm.row_weights import distinct_rows
 from sklvebm.smc.annealing import anneal
 from sklvebm.training import _pass_over, _Run
 
+N_EPOCHS = 16  # of five updates
 N_UPDATES = 20  # every kind of update is among them: proposals at 16, a respaced ladder at 10
 CONFIGURATIONS = {
     "default": (ParticleLVEBM, {}),
@@ -34,9 +35,8 @@ CONFIGURATIONS = {
     ),
     "proximal": (WassersteinFlowEBM, {"reference": "gaussian"}),
 }
-# mean launches of an update: 336, 336, 150 and 402 when this was written, and a twentieth
-MOST_LAUNCHES = {"default": 353, "one Gaussian": 353, "published": 157, "proximal": 422}
-
+# of an update, means over epochs of five: 249, 249, 134 and 376 when this was written
+MOST_LAUNCHES = {"default": 251, "one Gaussian": 251, "published": 150, "proximal": 400}
 
 MOST_LAUNCHES_OF_ANNEALING = 60  # a step
 
@@ -84,6 +84,18 @@ def test_the_host_waits_for_no_update_and_once_for_an_epoch(pretended, name):
         before = counted(trace)
         run.epoch(2, 0.01)
         epoch = difference(counted(trace), before)
+        before = counted(trace)
+        for _ in range(N_EPOCHS):
+            run.optimisation, run.state, _ = _pass_over(
+                run.optimisation,
+                run.objective,
+                run.x,
+                run.state,
+                batch_size=64,
+                learning_rate=0.01,
+                generator=run.generator,
+            )
+        launches = difference(counted(trace), before).launches / (5 * N_EPOCHS)
         updates, before = [], counted(trace)
         for _ in range(N_UPDATES):
             run.optimisation, run.state, _ = _pass_over(
@@ -101,7 +113,7 @@ def test_the_host_waits_for_no_update_and_once_for_an_epoch(pretended, name):
     assert [update.copies_in for update in updates] == [0] * N_UPDATES
     # the published algorithm has no ladder: its bound is annealed, and the annealing decides
     assert epoch.waits == 1 or (name == "published" and epoch.waits <= 3)
-    assert np.mean([update.launches for update in updates]) <= MOST_LAUNCHES[name]
+    assert launches <= MOST_LAUNCHES[name]
 
 
 @pytest.mark.parametrize("space", ["joint", "latent"])

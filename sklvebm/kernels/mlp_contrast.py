@@ -95,7 +95,8 @@ def _of_block(energy: AnchoredEnergy, rows: Tensor, weights: Tensor) -> tuple[Te
     saturation = scaled.tanh_()
     if energy.reach is not None:
         weights = weights * energy.reach(rows[:, : energy.n_features]).to(weights.dtype)
-    value = torch.dot(weights, saturation).mul_(bound)
+    # with beta = 0 the first argument gives nothing but the shape
+    value = torch.addmv(weights[:1], weights[None], saturation, beta=0.0, alpha=bound)[0]
     of_units = _tanh_backward(weights, saturation)
     of_output = torch.mv(hidden.T, of_units)
     grad = torch.outer(of_units, network.output)

@@ -16,6 +16,7 @@ from torch import Tensor
 from sklvebm.backends import select_contrast
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
+from sklvebm.objectives.frame_move import can_move_in_frames, move_in_frames
 from sklvebm.objectives.joint_move import can_move_together, move_together
 from sklvebm.objectives.parts import contrast_in_parts, in_parts
 from sklvebm.objectives.pool import Sweep
@@ -152,8 +153,10 @@ class ParticleLikelihood:
         noise: IndependentNoise,
     ) -> tuple[Tensor, Weighing]:
         """Return the mean correction of rows minus the weighted mean of the pool, 0-d, nats."""
-        particles = self.tempered.read_out(sweep, noise)
-        rows = torch.cat([moved.rows, energy.reference.rows(particles.flatten(0, 1))])
+        particles, negative = self.tempered.read_out(sweep, noise), sweep.rows
+        if negative is None:
+            negative = energy.reference.rows(particles.flatten(0, 1))
+        rows = torch.cat([moved.rows, negative])
         n, shape = len(moved.rows), particles.shape[:2]
         contrast = select_contrast(energy)
         correction = sweep.correction
@@ -168,7 +171,7 @@ class ParticleLikelihood:
                 correction = in_parts(energy, energy.correction, *parts).view(shape)
         weighing = self.tempered.weigh(correction, state)
         weights = rows.new_full((len(rows),), 1.0 / n)
-        torch.neg(weighing.weights, out=weights[n:])
+        torch.mul(weighing.weights, -1.0, out=weights[n:])
         if contrast is None:
             return weights @ of_rows, weighing
         return contrast_in_parts(energy, contrast, rows, weights), weighing
@@ -184,9 +187,11 @@ class ParticleLikelihood:
             and can_move_together(energy, batch, state, self.n_particles)
         ):
             state = self.tempered.proposed(energy, state, noise)
-            return move_together(
-                energy, batch, state, noise, tempered=self.tempered, posterior=posterior
+            in_frames = can_move_in_frames(
+                energy, self.tempered.kernel, state, len(batch.x) * self.n_particles
             )
+            move = move_in_frames if in_frames else move_together
+            return move(energy, batch, state, noise, tempered=self.tempered, posterior=posterior)
         moved = posterior.move(energy, batch, state, noise)
         if not is_persistent:
             state = state._replace(pool=self._pool_at_data(energy, moved, noise))

@@ -53,13 +53,20 @@ class Sweep(NamedTuple):
     source: Tensor | None  # (T * C,), place that swaps moved each particle from; None: no swaps
     parity: int  # the first rung of the pairs that were tried, 0 or 1
     correction: Tensor | None = None  # (T, C) at the particles, nats; None: not computed
+    rows: Tensor | None = None  # (T * C, D + L), the particles as rows (x, z); None: not computed
+    first_place: int = 0  # in `source`, of the first particle of the pool
 
     def origin(self) -> Tensor:
         """Return the rung that the swaps moved each particle from, (T, C), int16."""
         t, c = self.pool.shape[:2]
         if self.source is None:
             return torch.zeros(t, c, dtype=torch.int16, device=self.pool.device)
-        return self.source.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
+        return (
+            (self.source - self.first_place)
+            .div(c, rounding_mode="floor")
+            .to(torch.int16)
+            .reshape(t, c)
+        )
 
 
 def sweep_pool(
@@ -300,7 +307,8 @@ def with_independence_proposals(
     tilted = defended(reference.reweighted(log_weights), _DEFENSIVE_SHARE)
     old = pool.reshape(t * c, -1)
     new = tilted.sample(t * c, noise.generator).to(pool)
-    gain = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
+    of_both = _log_density(energy, torch.cat([new, old]), tilted, betas.repeat(2))
+    gain = of_both[: len(new)] - of_both[len(new) :]
     accepted = noise.uniform(gain) < torch.exp(gain.clamp(max=0.0))
     if reference.n_defensive == 0:
         accepted &= is_worth_it
@@ -310,7 +318,7 @@ def with_independence_proposals(
 def _log_density(
     energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
 ) -> Tensor:
-    """Return log p - log q of particles (T * C, D + L), q the independence proposal; nats."""
+    """Return log p - log q of particles, q the independence proposal, nats; betas of all rungs."""
     correction = energy.correction(*energy.reference.split(position)).double()
     beta = betas.double().repeat_interleave(len(position) // len(betas))
     return log_ratio(energy.reference, tilted, position) - beta * correction

@@ -166,7 +166,8 @@ class WassersteinFlow:
         if self.proximal == "gradient-penalty":
             _, pull = energy.reference.marginal_energy_and_grad(y)
             grad = -pull @ energy.reference.inverse_root
-        centre = Centre(x, weighing.weights, correction, grad, self.tempered.metrics(sweep), 0)
+        weights = weighing.weights.to(correction.dtype)
+        centre = Centre(x, weights, correction, grad, self.tempered.metrics(sweep), 0)
         return FlowState(self.tempered.advance(particles, sweep, weighing), centre)
 
     def _negative(self, centre: Centre, correction: Tensor) -> Tensor:

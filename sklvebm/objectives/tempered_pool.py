@@ -44,7 +44,7 @@ _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no l
 class Weighing(NamedTuple):
     """Weights of the particles of a pool for the model at b = 1."""
 
-    weights: Tensor  # (T * C,), summing to one
+    weights: Tensor  # (T * C,), float64, summing to one
     log_partitions: Tensor  # (T,) float64, nats
     spread: Tensor  # (T,), nats squared
 
@@ -160,7 +160,7 @@ class TemperedPool:
         )
         share = 0.05 if state.n_updates > 20 else 0.3
         spread = torch.lerp(state.spread, detached.var(1), share)
-        return Weighing(weights.to(correction.dtype), log_partitions, spread)
+        return Weighing(weights, log_partitions, spread)
 
     def advance(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
         """Return the state after a sweep; the ladder is respaced now and then."""

@@ -18,9 +18,7 @@ def ladder(n_temperatures, dtype):
 @pytest.mark.parametrize("in_chunks", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("n_temperatures", "n_iterations"), [(2, 1), (4, 3), (7, 5)])
-def test_the_iteration_is_that_of_mbar(
-    n_temperatures, n_iterations, dtype, in_chunks, monkeypatch
-):
+def test_the_iteration_is_that_of_mbar(n_temperatures, n_iterations, dtype, in_chunks, monkeypatch):
     if in_chunks:
         monkeypatch.setattr(free_energy, "_CHUNK_SAMPLES", 16)
     correction, betas, guess = ladder(n_temperatures, dtype)
