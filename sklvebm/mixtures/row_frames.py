@@ -14,6 +14,8 @@ from torch import Tensor
 from sklvebm.mixtures.components import MAX_KEPT_NUMBERS
 from sklvebm.mixtures.reference import MixtureReference
 
+OF_A_ROW = -1  # in place of a component: the last table is that of posterior particles
+
 
 class RowFrames(NamedTuple):
     """Maps of B particles between positions, white coordinates s and rows, all (B, D + L)."""
@@ -60,20 +62,19 @@ def numbers_of_frames(reference: MixtureReference, n_particles: int) -> int:
 
 
 def row_frames(reference: MixtureReference, component: Tensor, offset: Tensor) -> RowFrames:
-    """Return the maps of n posterior particles and of the joint particles behind them.
+    """Return the maps of n posterior particles, and of joint particles behind them.
 
     Parameters
     ----------
     reference : MixtureReference
         The mixture.
-    component : Tensor of shape (B - n,)
-        Component of each joint particle.
+    component : Tensor of shape (B,)
+        Component of each joint particle; `OF_A_ROW` for posterior particles.
     offset : Tensor of shape (n, D + L)
         What the rows of the posterior particles add; see `MixtureReference.offset_of`.
     """
-    n, tables = len(offset), _tables(reference)
-    frames = _gathered(tables, torch.cat([component.new_full((n,), -1), component]))
-    torch.add(offset, reference.joint_map()[1], out=frames.centres[:n, 0])
+    frames = _gathered(_tables(reference), component)
+    torch.add(offset, reference.joint_map()[1], out=frames.centres[: len(offset), 0])
     return frames
 
 

@@ -7,7 +7,6 @@ like a free particle and are left behind.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,13 @@ from sklvebm.mcmc.state import (
     averages_of,
     stack_rows,
 )
-from sklvebm.mixtures.row_frames import RowFrames, draw_joint, numbers_of_frames, row_frames
+from sklvebm.mixtures.row_frames import (
+    OF_A_ROW,
+    RowFrames,
+    draw_joint,
+    numbers_of_frames,
+    row_frames,
+)
 from sklvebm.models.energies import PathEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 from sklvebm.objectives.pool import Sweep
@@ -31,6 +36,7 @@ from sklvebm.objectives.posteriors import ParticlePosterior, PosteriorMove
 from sklvebm.objectives.tempered_pool import TemperedPool
 
 _MOST_NUMBERS = 2**18  # of all frames; with more, gathering matrices takes longer than it saves
+_MOST_NUMBERS_ON_A_GPU = 2**24
 _N_PLANS = 64  # kept; two for every size of batch
 
 
@@ -39,10 +45,11 @@ def can_move_in_frames(
 ) -> bool:
     """Return whether `move_in_frames` serves a kernel, a ladder and n posterior particles."""
     t, c = state.pool.shape[:2]
+    most = _MOST_NUMBERS if state.pool.device.type == "cpu" else _MOST_NUMBERS_ON_A_GPU
     return (
         kernel.step is crank_nicolson_step
         and t > 1
-        and numbers_of_frames(energy.reference, n_posterior + t * c) <= _MOST_NUMBERS
+        and numbers_of_frames(energy.reference, n_posterior + t * c) <= most
     )
 
 
@@ -55,13 +62,14 @@ class Plan(NamedTuple):
     """
 
     pairs: Tensor  # (2, n + p C), the particles of each pair
-    rungs: Tensor  # (2, n + p C), their rungs; (T - 1, 0) for proposals
+    falls: Tensor  # (n + p C, T), times betas: that of the first minus that of the second
     places: Tensor  # (n + T C,), the particle of each place if its pair does not change
     decision: Tensor  # (n + T C,), the pair that decides about a place
     shift: Tensor  # (n + T C,), from the particle of a place to that of its pair's other place
     beta_of: Tensor  # (n + T C,), t for rung t, and T - 1 for posterior particles
     group: Tensor  # (n + T C,), 0 for posterior particles, 1 + t for rung t
     rung: Tensor  # (T C,), t for rung t
+    of_rows: Tensor  # (n,), what posterior particles have in place of a component
     averages: Tensor  # (1 + T, n + T C), the matrix of means over groups
 
 
@@ -80,24 +88,26 @@ def plan_of(
     low, high = of_ladder[parity:last:2], of_ladder[parity + 1 : last : 2]
     first, second = (torch.cat([of_rows, side.reshape(-1)]) for side in (low, high))
     second[:n] += n
-    ladder = torch.arange(t, device=device)
-    lower, upper = (
-        torch.cat([torch.full_like(of_rows, of_row), side.repeat_interleave(c)])
-        for of_row, side in ((t - 1, ladder[parity:last:2]), (0, ladder[parity + 1 : last : 2]))
-    )
+    falls = like.new_zeros(n + n_pairs * c, t)
+    falls[:n, -1], falls[:n, 0] = 1.0, -1.0  # proposals are draws of the first rung
+    of_pairs = falls[n:].view(n_pairs, c, t)
+    for number in range(n_pairs):
+        of_pairs[number, :, parity + 2 * number] = 1.0
+        of_pairs[number, :, parity + 2 * number + 1] = -1.0
     decision, shift = torch.zeros_like(places), torch.zeros_like(places)
     decision[:n], shift[:n] = of_rows, n
     numbers = n + torch.arange(n_pairs * c, device=device).view(n_pairs, c)
     for start, sign in ((parity, 1), (parity + 1, -1)):
         decision[n:].view(t, c)[start:last:2] = numbers
         shift[n:].view(t, c)[start:last:2] = sign * c
-    rung = ladder.repeat_interleave(c)
+    rung = torch.arange(t, device=device).repeat_interleave(c)
     beta_of = torch.cat([torch.full_like(of_rows, t - 1), rung])
     group = torch.cat([torch.zeros_like(of_rows), 1 + rung])
     return Plan(
         torch.stack([first, second]),
-        torch.stack([lower, upper]),
+        falls,
         *(places, decision, shift, beta_of, group, rung),
+        torch.full_like(of_rows, OF_A_ROW),
         averages_of(n, t, c, like),
     )
 
@@ -106,9 +116,9 @@ def _chosen(
     plan: Plan, correction: Tensor, betas: Tensor, noise: IndependentNoise
 ) -> tuple[Tensor, Tensor]:
     """Return the particle that each place receives, (n + T C,), and probabilities of pairs."""
-    (low, high), (first, second) = betas[plan.rungs], correction[plan.pairs]
+    first, second = correction[plan.pairs]
     # the bases of both particles cancel: of proposals because they are exact draws of it
-    ratio = (first - second).mul_(low - high).exp_()
+    ratio = (first - second).mul_(plan.falls @ betas).exp_()
     accepted = noise.uniform(ratio) < ratio
     return torch.addcmul(plan.places, plan.shift, accepted[plan.decision]), ratio
 
@@ -180,7 +190,7 @@ def move_in_frames(
     index, probability = _chosen(plan, correction, state.betas, noise)
     numbers = torch.cat([position, grad, correction.unsqueeze(1), rows], 1)[index]
     component = energy.reference.draw_components(numbers[n:, :d], noise)
-    frames = row_frames(energy.reference, component, offset)
+    frames = row_frames(energy.reference, torch.cat([plan.of_rows, component]), offset)
     white = frames.whiten(numbers[:, :width]), frames.pull(numbers[:, width : 2 * width])
     chains = WhiteChains(torch.cat([*white, numbers[:, 2 * width :]], 1), width)
     sizes = torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
@@ -196,14 +206,12 @@ def move_in_frames(
     n_steps = tempered.n_langevin_steps - posterior.n_steps
     if n_steps:
         chains, sizes, acceptance = walk.steps(chains, sizes, noise, n_steps)
-    swap_acceptance = position.new_full((t - 1,), math.nan)
     of_swaps = probability[n:].clamp(max=1.0).nan_to_num_(nan=0.0).view(-1, c)
-    torch.mean(of_swaps, 1, out=swap_acceptance[parity::2])
     return moved, Sweep(
         walk.frames.colour(chains.coordinates).view(t, c, width),
         sizes,
         acceptance,
-        swap_acceptance,
+        of_swaps.mean(1),
         index[n:],
         parity,
         chains.correction.view(t, c),
@@ -224,8 +232,7 @@ def _candidates(
     e = state.latents.values[batch.index].reshape(-1, energy.n_latents)
     n, d = len(e), energy.n_features
     position = e.new_zeros(2 * n + t * c, width)
-    position[:n, d:] = e
-    position[n : 2 * n, d:] = noise.normal(e)
+    torch.cat([e, noise.normal(e)], out=position[: 2 * n, d:])
     draw_joint(energy.reference, position[2 * n : 2 * n + c], noise.generator)
     position[2 * n + c :] = state.pool[1:].flatten(0, 1)
     return position

@@ -44,10 +44,10 @@ from sklvebm.objectives.tempered_pool import TemperedPool
 
 
 def can_move_together(
-    energy: PathEnergy, batch: Batch, state: ParticleState, n_particles: int
+    energy: PathEnergy, n_posterior: int, state: ParticleState, device: torch.device
 ) -> bool:
     """Return whether neither side is moved in parts, which have step sizes of their own."""
-    n_parts = parts_of_work(energy, len(batch.x) * n_particles, batch.x.device)
+    n_parts = parts_of_work(energy, n_posterior, device)
     return n_parts == 1 and n_blocks_of(energy, state.pool) == 1
 
 

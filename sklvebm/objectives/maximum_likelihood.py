@@ -9,6 +9,8 @@ with their multistate weights.
 """
 
 import math
+from collections.abc import Hashable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -135,11 +137,50 @@ class ParticleLikelihood:
         metrics : dict of str to 0-d Tensor
             Swap rate and acceptances; read once per epoch.
         """
+        if self._moves_together(energy, len(batch.x), state, batch.x.device):
+            state = self.before_update(energy, state, generator)
+        loss, state, metrics = self.update(energy, batch, state, generator)
+        return loss, self.after_update(state), metrics
+
+    def works_in_place(
+        self, energy: PathEnergy, state: ParticleState, device: torch.device
+    ) -> bool:
+        """Return whether updates on a device always make the same operations."""
+        return self._moves_together(energy, 1, state, device)
+
+    def _moves_together(
+        self, energy: PathEnergy, n_rows: int, state: ParticleState, device: torch.device
+    ) -> bool:
+        """Return whether posterior particles and a persistent pool are moved together."""
+        return (
+            isinstance(self.posterior, ParticlePosterior)
+            and self.negatives == "persistent"
+            and can_move_together(energy, n_rows * self.n_particles, state, device)
+        )
+
+    def before_update(
+        self, energy: PathEnergy, state: ParticleState, generator: torch.Generator
+    ) -> ParticleState:
+        """Return the state with independence proposals, if it is time for them."""
+        return self.tempered.proposed(energy, state, IndependentNoise(generator))
+
+    def after_update(self, state: ParticleState) -> ParticleState:
+        """Return the state after one update more, with a respaced ladder if it is time."""
+        return self.tempered.respaced(state)
+
+    def kind_of_update(self, state: ParticleState) -> Hashable:
+        """Return the numbers of the host that the operations of `update` depend on."""
+        return self.tempered.kind_of_update(state)
+
+    def update(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, generator: torch.Generator
+    ) -> tuple[Tensor, ParticleState, dict[str, Tensor]]:
+        """Return loss, state and metrics as `step`, without what is done every few updates."""
         noise = IndependentNoise(generator)
         moved, sweep = self._moved(energy, batch, state, noise)
-
         loss, weighing = self._contrast(energy, moved, sweep, state, noise)
-        state = self.tempered.advance(state, sweep, weighing)
+
+        state = self.tempered.swept(state, sweep, weighing)
         state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
         metrics = {**self.tempered.metrics(sweep), "latent_acceptance": moved.acceptance}
         return loss, state, metrics
@@ -180,20 +221,15 @@ class ParticleLikelihood:
         self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
     ) -> tuple[PosteriorMove, Sweep]:
         """Move both sides: together if they can be, which takes half the operations."""
-        posterior, is_persistent = self.posterior, self.negatives == "persistent"
-        if (
-            isinstance(posterior, ParticlePosterior)
-            and is_persistent
-            and can_move_together(energy, batch, state, self.n_particles)
-        ):
-            state = self.tempered.proposed(energy, state, noise)
-            in_frames = can_move_in_frames(
-                energy, self.tempered.kernel, state, len(batch.x) * self.n_particles
-            )
+        posterior, n_rows = self.posterior, len(batch.x)
+        if self._moves_together(energy, n_rows, state, batch.x.device):
+            kernel, n = self.tempered.kernel, n_rows * self.n_particles
+            in_frames = can_move_in_frames(energy, kernel, state, n)
             move = move_in_frames if in_frames else move_together
-            return move(energy, batch, state, noise, tempered=self.tempered, posterior=posterior)
+            own = cast(ParticlePosterior, posterior)
+            return move(energy, batch, state, noise, tempered=self.tempered, posterior=own)
         moved = posterior.move(energy, batch, state, noise)
-        if not is_persistent:
+        if self.negatives != "persistent":
             state = state._replace(pool=self._pool_at_data(energy, moved, noise))
         return moved, self.tempered.move(energy, state, noise)
 

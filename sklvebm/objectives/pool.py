@@ -49,12 +49,18 @@ class Sweep(NamedTuple):
     pool: Tensor  # (T, C, D + L)
     step_size: Tensor  # (T,), adapted
     acceptance: Tensor  # (T,)
-    swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
+    # (T - 1,), NaN for pairs that were not tried; or of those that were tried alone
+    swap_acceptance: Tensor
     source: Tensor | None  # (T * C,), place that swaps moved each particle from; None: no swaps
     parity: int  # the first rung of the pairs that were tried, 0 or 1
     correction: Tensor | None = None  # (T, C) at the particles, nats; None: not computed
     rows: Tensor | None = None  # (T * C, D + L), the particles as rows (x, z); None: not computed
     first_place: int = 0  # in `source`, of the first particle of the pool
+
+    def tried(self) -> Tensor:
+        """Return the acceptance of the pairs that were tried, (n_pairs,)."""
+        swaps = self.swap_acceptance
+        return swaps[self.parity :: 2] if len(swaps) == len(self.pool) - 1 else swaps
 
     def origin(self) -> Tensor:
         """Return the rung that the swaps moved each particle from, (T, C), int16."""
@@ -319,7 +325,8 @@ def _log_density(
     energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
 ) -> Tensor:
     """Return log p - log q of particles, q the independence proposal, nats; betas of all rungs."""
-    correction = energy.correction(*energy.reference.split(position)).double()
+    rows = energy.reference.rows(position)
+    correction = energy.correction(*energy.reference.parts(rows)).double()
     beta = betas.double().repeat_interleave(len(position) // len(betas))
     return log_ratio(energy.reference, tilted, position) - beta * correction
 

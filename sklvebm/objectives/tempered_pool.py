@@ -30,6 +30,7 @@ from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import mbar, multistate_weights
 
 _OFFER_EVERY = 16  # updates
+_FIRST_UPDATES = 20  # in which the spread follows more quickly
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 _DRAWN_AT_A_TIME = 2**14  # particles of a first pool
 _NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
@@ -158,28 +159,39 @@ class TemperedPool:
         weights, log_partitions = multistate_weights(
             detached, state.betas, state.log_partitions, _ITERATIONS
         )
-        share = 0.05 if state.n_updates > 20 else 0.3
+        share = 0.05 if state.n_updates > _FIRST_UPDATES else 0.3
         spread = torch.lerp(state.spread, detached.var(1), share)
         return Weighing(weights, log_partitions, spread)
 
     def advance(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
         """Return the state after a sweep; the ladder is respaced now and then."""
-        n_updates = state.n_updates + 1
-        betas = state.betas
-        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
-            betas = respaced_ladder(betas, weighing.spread, self.n_temperatures)
+        return self.respaced(self.swept(state, sweep, weighing))
+
+    def swept(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
+        """Return the state with what a sweep changes at every update."""
         return state._replace(
             pool=sweep.pool,
             pool_step_size=sweep.step_size,
             log_partitions=weighing.log_partitions,
             spread=weighing.spread,
-            betas=betas,
-            n_updates=n_updates,
         )
+
+    def respaced(self, state: ParticleState) -> ParticleState:
+        """Return the state after one update more; every tenth respaces the ladder."""
+        n_updates, betas = state.n_updates + 1, state.betas
+        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
+            betas = respaced_ladder(betas, state.spread, self.n_temperatures)
+        return state._replace(betas=betas, n_updates=n_updates)
+
+    def kind_of_update(self, state: ParticleState) -> tuple[int, bool]:
+        """Return the numbers of the host that a sweep and the weights depend on."""
+        if self.n_temperatures == 1:
+            return 0, False
+        return state.n_updates % 2, state.n_updates > _FIRST_UPDATES
 
     def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
         """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
-        swaps = sweep.swap_acceptance[sweep.parity :: 2]  # of the pairs that were tried
+        swaps = sweep.tried()
         acceptance = sweep.acceptance.mean()
         if len(swaps) == 0:
             one = torch.ones_like(acceptance)

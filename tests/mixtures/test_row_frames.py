@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.mixtures.row_frames import draw_joint, numbers_of_frames, row_frames
+from sklvebm.mixtures.row_frames import OF_A_ROW, draw_joint, numbers_of_frames, row_frames
 
 D, L, N_ROWS, N_JOINT = 3, 2, 4, 30
 
@@ -37,7 +37,8 @@ def test_coordinates_and_rows_are_those_of_the_reference(is_diagonal):
     reference = mixture(is_diagonal)
     component = torch.randint(0, 3, (N_JOINT,), generator=generator())
     x, e = normal(N_ROWS, D, seed=4), normal(N_ROWS, L, seed=5)
-    frames = row_frames(reference, component, reference.offset_of(x))
+    every = torch.cat([torch.full((N_ROWS,), OF_A_ROW), component])
+    frames = row_frames(reference, every, reference.offset_of(x))
     joint = normal(N_JOINT, D + L, seed=6)
     position = torch.cat([torch.cat([torch.zeros(N_ROWS, D), e], 1), joint])
     s = frames.whiten(position)
@@ -69,9 +70,7 @@ def test_draws_are_those_of_the_reference(is_diagonal):
 
 def test_other_weights_take_over_what_depends_on_none():
     reference = mixture(False)
-    component = torch.zeros(1, dtype=torch.long)
-    offset = reference.offset_of(normal(1, D))
-    row_frames(reference, component, offset)
+    draw_joint(reference, normal(4, D + L), generator())
     position = normal(20, D)
     reference.log_components(position)
     log_weights = torch.log_softmax(normal(3, seed=9), 0)

@@ -117,7 +117,10 @@ def test_moving_together_is_moving_apart(dynamics, n_temperatures, n_steps, is_d
     torch.testing.assert_close(own.latents.values, moved.latents.values, **close)
     for actual, expected in zip(own[1:], moved[1:], strict=True):
         torch.testing.assert_close(actual, expected, **close)
-    for actual, expected in zip(own_sweep[:4], sweep[:4], strict=True):
+    of_pairs = sweep.swap_acceptance[sweep.parity :: 2]
+    own_pairs = own_sweep.tried()
+    torch.testing.assert_close(own_pairs, of_pairs, **close)
+    for actual, expected in zip(own_sweep[:3], sweep[:3], strict=True):
         torch.testing.assert_close(actual, expected, equal_nan=True, **close)
     assert torch.equal(own_sweep.origin(), sweep.origin())
     assert own_sweep.parity == sweep.parity
@@ -148,9 +151,9 @@ def test_both_are_moved_together_unless_in_parts_or_by_another_family(monkeypatc
     objective, state, batch = started("crank-nicolson", 3, 2, energy)
     objective.step(energy, batch, state, generator())
     assert len(calls) == 1
-    assert can_move_together(energy, batch, state, N_PARTICLES)
+    assert can_move_together(energy, len(batch.x) * N_PARTICLES, state, batch.x.device)
     monkeypatch.setattr(joint_move, "parts_of_work", lambda *arguments: 2)
-    assert not can_move_together(energy, batch, state, N_PARTICLES)
+    assert not can_move_together(energy, len(batch.x) * N_PARTICLES, state, batch.x.device)
     objective.step(energy, batch, state, generator())
     monkeypatch.undo()
     monkeypatch.setattr(maximum_likelihood, "can_move_in_frames", lambda *arguments: False)
@@ -182,7 +185,10 @@ def test_plans_pair_neighbours_and_proposals():
         assert pairs[:n] == [[0, 2], [1, 3]]
         rung = [[(place - 2 * n) // c for place in pair] for pair in pairs[n:]]
         assert all(b - a == 1 and a % 2 == parity for a, b in rung)
-        assert plan.rungs.T.tolist()[n:] == rung
+        falls = plan.falls @ torch.tensor([0.0, 0.1, 0.4, 1.0]).double()
+        assert falls[:n].tolist() == [1.0, 1.0]
+        expected = [[0.0 - 0.1] * c, [0.4 - 1.0] * c] if parity == 0 else [[0.1 - 0.4] * c]
+        torch.testing.assert_close(falls[n:], torch.tensor(expected).double().flatten())
         all_change = plan.places + plan.shift
         assert sorted(all_change[n:].tolist()) == list(range(2 * n, 2 * n + t * c))
         assert all_change[:n].tolist() == [2, 3]
