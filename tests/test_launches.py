@@ -35,8 +35,8 @@ CONFIGURATIONS = {
     ),
     "proximal": (WassersteinFlowEBM, {"reference": "gaussian"}),
 }
-# of an update, means over epochs of five: 249, 249, 134 and 376 when this was written
-MOST_LAUNCHES = {"default": 251, "one Gaussian": 251, "published": 150, "proximal": 400}
+# of an update, means over epochs of five: 248, 248, 136 and 388 when this was written
+MOST_LAUNCHES = {"default": 250, "one Gaussian": 250, "published": 150, "proximal": 400}
 
 MOST_LAUNCHES_OF_ANNEALING = 60  # a step
 
@@ -115,7 +115,6 @@ def test_the_host_waits_for_no_update_and_once_for_an_epoch(pretended, name):
     assert [update.copies_in for update in made] == [0] * N_UPDATES
     # the published algorithm has no ladder: its bound is annealed, and the annealing decides
     assert epoch.waits == 1 or (name == "published" and epoch.waits <= 3)
-    print(name, launches)
     assert launches <= MOST_LAUNCHES[name]
 
 
@@ -198,9 +197,7 @@ def test_updates_make_the_same_operations_in_the_same_places(pretended, name):
             run.epoch(epoch, 0.01)
     # kept results and tables appear in the first updates, and differ by the pairs that swap
     assert not any(waits[10:])
-    step = 1 if name == "published" else 2
-    assert tapes[20] == tapes[20 + step]
-    assert [name for name, _ in tapes[20]] == [name for name, _ in tapes[21]]
+    assert tapes[20] == tapes[21]
     assert all(where[number] == where[20] for number in range(10, 35))
 
 

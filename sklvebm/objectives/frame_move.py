@@ -58,7 +58,8 @@ class Plan(NamedTuple):
 
     The energy is evaluated at 2 n + T C particles: posterior particles, what is proposed to them,
     and the ladder. Every pair decides whether two of them change places; a proposal that is not
-    accepted is left behind.
+    accepted is left behind. All updates have as many pairs, so that they make the same operations:
+    where a ladder has one pair of neighbours less, the last pair is a particle and itself.
     """
 
     pairs: Tensor  # (2, n + p C), the particles of each pair
@@ -66,9 +67,10 @@ class Plan(NamedTuple):
     places: Tensor  # (n + T C,), the particle of each place if its pair does not change
     decision: Tensor  # (n + T C,), the pair that decides about a place
     shift: Tensor  # (n + T C,), from the particle of a place to that of its pair's other place
-    beta_of: Tensor  # (n + T C,), t for rung t, and T - 1 for posterior particles
+    tempering: Tensor  # (n + T C, T), times betas: minus that of each place's particle
     group: Tensor  # (n + T C,), 0 for posterior particles, 1 + t for rung t
     rung: Tensor  # (T C,), t for rung t
+    pair_shares: Tensor  # (p,), of the pairs of neighbours in a mean over pairs
     of_rows: Tensor  # (n,), what posterior particles have in place of a component
     averages: Tensor  # (1 + T, n + T C), the matrix of means over groups
 
@@ -83,30 +85,37 @@ def plan_of(
     places = torch.arange(n, 2 * n + t * c, device=device)
     places[:n] -= n
     of_rows, of_ladder = places[:n], places[n:].view(t, c)
-    n_pairs = (t - parity) // 2
-    last = parity + 2 * n_pairs
+    n_pairs, n_real = t // 2, (t - parity) // 2
+    last = parity + 2 * n_real
     low, high = of_ladder[parity:last:2], of_ladder[parity + 1 : last : 2]
-    first, second = (torch.cat([of_rows, side.reshape(-1)]) for side in (low, high))
+    alone = of_ladder[: n_pairs - n_real].reshape(-1)
+    first, second = (torch.cat([of_rows, side.reshape(-1), alone]) for side in (low, high))
     second[:n] += n
     falls = like.new_zeros(n + n_pairs * c, t)
     falls[:n, -1], falls[:n, 0] = 1.0, -1.0  # proposals are draws of the first rung
     of_pairs = falls[n:].view(n_pairs, c, t)
-    for number in range(n_pairs):
+    for number in range(n_real):
         of_pairs[number, :, parity + 2 * number] = 1.0
         of_pairs[number, :, parity + 2 * number + 1] = -1.0
     decision, shift = torch.zeros_like(places), torch.zeros_like(places)
     decision[:n], shift[:n] = of_rows, n
-    numbers = n + torch.arange(n_pairs * c, device=device).view(n_pairs, c)
+    numbers = n + torch.arange(n_real * c, device=device).view(n_real, c)
     for start, sign in ((parity, 1), (parity + 1, -1)):
         decision[n:].view(t, c)[start:last:2] = numbers
         shift[n:].view(t, c)[start:last:2] = sign * c
+    pair_shares = like.new_zeros(n_pairs)
+    # a ladder without neighbours to try has an acceptance of one
+    pair_shares[: max(n_real, 1)] = 1.0 / max(n_real, 1)
     rung = torch.arange(t, device=device).repeat_interleave(c)
-    beta_of = torch.cat([torch.full_like(of_rows, t - 1), rung])
+    tempering = like.new_zeros(n + t * c, t)
+    tempering[:n, -1] = -1.0  # posterior particles follow the model
+    tempering[n:].scatter_(1, rung.unsqueeze(1), -1.0)
     group = torch.cat([torch.zeros_like(of_rows), 1 + rung])
     return Plan(
         torch.stack([first, second]),
         falls,
-        *(places, decision, shift, beta_of, group, rung),
+        *(places, decision, shift, tempering, group, rung),
+        pair_shares,
         torch.full_like(of_rows, OF_A_ROW),
         averages_of(n, t, c, like),
     )
@@ -194,8 +203,8 @@ def move_in_frames(
     white = frames.whiten(numbers[:, :width]), frames.pull(numbers[:, width : 2 * width])
     chains = WhiteChains(torch.cat([*white, numbers[:, 2 * width :]], 1), width)
     sizes = torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
-    betas = torch.neg(state.betas)[plan.beta_of].unsqueeze(1)
-    of_chains = frames, betas, plan.group, plan.rung, plan.averages
+    minus_betas = (plan.tempering @ state.betas).unsqueeze(1)
+    of_chains = frames, minus_betas, plan.group, plan.rung, plan.averages
     walk = _Walk(tempered.kernel, correction_and_grad, *of_chains)
     chains, sizes, acceptance = walk.steps(chains, sizes, noise, posterior.n_steps)
     e = chains.coordinates[:n, d:].reshape(len(batch.x), posterior.n_particles, -1)
@@ -217,6 +226,7 @@ def move_in_frames(
         chains.correction.view(t, c),
         chains.further,
         2 * n,
+        plan.pair_shares,
     )
 
 

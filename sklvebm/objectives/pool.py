@@ -56,11 +56,15 @@ class Sweep(NamedTuple):
     correction: Tensor | None = None  # (T, C) at the particles, nats; None: not computed
     rows: Tensor | None = None  # (T * C, D + L), the particles as rows (x, z); None: not computed
     first_place: int = 0  # in `source`, of the first particle of the pool
+    # (n_pairs,), where `swap_acceptance` is that of pairs, of each in their mean; zero for a pair
+    # that is none, which comes last and has an acceptance of one
+    pair_shares: Tensor | None = None
 
     def tried(self) -> Tensor:
-        """Return the acceptance of the pairs that were tried, (n_pairs,)."""
-        swaps = self.swap_acceptance
-        return swaps[self.parity :: 2] if len(swaps) == len(self.pool) - 1 else swaps
+        """Return the acceptance of the pairs of neighbours that were tried, (n_pairs,)."""
+        if self.pair_shares is None:
+            return self.swap_acceptance[self.parity :: 2]
+        return self.swap_acceptance[: (len(self.pool) - self.parity) // 2]
 
     def origin(self) -> Tensor:
         """Return the rung that the swaps moved each particle from, (T, C), int16."""

@@ -196,9 +196,10 @@ class TemperedPool:
         if len(swaps) == 0:
             one = torch.ones_like(acceptance)
             return {"swap_rate": one, "least_swap_rate": one, "pool_acceptance": acceptance}
+        shares, every = sweep.pair_shares, sweep.swap_acceptance
         return {
-            "swap_rate": swaps.mean(),
-            "least_swap_rate": swaps.min(),
+            "swap_rate": swaps.mean() if shares is None else shares @ every,
+            "least_swap_rate": swaps.min() if shares is None else every.min(),
             "pool_acceptance": acceptance,
         }
 

@@ -58,14 +58,15 @@ class NumbersOfTheirOwn(IndependentNoise):
     def __init__(self, n_joint):
         super().__init__(generator(5))
         self.of_rows, self.n, self.n_joint = generator(6), N_ROWS * N_PARTICLES, n_joint
-        # of the second, fourth, ... update
-        self.n_swaps = (n_joint // N_CHAINS - 1) // 2 * N_CHAINS
+        # of pairs of neighbours in the second, fourth, ... update, and of all pairs
+        n_rungs = n_joint // N_CHAINS
+        self.n_swaps, self.n_pairs = (n_rungs - 1) // 2 * N_CHAINS, n_rungs // 2 * N_CHAINS
 
     def _drawn(self, draw, like):
         def numbers(shape, source):
             return draw(shape, generator=source, dtype=like.dtype)
 
-        if len(like) not in (self.n, self.n + self.n_joint, self.n + self.n_swaps):
+        if len(like) not in (self.n, self.n + self.n_joint, self.n + self.n_pairs):
             return numbers(like.shape, self.generator)
         if like.dim() == 1:
             of_rows = numbers((self.n,), self.of_rows)
@@ -75,7 +76,11 @@ class NumbersOfTheirOwn(IndependentNoise):
             fixed = torch.full((self.n, like.shape[1] - L), 7.0, dtype=like.dtype)
             of_rows = torch.cat([fixed, of_rows], 1)
         behind = (len(like) - self.n, *like.shape[1:])
-        return torch.cat([of_rows, numbers(behind, self.generator)])
+        if len(like) != self.n + self.n_pairs or like.dim() == 2:
+            return torch.cat([of_rows, numbers(behind, self.generator)])
+        swaps = numbers((self.n_swaps,), self.generator)
+        # that of a pair that is none must not matter
+        return torch.cat([of_rows, swaps, swaps.new_ones(self.n_pairs - self.n_swaps)])
 
     def normal(self, like):
         return self._drawn(torch.randn, like)
@@ -181,13 +186,17 @@ def test_plans_pair_neighbours_and_proposals():
     n, t, c = 2, 4, 3
     for parity in (0, 1):
         plan = frame_move.plan_of((n, t, c), parity, torch.float64, torch.device("cpu"))
-        pairs = plan.pairs.T.tolist()
+        pairs = plan.pairs.T[: n + (t - parity) // 2 * c].tolist()
+        assert plan.pairs.shape == (2, n + t // 2 * c)
         assert pairs[:n] == [[0, 2], [1, 3]]
         rung = [[(place - 2 * n) // c for place in pair] for pair in pairs[n:]]
         assert all(b - a == 1 and a % 2 == parity for a, b in rung)
         falls = plan.falls @ torch.tensor([0.0, 0.1, 0.4, 1.0]).double()
+        assert plan.pair_shares.tolist() == [[0.5, 0.5], [1.0, 0.0]][parity]
         assert falls[:n].tolist() == [1.0, 1.0]
-        expected = [[0.0 - 0.1] * c, [0.4 - 1.0] * c] if parity == 0 else [[0.1 - 0.4] * c]
+        expected = (
+            [[0.0 - 0.1] * c, [0.4 - 1.0] * c] if parity == 0 else [[0.1 - 0.4] * c, [0.0] * c]
+        )
         torch.testing.assert_close(falls[n:], torch.tensor(expected).double().flatten())
         all_change = plan.places + plan.shift
         assert sorted(all_change[n:].tolist()) == list(range(2 * n, 2 * n + t * c))
