@@ -145,6 +145,26 @@ class MixtureParts(KeepsResults, nn.Module):
         farthest = torch.addcmul(self.means.abs(), widths, torch.full_like(widths, _TAIL))
         return (farthest.max().clamp(min=_TAIL),)  # of latents, which are standard normal
 
+    def linear_pull(self) -> tuple[Tensor, Tensor] | None:
+        """Return the gradient of the base energy at particles (y, e) as an affine function.
+
+        Returns
+        -------
+        pull : tuple of Tensor or None
+            Slopes (D + L,) and shifts (D + L,): the gradient is `shift + slope * position`. None
+            unless the mixture is a single Gaussian with a diagonal covariance.
+        """
+        if len(self.means) > 1 or not self.is_diagonal or len(self.far):
+            return None
+        own = self.means, self.factors, self.latent_scale
+        slope, shift = self.kept("linear pull", own, self._linear_pull)
+        return slope, shift
+
+    def _linear_pull(self) -> tuple[Tensor, Tensor]:
+        of_latents = torch.zeros_like(self.latent_scale)
+        slope = torch.cat([self.factors[0].double().square().to(of_latents), of_latents + 1.0])
+        return slope, torch.cat([-self.pulls()[0].to(of_latents), of_latents])
+
     def frame_of(self, component: Tensor) -> Frame:
         """Return frames in which `component` (B,) is N(0, I)."""
         if self.is_diagonal:

@@ -250,8 +250,10 @@ def move_rungs(
     """
     chains, step_size, acceptance = rungs
     n_chains = len(beta) // len(step_size)
-    for _ in range(n_steps):
-        sizes = of_chains(step_size, n_chains)
+    sizes = of_chains(step_size, n_chains)
+    for number in range(n_steps):
+        if number and kernel.target_acceptance is not None:
+            sizes = of_chains(step_size, n_chains)
         chains, info = kernel.step(chains, target, beta=beta, step_size=sizes, noise=noise)
         if kernel.target_acceptance is not None:
             acceptance = info.acceptance.reshape(-1, n_chains).mean(1)
