@@ -37,8 +37,12 @@ def layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor
         value = affine_tanh(rows, weight, bias)
         return value, value
     a = affine(rows, weight, bias)
-    if kind == "silu":
+    if kind == "silu" and a.device.type != "cpu":
         return torch.nn.functional.silu(a), a
+    if kind == "silu":  # torch computes the exponential again on the way back
+        share = a.sigmoid()
+        value = a.mul_(share)
+        return value, torch.lerp(value, value.new_ones(()), share, out=share)
     return torch.nn.functional.softplus(a), a.sigmoid_()
 
 
@@ -51,7 +55,7 @@ def activation_backward_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
     """Return the gradient (B, W) at an activation's input, given that at its output; in `kept`."""
     if kind == "tanh":
         return _tanh_backward.grad_input(grad, kept, grad_input=kept)
-    if kind == "silu":
+    if kind == "silu" and kept.device.type != "cpu":
         return _silu_backward.grad_input(grad, kept, grad_input=kept)
     return kept.mul_(grad)
 
