@@ -55,7 +55,13 @@ class Adam:
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.first = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
         self.second = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
-        self.n_steps = 0
+        # where the parameters are: a step that is recorded must count its replays
+        self.count = _count(self.parameters, 0)
+
+    @property
+    def n_steps(self) -> int:
+        """Return the number of steps taken; the host waits for the device."""
+        return int(self.count)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -69,20 +75,18 @@ class Adam:
         given = {i: grad for i, grad in found if grad is not None}
         if not given:
             return
-        self.n_steps += 1
+        self.count.add_(1.0)
         grads = list(given.values())
         parameters, first, second = (
             [tensors[i] for i in given] for tensors in (self.parameters, self.first, self.second)
         )
-        device = parameters[0].device
-        count = torch.full((), float(self.n_steps), dtype=torch.float32, device=device)
         torch._fused_adamw_(
             parameters,
             grads,
             first,
             second,
             [],
-            [count] * len(grads),
+            [self.count] * len(grads),
             lr=self.learning_rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -98,20 +102,27 @@ class Adam:
         return {
             "first": [moment.clone() for moment in self.first],
             "second": [moment.clone() for moment in self.second],
-            "n_steps": self.n_steps,
+            "n_steps": self.count.clone(),
             "learning_rate": self.learning_rate,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned; tensors are copied."""
+        """Take over what `state` returned, in place; `n_steps` may be a number."""
         for name in ("first", "second"):
-            setattr(self, name, [moment.clone() for moment in state[name]])
-        self.n_steps, self.learning_rate = state["n_steps"], state["learning_rate"]
+            for own, theirs in zip(getattr(self, name), state[name], strict=True):
+                own.copy_(theirs)
+        steps = state["n_steps"]
+        if isinstance(steps, Tensor):
+            self.count.copy_(steps)
+        else:
+            self.count.fill_(float(steps))
+        self.learning_rate = state["learning_rate"]
 
     def to(self, device: torch.device | str) -> None:
         """Move the moments to a device, in place; the parameters are moved by their module."""
         self.first = [moment.to(device) for moment in self.first]
         self.second = [moment.to(device) for moment in self.second]
+        self.count = self.count.to(device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Adam":
         """Return a copy whose parameters are those of a module that is copied together with it."""
@@ -120,9 +131,15 @@ class Adam:
         return twin
 
 
+def _count(parameters: list[Tensor], n_steps: int) -> Tensor:
+    """Return a number of steps, 0-d float32, where the parameters are."""
+    device = parameters[0].device if parameters else None
+    return torch.full((), float(n_steps), dtype=torch.float32, device=device)
+
+
 def _divisor(grads: list[Tensor], max_norm: float) -> Tensor:
     """Return what gradients are divided by so that their norm is `max_norm` at most, 0-d."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    norm = torch.linalg.vector_norm(torch.cat([grad.reshape(-1) for grad in grads]))
     return norm.clamp_(min=max_norm).div_(max_norm).float()
 
 

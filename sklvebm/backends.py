@@ -52,6 +52,26 @@ def select_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
     return _within_reach(energy, mlp_correction_and_grad(energy))
 
 
+def select_contrast(energy: PathEnergy) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return the function of weighted sums of corrections whose gradient is derived by hand.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Any energy.
+
+    Returns
+    -------
+    contrast : callable or None
+        A `kernels.mlp_contrast.Contrast`; None for energies that have none.
+    """
+    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
+        return None
+    from sklvebm.kernels.mlp_contrast import mlp_contrast
+
+    return mlp_contrast(energy)
+
+
 def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> CorrectionAndGrad:
     """Multiply the correction by the energy's reach, with the gradient of the product."""
     reach = energy.reach

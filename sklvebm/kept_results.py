@@ -29,6 +29,10 @@ class KeepsResults:
             kept[name] = own, found
         return found
 
+    def _share_results(self, other: "KeepsResults") -> None:
+        """Take over what another module keeps, as far as both have the same tensors."""
+        self.__dict__.setdefault("_results", {}).update(other.__dict__.get("_results", {}))
+
     def __getstate__(self) -> dict[str, Any]:
         # copies and pickles compute the results again
         return {name: value for name, value in self.__dict__.items() if name != "_results"}

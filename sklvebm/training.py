@@ -13,12 +13,18 @@ from sklvebm.adam import Adam
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.mcmc.state import Batch
 from sklvebm.row_weights import pass_over
+from sklvebm.updates import (
+    CLIP_NORM,
+    UpdatesInPlace,
+    average_share,
+    move_average,
+    n_batches,
+    updates_in_place,
+    warm_rate,
+)
 
-_AVERAGE_OVER = 50  # updates: memory of the running average of the parameters
-_WARM_UP = 20  # updates until the learning rate is reached
 _LEARNING_RATE_FACTOR = 0.3  # applied on a plateau
 _N_REDUCTIONS = 2  # reductions before a plateau ends training
-_CLIP_NORM = 10.0
 _NORM, _BOUND = "norm of the parameters", "bound"  # among what an epoch reads
 _MAX_ROLL_BACKS = 5
 _SMOOTH_OVER = 5  # epochs: the ELBO of one has the noise of a few hundred particles
@@ -54,7 +60,7 @@ class Objective(Protocol):
         `row_weights` say how often each row counts, or None for equal weights.
         """
 
-    def measures(self, state: Any) -> dict[str, Tensor]:
+    def measures(self, energy: Any, state: Any) -> dict[str, Tensor]:
         """Return 0-d tensors of a state that `problem` needs among its metrics."""
 
     def problem(self, state: Any, metrics: dict[str, float]) -> str | None:
@@ -113,7 +119,7 @@ def start_optimisation(energy: nn.Module, *, learning_rate: float, alpha: float)
 
 def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yield the rows of a pass, in their order (n_rows,), in index tensors of nearly equal size."""
-    yield from torch.tensor_split(order, max(1, math.ceil(len(order) / batch_size)))
+    yield from torch.tensor_split(order, n_batches(len(order), batch_size))
 
 
 def _pass_over(
@@ -126,23 +132,30 @@ def _pass_over(
     learning_rate: float,
     generator: torch.Generator,
     row_weights: Tensor | None = None,
+    in_place: UpdatesInPlace | None = None,
 ) -> tuple[Optimisation, Any, dict[str, Tensor]]:
     """Pass over the rows x (N, D) once; return the optimisation, the state and mean metrics, 0-d.
 
-    The host waits for nothing here.
+    The host waits for nothing here. Given `in_place`, that makes the updates.
     """
     energy, average, optimizer, n_updates = optimisation
+    parts = batches(pass_over(len(x), generator, x.device, row_weights), batch_size)
+    if in_place is not None:
+        state, means = in_place.pass_over(parts, state, n_updates, learning_rate)
+        return optimisation._replace(n_updates=in_place.n_updates), state, means
     names: tuple[str, ...] = ()
     values: list[Tensor] = []
-    for index in batches(pass_over(len(x), generator, x.device, row_weights), batch_size):
-        optimizer.learning_rate = learning_rate * min(1.0, (n_updates + 1) / _WARM_UP)
+    one = None  # the gradient of a loss in itself, the same for all
+    for index in parts:
+        optimizer.learning_rate = warm_rate(learning_rate, n_updates)
         optimizer.zero_grad()
         with torch.enable_grad():
             loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
-            loss.backward()
-        optimizer.step(_CLIP_NORM)
+            one = torch.ones_like(loss) if one is None else one
+            loss.backward(one)
+        optimizer.step(CLIP_NORM)
         n_updates += 1
-        _update_average(average, energy, n_updates)
+        move_average(average, energy, average_share(n_updates))
         names = (objective.loss_name, *metrics)
         values += [loss.detach(), *metrics.values()]
     of_names = torch.stack(values).reshape(-1, len(names)).mean(0) if values else ()
@@ -194,13 +207,6 @@ def read_together(values: dict[str, Tensor | float]) -> dict[str, float]:
 def _norm(energy: nn.Module) -> Tensor:
     """Return a norm of all parameters, 0-d: it is finite where they are."""
     return torch.stack(torch._foreach_norm(list(energy.parameters()))).double().sum()
-
-
-def _update_average(average: nn.Module, energy: nn.Module, n_updates: int) -> None:
-    """Move the running average towards the last iterate, in place."""
-    share = 1.0 / min(1.0 + 0.5 * n_updates, _AVERAGE_OVER)
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(energy.parameters()), share)
 
 
 def _check_finite(metrics: dict[str, float]) -> None:
@@ -427,14 +433,16 @@ class _Run:
         state: Any,
         batch_size: int,
         generator: torch.Generator,
-        row_weights: Tensor | None,
-        monitor_weights: Tensor | None,
+        row_weights: Tensor | None = None,
+        monitor_weights: Tensor | None = None,
     ) -> None:
         self.row_weights, self.monitor_weights = row_weights, monitor_weights
         self.optimisation, self.state = optimisation, state
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator
         self.least_lower_bound = -math.inf
+        how = {"x": x, "state": state, "generator": generator}
+        self.in_place = updates_in_place(objective, *optimisation[:3], **how)
 
     def monitored(self) -> Tensor | float:
         """Return the ELBO of the running average on the monitored rows, in nats per row."""
@@ -454,8 +462,9 @@ class _Run:
             learning_rate=learning_rate,
             generator=self.generator,
             row_weights=self.row_weights,
+            in_place=self.in_place,
         )
-        measures = self.objective.measures(self.state)
+        measures = self.objective.measures(self.optimisation.energy, self.state)
         bound = {_BOUND: self.monitored()} if self.objective.has_total_bound else {}
         norm = {_NORM: _norm(self.optimisation.energy)}
         read = read_together({**means, **norm, **measures, **bound})

@@ -51,6 +51,34 @@ _COPIES = {"aten::_to_copy", "aten::copy_"}
 _PLACES = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
 
 
+class Taped(NamedTuple):
+    """An operation as it was run, with the tensors that hold the numbers."""
+
+    func: object
+    args: tuple
+    kwargs: dict
+    result: object
+
+    def signature(self):
+        """Return its name and the shapes of its tensors."""
+        shapes = [tuple(t.shape) for t in _tensors([*self.args, *self.kwargs.values()])]
+        return self.func._schema.name, shapes
+
+
+def replay(tape):
+    """Run taped operations again on the tensors they had; results go where they went before.
+
+    As a CUDA graph does: no code of the recorded function is run.
+    """
+    for func, args, kwargs, result in tape:
+        again = func(*args, **kwargs)
+        if any(r.alias_info is not None for r in func._schema.returns):
+            continue  # a view of what has been renewed, or changed in place
+        for old, new in zip(_tensors([result]), _tensors([again]), strict=True):
+            if old is not new:
+                old.copy_(new)
+
+
 class Trace:
     """What the device was asked for since `pretended` was entered.
 
@@ -64,12 +92,15 @@ class Trace:
         Results the host had to wait for, copies to it included.
     places : Counter
         (kind, file, line) to times, of copies and synchronisations, if asked for.
+    tape : list of Taped or None
+        Where operations are recorded; None records nothing.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = folder
         self.launches = self.copies_in = self.copies_out = self.synchronisations = 0
         self.places: Counter = Counter()
+        self.tape: list[Taped] | None = None
 
     def note(self, kind: str) -> None:
         """Count a copy or a synchronisation against the innermost line below the folder."""
@@ -213,7 +244,10 @@ def _run(func, args, kwargs):
     plain = {key: _held(value) for key, value in kwargs.items()}
     if asked == NAME:
         plain["device"] = torch.device("cpu")
-    result = func(*map(_held, args), **plain)
+    held = tuple(map(_held, args))
+    result = func(*held, **plain)
+    if _trace.tape is not None:
+        _trace.tape.append(Taped(func, held, plain, result))
     stays = asked == NAME or asked is None
     if kind.name == "aten::copy_":
         stays = _is_here(args[0])

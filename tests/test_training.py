@@ -49,7 +49,7 @@ class Quadratic:
         loss = (energy.theta - self.goal).square().sum()
         return loss, state + 1, {"distance": loss.detach().sqrt()}
 
-    def measures(self, state):
+    def measures(self, energy, state):
         return {}
 
     def problem(self, state, metrics):

@@ -74,7 +74,7 @@ class BoundObjective(Inference):
         """Return log Z of the prior of a trained model, float64, on the CPU."""
         return NORMALISED
 
-    def measures(self, state: Any) -> dict[str, Tensor]:
+    def measures(self, energy: Any, state: Any) -> dict[str, Tensor]:
         """Return nothing: `problem` needs no more than the metrics."""
         return {}
 

@@ -84,8 +84,8 @@ def component_masses(
         return MissedComponents(index, nothing, nothing)
 
     def correction(positions: Tensor) -> Tensor:
-        x, z = reference.split(positions.to(reference.location))
-        return energy.correction(x, z).double().reshape(-1, _N_DRAWS)
+        rows = reference.rows(positions.to(reference.location))
+        return energy.correction(*reference.parts(rows)).double().reshape(-1, _N_DRAWS)
 
     corrections = []
     parts = index.split(max(1, chunk // _N_DRAWS))

@@ -31,14 +31,18 @@ def _keep_freed_blocks() -> None:
     torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
-def _layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a layer's activations and what `_activation_backward_` needs of them, each (B, W)."""
+def layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a layer's activations and what `activation_backward_` needs of them, each (B, W)."""
     if kind == "tanh":
         value = affine_tanh(rows, weight, bias)
         return value, value
     a = affine(rows, weight, bias)
-    if kind == "silu":
+    if kind == "silu" and a.device.type != "cpu":
         return torch.nn.functional.silu(a), a
+    if kind == "silu":  # torch computes the exponential again on the way back
+        share = a.sigmoid()
+        value = a.mul_(share)
+        return value, torch.lerp(value, value.new_ones(()), share, out=share)
     return torch.nn.functional.softplus(a), a.sigmoid_()
 
 
@@ -47,11 +51,11 @@ _tanh_backward = torch.ops.aten.tanh_backward
 _silu_backward = torch.ops.aten.silu_backward
 
 
-def _activation_backward_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
+def activation_backward_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
     """Return the gradient (B, W) at an activation's input, given that at its output; in `kept`."""
     if kind == "tanh":
         return _tanh_backward.grad_input(grad, kept, grad_input=kept)
-    if kind == "silu":
+    if kind == "silu" and kept.device.type != "cpu":
         return _silu_backward.grad_input(grad, kept, grad_input=kept)
     return kept.mul_(grad)
 
@@ -70,14 +74,14 @@ def _value_and_grad(network: _Network, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the bounded correction (B,) and its gradient (B, P) at rows (B, P)."""
     kind, hidden, kept = network.activation, rows, []
     for weight, bias in zip(network.weights, network.biases, strict=True):
-        hidden, slope = _layer(kind, hidden, weight, bias)
+        hidden, slope = layer(kind, hidden, weight, bias)
         kept.append(slope)
     # with beta = 0 the first argument gives nothing but the shape
     scaled = torch.addmv(hidden[:, 0], hidden, network.output, beta=0.0, alpha=1.0 / network.bound)
     saturation = scaled.tanh_()
     grad = network.output.expand_as(hidden)
     for weight, slope in zip(reversed(network.weights), reversed(kept), strict=True):
-        grad = product(_activation_backward_(kind, grad, slope), weight)
+        grad = product(activation_backward_(kind, grad, slope), weight)
     # the bound's derivative is a factor per row, cheapest to apply to the narrowest tensor
     return network.bound * saturation, _tanh_backward(grad, saturation.unsqueeze(1))
 

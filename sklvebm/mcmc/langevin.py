@@ -237,6 +237,92 @@ def crank_nicolson_move(
     return _accept(log_ratio, Chains(new_position, new), chains, noise)
 
 
+class WhiteChains(NamedTuple):
+    """Chains in coordinates where the base is a standard normal, with all that belongs to them.
+
+    It is in one tensor, because one operation then does what would take one for each part.
+    """
+
+    # (B, 2 P + 1 + n_further): coordinates s, gradients of the correction there, the correction in
+    # nats, and whatever else depends on s
+    numbers: Tensor
+    width: int  # P
+
+    @property
+    def coordinates(self) -> Tensor:
+        """Return s, (B, P)."""
+        return self.numbers[:, : self.width]
+
+    @property
+    def grad(self) -> Tensor:
+        """Return the gradients of the correction, (B, P), nats per unit of s."""
+        return self.numbers[:, self.width : 2 * self.width]
+
+    @property
+    def correction(self) -> Tensor:
+        """Return the correction, (B,), nats."""
+        return self.numbers[:, 2 * self.width]
+
+    @property
+    def further(self) -> Tensor:
+        """Return what else there is, (B, n_further)."""
+        return self.numbers[:, 2 * self.width + 1 :]
+
+    def behind(self, n: int) -> "WhiteChains":
+        """Return the chains without the first n."""
+        return WhiteChains(self.numbers[n:], self.width)
+
+
+def white_step(
+    chains: WhiteChains,
+    evaluate: Callable[[Tensor], Tensor],
+    *,
+    minus_beta: Tensor,
+    step_size: Tensor,
+    noise: Noise,
+) -> tuple[WhiteChains, StepInfo]:
+    """Make a `crank_nicolson_step` in white coordinates, where chains stay between steps.
+
+    Parameters
+    ----------
+    chains : WhiteChains
+        B chains.
+    evaluate : callable
+        Maps coordinates (B, P) to the numbers of chains there.
+    minus_beta : Tensor of shape (B, 1)
+        Inverse temperature of each chain, with a minus sign.
+    step_size : Tensor of shape (B, 1)
+        Step h of each chain, squared units of s per nat.
+    noise : IndependentNoise or SharedNoise
+        Source of the move.
+
+    Returns
+    -------
+    chains : WhiteChains
+        After one evaluation.
+    info : StepInfo
+        Acceptance.
+    """
+    numbers, width = chains
+    whole = 2.0 + step_size
+    decay, spread = (2.0 - step_size).div_(whole), torch.sqrt(step_size).div_(whole)
+    s = chains.coordinates
+    # the mean of the proposal lies between s and minus the tempered gradient
+    moved = torch.lerp(chains.grad * minus_beta, s, decay)
+    moved.addcmul_(spread, noise.normal(s), value=math.sqrt(8.0))
+    new = evaluate(moved)
+    total, rise = numbers[:, : 2 * width] + new[:, : 2 * width], new - numbers
+    # minus the log ratio of `crank_nicolson_move` over b
+    both, difference = total[:, width:], rise[:, width : 2 * width]
+    slopes = torch.addcmul(total[:, :width], minus_beta, both, value=-1.0).mul_(difference)
+    terms = (rise[:, :width] * both).addcmul_(step_size, slopes, value=-0.5)
+    log_ratio = torch.sub(rise[:, 2 * width], terms.sum(1), alpha=0.5).mul_(minus_beta[:, 0])
+    ratio = log_ratio.exp_()
+    accepted = noise.uniform(ratio) < ratio
+    chosen = torch.where(accepted.unsqueeze(1), new, numbers)
+    return WhiteChains(chosen, width), StepInfo(ratio, ratio)
+
+
 def reference_step(
     chains: Chains, target: Target, proposal: Tensor, *, beta: Tensor, noise: Noise
 ) -> tuple[Chains, StepInfo]:

@@ -169,7 +169,21 @@ def hold_frames(target: Target) -> Target:
 
 def stack_rows(index: Tensor, n_copies: int) -> Tensor:
     """Repeat each row `n_copies` times in place: (B, ...) -> (B * n_copies, ...)."""
+    if n_copies == 1:
+        return index
     return index.repeat_interleave(n_copies, dim=0)
+
+
+def averages_of(n_first: int, n_rungs: int, n_chains: int, like: Tensor) -> Tensor:
+    """Return the matrix (1 + n_rungs, n_first + n_rungs * n_chains) of means over groups.
+
+    The first group has `n_first` members, the others `n_chains` each.
+    """
+    matrix = like.new_zeros(1 + n_rungs, n_first + n_rungs * n_chains)
+    matrix[0, :n_first] = 1.0 / n_first
+    of_rungs = matrix[1:, n_first:].unflatten(1, (n_rungs, n_chains))
+    torch.diagonal(of_rungs, dim1=0, dim2=1).fill_(1.0 / n_chains)
+    return matrix
 
 
 def of_chains(of_rungs: Tensor, n_chains: int) -> Tensor:

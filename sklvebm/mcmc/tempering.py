@@ -72,12 +72,11 @@ def respaced_ladder(betas: Tensor, variance: Tensor, n_temperatures: int) -> Ten
         From 0 to 1; equally spaced where the correction does not vary.
     """
     # the floor keeps rungs in regions whose variance is not known yet
-    speed = torch.sqrt(variance.double()).clamp(min=1e-6)
-    speed = speed + 0.1 * speed.mean()
+    speed = torch.sqrt(variance.double()).clamp_(min=1e-6)
+    speed = torch.add(speed, speed.mean(), alpha=0.1)
     grid = betas.double()
-    length = torch.cat(
-        [grid.new_zeros(1), torch.cumsum(0.5 * (speed[1:] + speed[:-1]) * grid.diff(), 0)]
-    )
+    length = torch.cumulative_trapezoid(speed, grid)
+    length = torch.cat([torch.zeros_like(length[:1]), length])
     wanted = torch.linspace(0.0, 1.0, n_temperatures, dtype=length.dtype, device=length.device)
     return interpolate(wanted * length[-1], length, grid).to(betas.dtype)
 

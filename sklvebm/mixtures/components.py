@@ -20,6 +20,7 @@ _MAX_GATHERED_PER_COMPONENT = 10_000
 _MAX_GATHERED_NUMBERS = 20_000_000
 _MAX_ROUNDING_CORRELATION = 1e-8  # smaller correlations count as rounding
 _BLOCK_NUMBERS = 2**20  # covariance entries processed at once
+_TAIL = 4.0  # standard deviations of a component within which nearly all draws lie
 
 
 class MixtureParts(KeepsResults, nn.Module):
@@ -129,6 +130,40 @@ class MixtureParts(KeepsResults, nn.Module):
         white = products_by_component(means, factors, self.covariance_of)
         pull = products_by_component(white, factors.transpose(1, 2), self.covariance_of)
         return (pull / self.scales.double().square()[:, None],)
+
+    def farthest_draw(self) -> Tensor:
+        """Return the largest coordinate `(y, e)` of draws that are likely in any component, 0-d.
+
+        Weights play no part: a component that draws miss today can be drawn tomorrow.
+        """
+        own = self.means, self.roots, self.scales, self.covariance_of
+        return self._kept("farthest draw", own, self._farthest_draw)[0]
+
+    def _farthest_draw(self) -> tuple[Tensor]:
+        deviations = self.roots if self.is_diagonal else torch.linalg.vector_norm(self.roots, dim=2)
+        widths = self.scales.unsqueeze(1) * deviations[self.covariance_of]
+        farthest = torch.addcmul(self.means.abs(), widths, torch.full_like(widths, _TAIL))
+        return (farthest.max().clamp(min=_TAIL),)  # of latents, which are standard normal
+
+    def linear_pull(self) -> tuple[Tensor, Tensor] | None:
+        """Return the gradient of the base energy at particles (y, e) as an affine function.
+
+        Returns
+        -------
+        pull : tuple of Tensor or None
+            Slopes (D + L,) and shifts (D + L,): the gradient is `shift + slope * position`. None
+            unless the mixture is a single Gaussian with a diagonal covariance.
+        """
+        if len(self.means) > 1 or not self.is_diagonal or len(self.far):
+            return None
+        own = self.means, self.factors, self.latent_scale
+        slope, shift = self._kept("linear pull", own, self._linear_pull)
+        return slope, shift
+
+    def _linear_pull(self) -> tuple[Tensor, Tensor]:
+        of_latents = torch.zeros_like(self.latent_scale)
+        slope = torch.cat([self.factors[0].double().square().to(of_latents), of_latents + 1.0])
+        return slope, torch.cat([-self.pulls()[0].to(of_latents), of_latents])
 
     def frame_of(self, component: Tensor) -> Frame:
         """Return frames in which `component` (B,) is N(0, I)."""

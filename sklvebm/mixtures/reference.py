@@ -36,6 +36,8 @@ from sklvebm.mixtures.components import (
 
 # largest `mean^T precision mean` of expanded quadratic forms: cancellation gives 1e-5 nats there
 _MAX_EXPANDED_FORM = 1e10
+# features of which all products of two are computed, each twice: cheaper than choosing them
+_MOST_SQUARED = 6
 _DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
 RENAMED_PARAMETERS = {
     f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _DEFENSIVE_PARAMETERS
@@ -194,6 +196,7 @@ class MixtureReference(MixtureParts):
         """Return the same components and coordinates with other `log_weights` (M,), nats."""
         twin = copy.deepcopy(self)
         twin.log_weights = log_weights.to(self.log_weights)
+        twin._share_results(self)
         return twin
 
     def with_components(
@@ -270,6 +273,8 @@ class MixtureReference(MixtureParts):
             half = 0.5 * self.scales.double().square().reciprocal()
             squares = half * squares[:, self.covariance_of]
             return self._with_far(torch.addmm(constant, y, forms.T) - squares, y)
+        elif self.n_features <= _MOST_SQUARED:
+            products = (y.unsqueeze(2) * y.unsqueeze(1)).flatten(1)
         else:
             first, second = self._pairs()
             products = y[:, first] * y[:, second]
@@ -286,18 +291,19 @@ class MixtureReference(MixtureParts):
 
     def _expanded_forms(self) -> tuple[Tensor, Tensor]:
         """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
-        own = self.log_weights, self.means, self.scales, self.factors, self.covariance_of
+        own = self.means, self.scales, self.factors, self.covariance_of
         constant, forms = self._kept("forms", own, self._expand, MAX_KEPT_NUMBERS)
-        return constant, forms
+        weighted = constant, self.log_weights
+        return self._kept("constants", weighted, lambda: (constant + self.log_weights,))[0], forms
 
     def _expand(self) -> tuple[Tensor, Tensor]:
-        """Compute what `_expanded_forms` keeps."""
+        """Compute what `_expanded_forms` keeps: constants without weights, and coefficients."""
         means, factors = self.means.double(), self.factors.double()
         diagonals = factors if self.is_diagonal else torch.diagonal(factors, dim1=1, dim2=2)
         scales = self.scales.double()
         log_scale = torch.log(diagonals).sum(1)[self.covariance_of]
         log_scale = log_scale - self.n_features * torch.log(scales)
-        constant = self.log_weights.double() + log_scale - 0.5 * self.n_features * LOG_2PI
+        constant = log_scale - 0.5 * self.n_features * LOG_2PI
         pull = self.pulls()
         constant = constant - 0.5 * (pull * means).sum(1)
         if self.is_diagonal:
@@ -306,9 +312,12 @@ class MixtureReference(MixtureParts):
             return constant, pull
         else:
             precision = factors @ factors.transpose(1, 2)
-            first, second = self._pairs()
-            # an off-diagonal product occurs twice in the form
-            weights = precision[:, first, second] * (2.0 - (first == second).double())
+            if self.n_features <= _MOST_SQUARED:
+                weights = precision.flatten(1)
+            else:
+                first, second = self._pairs()
+                # an off-diagonal product occurs twice in the form
+                weights = precision[:, first, second] * (2.0 - (first == second).double())
             weights = weights[self.covariance_of] / scales.square()[:, None]
         return constant, torch.cat([-0.5 * weights, pull], 1)
 
@@ -428,15 +437,23 @@ class MixtureReference(MixtureParts):
             exact, and sums over draws vary less. Draws are then in the order of the components.
         """
         like = self.means
-        weights = torch.exp(self.log_weights)
         if stratified:
+            weights = self._weights()
             offset = torch.rand((), generator=generator, dtype=like.dtype, device=like.device)
             at = (torch.arange(n, dtype=like.dtype, device=like.device) + offset) / n
             component = torch.searchsorted(torch.cumsum(weights, 0), at)
             component = component.clamp(max=len(weights) - 1)
         else:
-            component = torch.multinomial(weights, n, replacement=True, generator=generator)
+            component = self.draw_from_weights(n, generator)
         return self.draws_of(component, generator)
+
+    def draw_from_weights(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n components by their weights, (n,), from `generator`."""
+        return torch.multinomial(self._weights(), n, replacement=True, generator=generator)
+
+    def _weights(self) -> Tensor:
+        own = (self.log_weights,)
+        return self._kept("weights", own, lambda: (torch.exp(self.log_weights),))[0]
 
     def draws_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
         """Draw `(y, e)`, (n, D + L), exactly, one of each `component` (n,), from `generator`."""

@@ -43,7 +43,7 @@ class Reach(KeepsResults, nn.Module):
 
     def distance(self, x: Tensor) -> Tensor:
         """Return u of rows x (B, D), (B,)."""
-        return self._white(x).square_().sum(1)
+        return _squared_lengths(self._white(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return s of rows x (B, D), (B,), between zero and one."""
@@ -75,7 +75,7 @@ class Reach(KeepsResults, nn.Module):
         """
         white = self._white(x)
         # max(0, u - 1) and exp(-max(0, u - 1)^2), in as few operations as there can be
-        beyond = softshrink(white.square().sum(1), 1.0)
+        beyond = softshrink(_squared_lengths(white), 1.0)
         share = torch.pow(_INVERSE_E, beyond.square())
         value = share * value
         grad.mul_(share.unsqueeze(1))
@@ -83,6 +83,11 @@ class Reach(KeepsResults, nn.Module):
         white.mul_(beyond.mul_(value).unsqueeze(1))
         grad[:, : x.shape[1]].addmm_(white, self.whitening, alpha=-4.0)
         return value
+
+
+def _squared_lengths(rows: Tensor) -> Tensor:
+    """Return the squared length of each row (B, D), (B,), in one operation."""
+    return torch.bmm(rows.unsqueeze(1), rows.unsqueeze(2)).flatten()
 
 
 def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:

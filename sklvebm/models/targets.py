@@ -65,7 +65,11 @@ def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> T
         energies, grad = reference.marginal_energy_and_grad(y)
         return energies + 0.5 * e.square().sum(1), torch.cat([grad, e], 1)
 
+    pull = reference.linear_pull()
+
     def base_grad(position: Tensor) -> Tensor:
+        if pull is not None:
+            return torch.addcmul(pull[1], position, pull[0])
         y, e = position[:, :n_features], position[:, n_features:]
         return torch.cat([reference.marginal_grad(y), e], 1)
 
@@ -115,18 +119,28 @@ def stacked_target(
     def behind(function: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
         return torch.cat([position[:n], function(position[n:])])
 
+    matrix, shift = reference.joint_map()
+    every_offset = torch.cat([offset + shift, shift.expand(n_joint, -1)])
+
     def evaluate(position: Tensor) -> Value:
-        rows = reference.rows(position)
-        rows[: len(rows) - n_joint].unflatten(0, (-1, n)).add_(offset)
+        if len(position) == n + n_joint:
+            rows = torch.addmm(every_offset, position, matrix)
+        else:
+            rows = reference.rows(position)
+            rows[: len(rows) - n_joint].unflatten(0, (-1, n)).add_(offset)
         correction, grad = correction_and_grad(rows)
-        return Value(correction, grad @ reference.joint_map()[0].T)
+        return Value(correction, grad @ matrix.T)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         energies, grad = joint.base(position[n:])
         of_rows = 0.5 * position[:n].square().sum(1)
         return torch.cat([of_rows, energies]), torch.cat([position[:n], grad])
 
+    is_linear = reference.linear_pull() is not None
+
     def base_grad(position: Tensor) -> Tensor:
+        if is_linear:  # for latents it is that of a standard normal, and rows stay
+            return joint.pull(position)
         return torch.cat([position[:n], joint.pull(position[n:])])
 
     def frames(position: Tensor, noise: Noise) -> Frame:

@@ -255,7 +255,7 @@ class PotentialFlow:
         density = flow_density(target, x, _MONITOR_STEPS, directions)
         return float(mean_on_device(density.log_density, row_weights))
 
-    def measures(self, state: Any) -> dict[str, Tensor]:
+    def measures(self, energy: Any, state: Any) -> dict[str, Tensor]:
         """Return nothing: there are no particles."""
         return {}
 

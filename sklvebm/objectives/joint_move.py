@@ -44,10 +44,10 @@ from sklvebm.objectives.tempered_pool import TemperedPool
 
 
 def can_move_together(
-    energy: PathEnergy, batch: Batch, state: ParticleState, n_particles: int
+    energy: PathEnergy, n_posterior: int, state: ParticleState, device: torch.device
 ) -> bool:
     """Return whether neither side is moved in parts, which have step sizes of their own."""
-    n_parts = parts_of_work(energy, len(batch.x) * n_particles, batch.x.device)
+    n_parts = parts_of_work(energy, n_posterior, device)
     return n_parts == 1 and n_blocks_of(energy, state.pool) == 1
 
 
@@ -103,8 +103,10 @@ def move_together(
     # of the posterior particles, then of every rung
     sizes = torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
     acceptance = torch.ones_like(sizes)
-    for _ in range(posterior.n_steps):
-        step_size = _sizes_of_coordinates(sizes, (n, d), state.pool.shape)
+    step_size = _sizes_of_coordinates(sizes, (n, d), state.pool.shape)
+    for number in range(posterior.n_steps):
+        if number and kernel.target_acceptance is not None:
+            step_size = _sizes_of_coordinates(sizes, (n, d), state.pool.shape)
         chains, info = kernel.step(chains, target, beta=beta, step_size=step_size, noise=noise)
         if kernel.target_acceptance is not None:
             probability = info.acceptance

@@ -9,14 +9,18 @@ with their multistate weights.
 """
 
 import math
+from collections.abc import Hashable
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from sklvebm.backends import select_contrast
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
+from sklvebm.objectives.frame_move import can_move_in_frames, move_in_frames
 from sklvebm.objectives.joint_move import can_move_together, move_together
-from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.parts import contrast_in_parts, in_parts
 from sklvebm.objectives.pool import Sweep
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
@@ -25,7 +29,7 @@ from sklvebm.objectives.posteriors import (
     Posterior,
     PosteriorMove,
 )
-from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.objectives.tempered_pool import TemperedPool, Weighing, free_energy_bound
 from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -133,40 +137,99 @@ class ParticleLikelihood:
         metrics : dict of str to 0-d Tensor
             Swap rate and acceptances; read once per epoch.
         """
+        if self._moves_together(energy, len(batch.x), state, batch.x.device):
+            state = self.before_update(energy, state, generator)
+        loss, state, metrics = self.update(energy, batch, state, generator)
+        return loss, self.after_update(state), metrics
+
+    def works_in_place(
+        self, energy: PathEnergy, state: ParticleState, device: torch.device
+    ) -> bool:
+        """Return whether updates on a device always make the same operations."""
+        return self._moves_together(energy, 1, state, device)
+
+    def _moves_together(
+        self, energy: PathEnergy, n_rows: int, state: ParticleState, device: torch.device
+    ) -> bool:
+        """Return whether posterior particles and a persistent pool are moved together."""
+        return (
+            isinstance(self.posterior, ParticlePosterior)
+            and self.negatives == "persistent"
+            and can_move_together(energy, n_rows * self.n_particles, state, device)
+        )
+
+    def before_update(
+        self, energy: PathEnergy, state: ParticleState, generator: torch.Generator
+    ) -> ParticleState:
+        """Return the state with independence proposals, if it is time for them."""
+        return self.tempered.proposed(energy, state, IndependentNoise(generator))
+
+    def after_update(self, state: ParticleState) -> ParticleState:
+        """Return the state after one update more, with a respaced ladder if it is time."""
+        return self.tempered.respaced(state)
+
+    def kind_of_update(self, state: ParticleState) -> Hashable:
+        """Return the numbers of the host that the operations of `update` depend on."""
+        return self.tempered.kind_of_update(state)
+
+    def update(
+        self, energy: PathEnergy, batch: Batch, state: ParticleState, generator: torch.Generator
+    ) -> tuple[Tensor, ParticleState, dict[str, Tensor]]:
+        """Return loss, state and metrics as `step`, without what is done every few updates."""
         noise = IndependentNoise(generator)
         moved, sweep = self._moved(energy, batch, state, noise)
+        loss, weighing = self._contrast(energy, moved, sweep, state, noise)
 
-        particles = self.tempered.read_out(sweep, noise)
-        negative = energy.reference.rows(particles.flatten(0, 1))
-        rows = torch.cat([moved.rows, negative])
-        correction = in_parts(energy, energy.correction, *energy.reference.parts(rows))
-        n = len(moved.rows)
-        weighing = self.tempered.weigh(correction[n:].detach().view(particles.shape[:2]), state)
-        # the mean over the first rows minus the weighted mean over the others, in one product
-        weights = torch.cat([correction.new_full((n,), 1.0 / n), -weighing.weights])
-        loss = weights @ correction
-
-        state = self.tempered.advance(state, sweep, weighing)
+        state = self.tempered.swept(state, sweep, weighing)
         state = state._replace(latents=moved.latents, latent_step_size=moved.step_size)
         metrics = {**self.tempered.metrics(sweep), "latent_acceptance": moved.acceptance}
         return loss, state, metrics
+
+    def _contrast(
+        self,
+        energy: PathEnergy,
+        moved: PosteriorMove,
+        sweep: Sweep,
+        state: ParticleState,
+        noise: IndependentNoise,
+    ) -> tuple[Tensor, Weighing]:
+        """Return the mean correction of rows minus the weighted mean of the pool, 0-d, nats."""
+        particles, negative = self.tempered.read_out(sweep, noise), sweep.rows
+        if negative is None:
+            negative = energy.reference.rows(particles.flatten(0, 1))
+        rows = torch.cat([moved.rows, negative])
+        n, shape = len(moved.rows), particles.shape[:2]
+        contrast = select_contrast(energy)
+        correction = sweep.correction
+        if contrast is None:
+            of_rows = in_parts(energy, energy.correction, *energy.reference.parts(rows))
+            correction = of_rows[n:].detach().view(shape)
+        elif correction is None and len(state.betas) == 1:
+            correction = particles[..., 0]  # weights that are equal do not depend on it
+        elif correction is None:
+            with torch.no_grad():
+                parts = energy.reference.parts(rows[n:])
+                correction = in_parts(energy, energy.correction, *parts).view(shape)
+        weighing = self.tempered.weigh(correction, state)
+        weights = rows.new_full((len(rows),), 1.0 / n)
+        torch.mul(weighing.weights, -1.0, out=weights[n:])
+        if contrast is None:
+            return weights @ of_rows, weighing
+        return contrast_in_parts(energy, contrast, rows, weights), weighing
 
     def _moved(
         self, energy: PathEnergy, batch: Batch, state: ParticleState, noise: IndependentNoise
     ) -> tuple[PosteriorMove, Sweep]:
         """Move both sides: together if they can be, which takes half the operations."""
-        posterior, is_persistent = self.posterior, self.negatives == "persistent"
-        if (
-            isinstance(posterior, ParticlePosterior)
-            and is_persistent
-            and can_move_together(energy, batch, state, self.n_particles)
-        ):
-            state = self.tempered.proposed(energy, state, noise)
-            return move_together(
-                energy, batch, state, noise, tempered=self.tempered, posterior=posterior
-            )
+        posterior, n_rows = self.posterior, len(batch.x)
+        if self._moves_together(energy, n_rows, state, batch.x.device):
+            kernel, n = self.tempered.kernel, n_rows * self.n_particles
+            in_frames = can_move_in_frames(energy, kernel, state, n)
+            move = move_in_frames if in_frames else move_together
+            own = cast(ParticlePosterior, posterior)
+            return move(energy, batch, state, noise, tempered=self.tempered, posterior=own)
         moved = posterior.move(energy, batch, state, noise)
-        if not is_persistent:
+        if self.negatives != "persistent":
             state = state._replace(pool=self._pool_at_data(energy, moved, noise))
         return moved, self.tempered.move(energy, state, noise)
 
@@ -193,9 +256,9 @@ class ParticleLikelihood:
         """Return the particles of a state: the state itself."""
         return state
 
-    def measures(self, state: ParticleState) -> dict[str, Tensor]:
+    def measures(self, energy: PathEnergy, state: ParticleState) -> dict[str, Tensor]:
         """Return the largest coordinates; see `TemperedPool.measures`."""
-        return self.tempered.measures(state)
+        return self.tempered.measures(energy, state)
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
         """Return why the pool does not represent the model; see `TemperedPool.problem`."""

@@ -51,6 +51,10 @@ class WithMissingCells:
         # everything but `step` and `lower_bound` is the objective's own
         return getattr(self.objective, name)
 
+    def works_in_place(self, energy: PathEnergy, state: Any, device: torch.device) -> bool:
+        """Return False: the host sorts patterns of missing cells before every update."""
+        return False
+
     def step(
         self, energy: PathEnergy, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:

@@ -56,11 +56,8 @@ def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor)
     *rows : Tensor of shape (B, ...)
         Its arguments.
     """
-    n_rows, device = len(rows[0]), rows[0].device
-    if n_rows > _MOST_IN_GRAPH:
-        size = _PART
-    else:
-        size = -(-n_rows // parts_of_work(network, n_rows, device))
+    n_rows = len(rows[0])
+    size = _part_size(network, n_rows, rows[0].device)
     if size >= n_rows:
         return function(*rows)
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -69,6 +66,35 @@ def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor)
         function, size, len(rows), *rows, *parameters
     )
     return values
+
+
+def contrast_in_parts(
+    network: nn.Module, contrast: Callable[[Tensor, Tensor], Tensor], rows: Tensor, weights: Tensor
+) -> Tensor:
+    """Return `contrast(rows, weights)`, 0-d, in parts as `in_parts` makes them.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        What the contrast evaluates.
+    contrast : callable
+        A sum over rows that keeps no activations; see `backends.select_contrast`.
+    rows : Tensor of shape (B, D + L)
+        Rows (x, z).
+    weights : Tensor of shape (B,)
+        Their weights.
+    """
+    size = _part_size(network, len(rows), rows.device)
+    if size >= len(rows):
+        return contrast(rows, weights)
+    return torch.stack(side_by_side(contrast, rows.split(size), weights.split(size))).sum()
+
+
+def _part_size(network: nn.Module, n_rows: int, device: torch.device) -> int:
+    """Return the number of rows of a part."""
+    if n_rows > _MOST_IN_GRAPH:
+        return _PART
+    return -(-n_rows // parts_of_work(network, n_rows, device))
 
 
 class _InParts(torch.autograd.Function):

@@ -22,6 +22,7 @@ from sklvebm.mcmc.state import (
     IndependentNoise,
     ParticleState,
     Target,
+    Value,
     deferred,
     hold_frames,
     of_chains,
@@ -48,16 +49,34 @@ class Sweep(NamedTuple):
     pool: Tensor  # (T, C, D + L)
     step_size: Tensor  # (T,), adapted
     acceptance: Tensor  # (T,)
-    swap_acceptance: Tensor  # (T - 1,), NaN for pairs that were not tried
+    # (T - 1,), NaN for pairs that were not tried; or of those that were tried alone
+    swap_acceptance: Tensor
     source: Tensor | None  # (T * C,), place that swaps moved each particle from; None: no swaps
     parity: int  # the first rung of the pairs that were tried, 0 or 1
+    correction: Tensor | None = None  # (T, C) at the particles, nats; None: not computed
+    rows: Tensor | None = None  # (T * C, D + L), the particles as rows (x, z); None: not computed
+    first_place: int = 0  # in `source`, of the first particle of the pool
+    # (n_pairs,), where `swap_acceptance` is that of pairs, of each in their mean; zero for a pair
+    # that is none, which comes last and has an acceptance of one
+    pair_shares: Tensor | None = None
+
+    def tried(self) -> Tensor:
+        """Return the acceptance of the pairs of neighbours that were tried, (n_pairs,)."""
+        if self.pair_shares is None:
+            return self.swap_acceptance[self.parity :: 2]
+        return self.swap_acceptance[: (len(self.pool) - self.parity) // 2]
 
     def origin(self) -> Tensor:
         """Return the rung that the swaps moved each particle from, (T, C), int16."""
         t, c = self.pool.shape[:2]
         if self.source is None:
             return torch.zeros(t, c, dtype=torch.int16, device=self.pool.device)
-        return self.source.div(c, rounding_mode="floor").to(torch.int16).reshape(t, c)
+        return (
+            (self.source - self.first_place)
+            .div(c, rounding_mode="floor")
+            .to(torch.int16)
+            .reshape(t, c)
+        )
 
 
 def sweep_pool(
@@ -119,7 +138,14 @@ def sweep_pool(
         # of a place, only its rung matters
         torch.cat([part.origin() for part in parts], 1).reshape(-1).long() * state.pool.shape[1],
         parts[0].parity,
+        _joined([part.correction for part in parts]),
     )
+
+
+def _joined(corrections: list[Tensor | None]) -> Tensor | None:
+    """Return the corrections of all blocks of chains, (T, C); None if one was not computed."""
+    known = [correction for correction in corrections if correction is not None]
+    return torch.cat(known, 1) if len(known) == len(corrections) else None
 
 
 def n_blocks_of(energy: PathEnergy, pool: Tensor) -> int:
@@ -224,8 +250,10 @@ def move_rungs(
     """
     chains, step_size, acceptance = rungs
     n_chains = len(beta) // len(step_size)
-    for _ in range(n_steps):
-        sizes = of_chains(step_size, n_chains)
+    sizes = of_chains(step_size, n_chains)
+    for number in range(n_steps):
+        if number and kernel.target_acceptance is not None:
+            sizes = of_chains(step_size, n_chains)
         chains, info = kernel.step(chains, target, beta=beta, step_size=sizes, noise=noise)
         if kernel.target_acceptance is not None:
             acceptance = info.acceptance.reshape(-1, n_chains).mean(1)
@@ -235,6 +263,8 @@ def move_rungs(
 
 def swept(rungs: Rungs, exchange: Exchange, state: ParticleState) -> Sweep:
     """Return the outcome of a sweep of the pool of `state`."""
+    value = rungs.chains.value
+    known = value.correction if isinstance(value, Value) else None
     return Sweep(
         rungs.chains.position.reshape(state.pool.shape),
         rungs.step_size,
@@ -242,6 +272,7 @@ def swept(rungs: Rungs, exchange: Exchange, state: ParticleState) -> Sweep:
         exchange.acceptance,
         exchange.source,
         state.n_updates % 2,
+        None if known is None else known.reshape(state.pool.shape[:2]),
     )
 
 
@@ -288,7 +319,8 @@ def with_independence_proposals(
     tilted = defended(reference.reweighted(log_weights), _DEFENSIVE_SHARE)
     old = pool.reshape(t * c, -1)
     new = tilted.sample(t * c, noise.generator).to(pool)
-    gain = _log_density(energy, new, tilted, betas) - _log_density(energy, old, tilted, betas)
+    of_both = _log_density(energy, torch.cat([new, old]), tilted, betas.repeat(2))
+    gain = of_both[: len(new)] - of_both[len(new) :]
     accepted = noise.uniform(gain) < torch.exp(gain.clamp(max=0.0))
     if reference.n_defensive == 0:
         accepted &= is_worth_it
@@ -298,8 +330,9 @@ def with_independence_proposals(
 def _log_density(
     energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
 ) -> Tensor:
-    """Return log p - log q of particles (T * C, D + L), q the independence proposal; nats."""
-    correction = energy.correction(*energy.reference.split(position)).double()
+    """Return log p - log q of particles, q the independence proposal, nats; betas of all rungs."""
+    rows = energy.reference.rows(position)
+    correction = energy.correction(*energy.reference.parts(rows)).double()
     beta = betas.double().repeat_interleave(len(position) // len(betas))
     return log_ratio(energy.reference, tilted, position) - beta * correction
 

@@ -166,7 +166,8 @@ class WassersteinFlow:
         if self.proximal == "gradient-penalty":
             _, pull = energy.reference.marginal_energy_and_grad(y)
             grad = -pull @ energy.reference.inverse_root
-        centre = Centre(x, weighing.weights, correction, grad, self.tempered.metrics(sweep), 0)
+        weights = weighing.weights.to(correction.dtype)
+        centre = Centre(x, weights, correction, grad, self.tempered.metrics(sweep), 0)
         return FlowState(self.tempered.advance(particles, sweep, weighing), centre)
 
     def _negative(self, centre: Centre, correction: Tensor) -> Tensor:
@@ -187,9 +188,9 @@ class WassersteinFlow:
 
     # Judgements --------------------------------------------------------------------------------
 
-    def measures(self, state: FlowState) -> dict[str, Tensor]:
+    def measures(self, energy: PathEnergy, state: FlowState) -> dict[str, Tensor]:
         """Return distances of the particles; see `TemperedPool.measures`."""
-        return self.tempered.measures(state.particles)
+        return self.tempered.measures(energy, state.particles)
 
     def problem(self, state: FlowState, metrics: dict[str, float]) -> str | None:
         """Return why the pool does not represent the model; see `TemperedPool.problem`."""

@@ -27,15 +27,16 @@ from sklvebm.objectives.pool import (
     with_independence_proposals,
 )
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
-from sklvebm.smc.free_energy import mbar
-from sklvebm.training import read_together
+from sklvebm.smc.free_energy import mbar, multistate_weights
 
 _OFFER_EVERY = 16  # updates
+_FIRST_UPDATES = 20  # in which the spread follows more quickly
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
 _DRAWN_AT_A_TIME = 2**14  # particles of a first pool
 _NUMBERS_AT_A_TIME = 2**21  # coordinates of rows with all their nodes, of a bound
-_FARTHEST = 1e3  # times the reference's farthest draw: a particle that has run away
+_FARTHEST = 1e3  # times the farthest likely draw of the reference: a particle has run away
 _LEAST_SWAP_RATE = 0.005  # below it the ladder is broken: rungs do not overlap
+_ITERATIONS = 3  # of the multistate weights in an update, which continue those of the last one
 # of the multistate weights: digits on one Gaussian need 35 for a change of 1e-7 nats, moons 7
 _MONITOR_ITERATIONS = 40
 _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no ladder
@@ -44,7 +45,7 @@ _MONITOR_STEPS = 32  # annealing steps of the monitored log Z when there is no l
 class Weighing(NamedTuple):
     """Weights of the particles of a pool for the model at b = 1."""
 
-    weights: Tensor  # (T * C,), summing to one
+    weights: Tensor  # (T * C,), float64, summing to one
     log_partitions: Tensor  # (T,) float64, nats
     spread: Tensor  # (T,), nats squared
 
@@ -155,46 +156,57 @@ class TemperedPool:
             weights = torch.full_like(correction[0], 1.0 / c).detach()
             return Weighing(weights, state.log_partitions, state.spread)
         detached = correction.detach().double()
-        log_partitions, log_mixture = mbar(
-            detached, state.betas, state.log_partitions, max_iter=3, tol=None
+        weights, log_partitions = multistate_weights(
+            detached, state.betas, state.log_partitions, _ITERATIONS
         )
-        weights = torch.softmax(-detached.reshape(-1) - log_mixture, 0).to(correction.dtype)
-        share = 0.05 if state.n_updates > 20 else 0.3
-        return Weighing(weights, log_partitions, torch.lerp(state.spread, detached.var(1), share))
+        share = 0.05 if state.n_updates > _FIRST_UPDATES else 0.3
+        spread = torch.lerp(state.spread, detached.var(1), share)
+        return Weighing(weights, log_partitions, spread)
 
     def advance(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
         """Return the state after a sweep; the ladder is respaced now and then."""
-        n_updates = state.n_updates + 1
-        betas = state.betas
-        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
-            betas = respaced_ladder(betas, weighing.spread, self.n_temperatures)
+        return self.respaced(self.swept(state, sweep, weighing))
+
+    def swept(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
+        """Return the state with what a sweep changes at every update."""
         return state._replace(
             pool=sweep.pool,
             pool_step_size=sweep.step_size,
             log_partitions=weighing.log_partitions,
             spread=weighing.spread,
-            betas=betas,
-            n_updates=n_updates,
         )
+
+    def respaced(self, state: ParticleState) -> ParticleState:
+        """Return the state after one update more; every tenth respaces the ladder."""
+        n_updates, betas = state.n_updates + 1, state.betas
+        if self.n_temperatures > 2 and n_updates % RESPACE_EVERY == 0:
+            betas = respaced_ladder(betas, state.spread, self.n_temperatures)
+        return state._replace(betas=betas, n_updates=n_updates)
+
+    def kind_of_update(self, state: ParticleState) -> tuple[int, bool]:
+        """Return the numbers of the host that a sweep and the weights depend on."""
+        if self.n_temperatures == 1:
+            return 0, False
+        return state.n_updates % 2, state.n_updates > _FIRST_UPDATES
 
     def metrics(self, sweep: Sweep) -> dict[str, Tensor]:
         """Return swap rates, one if there is no pair to swap, and the acceptance; 0-d."""
-        swaps = sweep.swap_acceptance[sweep.parity :: 2]  # of the pairs that were tried
+        swaps = sweep.tried()
         acceptance = sweep.acceptance.mean()
         if len(swaps) == 0:
             one = torch.ones_like(acceptance)
             return {"swap_rate": one, "least_swap_rate": one, "pool_acceptance": acceptance}
+        shares, every = sweep.pair_shares, sweep.swap_acceptance
         return {
-            "swap_rate": swaps.mean(),
-            "least_swap_rate": swaps.min(),
+            "swap_rate": swaps.mean() if shares is None else shares @ every,
+            "least_swap_rate": swaps.min() if shares is None else every.min(),
             "pool_acceptance": acceptance,
         }
 
-    def measures(self, state: ParticleState) -> dict[str, Tensor]:
-        """Return the largest coordinates, 0-d: of the pool, and of a ladder's first rung."""
-        pool = state.pool
-        first = _farthest(pool[0]) if len(pool) > 1 else pool.new_ones(())
-        return {"farthest": _farthest(pool), "farthest of the reference": first}
+    def measures(self, energy: PathEnergy, state: ParticleState) -> dict[str, Tensor]:
+        """Return the largest coordinates, 0-d: of the pool, and of draws of the reference."""
+        limit = energy.reference.farthest_draw()
+        return {"farthest": _farthest(state.pool), "farthest of the reference": limit}
 
     def problem(self, state: ParticleState, metrics: dict[str, float]) -> str | None:
         """Return why the pool does not represent the model any more; None if it does.
@@ -204,20 +216,17 @@ class TemperedPool:
         state : ParticleState
             Particles after an epoch.
         metrics : dict of str to float
-            Means over the epoch.
+            Means over the epoch, and `measures`.
 
         Returns
         -------
         problem : str or None
             Particles that are not finite or far out, or a ladder that lets nothing through.
         """
-        measured = metrics if "farthest" in metrics else read_together(dict(self.measures(state)))
-        farthest = measured["farthest"]
+        farthest = metrics["farthest"]
         if not math.isfinite(farthest):
             return "particles are not finite"
-        # the first rung of a ladder is drawn from the reference
-        limit = _FARTHEST * max(1.0, measured["farthest of the reference"])
-        if farthest > limit:
+        if farthest > _FARTHEST * metrics["farthest of the reference"]:
             return f"a particle is {farthest:.2g} standardised units from the centre"
         if metrics["least_swap_rate"] < _LEAST_SWAP_RATE:
             return f"the ladder's swap rate fell to {metrics['least_swap_rate']:.2g}"

@@ -137,7 +137,7 @@ class TrainingDisplay:
             score = (float(scores.mean()), float(scores.std() / np.sqrt(len(scores))))
         return cls.from_history(
             history,
-            kept=_kept(estimator),
+            kept=kept(estimator),
             kept_value=getattr(estimator, f"{_value_of(history)}_", None),
             score=score,
             bracket_width=0.0 if bracket is None else float(bracket.upper - bracket.lower),
@@ -287,7 +287,7 @@ def _value_of(history: list[dict[str, Any]]) -> str:
     return next(name for name in BOUNDS if name in history[0])
 
 
-def _kept(estimator: Any) -> str:
+def kept(estimator: Any) -> str:
     """Say what a fit kept."""
     improved = getattr(estimator, "improved_", None)
     if improved is None:

@@ -79,6 +79,43 @@ def mbar(
     return log_z, log_mixture.add_(log_n)
 
 
+def multistate_weights(
+    correction: Tensor, betas: Tensor, guess: Tensor, n_iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Return weights of a ladder's samples for the last rung, and log normalisers of all rungs.
+
+    The fixed-point iteration of `mbar` in few operations: it normalises the matrix of log
+    potentials over rungs and over samples in turn, and what has been subtracted from a rung is its
+    log normaliser.
+
+    Parameters
+    ----------
+    correction, betas, guess
+        As for `mbar`.
+    n_iterations : int
+        Fixed-point iterations.
+
+    Returns
+    -------
+    weights : Tensor of shape (T * C,), float64
+        Summing to one.
+    log_partitions : Tensor of shape (T,), float64
+        Log normalisers relative to the first rung, in nats.
+    """
+    if correction.numel() > _CHUNK_SAMPLES:  # without a matrix for all samples
+        log_z, log_mixture = mbar(correction, betas, guess, max_iter=n_iterations, tol=None)
+        log_potential = correction.detach().double().reshape(-1).mul(-betas[-1].double())
+        return torch.softmax(log_potential - log_mixture, 0), log_z
+    f = correction.detach().double()
+    potentials = -betas.unsqueeze(1) * f.reshape(1, -1)
+    normalised = potentials - guess.unsqueeze(1)
+    for _ in range(n_iterations):
+        normalised = torch.log_softmax(torch.log_softmax(normalised, 0), 1)
+    log_z = potentials[:, 0] - normalised[:, 0]
+    shares = torch.log_softmax(normalised, 0)[-1]
+    return torch.softmax(shares, 0), log_z - log_z[0]
+
+
 def bennett(forward: Tensor, reverse: Tensor) -> tuple[float, float]:
     """Return Bennett's estimate of log Z from log weights of annealing in both directions.
 

@@ -299,7 +299,7 @@ def test_a_fit_without_memory_names_what_to_decrease(make, error, monkeypatch):
     def exhausted(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(sklvebm.training, "_update_average", exhausted)
+    monkeypatch.setattr(sklvebm.training, "move_average", exhausted)
     with pytest.raises(MemoryError, match=r"decrease .*batch_size \(now 16\)"):
         brief(make, batch_size=16).fit(rows())
 
@@ -323,7 +323,7 @@ def test_other_runtime_errors_are_left_alone(monkeypatch):
     def broken(*arguments):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(sklvebm.training, "_update_average", broken)
+    monkeypatch.setattr(sklvebm.training, "move_average", broken)
     with pytest.raises(RuntimeError, match="^shapes do not match$"):
         brief(ParticleLVEBM).fit(rows())
 

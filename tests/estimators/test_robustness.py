@@ -11,13 +11,15 @@ from scipy import stats
 from sklearn.datasets import make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from sklvebm import ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
+from sklvebm import MixtureReference, ParticleDivergenceError, ParticleLVEBM, PotentialFlowEBM
 from sklvebm.confidence import lower_confidence_limit
 from sklvebm.estimators._ebm import training as ebm_training
 from sklvebm.estimators._ebm.config import likelihood_config
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.preprocessing.prepared import prepare
 from sklvebm.row_weights import distinct_rows
+from sklvebm.training import read_together
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -74,6 +76,14 @@ class Sound:
     """Metrics and particles that nothing is wrong with."""
 
     metrics = {"least_swap_rate": 0.9}
+    reference = MixtureReference(
+        torch.ones(1),
+        torch.zeros(1, 1),
+        torch.eye(1)[None],
+        latent_map=torch.ones(1, 1),
+        latent_variance=torch.ones(1),
+        location=torch.zeros(1),
+    )
 
     @staticmethod
     def state(pool):
@@ -92,8 +102,40 @@ class Sound:
 def test_problems_of_the_particles_are_named(change, metrics, expected):
     pool = change(torch.randn(3, 8, 2, generator=torch.Generator().manual_seed(0)))
     objective = likelihood_config(ParticleLVEBM().get_params(), 100, 2).objective()
-    problem = objective.problem(Sound.state(pool), {**Sound.metrics, **metrics})
+    state = Sound.state(pool)
+    measures = read_together(objective.measures(Sound, state))
+    problem = objective.problem(state, {**Sound.metrics, **metrics, **measures})
     assert problem is None if expected is None else expected in problem
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+@pytest.mark.parametrize("n_temperatures", [1, 4])
+def test_draws_of_a_far_component_have_not_run_away(n_temperatures, diagonal):
+    """The first rung seldom has one when another rung has."""
+    covariances = torch.stack([torch.eye(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]])])
+    reference = MixtureReference(
+        torch.tensor([0.995, 0.005]),
+        torch.tensor([[0.0, 0.0], [1e6, 0.0]]),
+        covariances[[0, 0]] if diagonal else covariances,
+        latent_map=torch.zeros(1, 2),
+        latent_variance=torch.ones(1),
+        location=torch.zeros(2),
+    )
+    energy = AnchoredEnergy(reference, MLPEnergy(2, 1, (4,)))
+    parameters = {"n_temperatures": n_temperatures, "n_chains": 64}
+    objective = likelihood_config(ParticleLVEBM(**parameters).get_params(), 100, 2).objective()
+    n_far = 0
+    for seed in range(10):
+        state = objective.init(energy, 1, generator=torch.Generator().manual_seed(seed))
+        has_far = bool((state.pool.abs() > 1e5).any())
+        n_far += has_far
+        measures = read_together(objective.measures(energy, state))
+        assert objective.problem(state, {**Sound.metrics, **measures}) is None
+        runaway = state._replace(pool=1e6 * state.pool)
+        measures = read_together(objective.measures(energy, runaway))
+        if has_far:
+            assert "from the centre" in objective.problem(runaway, {**Sound.metrics, **measures})
+    assert n_far > 2
 
 
 def test_where_training_is_not_confirmed_the_model_is_its_reference(monkeypatch, moons):

@@ -391,7 +391,7 @@ def test_two_fits_in_two_threads_equal_their_serial_results(small, moons):
 
 def interrupt_update(monkeypatch, number):
     """Let the given parameter update of the following training end in Ctrl-C."""
-    original, n_calls = sklvebm.training._update_average, 0
+    original, n_calls = sklvebm.training.move_average, 0
 
     def update(*arguments):
         nonlocal n_calls
@@ -400,7 +400,7 @@ def interrupt_update(monkeypatch, number):
             raise KeyboardInterrupt
         original(*arguments)
 
-    monkeypatch.setattr(sklvebm.training, "_update_average", update)
+    monkeypatch.setattr(sklvebm.training, "move_average", update)
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])

@@ -229,3 +229,24 @@ def test_gradients_do_not_see_a_constant_in_the_energy(make):
     moved, moved_grad = make(shifted)(rows)
     torch.testing.assert_close(moved, correction + 7.5)
     assert torch.equal(grad, moved_grad)
+
+
+@pytest.mark.parametrize("n_latents", [0, 2])
+def test_the_pull_of_one_gaussian_is_affine(n_latents):
+    def gaussian(weights):
+        return MixtureReference(
+            torch.full((weights,), 1.0 / weights),
+            torch.arange(2.0 * weights).reshape(weights, 2),
+            torch.diag(torch.tensor([0.5, 2.0])).repeat(weights, 1, 1),
+            latent_map=torch.ones(n_latents, 2),
+            latent_variance=torch.ones(n_latents),
+            location=torch.tensor([0.3, -0.2]),
+        )
+
+    one = gaussian(1)
+    energy = AnchoredEnergy(one, MLPEnergy(2, n_latents, (4,), generator=generator()).double())
+    target = joint_target(energy, autograd_correction_and_grad(energy))
+    position = torch.randn(6, 2 + n_latents, generator=generator(), dtype=torch.float64)
+    assert one.linear_pull() is not None
+    torch.testing.assert_close(target.pull(position), target.base(position)[1])
+    assert gaussian(2).linear_pull() is None

@@ -17,7 +17,7 @@ from sklvebm.objectives.proximal import (
     differentiable_grad,
 )
 from sklvebm.objectives.tempered_pool import TemperedPool
-from sklvebm.training import start_optimisation, train_epoch
+from sklvebm.training import read_together, start_optimisation, train_epoch
 
 SIGMAS = 5.0
 
@@ -355,9 +355,13 @@ def test_pool_of_a_foreign_energy_burns_in():
     particles = flow.tempered.init(energy, generator())
     state = flow.ready(energy, particles, 0, generator())
     assert flow.particles(state).n_updates > 0
-    assert flow.problem(state, {"least_swap_rate": 1.0}) is None
-    runaway = particles._replace(pool=particles.pool + 1e4)
-    assert "standardised units" in flow.problem(FlowState(runaway, None), {"least_swap_rate": 1.0})
+    runaway = FlowState(particles._replace(pool=particles.pool + 1e4), None)
+    found = [
+        flow.problem(each, {"least_swap_rate": 1.0, **read_together(flow.measures(energy, each))})
+        for each in (state, runaway)
+    ]
+    assert found[0] is None
+    assert "standardised units" in found[1]
 
 
 # On a grid ---------------------------------------------------------------------------------------
