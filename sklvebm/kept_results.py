@@ -11,7 +11,7 @@ from torch import Tensor
 class KeepsResults:
     """Mixin of modules whose tensors are replaced, and never changed in place."""
 
-    def kept(
+    def _kept(
         self,
         name: str,
         own: tuple[Tensor, ...],
@@ -29,7 +29,7 @@ class KeepsResults:
             kept[name] = own, found
         return found
 
-    def share_results(self, other: "KeepsResults") -> None:
+    def _share_results(self, other: "KeepsResults") -> None:
         """Take over what another module keeps, as far as both have the same tensors."""
         self.__dict__.setdefault("_results", {}).update(other.__dict__.get("_results", {}))
 

@@ -43,7 +43,12 @@ def positive_rows(
     if row_weights is None or (row_weights > 0.0).all():
         return X, row_weights
     kept = row_weights > 0.0
-    return X[kept], relative(row_weights[kept])
+    return X[kept], chosen_weights(row_weights, kept)
+
+
+def chosen_weights(row_weights: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
+    """Return the weights of the rows that are kept, with mean one; None where all are equal."""
+    return None if row_weights is None else relative(row_weights[kept])
 
 
 def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows:

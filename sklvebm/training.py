@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ from sklvebm.row_weights import pass_over
 from sklvebm.training_course import Course, Plateau, Progress
 from sklvebm.updates import (
     CLIP_NORM,
-    RecordableObjective,
     UpdatesInPlace,
     average_share,
     move_average,
     n_batches,
+    updates_in_place,
     warm_rate,
 )
 
@@ -361,25 +361,8 @@ class _Run:
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator
         self.least_lower_bound = -math.inf
-        self.in_place = self._updates_in_place()
-
-    def _updates_in_place(self) -> UpdatesInPlace | None:
-        """Return what makes updates that can be recorded; None on the CPU, which gains nothing."""
-        energy, average, optimizer, _ = self.optimisation
-        recordable = getattr(self.objective, "works_in_place", None)
-        if self.x.device.type == "cpu" or recordable is None:
-            return None
-        if not recordable(energy, self.state, self.x.device):
-            return None
-        return UpdatesInPlace(
-            energy,
-            average,
-            optimizer,
-            objective=cast(RecordableObjective, self.objective),
-            x=self.x,
-            state=self.state,
-            generator=self.generator,
-        )
+        how = {"x": x, "state": state, "generator": generator}
+        self.in_place = updates_in_place(objective, *optimisation[:3], **how)
 
     def monitored(self) -> Tensor | float:
         """Return the ELBO of the running average on the monitored rows, in nats per row."""

@@ -170,3 +170,24 @@ def _tensors(state: ParticleState) -> dict[str, Tensor]:
 def n_batches(n_rows: int, batch_size: int) -> int:
     """Return the number of batches of a pass."""
     return max(1, math.ceil(n_rows / batch_size))
+
+
+def updates_in_place(
+    objective: Any,
+    energy: nn.Module,
+    average: nn.Module,
+    optimizer: Adam,
+    *,
+    x: Tensor,
+    state: Any,
+    generator: torch.Generator,
+) -> UpdatesInPlace | None:
+    """Return what makes updates that can be recorded; arguments are those of `UpdatesInPlace`.
+
+    None on the CPU, which gains nothing, and for objectives whose updates differ.
+    """
+    recordable = getattr(objective, "works_in_place", None)
+    if x.device.type == "cpu" or recordable is None or not recordable(energy, state, x.device):
+        return None
+    how = {"objective": objective, "x": x, "state": state, "generator": generator}
+    return UpdatesInPlace(energy, average, optimizer, **how)

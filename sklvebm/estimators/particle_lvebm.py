@@ -10,6 +10,7 @@ from sklvebm.estimators._ebm.config import likelihood_config
 from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.latent_maps.selection import LATENT_MAPS
 from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.mixtures.policy import EFFORTS
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.models.networks import EMBEDDINGS
 from sklvebm.objectives.density_ratio import INITS
@@ -21,6 +22,7 @@ _RULES: dict[str, Rule] = {
     "image_shape": Widths(none=True),
     "latent_map": OneOf(LATENT_MAPS),
     "margins": OneOf(MARGINS),
+    "effort": OneOf(EFFORTS),
     "max_iter": Number(True, 0),
     "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
@@ -95,6 +97,11 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         histograms. "auto": where held-out rows prefer mixtures of such columns; only with mixtures
         chosen by cross-validation. "histogram": every column whose histogram beats smooth
         densities. "none": no column. Models with such columns cannot be composed.
+    effort : {"fast", "default", "thorough"}, default="default"
+        How much time `fit` may take. "fast" tries fewer mixtures, divides `max_iter` by four and
+        `n_iter_no_change` by two, and trains particles only where a density ratio proves a gain.
+        "thorough" tries more mixtures and multiplies `max_iter`, `n_iter_no_change` and `n_chains`
+        by two.
     latent_map : {"auto", "linear", "manifold"}, default="auto"
         Map from rows to the centre of their latents: that of probabilistic PCA, or a nonlinear one
         by Isomap or, with two latents or more, an autoencoder. "auto" selects a nonlinear map if it
@@ -283,6 +290,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         image_shape=None,
         reference="mixture",
         margins="auto",
+        effort="default",
         latent_map="auto",
         max_iter=200,
         tol=0.001,
@@ -316,6 +324,7 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
         self.image_shape = image_shape
         self.reference = reference
         self.margins = margins
+        self.effort = effort
         self.latent_map = latent_map
         self.max_iter = max_iter
         self.tol = tol

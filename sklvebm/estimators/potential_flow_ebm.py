@@ -7,6 +7,7 @@ from sklvebm.estimators._common.fit import EpochFitMixin
 from sklvebm.estimators._common.parameters import Cache, Flag, Number, OneOf, Rule, Seed, Widths
 from sklvebm.estimators._flow.answers import FlowDensityMixin
 from sklvebm.estimators._flow.family import flow_family
+from sklvebm.mixtures.policy import EFFORTS
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.objectives.flow_matching import LOSSES
 
@@ -14,6 +15,7 @@ _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "image_shape": Widths(none=True),
     "margins": OneOf(MARGINS),
+    "effort": OneOf(EFFORTS),
     "max_iter": Number(True, 0),
     "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
@@ -70,6 +72,10 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         histograms. "auto": where held-out rows prefer mixtures of such columns; only with mixtures
         chosen by cross-validation. "histogram": every column whose histogram beats smooth
         densities. "none": no column. Models with such columns cannot be composed.
+    effort : {"fast", "default", "thorough"}, default="default"
+        How much time `fit` may take. "fast" tries fewer mixtures, divides `max_iter` by four and
+        `n_iter_no_change` by two. "thorough" tries more mixtures and multiplies `max_iter` and
+        `n_iter_no_change` by two.
     max_iter : int, default=100
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001
@@ -214,6 +220,7 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         image_shape=None,
         reference="mixture",
         margins="auto",
+        effort="default",
         max_iter=100,
         tol=0.001,
         early_stopping=True,
@@ -240,6 +247,7 @@ class PotentialFlowEBM(EpochFitMixin, FlowDensityMixin, BaseEstimator):
         self.image_shape = image_shape
         self.reference = reference
         self.margins = margins
+        self.effort = effort
         self.max_iter = max_iter
         self.tol = tol
         self.early_stopping = early_stopping

@@ -9,6 +9,7 @@ from sklvebm.estimators._ebm.answers import FeatureDensityMixin
 from sklvebm.estimators._ebm.config import proximal_config
 from sklvebm.estimators._ebm.family import pool_family
 from sklvebm.mcmc.langevin import KERNELS
+from sklvebm.mixtures.policy import EFFORTS
 from sklvebm.models.energies import ACTIVATIONS
 from sklvebm.models.networks import EMBEDDINGS
 from sklvebm.objectives.density_ratio import INITS
@@ -18,6 +19,7 @@ _RULES: dict[str, Rule] = {
     "hidden_layer_sizes": Widths(word="auto"),
     "image_shape": Widths(none=True),
     "margins": OneOf(MARGINS),
+    "effort": OneOf(EFFORTS),
     "max_iter": Number(True, 0),
     "tol": Number(False, 0.0, none=True),
     "early_stopping": Flag(),
@@ -94,6 +96,11 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         histograms. "auto": where held-out rows prefer mixtures of such columns; only with mixtures
         chosen by cross-validation. "histogram": every column whose histogram beats smooth
         densities. "none": no column. Models with such columns cannot be composed.
+    effort : {"fast", "default", "thorough"}, default="default"
+        How much time `fit` may take. "fast" tries fewer mixtures, divides `max_iter` by four and
+        `n_iter_no_change` by two, and trains particles only where a density ratio proves a gain.
+        "thorough" tries more mixtures and multiplies `max_iter`, `n_iter_no_change` and `n_chains`
+        by two.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001
@@ -265,6 +272,7 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         image_shape=None,
         reference="mixture",
         margins="auto",
+        effort="default",
         max_iter=200,
         tol=0.001,
         early_stopping=True,
@@ -296,6 +304,7 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         self.image_shape = image_shape
         self.reference = reference
         self.margins = margins
+        self.effort = effort
         self.max_iter = max_iter
         self.tol = tol
         self.early_stopping = early_stopping

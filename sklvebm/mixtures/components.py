@@ -89,7 +89,7 @@ class MixtureParts(KeepsResults, nn.Module):
 
     def offset_of(self, x: Tensor) -> Tensor:
         """Return what is added to `rows` of `(0, e)` to have the particles of x (B, D)."""
-        matrix, shift = self.kept("offset", (self.location, self.latent_map), self._offset_map)
+        matrix, shift = self._kept("offset", (self.location, self.latent_map), self._offset_map)
         return torch.addmm(shift, x, matrix)
 
     def _offset_map(self) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ class MixtureParts(KeepsResults, nn.Module):
     def joint_map(self) -> tuple[Tensor, Tensor]:
         """Return M (P, P) and c (P,) with `(x, z) = (y, e) M + c`, kept for these tensors."""
         own = self.root, self.latent_map, self.latent_scale, self.location
-        matrix, shift = self.kept("joint map", own, self._joint_map)
+        matrix, shift = self._kept("joint map", own, self._joint_map)
         return matrix, shift
 
     def _joint_map(self) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class MixtureParts(KeepsResults, nn.Module):
     def pulls(self) -> Tensor:
         """Return every component's precision times its mean, (M, D), in double precision."""
         own = self.means, self.factors, self.scales, self.covariance_of
-        return self.kept("pulls", own, self._pulls, MAX_KEPT_NUMBERS)[0]
+        return self._kept("pulls", own, self._pulls, MAX_KEPT_NUMBERS)[0]
 
     def _pulls(self) -> tuple[Tensor]:
         means, factors = self.means.double(), self.factors.double()
@@ -137,7 +137,7 @@ class MixtureParts(KeepsResults, nn.Module):
         Weights play no part: a component that draws miss today can be drawn tomorrow.
         """
         own = self.means, self.roots, self.scales, self.covariance_of
-        return self.kept("farthest draw", own, self._farthest_draw)[0]
+        return self._kept("farthest draw", own, self._farthest_draw)[0]
 
     def _farthest_draw(self) -> tuple[Tensor]:
         deviations = self.roots if self.is_diagonal else torch.linalg.vector_norm(self.roots, dim=2)
@@ -157,7 +157,7 @@ class MixtureParts(KeepsResults, nn.Module):
         if len(self.means) > 1 or not self.is_diagonal or len(self.far):
             return None
         own = self.means, self.factors, self.latent_scale
-        slope, shift = self.kept("linear pull", own, self._linear_pull)
+        slope, shift = self._kept("linear pull", own, self._linear_pull)
         return slope, shift
 
     def _linear_pull(self) -> tuple[Tensor, Tensor]:
@@ -195,7 +195,7 @@ class MixtureParts(KeepsResults, nn.Module):
     def _component_maps(self) -> Tensor:
         """Return every component's mean, factor and root, (M, 1 + 2 D, D), one below the other."""
         own = self.means, self.factors, self.roots, self.scales, self.covariance_of
-        return self.kept("component maps", own, self._joined_maps, MAX_KEPT_NUMBERS)[0]
+        return self._kept("component maps", own, self._joined_maps, MAX_KEPT_NUMBERS)[0]
 
     def _joined_maps(self) -> tuple[Tensor]:
         scale = self.scales[:, None, None]

@@ -196,7 +196,7 @@ class MixtureReference(MixtureParts):
         """Return the same components and coordinates with other `log_weights` (M,), nats."""
         twin = copy.deepcopy(self)
         twin.log_weights = log_weights.to(self.log_weights)
-        twin.share_results(self)
+        twin._share_results(self)
         return twin
 
     def with_components(
@@ -284,7 +284,7 @@ class MixtureReference(MixtureParts):
     def _pairs(self) -> tuple[Tensor, Tensor]:
         """Return the features of all products of two, (D (D + 1) / 2,) each."""
         size, device = self.n_features, self.means.device
-        first, second = self.kept(
+        first, second = self._kept(
             "pairs", (self.means,), lambda: torch.triu_indices(size, size, device=device).unbind()
         )
         return first, second
@@ -292,9 +292,9 @@ class MixtureReference(MixtureParts):
     def _expanded_forms(self) -> tuple[Tensor, Tensor]:
         """Return constants (M,) and coefficients of `log_components`, kept for these buffers."""
         own = self.means, self.scales, self.factors, self.covariance_of
-        constant, forms = self.kept("forms", own, self._expand, MAX_KEPT_NUMBERS)
+        constant, forms = self._kept("forms", own, self._expand, MAX_KEPT_NUMBERS)
         weighted = constant, self.log_weights
-        return self.kept("constants", weighted, lambda: (constant + self.log_weights,))[0], forms
+        return self._kept("constants", weighted, lambda: (constant + self.log_weights,))[0], forms
 
     def _expand(self) -> tuple[Tensor, Tensor]:
         """Compute what `_expanded_forms` keeps: constants without weights, and coefficients."""
@@ -416,7 +416,7 @@ class MixtureReference(MixtureParts):
     def _diagonal_grad(self, y: Tensor, responsibility: Tensor) -> Tensor:
         """Return the gradient of minus the log density at y (B, D), given components' shares."""
         own = self.means, self.factors
-        (slopes,) = self.kept("diagonal slopes", own, self._diagonal_slopes, MAX_KEPT_NUMBERS)
+        (slopes,) = self._kept("diagonal slopes", own, self._diagonal_slopes, MAX_KEPT_NUMBERS)
         precision, shift = (responsibility @ slopes).tensor_split(2, 1)
         return torch.addcmul(shift, precision, y)
 
@@ -448,12 +448,12 @@ class MixtureReference(MixtureParts):
         return self.draws_of(component, generator)
 
     def draw_from_weights(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw components by their weights, (n,)."""
+        """Draw n components by their weights, (n,), from `generator`."""
         return torch.multinomial(self._weights(), n, replacement=True, generator=generator)
 
     def _weights(self) -> Tensor:
         own = (self.log_weights,)
-        return self.kept("weights", own, lambda: (torch.exp(self.log_weights),))[0]
+        return self._kept("weights", own, lambda: (torch.exp(self.log_weights),))[0]
 
     def draws_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
         """Draw `(y, e)`, (n, D + L), exactly, one of each `component` (n,), from `generator`."""

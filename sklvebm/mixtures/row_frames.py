@@ -100,7 +100,7 @@ def _tables(reference: MixtureReference) -> Tensor:
         *(reference.means, reference.factors, reference.scales, reference.covariance_of),
         *(reference.root, reference.location, reference.latent_map, reference.latent_scale),
     )
-    return reference.kept("row frames", own, lambda: _joined(reference), MAX_KEPT_NUMBERS)[0]
+    return reference._kept("row frames", own, lambda: _joined(reference), MAX_KEPT_NUMBERS)[0]
 
 
 def _joined(reference: MixtureReference) -> tuple[Tensor]:

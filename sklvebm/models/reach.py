@@ -52,7 +52,7 @@ class Reach(KeepsResults, nn.Module):
     def _white(self, x: Tensor) -> Tensor:
         """Return `W (x - c)` of rows x (B, D), (B, D)."""
         own = self.centre, self.whitening
-        (shift,) = self.kept("shift", own, lambda: (-(self.whitening @ self.centre),))
+        (shift,) = self._kept("shift", own, lambda: (-(self.whitening @ self.centre),))
         return torch.addmm(shift, x, self.whitening.T)
 
     def scale(self, x: Tensor, value: Tensor, grad: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sklvebm.adam import Adam
-from sklvebm.confidence import upper_confidence_limit
+from sklvebm.confidence import lower_confidence_limit, upper_confidence_limit
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives.parts import in_parts
@@ -109,6 +109,14 @@ class RatioStart(NamedTuple):
     log_partition: float  # nats
     standard_error: float  # of log_partition
     epochs: list[RatioEpoch]
+
+    def lower_limit(self, expected: Tensor, row_weights: Tensor | None = None) -> float:
+        """Return the lower confidence limit of the mean gain beyond `expected` (N,), nats.
+
+        `row_weights` (N,) are those of the held-out rows, or None.
+        """
+        limit = lower_confidence_limit(self.gains - expected, row_weights)
+        return limit - 2.0 * self.standard_error
 
     def upper_limit(self, expected: Tensor, row_weights: Tensor | None = None) -> float:
         """Return the upper confidence limit of the mean gain beyond `expected` (N,), nats.

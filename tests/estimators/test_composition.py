@@ -99,7 +99,7 @@ def test_search_works_with_metadata_routing(small, moons):
         search = GridSearchCV(small(), {"n_components": [1, 2]}, cv=2).fit(moons)
         routing = small().get_metadata_routing()
     assert search.best_score_ == expected.best_score_
-    assert routing.fit.requests == {}
+    assert routing.fit.requests == {"sample_weight": None}
 
 
 def test_search_over_a_pipeline_works_with_metadata_routing(small, moons):

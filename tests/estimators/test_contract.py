@@ -332,9 +332,12 @@ def test_other_runtime_errors_are_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
-def test_no_method_asks_for_metadata_and_nothing_links_elsewhere(model):
-    assert str(model.get_metadata_routing()) == "{}"
-    assert not [name for name in dir(model) if re.fullmatch(r"set_\w+_request", name)]
+def test_methods_ask_for_weights_only_and_nothing_links_elsewhere(model):
+    routing = model.get_metadata_routing()
+    for name in ("fit", "partial_fit", "score"):
+        assert set(getattr(routing, name).requests) <= {"sample_weight"}
+    asking = [name for name in dir(model) if re.fullmatch(r"set_\w+_request", name)]
+    assert set(asking) <= {f"set_{name}_request" for name in ("fit", "partial_fit", "score")}
     assert model._get_doc_link() == ""
     assert 'href="https://scikit-learn' not in model._repr_html_()
 

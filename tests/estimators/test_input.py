@@ -235,6 +235,7 @@ BAD_VALUES = {
     "energy": ["mlp", 3, (8, 8)],
     "reference": ["uniform", 3, None],
     "margins": ["bins", 3, None],
+    "effort": ["slow", 3, None],
     "dynamics": ["hmc", 3, None],
     "posterior": ["exact", 3, None],
     "negatives": ["fresh", 3, None],

@@ -44,8 +44,9 @@ def test_fit_returns_itself_and_ignores_y(small, moons):
     np.testing.assert_array_equal(model.transform(moons), small().fit(moons).transform(moons))
 
 
-def test_fit_takes_no_sample_weight():
-    assert list(inspect.signature(ParticleLVEBM.fit).parameters) == ["self", "X", "y"]
+def test_fit_has_the_signature_of_scikit_learn():
+    names = ["self", "X", "y", "sample_weight"]
+    assert list(inspect.signature(ParticleLVEBM.fit).parameters) == names
 
 
 def test_fitted_attributes_have_the_documented_types(fitted):

@@ -261,6 +261,7 @@ BAD_PARAMETERS = [
     ("reference", "kernel", ValueError),
     ("reference", None, TypeError),
     ("margins", "bins", ValueError),
+    ("effort", "slow", ValueError),
     ("memory", 3, TypeError),
     ("proximal", "trust-region", ValueError),
     ("proximal_weight", -0.1, ValueError),

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.estimators._common.parameters import OneOf, Rule, check_parameters, parameters_of
-from sklvebm.mixtures.policy import DEFAULT_POLICY, HasStackPolicy, StackPolicy
+from sklvebm.mixtures.policy import HasStackPolicy, StackPolicy, policy_of
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import NetworkConfig
 from sklvebm.runtime import resolve_device
@@ -57,6 +57,7 @@ class AnchoredConfig(NetworkConfig, TrainingConfig):
     reference: str | GaussianMixture | MixtureReference | HasStackPolicy
     n_components: int  # latents of the reference
     margins: str  # "auto", "histogram" or "none"
+    effort: str  # of `EFFORTS`
     memory: Any  # None, a folder or a joblib.Memory
 
     def cached(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,7 +80,7 @@ class AnchoredConfig(NetworkConfig, TrainingConfig):
         if isinstance(self.reference, HasStackPolicy):
             return self.reference.stack_policy()
         is_default = isinstance(self.reference, str) and self.reference == "mixture"
-        return DEFAULT_POLICY if is_default else None
+        return policy_of(self.effort) if is_default else None
 
 
 def checked_parameters(estimator: BaseEstimator, rules: dict[str, Rule]) -> dict[str, Any]:
@@ -111,6 +112,21 @@ def resolved(parameters: dict[str, Any], chosen: dict[str, Any]) -> dict[str, An
         for name, value in chosen.items()
     }
     return {**parameters, **used}
+
+
+def scaled(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters whose numbers of epochs and chains follow `effort`."""
+    effort = parameters["effort"]
+    if effort == "default":
+        return parameters
+    found = dict(parameters)
+    if effort == "fast":
+        found["max_iter"] = -(-parameters["max_iter"] // 4)  # rounded up: no epochs remain none
+        found["n_iter_no_change"] = -(-parameters["n_iter_no_change"] // 2)
+        return found
+    for name in {"max_iter", "n_iter_no_change", "n_chains"} & set(parameters):
+        found[name] = 2 * parameters[name]
+    return found
 
 
 def fields_of(config: type, parameters: dict[str, Any]) -> dict[str, Any]:

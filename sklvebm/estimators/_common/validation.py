@@ -8,7 +8,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import DistinctRows, distinct_rows, positive_rows, relative
+from sklvebm.row_weights import DistinctRows, chosen_weights, distinct_rows, relative
 from sklvebm.validation import as_plain_array
 
 
@@ -116,7 +116,9 @@ def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
 
 
 def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows:
-    """Return the rows of positive weight without copies.
+    """Return the rows of positive weight with observed cells, without copies.
+
+    Rows without an observed cell are left out where two others remain: they say nothing.
 
     Parameters
     ----------
@@ -132,16 +134,18 @@ def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows
     ValueError
         If weights are unusable, or leave a column without an observed cell.
     """
-    rows, row_weights = positive_rows(X, checked_weights(sample_weight, X, least))
-    if len(rows) < len(X):
-        empty = np.isnan(rows).all(axis=0) & ~np.isnan(X).all(axis=0)
-        if empty.any():
-            raise ValueError(
-                f"Columns {np.flatnonzero(empty).tolist()} of X have no observed value in rows of "
-                "positive sample_weight. Nothing can be learned about them; drop these columns."
-            )
-    distinct = distinct_rows(rows, row_weights)
-    if len(rows) < len(X):
-        positive = np.flatnonzero(np.asarray(sample_weight) > 0.0)
-        distinct = distinct._replace(places=positive[distinct.places])
-    return distinct
+    row_weights = checked_weights(sample_weight, X, least)
+    kept = np.ones(len(X), dtype=bool) if row_weights is None else row_weights > 0.0
+    is_missing = np.isnan(X)
+    empty = is_missing[kept].all(axis=0) & ~is_missing.all(axis=0)
+    if empty.any():
+        raise ValueError(
+            f"Columns {np.flatnonzero(empty).tolist()} of X have no observed value in rows of "
+            "positive sample_weight. Nothing can be learned about them; drop these columns."
+        )
+    observed = kept & ~is_missing.all(axis=1)
+    kept = observed if observed.sum() > 1 else kept
+    if kept.all():
+        return distinct_rows(X, row_weights)
+    distinct = distinct_rows(X[kept], chosen_weights(row_weights, kept))
+    return distinct._replace(places=np.flatnonzero(kept)[distinct.places])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved
+from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved, scaled
 from sklvebm.models.networks import resolve_layers
 from sklvebm.objectives.density_ratio import RatioRecipe, ratio_recipe
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
@@ -172,7 +172,7 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
     parameters = resolved(parameters, chosen)
     gain = max(1.0, 10.0 * (2.0 / max(2, n_features)) ** 2) if free else 1.0
     batch_size = min(parameters["batch_size"], n_samples)
-    return {**parameters, **words, "batch_size": batch_size, "input_gain": gain}
+    return scaled({**parameters, **words, "batch_size": batch_size, "input_gain": gain})
 
 
 def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:

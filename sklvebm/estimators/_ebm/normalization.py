@@ -315,5 +315,6 @@ def posterior_sample_size(model: Model, rows: Tensor) -> float:
     particles = posterior_particles(
         model.energy, x, step_size=model.latent_step_size, seed=model.seed
     )
-    sizes = effective_sample_size(particles.log_weights)
+    # difficult rows have more nodes: more effective ones than the usual number are no news
+    sizes = effective_sample_size(particles.log_weights).clamp(max=ROW_PARTICLES)
     return float(torch.quantile(sizes, _POSTERIOR_QUANTILE))

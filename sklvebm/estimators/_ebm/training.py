@@ -265,10 +265,13 @@ def _from_ratio(
 
     how: dict[str, Any] = {"generator": generator, "callback": record, "weights": weights}
     ratio = start_from_ratio(energy, fitted, monitor, recipe, **how)
-    limit = ratio.upper_limit(expected_refit_gain(session, training), weights.held_out)
+    # with little effort a gain must be certain, otherwise possible
+    side = "lower" if config.effort == "fast" else "upper"
+    limit_of = ratio.lower_limit if config.effort == "fast" else ratio.upper_limit
+    limit = limit_of(expected_refit_gain(session, training), weights.held_out)
     gain = float(mean_on_device(ratio.gains, weights.held_out))
     session.report.stage(
-        f"density ratio: gain over the reference {gain:.3f} nats, upper "
+        f"density ratio: gain over the reference {gain:.3f} nats, {side} "
         f"confidence limit {limit:.3f}"
     )
     if too_few:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved
+from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved, scaled
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import resolve_layers
 from sklvebm.objectives.flow_matching import PotentialFlow
@@ -49,7 +49,7 @@ def flow_config(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
     )
     is_exact = n_features <= _MAX_EXACT_FEATURES or len(parameters["hidden_layer_sizes"]) == 1
     parameters = resolved(parameters, {"n_probes": n_features if is_exact else _N_PROBES})
-    reference = parameters["reference"]
+    parameters, reference = scaled(parameters), parameters["reference"]
     return FlowConfig(
         **fields_of(FlowConfig, parameters)
         | {
