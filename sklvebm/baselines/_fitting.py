@@ -14,7 +14,7 @@ from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.optimisation import start_optimisation
 from sklvebm.preprocessing.scaling import Standardisation
-from sklvebm.row_weights import mean_on_device
+from sklvebm.row_weights import as_tensor, chosen, mean_on_device
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.threads import threads_for
@@ -136,6 +136,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
     config, data, objective = session.config, session.data, session.config.objective
     device, seed = config.torch_device, session.draw_seed()
     monitored = data.monitored[:_MAX_MONITOR_ROWS]
+    monitor_weights = chosen(data.monitored_weights, slice(_MAX_MONITOR_ROWS))
     x, monitor = (
         torch.from_numpy(rows).to(device=device, dtype=config.torch_dtype)
         for rows in (data.fitted, monitored)
@@ -159,6 +160,8 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
             generator=generator,
             callback=session.report_epoch,
             undo_falls=False,
+            row_weights=as_tensor(data.fitted_weights, x.device),
+            monitor_weights=as_tensor(monitor_weights, x.device),
         )
         session.report.phase("normalising", "normalising")
         network = result.best.cpu().double().requires_grad_(False)

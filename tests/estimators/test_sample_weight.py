@@ -18,6 +18,7 @@ from sklvebm import (
     TransformedDensity,
     WassersteinFlowEBM,
 )
+from sklvebm.baselines import VAE, HardEM
 from sklvebm.mixtures.reference_selection import fit_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -211,3 +212,11 @@ def test_messages_name_rows_by_their_place_in_the_table():
     table[-1, 0] = 1e8
     with pytest.warns(UserWarning, match="Row 250 of column 0"):
         MixtureStack(random_state=0).fit(table)
+
+
+@pytest.mark.parametrize("kind", [VAE, HardEM])
+def test_a_decoder_learns_weights(kind):
+    """The two modes have three to one; a latent of few epochs follows part of the way."""
+    model = kind(1, max_iter=150, random_state=0)
+    plain = share_on_the_left(model.fit(X))
+    assert share_on_the_left(model.fit(X, sample_weight=COUNTS)) > plain + 0.08
