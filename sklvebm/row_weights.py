@@ -75,7 +75,10 @@ def distinct_rows(X: np.ndarray, row_weights: np.ndarray | None) -> DistinctRows
     if len(first) == 1 or (len(first) == n_rows and row_weights is None):
         return DistinctRows(X, None, np.arange(n_rows), share)
     counts = np.bincount(group.reshape(-1), row_weights)
-    return DistinctRows(X[first], relative(counts), first, share)
+    # by value: the order stays where columns are shifted or scaled
+    order = np.lexsort(X[first].T[::-1])
+    first = first[order]
+    return DistinctRows(X[first], relative(counts[order]), first, share)
 
 
 def chosen(row_weights: np.ndarray | None, places: Any) -> np.ndarray | None:

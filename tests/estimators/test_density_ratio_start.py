@@ -60,7 +60,7 @@ def test_a_ratio_without_gain_ends_a_fit_that_starts_at_the_reference(
 ):
     rows = gaussian_rows(150)
     with monkeypatch.context() as patch:
-        patch.setattr(RatioStart, "upper_limit", lambda self, expected: -0.1)
+        patch.setattr(RatioStart, "upper_limit", lambda self, *_: -0.1)
         model = brief(estimator, init="auto", max_iter=100).fit(rows)
     assert model.init_ == "reference"
     assert not model.improved_

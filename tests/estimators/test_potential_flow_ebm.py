@@ -245,7 +245,7 @@ def test_warm_start_continues(moons):
 
 def test_divergence_leaves_no_model_behind(moons, monkeypatch):
     model = small().fit(moons)
-    monkeypatch.setattr(PotentialFlow, "lower_bound", lambda *_: float("nan"))
+    monkeypatch.setattr(PotentialFlow, "lower_bound", lambda *_, **__: float("nan"))
     with pytest.raises(ParticleDivergenceError):
         model.fit(moons)
     with pytest.raises(NotFittedError):

@@ -204,7 +204,7 @@ def test_partial_fit_passes_over_chunks(moons):
 
 def test_divergence_leaves_no_model_behind(moons, monkeypatch):
     model = small().fit(moons)
-    monkeypatch.setattr(WassersteinFlow, "lower_bound", lambda *_: float("nan"))
+    monkeypatch.setattr(WassersteinFlow, "lower_bound", lambda *_, **__: float("nan"))
     with pytest.raises(ParticleDivergenceError):
         model.fit(moons)
     with pytest.raises(NotFittedError):

@@ -8,7 +8,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import DistinctRows, chosen_weights, distinct_rows, relative
+from sklvebm.row_weights import DistinctRows, chosen_weights, distinct_rows, has_copies, relative
 from sklvebm.validation import as_plain_array
 
 
@@ -118,7 +118,8 @@ def check_takes_weights(estimator: Any, row_weights: np.ndarray | None) -> None:
 def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows:
     """Return the rows of positive weight with observed cells, without copies.
 
-    Rows without an observed cell are left out where two others remain: they say nothing.
+    Rows without an observed cell say nothing. They are no copies of each other, and where weights
+    or copies are among the others, they are left out if two others remain.
 
     Parameters
     ----------
@@ -144,6 +145,8 @@ def weighted_rows(X: np.ndarray, sample_weight: Any, least: int) -> DistinctRows
             "positive sample_weight. Nothing can be learned about them; drop these columns."
         )
     observed = kept & ~is_missing.all(axis=1)
+    if row_weights is None and not observed.all() and not has_copies(X[observed]):
+        return DistinctRows(X, None, np.arange(len(X)), 0.0)
     kept = observed if observed.sum() > 1 else kept
     if kept.all():
         return distinct_rows(X, row_weights)
