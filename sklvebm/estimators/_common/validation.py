@@ -8,7 +8,8 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import has_fit_parameter, validate_data
 
 from sklvebm.messages import naming_columns
-from sklvebm.row_weights import DistinctRows, chosen_weights, distinct_rows, has_copies, relative
+from sklvebm.row_blocks import has_copies
+from sklvebm.row_weights import DistinctRows, chosen_weights, distinct_rows, relative
 from sklvebm.validation import as_plain_array
 
 
