@@ -136,7 +136,7 @@ class MixtureStack(
         cannot be composed, and as `reference=` this parameter is ignored.
     effort : {"fast", "default", "thorough"}, default="default"
         How many candidates and members `fit` tries: "fast" takes a third to a half of the time of
-        "default", "thorough" two to four times as much.
+        "default", "thorough" one and a half to four times as much.
     verbose : int, default=0
         Whether `fit` prints its stages.
     random_state : int, RandomState, Generator or None, default=None

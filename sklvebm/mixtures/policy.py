@@ -167,7 +167,7 @@ class StackPolicy(SearchPolicy):
 DEFAULT_POLICY = StackPolicy()
 
 # Measured in docs/benchmarks/defaults.md. "fast": twice as coarse a grid, and small ensembles; with
-# fewer folds, it lost five times as much on tables of a few hundred rows.
+# fewer folds, it lost four times as much on tables of a few hundred rows.
 _POLICIES = {
     "fast": replace(
         DEFAULT_POLICY,

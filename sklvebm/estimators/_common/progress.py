@@ -12,7 +12,7 @@ from typing import Any
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
 except ImportError:  # scikit-learn before 1.9
-
+    # mypy sees both branches
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Stands for scikit-learn's class, without `set_callbacks`."""
 

@@ -62,6 +62,7 @@ def _explained(name: str, writer: str) -> Iterator[None]:
         yield
     except DamagedStateError:
         raise
+    # broad on purpose: a state of another layout fails in many ways
     except Exception as error:
         if writer == own_version():
             raise
