@@ -105,9 +105,9 @@ def as_tensor(row_weights: np.ndarray | None, device: torch.device | None = None
 
 
 def mean_on_device(values: Tensor, row_weights: Tensor | None) -> Tensor:
-    """Return the weighted mean of a tensor (n_samples,), 0-d."""
+    """Return the weighted mean over the rows of a tensor (n_samples, ...)."""
     if row_weights is None:
-        return values.mean()
+        return values.mean(0)
     weights = row_weights.to(values)
     return (weights @ values) / weights.sum()
 

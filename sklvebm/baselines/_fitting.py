@@ -98,15 +98,20 @@ def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
     return min(wanted, n_rows)
 
 
-def principal_latents(x: Tensor, n_latents: int, generator: torch.Generator) -> Tensor:
+def principal_latents(
+    x: Tensor, n_latents: int, generator: torch.Generator, row_weights: Tensor | None = None
+) -> Tensor:
     """Return the whitened principal components of rows x (N, D), (N, L), as first latents.
 
-    Latents beyond the rank of x are standard normal draws.
+    They have zero mean and unit variance under the weights of the rows. Latents beyond the rank of
+    x are standard normal draws.
     """
-    u, s, _ = torch.linalg.svd((x - x.mean(0)).double(), full_matrices=False)
+    scales = 1.0 if row_weights is None else row_weights.sqrt().unsqueeze(1)
+    centred = (x - mean_on_device(x, row_weights)).double()
+    u, s, _ = torch.linalg.svd(centred * scales, full_matrices=False)
     n_kept = min(n_latents, int((s > 1e-6 * s[:1].clamp(min=1e-300)).sum()))
     latents = torch.randn((len(x), n_latents), generator=generator, dtype=x.dtype, device=x.device)
-    latents[:, :n_kept] = (u[:, :n_kept] * len(x) ** 0.5).to(x)
+    latents[:, :n_kept] = (u[:, :n_kept] / scales * len(x) ** 0.5).to(x)
     return latents
 
 
@@ -141,6 +146,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
         torch.from_numpy(rows).to(device=device, dtype=config.torch_dtype)
         for rows in (data.fitted, monitored)
     )
+    row_weights = as_tensor(data.fitted_weights, x.device)
     batch_size = min(config.batch_size, len(x))
     session.report.phase("training", f"training on {len(x)} rows, monitoring {len(monitor)}")
     generator = seeded_generator(seed + 1, device)
@@ -151,7 +157,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
             objective,
             x,
             monitor,
-            objective.init(model, x, generator),
+            objective.init(model, x, generator, row_weights),
             learning_rate=config.learning_rate_init,
             batch_size=batch_size,
             max_iter=config.max_iter,
@@ -160,7 +166,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
             generator=generator,
             callback=session.report_epoch,
             undo_falls=False,
-            row_weights=as_tensor(data.fitted_weights, x.device),
+            row_weights=row_weights,
             monitor_weights=as_tensor(monitor_weights, x.device),
         )
         session.report.phase("normalising", "normalising")

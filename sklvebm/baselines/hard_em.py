@@ -1,6 +1,6 @@
 """`HardEM`: alternating maximisation over the latents of rows and the decoder's parameters."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -13,16 +13,25 @@ from sklvebm.baselines._fitting import BoundObjective, principal_latents
 from sklvebm.baselines._inference import laplace, maximise_posterior, most_likely_latents
 from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
+from sklvebm.row_weights import mean_on_device
 
 
-def standardised(z: Tensor) -> Tensor:
-    """Return latents (N, L) with zero mean and unit variance in every coordinate.
+class RowLatents(NamedTuple):
+    """The likeliest latents of all rows, standardised under the weights of the rows.
 
     Without this constraint the joint density of rows and latents has no maximum: latents shrink
     to the mode of the prior, and the decoder's weights grow.
     """
-    centred = z - z.mean(0)
-    return centred / centred.square().mean(0).sqrt().clamp(min=1e-6)
+
+    position: Tensor  # (N, L)
+    row_weights: Tensor | None  # (N,); None counts each row once
+
+    def replaced(self, index: Tensor, z: Tensor) -> "RowLatents":
+        """Return the latents with others z (B, L) for some rows, standardised again."""
+        position = self.position.index_copy(0, index, z)
+        centred = position - mean_on_device(position, self.row_weights)
+        variance = mean_on_device(centred.square(), self.row_weights)
+        return self._replace(position=centred / variance.sqrt().clamp(min=1e-6))
 
 
 class JointLikelihood(BoundObjective):
@@ -31,18 +40,27 @@ class JointLikelihood(BoundObjective):
     def __init__(self, n_latent_steps: int) -> None:
         self.n_latent_steps = n_latent_steps
 
-    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return first latents of all rows, (N, L)."""
-        return principal_latents(x, model.n_latents, generator)
+    def init(
+        self,
+        model: LatentModel,
+        x: Tensor,
+        generator: torch.Generator,
+        row_weights: Tensor | None = None,
+    ) -> RowLatents:
+        """Return first latents of all rows."""
+        return RowLatents(
+            principal_latents(x, model.n_latents, generator, row_weights), row_weights
+        )
 
     def step(
-        self, model: LatentModel, batch: Batch, state: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        self, model: LatentModel, batch: Batch, state: RowLatents, generator: torch.Generator
+    ) -> tuple[Tensor, RowLatents, dict[str, Tensor]]:
         """Improve the latents of the rows; return minus their mean joint log-density."""
         with torch.no_grad():
-            z = maximise_posterior(model, batch.x, state[batch.index], self.n_latent_steps)
-            state = standardised(state.index_copy(0, batch.index, z))
-            z = state[batch.index]
+            z = state.position[batch.index]
+            z = maximise_posterior(model, batch.x, z, self.n_latent_steps)
+            state = state.replaced(batch.index, z)
+            z = state.position[batch.index]
         squares = z.square().sum(1).mean()
         return -model.log_joint(batch.x, z).mean(), state, {"squared_latents": squares}
 

@@ -38,10 +38,17 @@ class EnergyPriorObjective(ParticleObjective):
         super().__init__(n_particles, n_langevin_steps)
         self.n_chains = n_chains
 
-    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> JointParticles:
+    def init(
+        self,
+        model: LatentModel,
+        x: Tensor,
+        generator: torch.Generator,
+        row_weights: Tensor | None = None,
+    ) -> JointParticles:
         """Return posterior particles and exact draws of the untrained prior."""
         return JointParticles(
-            super().init(model, x, generator), normal_draws(model, self.n_chains, generator)
+            super().init(model, x, generator, row_weights),
+            normal_draws(model, self.n_chains, generator),
         )
 
     def step(

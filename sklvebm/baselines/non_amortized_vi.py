@@ -75,9 +75,15 @@ class FreeBound(BoundObjective):
     def __init__(self, n_latent_steps: int, latent_learning_rate: float) -> None:
         self.n_latent_steps, self.latent_learning_rate = n_latent_steps, latent_learning_rate
 
-    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> FreeGaussians:
+    def init(
+        self,
+        model: LatentModel,
+        x: Tensor,
+        generator: torch.Generator,
+        row_weights: Tensor | None = None,
+    ) -> FreeGaussians:
         """Return narrow Gaussians around the principal components."""
-        mean = principal_latents(x, model.n_latents, generator)
+        mean = principal_latents(x, model.n_latents, generator, row_weights)
         return free_gaussians(mean, torch.full_like(mean, _FIRST_SCALE))
 
     def step(

@@ -46,9 +46,15 @@ class ParticleObjective(BoundObjective):
     def __init__(self, n_particles: int, n_langevin_steps: int) -> None:
         self.n_particles, self.n_langevin_steps = n_particles, n_langevin_steps
 
-    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> Any:
+    def init(
+        self,
+        model: LatentModel,
+        x: Tensor,
+        generator: torch.Generator,
+        row_weights: Tensor | None = None,
+    ) -> Any:
         """Return particles around the principal components."""
-        centre = principal_latents(x, model.n_latents, generator)
+        centre = principal_latents(x, model.n_latents, generator, row_weights)
         shape = (len(x), self.n_particles, model.n_latents)
         noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
         return PosteriorParticles(

@@ -24,7 +24,13 @@ def encode(model: LatentModel, x: Tensor) -> tuple[Tensor, Tensor]:
 class AmortizedBound(BoundObjective):
     """The evidence lower bound with an encoder that gives the Gaussian of a row."""
 
-    def init(self, model: LatentModel, x: Tensor, generator: torch.Generator) -> None:
+    def init(
+        self,
+        model: LatentModel,
+        x: Tensor,
+        generator: torch.Generator,
+        row_weights: Tensor | None = None,
+    ) -> None:
         """Return None: there is no state between updates."""
         return None
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import sklearn
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
@@ -19,6 +20,8 @@ from sklvebm import (
     WassersteinFlowEBM,
 )
 from sklvebm.baselines import VAE, HardEM
+from sklvebm.baselines._fitting import principal_latents
+from sklvebm.baselines.hard_em import RowLatents
 from sklvebm.mixtures.reference_selection import fit_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -216,7 +219,24 @@ def test_messages_name_rows_by_their_place_in_the_table():
 
 @pytest.mark.parametrize("kind", [VAE, HardEM])
 def test_a_decoder_learns_weights(kind):
-    """The two modes have three to one; a latent of few epochs follows part of the way."""
-    model = kind(1, max_iter=150, random_state=0)
-    plain = share_on_the_left(model.fit(X))
-    assert share_on_the_left(model.fit(X, sample_weight=COUNTS)) > plain + 0.08
+    """Ten to one and one to ten differ by 4.6 nats between the modes; decoders find half of it."""
+
+    def preference_for_the_left(weights):
+        model = kind(1, max_iter=150, random_state=0).fit(X, sample_weight=weights)
+        scores = model.score_samples(X)
+        return scores[IS_LEFT].mean() - scores[~IS_LEFT].mean()
+
+    heavy_left, heavy_right = np.where(IS_LEFT, 10, 1), np.where(IS_LEFT, 1, 10)
+    assert preference_for_the_left(heavy_left) > preference_for_the_left(heavy_right) + 1.0
+
+
+def test_latents_are_standardised_under_the_weights_of_rows():
+    copies = np.repeat(np.arange(len(X)), COUNTS)
+    x, weights = torch.from_numpy(X), torch.from_numpy(COUNTS / COUNTS.mean())
+    weighted = principal_latents(x, 2, torch.Generator(), weights)
+    repeated = principal_latents(x[copies], 2, torch.Generator())
+    torch.testing.assert_close(weighted[copies].abs(), repeated.abs(), rtol=0.0, atol=1e-9)
+    moved = RowLatents(weighted, weights).replaced(torch.tensor([3, 150]), x.new_full((2, 2), 5.0))
+    again = moved.position[copies]
+    torch.testing.assert_close(again.mean(0), x.new_zeros(2), rtol=0.0, atol=1e-9)
+    torch.testing.assert_close(again.var(0, unbiased=False), x.new_ones(2))
