@@ -55,6 +55,7 @@ LEVELS = {
         ["reference_check", "missing_cells", "row_frames"],
         ["missing_fit", "search"],
         ["stacking"],
+        ["choice", "column_densities"],
         ["margins", "reference_selection"],
         ["final_reference"],
     ],

@@ -14,7 +14,7 @@ from sklvebm.estimators._common.parameters import Number
 from sklvebm.estimators._common.stored_version import VersionedState
 from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.messages import naming_columns
-from sklvebm.mixtures.margins import column_margins
+from sklvebm.mixtures.column_densities import column_margins
 from sklvebm.preprocessing.scaling import check_reach, fit_standardisation
 from sklvebm.runtime import without_numpy_errors
 from sklvebm.validation import as_plain_array

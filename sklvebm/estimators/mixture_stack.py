@@ -31,14 +31,16 @@ from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_
 from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.inference.products import Expert, affine_units
 from sklvebm.messages import naming_memory
+from sklvebm.mixtures.choice import choose_mixture
+from sklvebm.mixtures.column_densities import margins_of_option
 from sklvebm.mixtures.expectation_maximization import Mixture
-from sklvebm.mixtures.margins import choose_margins, column_margins
+from sklvebm.mixtures.margins import choose_margins
 from sklvebm.mixtures.missing_cells import reference_log_components, reference_log_marginal
 from sklvebm.mixtures.missing_fit import complete_rows
 from sklvebm.mixtures.policy import DEFAULT_POLICY, EFFORTS, StackPolicy, policy_of
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_anchor, probabilistic_pca, reference_of
-from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
+from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.scaling import (
     Standardisation,
@@ -69,7 +71,7 @@ class StackModel(NamedTuple):
 
 def _in_units(member: Mixture, units: Standardisation) -> Mixture:
     """Return a mixture of standardised rows in the units of X, but for mapped columns."""
-    is_mapped = units.n_bins > 0
+    is_mapped = units.is_mapped
     factors = np.where(is_mapped, 1.0, units.scale)
     means = member.means * factors + np.where(is_mapped, 0.0, units.mean)
     if member.covariance_type == "diag":
@@ -292,16 +294,15 @@ class MixtureStack(
         random_state: np.random.RandomState,
         report: Reporter,
     ) -> tuple[MixtureChoice, Standardisation]:
-        """Choose mixtures of standardised rows, and whether histograms map their columns.
+        """Choose mixtures of standardised rows, and whether their columns are mapped.
 
         `how` holds the rows with NaN in missing cells, or None, and the weights of rows.
         """
         policy, margins, choice = self.stack_policy(), None, None
         observed, row_weights = how["observed"], how["row_weights"]
-        if self.margins == "histogram":
-            margins = column_margins(
-                rows if observed is None else observed, row_weights=row_weights
-            )
+        if self.margins not in ("auto", "none"):
+            given = rows if observed is None else observed
+            margins = margins_of_option(self.margins, given, row_weights)
         elif self.margins == "auto":
             found = choose_margins(rows, random_state.randint(2**30), policy, **how)
             margins, choice = found.margins, found.choice

@@ -70,12 +70,12 @@ def affine_units(units: Standardisation) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If histograms map some columns: the tails of a product are known for Gaussian mixtures only.
+        If some columns are mapped: the tails of a product are known for Gaussian mixtures only.
     """
     if units.margins is not None:
-        columns = np.flatnonzero(units.n_bins).tolist()
+        columns = np.flatnonzero(units.is_mapped).tolist()
         raise ValueError(
-            f"A model whose columns {columns} are mapped by histograms cannot be composed. Fit it "
+            f"A model whose columns {columns} are mapped to normal ones cannot be composed. Fit it "
             "with margins='none'."
         )
     return {name: torch.from_numpy(np.array(getattr(units, name))) for name in ("mean", "scale")}

@@ -142,7 +142,7 @@ class StackPolicy(SearchPolicy):
     n_trial_members: int = 4
     n_growth_members: int = 2
     growth_places: int = 2
-    min_growth_rows: int = 12_000
+    min_growth_rows: int = 7_000
     max_judging_rows: int = 10_000
     many_held_out_rows: int = 1000
     max_errors_behind: float = 4.0

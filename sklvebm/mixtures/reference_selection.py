@@ -8,6 +8,7 @@ import torch
 from sklearn.base import clone
 from sklearn.mixture import GaussianMixture
 
+from sklvebm.mixtures.choice import choose_mixture
 from sklvebm.mixtures.expectation_maximization import from_scikit_learn
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.search import (
@@ -24,7 +25,6 @@ from sklvebm.mixtures.stacking import (
     MIN_DEFENSIVE_WEIGHT,
     MixtureChoice,
     MixtureEnsemble,
-    choose_mixture,
     fit_ensemble,
 )
 from sklvebm.preprocessing.dequantization import warn_of_unbounded_density

@@ -16,20 +16,14 @@ from sklvebm.mixtures.expectation_maximization import Mixture
 from sklvebm.mixtures.missing_fit import fit_with_missing
 from sklvebm.mixtures.policy import DEFAULT_POLICY, LOW_RANK, StackPolicy
 from sklvebm.mixtures.search import (
-    COVARIANCE_FLOOR,
-    DEFENSIVE_WEIGHT,
     TAIL_SHARES,
     Candidate,
     ColumnScales,
     HeldOutLosses,
     column_scales,
     fit_candidate,
-    one_fold,
     plain_arrays_on_one_thread,
-    search_singles,
-    split_folds,
 )
-from sklvebm.preprocessing.splitting import repeats_together
 from sklvebm.row_weights import chosen, mean_of
 
 MAX_SELECTION_ROWS = 6000  # of the cross-validation
@@ -160,111 +154,7 @@ def _some_rows(n_rows: int, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).permutation(n_rows)[:MAX_FITTED_ROWS]
 
 
-class JudgedChoice(NamedTuple):
-    """A choice of mixtures, with the densities of held-out rows that it rests on."""
-
-    choice: MixtureChoice
-    rows: np.ndarray  # (n_judged,), indices of the held-out rows
-    log_density: np.ndarray  # (n_judged,), of each of them under the mixtures of the others, nats
-
-
-def choose_mixture(
-    X: np.ndarray,
-    random_state: np.random.RandomState,
-    policy: StackPolicy | None = None,
-    observed: np.ndarray | None = None,
-    row_weights: np.ndarray | None = None,
-) -> MixtureChoice:
-    """Choose mixtures and their weights by held-out likelihood; see `judged_choice`."""
-    return judged_choice(X, random_state, policy, observed, row_weights).choice
-
-
-@plain_arrays_on_one_thread()
-def judged_choice(
-    X: np.ndarray,
-    random_state: np.random.RandomState,
-    policy: StackPolicy | None = None,
-    observed: np.ndarray | None = None,
-    row_weights: np.ndarray | None = None,
-) -> JudgedChoice:
-    """Choose mixtures and their weights by held-out likelihood.
-
-    The steps are: covariance type and number of components of a single mixture; its ridge; an
-    ensemble of such mixtures, perhaps with more components; a stack of several kinds; with many
-    rows, more components of each kind. BIC is cheaper, but selects too few components for curved
-    data and is unreliable with few rows in many dimensions.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Standardised rows. At most 6,000 random ones are used, and at most 30,000 in the last step.
-    random_state : numpy.random.RandomState
-        Source of folds and starts.
-    policy : StackPolicy or None, default=None
-        Settings of the search; None is the default.
-    observed : ndarray of shape (n_samples, n_features) or None, default=None
-        The same rows with NaN in missing cells: held-out rows are judged by their observed cells.
-        None where no cell is missing.
-    row_weights : ndarray of shape (n_samples,) or None, default=None
-        How often each row counts, in fits and in held-out means; None counts each row once.
-
-    Returns
-    -------
-    judged : JudgedChoice
-        A single component, and no judged rows, if there are fewer rows than folds.
-    """
-    policy = policy or DEFAULT_POLICY
-    seed = random_state.randint(2**30)
-    order = random_state.permutation(len(X))[:MAX_SELECTION_ROWS]
-    every, order = X, repeats_together(X, order)
-    X, given = X[order], X if observed is None else observed
-    folds, others = split_folds(X, policy, given[order], chosen(row_weights, order))
-    if not folds:
-        kinds = policy.kinds(X)
-        one = Candidate(1, "diag" if "diag" in kinds else kinds[0], COVARIANCE_FLOOR)
-        choice = MixtureChoice((MixturePart(one, 1, 1.0),), DEFENSIVE_WEIGHT)
-        return JudgedChoice(choice, order[:0], np.zeros(0))
-    scales = column_scales(X)
-    losses = HeldOutLosses(folds, seed, scales, policy)
-    shares = _chosen_shares(X, losses)
-    if len(every) >= policy.min_growth_rows:
-        order = np.random.RandomState(seed).permutation(len(every))
-        order = repeats_together(every, order)
-        limits = MAX_FITTED_ROWS, policy.max_judging_rows
-        fold = one_fold(every, given, order, limits, row_weights)
-        losses = HeldOutLosses([fold], seed, scales, policy)
-        shares = _grown(losses, shares)
-        n_tried = policy.n_growth_members
-        main, wide = _log_density(losses, shares, n_tried), losses.defensive_components
-    else:
-        n_tried = policy.n_trial_members
-        main, wide = _log_density(losses, shares), losses.defensive_components
-        if others:  # rows in the tails are few: the weight uses the other folds, with one member
-            losses_of_others = HeldOutLosses(others, seed, scales, policy)
-            main = np.append(main, _log_density(losses_of_others, shares, 1))
-            wide = np.concatenate([wide, losses_of_others.defensive_components])
-    parts = _parts(losses, shares, X.shape[1], n_tried)
-    # folds follow each other in the order of the rows
-    judged = order[: len(main)]
-    how: dict[str, Any] = {"policy": policy, "row_weights": chosen(row_weights, judged)}
-    weight = fitted_defensive_weight(main, logsumexp(wide + np.log(TAIL_SHARES), axis=1), **how)
-    tails = fitted_defensive_shares(main, wide, weight, **how)
-    of_tails = logsumexp(wide + np.log(tails), axis=1) + np.log(weight)
-    log_density = np.logaddexp(np.log1p(-weight) + main, of_tails)
-    return JudgedChoice(MixtureChoice(parts, weight, tails), judged, log_density)
-
-
-def _chosen_shares(X: np.ndarray, losses: HeldOutLosses) -> dict[Candidate, float]:
-    """Return the kinds of the stack and their shares of the density."""
-    single, tried = search_singles(X, losses)
-    shares = {_search_ensemble(X, losses, single): 1.0}
-    stacked = _stack(X, losses, tried, shares)
-    # a superfluous weight gains about one nat in the sum over held-out rows by overfitting
-    least_gain = losses.policy.min_gain + (len(stacked) - 1) / len(losses.wide)
-    return stacked if _loss(losses, stacked) < _loss(losses, shares) - least_gain else shares
-
-
-def _log_density(
+def log_density_of(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> np.ndarray:
     """Return the log density of held-out rows under small ensembles of weighted kinds."""
@@ -273,19 +163,20 @@ def _log_density(
     return logsumexp(parts, axis=0)
 
 
-def _loss(
+def loss_of(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_members: int | None = None
 ) -> float:
-    return mean_of(losses.losses_of(_log_density(losses, shares, n_members)), losses.row_weights)
+    """Return the mean loss of held-out rows under weighted kinds, with the tails, nats."""
+    return mean_of(losses.losses_of(log_density_of(losses, shares, n_members)), losses.row_weights)
 
 
-def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
+def grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candidate, float]:
     """Return the same kinds with larger numbers of components, as long as held-out rows gain."""
     (fold,) = losses.folds
     n_features = fold.train.shape[1]
     policy = losses.policy
     grids = {k: policy.allowed_components(fold.train, k) for k in {c[1] for c in shares}}
-    best, least = shares, _loss(losses, shares, policy.n_growth_members)
+    best, least = shares, loss_of(losses, shares, policy.n_growth_members)
     while True:
         finer: dict[Candidate, float] = {}
         for candidate, share in best.items():
@@ -296,13 +187,13 @@ def _grown(losses: HeldOutLosses, shares: dict[Candidate, float]) -> dict[Candid
             finer[grown] = finer.get(grown, 0.0) + share  # kinds may coincide at the grid's end
         if finer == best or not _is_affordable(policy, finer, n_features, policy.n_growth_members):
             return best
-        loss = _loss(losses, finer, policy.n_growth_members)
+        loss = loss_of(losses, finer, policy.n_growth_members)
         if loss > least - policy.min_gain:
             return best
         best, least = finer, loss
 
 
-def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) -> Candidate:
+def search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) -> Candidate:
     """Return the kind of an ensemble's members: the single mixture, or one with more components.
 
     Averaging reduces the variance that further components add.
@@ -322,7 +213,7 @@ def _search_ensemble(X: np.ndarray, losses: HeldOutLosses, single: Candidate) ->
     return best if losses.diversity(best, n_tried) >= policy.min_gain else single
 
 
-def _stack(
+def stack_of(
     X: np.ndarray,
     losses: HeldOutLosses,
     tried: dict[Candidate, float],
@@ -339,7 +230,7 @@ def _stack(
     of_kinds = [[c for c in rivals if c.covariance_type == kind] for kind in kinds]
     found = [_shares(losses, own) for own in of_kinds if own]
     found = [stack for stack in found if _is_affordable(policy, stack, n_features)]
-    return min(found, key=partial(_loss, losses), default=shares)
+    return min(found, key=partial(loss_of, losses), default=shares)
 
 
 def _rivals(
@@ -411,7 +302,7 @@ def _is_affordable(
     return n_components <= policy.most_components((c[1] for c in kinds), n_features)
 
 
-def _parts(
+def parts_of(
     losses: HeldOutLosses, shares: dict[Candidate, float], n_features: int, n_tried: int
 ) -> tuple[MixturePart, ...]:
     """Distribute members to kinds by share; one member where all starts give the same fit."""

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sklvebm.preprocessing.margins import Bins
+from sklvebm.preprocessing.margins import Margin
 from sklvebm.preprocessing.scaling import Standardisation, check_reach, fit_standardisation
 from sklvebm.preprocessing.splitting import Rows, split_rows
 from sklvebm.row_weights import DistinctRows, chosen, mean_of
@@ -50,8 +50,8 @@ class PreparedData(NamedTuple):
         """Mean log density of the monitored rows in data units minus that of mapped ones, nats."""
         return self.standardisation.log_jacobian + self.mean_log_slope
 
-    def mapped_by(self, margins: tuple[Bins | None, ...]) -> "PreparedData":
-        """Return the data with columns mapped by their histograms; modifies the rows."""
+    def mapped_by(self, margins: tuple[Margin | None, ...]) -> "PreparedData":
+        """Return the data with columns mapped by their densities; modifies the rows."""
         units = self.standardisation._replace(margins=margins)
         slopes = self.standardised[self.split.monitor], units, self.monitored_weights
         mean_log_slope = _mean_log_slope(*slopes)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sklvebm.preprocessing.margins import Bins
+from sklvebm.preprocessing.margins import Bins, Margin, margin_from_plain, plain_margin
 from sklvebm.row_blocks import MappedRows, Sliceable, has_missing, row_blocks, sum_of_blocks
 
 _MAX_QUARTILE_RANGES = 20.0  # interquartile ranges from the median; clips values for the scale
@@ -39,13 +39,13 @@ def _statistics_of(X: np.ndarray) -> _Statistics:
 class Standardisation(NamedTuple):
     """Map of the data to zero mean and unit variance, column by column.
 
-    Affine, unless `margins` holds histograms of standardised columns: these columns become normal
+    Affine, unless `margins` holds densities of standardised columns: these columns become normal
     (`sklvebm.preprocessing.margins`).
     """
 
     mean: np.ndarray  # (D,)
     scale: np.ndarray  # (D,), standard deviation, 1 for constant columns
-    margins: tuple[Bins | None, ...] | None = None  # (D,); None leaves columns as they are
+    margins: tuple[Margin | None, ...] | None = None  # (D,); None leaves columns as they are
 
     def apply(self, X: np.ndarray) -> np.ndarray:
         """Return standardised rows in float64; X is not modified."""
@@ -63,20 +63,20 @@ class Standardisation(NamedTuple):
 
     def mapped(self, rows: np.ndarray) -> np.ndarray:
         """Return rows, standardised by mean and scale, with normal columns; modifies them."""
-        for j, bins in self.mapped_columns():
-            rows[:, j] = bins.to_normal(rows[:, j])[0]
+        for j, margin in self.mapped_columns():
+            rows[:, j] = margin.to_normal(rows[:, j])[0]
         return rows
 
-    def mapped_columns(self) -> list[tuple[int, Bins]]:
-        """Return index and histogram of every column that has one."""
-        return [(j, bins) for j, bins in enumerate(self.margins or ()) if bins is not None]
+    def mapped_columns(self) -> list[tuple[int, Margin]]:
+        """Return index and density of every column that has one."""
+        return [(j, margin) for j, margin in enumerate(self.margins or ()) if margin is not None]
 
     def invert(self, X: np.ndarray) -> np.ndarray:
         """Return rows (..., D) in the units of the data, float64."""
         if self.margins is not None:
             X = np.array(X, dtype=np.float64)
-            for j, bins in self.mapped_columns():
-                X[..., j] = bins.from_normal(X[..., j])
+            for j, margin in self.mapped_columns():
+                X[..., j] = margin.from_normal(X[..., j])
         return X * self.scale + self.mean
 
     @property
@@ -100,28 +100,39 @@ class Standardisation(NamedTuple):
     def log_slopes(self, rows: np.ndarray) -> np.ndarray:
         """Return the sum of the margins' log slopes of rows after mean and scale, (N,), nats."""
         total = np.zeros(len(rows))
-        for j, bins in self.mapped_columns():
-            total += np.nan_to_num(bins.to_normal(rows[:, j])[1], nan=0.0)
+        for j, margin in self.mapped_columns():
+            total += np.nan_to_num(margin.to_normal(rows[:, j])[1], nan=0.0)
         return total
 
     @property
     def word(self) -> str:
         """Value of the estimators' parameter `margins` that describes the map."""
-        return "none" if self.margins is None else "histogram"
+        if self.margins is None:
+            return "none"
+        are_bins = all(isinstance(margin, Bins) for _, margin in self.mapped_columns())
+        return "histogram" if are_bins else "all"
+
+    @property
+    def is_mapped(self) -> np.ndarray:
+        """Whether each column becomes normal, (D,)."""
+        mapped = np.zeros(len(self.mean), dtype=bool)
+        mapped[[j for j, _ in self.mapped_columns()]] = True
+        return mapped
 
     @property
     def n_bins(self) -> np.ndarray:
         """Bins of each column, (D,); 0 for columns without a histogram."""
         count = np.zeros(len(self.mean), dtype=np.int64)
-        for j, bins in self.mapped_columns():
-            count[j] = len(bins.edges) - 1
+        for j, margin in self.mapped_columns():
+            if isinstance(margin, Bins):
+                count[j] = len(margin.edges) - 1
         return count
 
     def plain(self) -> dict[str, Any]:
         """Describe the map by arrays and plain types."""
         parts: dict[str, Any] = {"mean": self.mean, "scale": self.scale}
         if self.margins is not None:
-            parts["margins"] = [bins and list(bins) for bins in self.margins]
+            parts["margins"] = [plain_margin(margin) for margin in self.margins]
         return parts
 
 
@@ -129,7 +140,7 @@ def standardisation_from_plain(parts: dict[str, Any]) -> Standardisation:
     """Undo `Standardisation.plain`; a description without margins has none."""
     margins = parts.get("margins")
     if margins is not None:
-        margins = tuple(bins and Bins(*bins) for bins in margins)
+        margins = tuple(margin_from_plain(margin) for margin in margins)
     return Standardisation(parts["mean"], parts["scale"], margins)
 
 

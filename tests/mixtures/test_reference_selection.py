@@ -11,17 +11,13 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 from sklvebm.datasets import make_shape_images
+from sklvebm.mixtures.choice import choose_mixture
 from sklvebm.mixtures.reference_selection import (
     fit_reference,
     probabilistic_pca,
 )
 from sklvebm.mixtures.search import TAIL_SCALES, TAIL_SHARES, Candidate
-from sklvebm.mixtures.stacking import (
-    MixtureChoice,
-    MixturePart,
-    choose_mixture,
-    fit_ensemble,
-)
+from sklvebm.mixtures.stacking import MixtureChoice, MixturePart, fit_ensemble
 
 
 @pytest.fixture(autouse=True)

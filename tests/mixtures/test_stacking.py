@@ -9,7 +9,8 @@ from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.datasets import make_concentric_shells
-from sklvebm.mixtures import stacking
+from sklvebm.mixtures import choice, stacking
+from sklvebm.mixtures.choice import choose_mixture
 from sklvebm.mixtures.search import (
     TAIL_SHARES,
     Candidate,
@@ -23,7 +24,6 @@ from sklvebm.mixtures.stacking import (
     MixtureChoice,
     MixtureEnsemble,
     MixturePart,
-    choose_mixture,
     fit_ensemble,
     fitted_defensive_shares,
     fitted_defensive_weight,
@@ -239,10 +239,11 @@ def test_all_rows_are_asked_for_the_weight_of_the_wide_component():
 
 def shrink_limits(monkeypatch, *, fitted, choosing, growing):
     """Make a few thousand rows many."""
-    monkeypatch.setattr(stacking, "MAX_FITTED_ROWS", fitted)
-    monkeypatch.setattr(stacking, "MAX_SELECTION_ROWS", choosing)
-    policy = dataclasses.replace(stacking.DEFAULT_POLICY, min_growth_rows=growing)
-    monkeypatch.setattr(stacking, "DEFAULT_POLICY", policy)
+    for module in (stacking, choice):
+        monkeypatch.setattr(module, "MAX_FITTED_ROWS", fitted)
+        monkeypatch.setattr(module, "MAX_SELECTION_ROWS", choosing)
+    policy = dataclasses.replace(choice.DEFAULT_POLICY, min_growth_rows=growing)
+    monkeypatch.setattr(choice, "DEFAULT_POLICY", policy)
 
 
 def test_members_of_many_rows_see_all_of_them(monkeypatch):
@@ -289,7 +290,7 @@ def test_components_that_other_rows_cannot_support_stay():
     fold = one_fold(X, X, random_state().permutation(len(X)), (1000, 1000))
     losses = HeldOutLosses([fold], 0, column_scales(X), stacking.DEFAULT_POLICY)
     shares = {Candidate(4, "full", 1e-3): 1.0}  # twelve distinct rows support two
-    assert stacking._grown(losses, shares) == shares
+    assert stacking.grown(losses, shares) == shares
 
 
 def test_one_fold_holds_a_quarter_out_within_limits():

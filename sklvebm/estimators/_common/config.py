@@ -16,7 +16,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import NetworkConfig
 from sklvebm.runtime import resolve_device
 
-MARGINS = ("auto", "histogram", "none")  # values of `margins`
+MARGINS = ("auto", "all", "histogram", "none")  # values of `margins`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class AnchoredConfig(NetworkConfig, TrainingConfig):
 
     reference: str | GaussianMixture | MixtureReference | HasStackPolicy
     n_components: int  # latents of the reference
-    margins: str  # "auto", "histogram" or "none"
+    margins: str  # one of MARGINS
     effort: str  # of `EFFORTS`
     memory: Any  # None, a folder or a joblib.Memory
 

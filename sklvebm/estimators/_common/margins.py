@@ -1,8 +1,10 @@
-"""Histograms of the columns of a fit: whether its rows are mapped by them."""
+"""Densities of the columns of a fit: whether its rows are mapped by them."""
 
 from sklvebm.estimators._common.config import AnchoredConfig
 from sklvebm.estimators._common.session import FitSession
-from sklvebm.mixtures.margins import ChosenMargins, choose_margins, column_margins
+from sklvebm.mixtures.column_densities import margins_of_option
+from sklvebm.mixtures.margins import ChosenMargins, choose_margins
+from sklvebm.preprocessing.margins import Bins
 
 
 def with_margins(session: FitSession) -> FitSession:
@@ -12,9 +14,9 @@ def with_margins(session: FitSession) -> FitSession:
         return session
     data, policy = session.data, config.stack_policy
     observed = None if data.observed is None else data.observed[data.split.fitted]
-    if config.margins == "histogram":
+    if config.margins != "auto":
         rows, weights = data.fitted if observed is None else observed, data.fitted_weights
-        margins = column_margins(rows, row_weights=weights)
+        margins = margins_of_option(config.margins, rows, weights)
         return session if margins is None else session.mapped_by(margins)
     if policy is None or not config.maps_columns:
         return session
@@ -29,7 +31,10 @@ def with_margins(session: FitSession) -> FitSession:
 def summary(found: ChosenMargins) -> str:
     """Return a line on the decision, for the progress of a fit."""
     if found.margins is None:
-        return f"histograms of columns are not used: gain {found.gain:.3f} nats"
-    n_mapped = sum(bins is not None for bins in found.margins)
-    columns = f"{n_mapped} of {len(found.margins)} columns"
-    return f"histograms make {columns} normal: gain {found.gain:.3f} nats"
+        return f"no column is mapped: gain {found.gain:.3f} nats"
+    mapped = [margin for margin in found.margins if margin is not None]
+    n_bins = sum(isinstance(margin, Bins) for margin in mapped)
+    return (
+        f"{len(mapped)} of {len(found.margins)} columns become normal, {n_bins} of them by "
+        f"histograms: gain {found.gain:.3f} nats"
+    )

@@ -107,7 +107,7 @@ class MissingCellsMixin:
 
         question = Question(exact, weighted_mean, n_particles=_N_MEAN_PARTICLES)
         found = self._about_cells(rows, question)[:, 0]
-        mapped = np.isnan(rows) & (self._model.standardisation.n_bins > 0)
+        mapped = np.isnan(rows) & (self._model.standardisation.is_mapped)
         if mapped.any():
             # the map of a mean is not the mean of the map, but quantiles are mapped to quantiles
             middles = (np.arange(_N_MEAN_LEVELS) + 0.5) / _N_MEAN_LEVELS

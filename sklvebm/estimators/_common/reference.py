@@ -15,12 +15,13 @@ from sklvebm.estimators._common.serialization import (
     reference_from_plain,
 )
 from sklvebm.estimators._common.session import FitSession
+from sklvebm.mixtures.choice import choose_mixture
 from sklvebm.mixtures.final_reference import Anchored, final_reference, refit_gain
 from sklvebm.mixtures.missing_cells import reference_log_marginal
 from sklvebm.mixtures.policy import StackPolicy
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.reference_selection import fit_reference
-from sklvebm.mixtures.stacking import MixtureChoice, choose_mixture
+from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.row_weights import mean_of
 from sklvebm.versions import own_version

@@ -11,7 +11,7 @@ from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures.missing_fit import completed_by
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
-from sklvebm.preprocessing.margins import Bins
+from sklvebm.preprocessing.margins import Margin
 from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.training_course import Progress
 
@@ -49,7 +49,7 @@ class FitSession(NamedTuple):
             return self
         return self._replace(data=completed_by(self.data, reference, self.draw_seed()))
 
-    def mapped_by(self, margins: tuple[Bins | None, ...]) -> "FitSession":
+    def mapped_by(self, margins: tuple[Margin | None, ...]) -> "FitSession":
         """Return the session with columns mapped by their histograms."""
         return self._replace(data=self.data.mapped_by(margins))
 

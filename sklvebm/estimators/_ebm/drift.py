@@ -7,8 +7,9 @@ import torch
 
 from sklvebm.estimators._ebm.training import Training
 from sklvebm.inference.drift import warn_of_drift
+from sklvebm.mixtures.choice import choose_mixture
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.mixtures.stacking import choose_mixture, fit_ensemble
+from sklvebm.mixtures.stacking import fit_ensemble
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.reach import reach_of_rows
 from sklvebm.optimisation import Optimisation
