@@ -17,11 +17,12 @@ from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.estimators._ebm.config import likelihood_config, proximal_config
 from sklvebm.estimators._ebm.training import start
 from sklvebm.mcmc.langevin import start as start_chains
-from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.mcmc.state import IndependentNoise, SharedNoise
 from sklvebm.models.targets import joint_target, latent_target
 from sklvebm.preprocessing.prepared import prepare
 from sklvebm.row_weights import distinct_rows
-from sklvebm.smc.annealing import anneal
+from sklvebm.smc import annealing
+from sklvebm.smc.annealing import AnnealingInPlace, anneal
 from sklvebm.training import _pass_over, _Run
 
 N_EPOCHS = 16  # of five updates
@@ -118,28 +119,127 @@ def test_the_host_waits_for_no_update_and_once_for_an_epoch(pretended, name):
     assert launches <= MOST_LAUNCHES[name]
 
 
+def path_of(run, space):
+    """Return 64 particles at the start of a path of a run's energy, and the path."""
+    energy = run.optimisation.energy
+    gradient = select_correction_and_grad(energy)
+    particles = energy.reference.sample(64, run.generator)
+    if space == "joint":
+        return particles, joint_target(energy, gradient)
+    target = latent_target(energy, run.x[:64], gradient)
+    return particles[:, energy.reference.n_features :], target
+
+
 @pytest.mark.parametrize("space", ["joint", "latent"])
 def test_a_step_of_annealing_takes_few_launches_and_waits_for_nothing(pretended, space):
     with pretended() as trace, torch.no_grad():
         run = started("default")
-        energy, generator = run.optimisation.energy, run.generator
-        reference, gradient = energy.reference, select_correction_and_grad(energy)
-        particles = reference.sample(64, generator)
-        target = joint_target(energy, gradient)
-        if space == "latent":
-            target = latent_target(energy, run.x[:64], gradient)
-            particles = particles[:, reference.n_features :]
+        particles, target = path_of(run, space)
         counts = []
         for n_steps in (4, 8, 16):  # the first computes what the reference keeps
             chains = start_chains(particles, target)
             betas = torch.linspace(0.0, 1.0, n_steps + 1, device="pretended")
-            how = {"step_sizes": 0.3 + 0.0 * betas, "noise": IndependentNoise(generator)}
+            how = {"step_sizes": 0.3 + 0.0 * betas, "noise": IndependentNoise(run.generator)}
             before = counted(trace)
             anneal(chains, target, betas, **how)
             counts.append(difference(counted(trace), before))
     assert [count.waits for count in counts] == [0, 0, 0]
     # a frame is drawn for four steps, and what is done once cancels
     assert (counts[2].launches - counts[1].launches) / 8 <= MOST_LAUNCHES_OF_ANNEALING
+
+
+def schedule(n_steps):
+    betas = torch.linspace(0.0, 1.0, n_steps + 1, device="pretended")
+    return {"betas": betas, "step_sizes": 0.3 + 0.5 * betas}
+
+
+def places_of(in_place):
+    steps, chains = in_place._steps, in_place.chains
+    every = [steps.rises, *steps.rates, in_place.log_weights, chains.position, *chains.value]
+    return [t.held.data_ptr() for t in every]
+
+
+@pytest.mark.parametrize("space", ["joint", "latent"])
+def test_annealing_makes_the_same_operations_in_the_same_places(pretended, space, monkeypatch):
+    tapes, where, waits = [], [], []
+    with pretended() as trace, torch.no_grad():
+        run = trained(started("default"))
+        particles, target = path_of(run, space)
+        noise = IndependentNoise(run.generator)
+        monkeypatch.setattr(annealing, "can_record", lambda device: True)
+        monkeypatch.setattr(annealing, "_FEWEST_RECORDED", 1)
+        work = AnnealingInPlace._work
+
+        def taped(in_place):
+            before = counted(trace)
+            trace.tape = []
+            work(in_place)
+            tapes.append([each.signature() for each in trace.tape])
+            trace.tape = None
+            where.append(places_of(in_place))
+            made = difference(counted(trace), before)
+            waits.append(made.waits + made.copies_in)
+
+        monkeypatch.setattr(AnnealingInPlace, "_work", taped)
+        anneal(start_chains(particles, target), target, **schedule(24), noise=noise)
+    assert len(tapes) == 6  # four steps each
+    assert not any(waits)
+    # results that the reference keeps appear in the first
+    assert tapes[1] == tapes[2] == tapes[5]
+    assert all(places == where[0] for places in where)
+
+
+@pytest.mark.parametrize("space", ["joint", "latent"])
+def test_replays_of_annealing_give_what_plain_annealing_gives(pretended, space, monkeypatch):
+    found, n_replays = [], []
+    with pretended() as trace, torch.no_grad():
+        run = trained(started("default"))
+        particles, target = path_of(run, space)
+        monkeypatch.setattr(annealing, "_FEWEST_RECORDED", 64)
+        for record in (None, recorder(trace, pretended, n_replays)):
+            monkeypatch.setattr(recordings, "recorder_of", lambda device, record=record: record)
+            generator = torch.Generator("pretended").manual_seed(7)
+            # the last frame has two steps
+            log_weights, chains = anneal(
+                start_chains(particles, target),
+                target,
+                **schedule(66),
+                noise=IndependentNoise(generator),
+            )
+            drawn = torch.randn(3, generator=generator, device="pretended")
+            found.append([log_weights, chains.position, *chains.value, drawn])
+    assert len(n_replays) == 66 // 4 - 4  # three frames before the recording, and the recording
+    assert found[0][0].held.std() > 0.01  # of a path that is none, all weights are one
+    assert all(torch.equal(a.held, b.held) for a, b in zip(*found, strict=True))
+
+
+def test_annealing_is_recorded_where_it_is_long_and_its_noise_is_on_the_device(
+    pretended, monkeypatch
+):
+    made = []
+    with pretended(), torch.no_grad():
+        run = started("default")
+        particles, target = path_of(run, "latent")
+        monkeypatch.setattr(annealing, "can_record", lambda device: True)
+        monkeypatch.setattr(annealing, "AnnealingInPlace", lambda *a: made.append(a) or Refusing())
+        own, host = IndependentNoise(run.generator), SharedNoise(torch.Generator(), 1)
+        long, short = annealing._FEWEST_RECORDED, annealing._FEWEST_RECORDED - 1
+
+        def annealed(n_steps, noise, **how):
+            anneal(start_chains(particles, target), target, **schedule(n_steps), noise=noise, **how)
+
+        annealed(short, own)
+        annealed(long, host)
+        annealed(long, own, resample_below=0.5)
+        assert not made
+        with pytest.raises(NotImplementedError):
+            annealed(long, own)
+    assert made
+
+
+class Refusing:
+    def annealed(self, steps):
+        raise NotImplementedError
 
 
 def test_the_trace_counts_a_wait(pretended):
@@ -167,6 +267,32 @@ def places(run):
     state = [*updates._tensors(own.state).values(), own.state.latents.values]
     every = [t.detach() for t in (*modules, *optimizer, *state, *own._totals)]
     return [t.held.data_ptr() for t in every]
+
+
+def recorder(trace, pretended, n_replays):
+    """Return what records work on the pretended device; every replay adds to a list."""
+    replay_tape = pretended.__wrapped__.__globals__["replay"]
+
+    def record(work, generator):
+        trace.tape = []
+        work()
+        tape, trace.tape = trace.tape, None
+
+        def replay():
+            n_replays.append(None)
+            replay_tape(tape)
+
+        return replay
+
+    return record
+
+
+def trained(run):
+    """Return a run whose correction is not zero: its output weights are random numbers."""
+    with torch.no_grad():
+        output = run.optimisation.energy.network.output
+        output.normal_(0.0, 0.3, generator=run.generator)
+    return run
 
 
 def later(run, n_updates=100):
@@ -203,22 +329,9 @@ def test_updates_make_the_same_operations_in_the_same_places(pretended, name):
 
 @pytest.mark.parametrize("name", RECORDABLE)
 def test_replays_give_what_plain_updates_give(pretended, name, monkeypatch):
-    module = pretended.__wrapped__.__globals__
     n_replays = []
-
     with pretended() as trace:
-
-        def record(work, generator):
-            trace.tape = []
-            work()
-            tape, trace.tape = trace.tape, None
-
-            def replay():
-                n_replays.append(None)
-                module["replay"](tape)
-
-            return replay
-
+        record = recorder(trace, pretended, n_replays)
         runs = [later(started(name))]
         monkeypatch.setattr(recordings, "recorder_of", lambda device: record)
         runs.append(later(started(name)))
