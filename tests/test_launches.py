@@ -19,6 +19,7 @@ from sklvebm.estimators._ebm.config import likelihood_config, proximal_config
 from sklvebm.estimators._ebm.training import start
 from sklvebm.mcmc.langevin import start as start_chains
 from sklvebm.mcmc.state import IndependentNoise, SharedNoise
+from sklvebm.mixtures import components
 from sklvebm.models.targets import joint_target, latent_target
 from sklvebm.optimisation import numbers_of
 from sklvebm.preprocessing.prepared import prepare
@@ -244,6 +245,24 @@ def test_annealing_is_recorded_where_it_is_long_and_its_noise_is_on_the_device(
 class Refusing:
     def annealed(self, steps):
         raise NotImplementedError
+
+
+@pytest.mark.parametrize(("n_matrices", "width"), [(3, 12), (40, 4)])
+def test_products_by_component_wait_for_nothing(pretended, n_matrices, width, monkeypatch):
+    monkeypatch.setattr(components, "_MAX_GATHERED_PER_COMPONENT", 0)
+    monkeypatch.setattr(components, "_MAX_GATHERED_NUMBERS", 1000)  # of a part
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(90, width, generator=generator)
+    matrices = torch.randn(n_matrices, width, width, generator=generator)
+    component = torch.randint(n_matrices, (90,), generator=generator)
+    expected = components.products_by_component(rows, matrices, component)
+    with pretended() as trace:
+        there = [t.to("pretended") for t in (rows, matrices, component)]
+        before = counted(trace)
+        found = components.products_by_component(*there)
+        made = difference(counted(trace), before)
+        assert (made.waits, made.copies_in) == (0, 0)
+        torch.testing.assert_close(found.cpu(), expected)
 
 
 def test_the_trace_counts_a_wait(pretended):
