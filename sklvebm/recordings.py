@@ -61,7 +61,7 @@ class Recordings:
         except Exception as error:
             self._recorder = None
             warnings.warn(
-                f"Work cannot be recorded as a CUDA graph ({error}); it runs operation by "
+                f"Steps cannot be recorded as a CUDA graph ({error}); they run operation by "
                 "operation, with the same results.",
                 RuntimeWarning,
                 stacklevel=2,

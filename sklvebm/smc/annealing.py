@@ -169,10 +169,11 @@ class AnnealingInPlace:
         self._target, self._noise = target, noise
         self._of_sizes: dict[int, Steps] = {}  # by the number of steps
         self._steps: Steps  # those that are made now
-        self._recordings = Recordings(self._work, noise.generator)
 
     def annealed(self, steps: Steps) -> tuple[Tensor, Chains]:
         """Return log weights and chains after all steps; those of the last frame may be fewer."""
+        # not kept: in a cycle of references, the memory of its graphs would wait for the collector
+        recordings = Recordings(self._work, self._noise.generator)
         for part in steps.of_frames():
             n_steps = len(part.rises)
             if n_steps not in self._of_sizes:
@@ -181,7 +182,7 @@ class AnnealingInPlace:
             self._steps = self._of_sizes[n_steps]
             own, theirs = ([each.rises, *each.rates] for each in (self._steps, part))
             torch._foreach_copy_(own, theirs)
-            self._recordings(n_steps)
+            recordings(n_steps)
         return self.log_weights, self.chains
 
     def _work(self) -> None:
