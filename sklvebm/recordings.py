@@ -61,7 +61,7 @@ class Recordings:
         except Exception as error:
             self._recorder = None
             warnings.warn(
-                f"An update cannot be recorded as a CUDA graph ({error}); it runs operation by "
+                f"Steps cannot be recorded as a CUDA graph ({error}); they run operation by "
                 "operation, with the same results.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -75,6 +75,11 @@ def recorder_of(device: torch.device) -> Callable[[Work, torch.Generator], Work]
     It takes the work and its generator, does the work once and returns what repeats it.
     """
     return record_graph if device.type == "cuda" else None
+
+
+def can_record(device: torch.device) -> bool:
+    """Return whether work on a device can be recorded."""
+    return recorder_of(device) is not None
 
 
 def record_graph(work: Work, generator: torch.Generator) -> Work:

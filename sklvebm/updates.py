@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sklvebm.adam import Adam
-from sklvebm.mcmc.state import Batch, ParticleState
+from sklvebm.mcmc.state import Batch
+from sklvebm.optimisation import Storable
 from sklvebm.recordings import Recordings
 
 AVERAGE_OVER = 50  # updates: memory of the running average of the parameters
@@ -24,13 +25,27 @@ class RecordableObjective(Protocol):
     def works_in_place(self, energy: Any, state: Any, device: torch.device) -> bool:
         """Return whether updates can be recorded."""
 
-    def before_update(self, energy: Any, state: Any, generator: torch.Generator) -> Any:
-        """Return the state with what is done to particles now and then."""
+    def completed(self, energy: Any, state: Any) -> Any:
+        """Return the state with tensors for all that updates leave; some may be missing at first.
+
+        Updates must not depend on the numbers of tensors that are added.
+        """
+
+    def before_update(
+        self, energy: Any, index: Tensor, state: Any, generator: torch.Generator
+    ) -> Any:
+        """Return the state with what is done now and then, or cannot be recorded.
+
+        `index` (B,) are places of the rows of the update.
+        """
 
     def update(
         self, energy: Any, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """Return the loss, the state after the update and metrics."""
+        """Return the loss, the state after the update and metrics.
+
+        Numbers of the host, such as counts, are still those of before.
+        """
 
     def after_update(self, state: Any) -> Any:
         """Return the state with what is adapted now and then, and one update more."""
@@ -72,8 +87,9 @@ class UpdatesInPlace:
         What to descend.
     x : Tensor of shape (N, D)
         Rows.
-    state : ParticleState
-        Particles; copied.
+    state : object
+        Of the objective: named tuples and dictionaries of tensors, which are copied, and of
+        modules, `Storable` objects and numbers.
     generator : torch.Generator
         Source of all randomness.
     """
@@ -86,13 +102,12 @@ class UpdatesInPlace:
         *,
         objective: RecordableObjective,
         x: Tensor,
-        state: ParticleState,
+        state: Any,
         generator: torch.Generator,
     ) -> None:
         self.energy, self.average, self.optimizer = energy, average, optimizer
         self.objective, self.x, self.generator = objective, x, generator
-        copies: dict[str, Any] = {name: t.clone() for name, t in _tensors(state).items()}
-        self.state = state._replace(**copies)
+        self.state = _with_own_tensors(objective.completed(energy, state))
         self.n_updates = 0
         self.names: tuple[str, ...] = ()
         self._indices: dict[int, Tensor] = {}
@@ -102,19 +117,21 @@ class UpdatesInPlace:
         self._recordings = Recordings(self._update, generator)
 
     def pass_over(
-        self, batches: Iterable[Tensor], state: ParticleState, n_updates: int, learning_rate: float
-    ) -> tuple[ParticleState, dict[str, Tensor]]:
+        self, batches: Iterable[Tensor], state: Any, n_updates: int, learning_rate: float
+    ) -> tuple[Any, dict[str, Tensor]]:
         """Make an update for each batch of places of rows; return the state and mean metrics.
 
         The state that is returned is changed by the next pass.
         """
         self.n_updates, first = n_updates, n_updates
-        self._adopt(state)
+        self._adopt(self.objective.completed(self.energy, state))
         if self._totals:
             torch._foreach_zero_(self._totals)
         for index in batches:
             self.optimizer.learning_rate = warm_rate(learning_rate, self.n_updates)
-            self._adopt(self.objective.before_update(self.energy, self.state, self.generator))
+            self._adopt(
+                self.objective.before_update(self.energy, index, self.state, self.generator)
+            )
             if len(index) not in self._indices:
                 self._indices[len(index)] = torch.empty_like(index)
             self._index = self._indices[len(index)].copy_(index)
@@ -151,20 +168,48 @@ class UpdatesInPlace:
             self._totals = [torch.zeros_like(value) for value in values]
         torch._foreach_add_(self._totals, values)
 
-    def _adopt(self, state: ParticleState) -> None:
+    def _adopt(self, state: Any) -> None:
         """Copy what is new in a state to where the old one is."""
-        own, theirs = _tensors(self.state), _tensors(state)
-        changed = [name for name, tensor in own.items() if theirs[name] is not tensor]
-        if changed:
-            torch._foreach_copy_([own[n] for n in changed], [theirs[n] for n in changed])
-        if state.latents is not self.state.latents:
-            self.state.latents.values.copy_(state.latents.values)
-        self.state = self.state._replace(n_updates=state.n_updates)
+        pairs: list[tuple[Tensor, Tensor]] = []
+        self.state = _in_place_of(self.state, state, pairs)
+        if pairs:
+            with torch.no_grad():
+                torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
 
 
-def _tensors(state: ParticleState) -> dict[str, Tensor]:
-    """Return the tensors of a state by name, without the particles of rows."""
-    return {name: t for name, t in state._asdict().items() if isinstance(t, Tensor)}
+def _with_own_tensors(state: Any) -> Any:
+    """Return a state with copies of its tensors, but with the same modules and objects."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: _with_own_tensors(part) for name, part in state.items()}
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*map(_with_own_tensors, state))
+    return state
+
+
+def _in_place_of(own: Any, new: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
+    """Return a new state with the tensors, modules and objects of an own one.
+
+    Tensors that differ are added to `pairs`, and must be copied from the second to the first.
+    """
+    if own is new:
+        return own
+    if isinstance(new, Tensor):
+        pairs.append((own, new))
+        return own
+    if isinstance(new, nn.Module):
+        pairs += zip(own.parameters(), new.parameters(), strict=True)
+        return own
+    if isinstance(new, Storable):
+        own.load(new.state())
+        return own
+    if isinstance(new, dict):
+        return {name: _in_place_of(own[name], part, pairs) for name, part in new.items()}
+    if isinstance(new, tuple) and hasattr(new, "_fields"):
+        parts = zip(own, new, strict=True)
+        return type(new)(*(_in_place_of(*each, pairs) for each in parts))
+    return new
 
 
 def n_batches(n_rows: int, batch_size: int) -> int:

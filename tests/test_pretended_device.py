@@ -14,7 +14,12 @@ from sklvebm import baselines
 from sklvebm.baselines import VAE
 
 HERE = Path(__file__).parent
-FILES = ("test_devices.py", "test_launches.py", "test_pretended_device.py")
+FILES = (
+    "test_devices.py",
+    "test_launches.py",
+    "test_replays.py",
+    "test_pretended_device.py",
+)
 # of about the same length, the longest first
 PARTS = ["PotentialFlowEBM", "ParticleLVEBM", " or ".join(baselines.__all__), "WassersteinFlowEBM"]
 OTHERS = " and ".join(f"not ({part})" for part in PARTS)

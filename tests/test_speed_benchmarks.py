@@ -123,6 +123,20 @@ def test_without_a_gpu_launches_are_printed_and_what_was_not_measured(
 
 
 @pytest.mark.slow
+def test_updates_and_annealing_are_timed_plainly_and_recorded(script, monkeypatch):
+    """On the CPU, which records nothing: the functions are those that a GPU runs."""
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu, "PLAIN_STEPS", 4)
+    monkeypatch.setattr(gpu, "RECORDED_STEPS", 8)
+    row = gpu.update_seconds(0.0, "cpu")
+    plain = {*gpu.KINDS, "a step of annealing"}
+    recorded = {*gpu.RECORDED, "a step of annealing"}
+    assert set(row["seconds"]) == plain | {f"{name}, recorded" for name in recorded}
+    assert all(each > 0.0 for each in row["seconds"].values())
+    assert row["complaints"] == []
+
+
+@pytest.mark.slow
 def test_launches_are_counted_in_a_process_of_its_own(script):
     gpu = script("gpu")
     counts = gpu.counted_elsewhere()

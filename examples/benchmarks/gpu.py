@@ -61,8 +61,9 @@ N_ROWS, UPDATES = 800, 10  # of moons, and of an epoch on 640 of those that are 
 N_EPOCHS = 8  # of a mean: proposals come every 16th update, a respaced ladder every 10th
 CN_STEPS = 20  # of a turn
 PEAK_BAR, RIVAL_BAR = 0.5, 10.0
-RECORDED = ("default", "published")  # kinds whose updates are also timed as CUDA graphs
-NO_STEPS = "Steps of annealing are not recorded as CUDA graphs."
+RECORDED = ("default", "published", "proximal")  # kinds whose updates are also timed as CUDA graphs
+# of annealing that is too short to be recorded, and of one that is
+PLAIN_STEPS, RECORDED_STEPS = 240, 1_024
 
 
 def recorded_epoch(box, objective, x, generator):
@@ -170,14 +171,38 @@ def print_launches(counts, milliseconds):
 # Times -----------------------------------------------------------------------------------------
 
 
-def update_seconds(budget):
-    """Return seconds of an update of fits on moons."""
-    epochs = {name: started_epoch(name, "cuda")[0] for name in KINDS}
-    for name in RECORDED:
-        epochs[f"{name}, recorded"] = started_epoch(name, "cuda", is_recorded=True)[0]
-        repeated(epochs[f"{name}, recorded"], 12)  # rates of the first updates have no recording
-    seconds = shortest_turns(epochs, clock(1, "cuda"), budget)
-    return {"seconds": {name: each / UPDATES for name, each in seconds.items()}}
+@torch.no_grad()
+def annealing_of(n_steps, device):
+    """Return a function that anneals 1,024 walkers to a default energy."""
+    _, energy, generator = started_epoch("default", device)
+    target = joint_target(energy, select_correction_and_grad(energy))
+    particles = energy.reference.sample(1_024, generator)
+    betas = torch.linspace(0.0, 1.0, n_steps + 1, device=device)
+    sizes, noise = torch.full_like(betas, 0.3), IndependentNoise(generator)
+    return lambda: anneal(
+        start_chains(particles, target), target, betas, step_sizes=sizes, noise=noise
+    )
+
+
+def update_seconds(budget, device="cuda"):
+    """Return seconds of updates and of a step of annealing, and what could not be recorded."""
+    n_units, runners = {}, {}
+    for name, n_steps in (("", PLAIN_STEPS), (", recorded", RECORDED_STEPS)):
+        runners[f"a step of annealing{name}"] = annealing_of(n_steps, device)
+        n_units[f"a step of annealing{name}"] = n_steps
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        for name in KINDS:
+            runners[name] = started_epoch(name, device)[0]
+        for name in RECORDED:
+            runners[f"{name}, recorded"] = started_epoch(name, device, is_recorded=True)[0]
+            # rates of the first updates have no recording
+            repeated(runners[f"{name}, recorded"], 12)
+        repeated(runners["a step of annealing, recorded"], 1)
+    seconds = shortest_turns(runners, clock(1, device), budget)
+    complaints = sorted({str(each.message) for each in caught if "CUDA graph" in str(each.message)})
+    of_units = {name: each / n_units.get(name, UPDATES) for name, each in seconds.items()}
+    return {"seconds": of_units, "complaints": complaints}
 
 
 def exact_step_row(shape, budget):
@@ -318,16 +343,17 @@ def run(folder, is_quick):
         print_launches(counts, {})
         print(
             "No CUDA device. Not measured: times of steps, updates and fits, scores of a million "
-            f"rows, other libraries, memory, the share of the peak. {NO_STEPS}"
+            "rows, other libraries, memory, the share of the peak, CUDA graphs."
         )
         return
     print(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     budget = 2.0 if is_quick else 6.0
-    seconds = store.row("gpu updates", partial(update_seconds, budget))["seconds"]
+    row = store.row("gpu updates", partial(update_seconds, budget))
+    seconds = row["seconds"]
     print_launches(counts, {name: 1e3 * each for name, each in seconds.items()})
-    for name in RECORDED:
-        print(f"{name}, as CUDA graphs: {1e3 * seconds[f'{name}, recorded']:.2f} ms")
-    print(NO_STEPS)
+    for name in (*RECORDED, "a step of annealing"):
+        print(f"{name}, as CUDA graphs: {1e3 * seconds[f'{name}, recorded']:.3f} ms")
+    print("\n".join(row["complaints"]) or "Everything was recorded.")
     on_time = until(deadline)
     print_steps(store, GPU_SHAPES[:2] if is_quick else GPU_SHAPES, budget, on_time)
     print_updates(store, GPU_SHAPES[:2] if is_quick else GPU_SHAPES[:-1], budget, on_time)

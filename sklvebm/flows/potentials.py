@@ -225,11 +225,27 @@ def trace_directions(
     if n_probes >= n_features:
         return torch.eye(n_features, **options).expand(n_sets, -1, -1)
     normal = torch.randn((n_sets, n_features, n_probes), generator=generator, **options)
+    # a CUDA graph may refuse a decomposition, which another library makes
+    orthonormal = _by_qr(normal) if normal.device.type == "cpu" else _by_gram_schmidt(normal)
+    return orthonormal.transpose(1, 2) * math.sqrt(n_features / n_probes)
+
+
+def _by_qr(columns: Tensor) -> Tensor:
+    """Return orthonormal columns (S, D, K) that span what the first ones of `columns` span."""
+    orthonormal, triangle = torch.linalg.qr(columns)
     # with random signs, the rotations are uniform; those of QR alone are not
-    orthonormal, triangle = torch.linalg.qr(normal)
     signs = torch.sign(torch.diagonal(triangle, dim1=1, dim2=2))
-    directions = (orthonormal * signs[:, None]).transpose(1, 2)
-    return directions * math.sqrt(n_features / n_probes)
+    return orthonormal * signs[:, None]
+
+
+def _by_gram_schmidt(columns: Tensor) -> Tensor:
+    """Return the same by one column after another: a few operations for a few columns."""
+    found: list[Tensor] = []
+    for column in columns.unbind(2):
+        for own in found:
+            column = column - (own * column).sum(1, keepdim=True) * own
+        found.append(column / torch.linalg.vector_norm(column, dim=1, keepdim=True))
+    return torch.stack(found, 2)
 
 
 def flow_field(potential: AnchoredPotential, directions: Tensor | None = None) -> Field:

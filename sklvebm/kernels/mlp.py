@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from sklvebm.kernels.products import affine, affine_tanh, product
+from sklvebm.kernels.products import affine, affine_tanh, plain_product, product
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.targets import CorrectionAndGrad
 
@@ -31,6 +31,12 @@ def _keep_freed_blocks() -> None:
     torch.empty(_KEPT_BYTES, dtype=torch.uint8)
 
 
+@functools.cache
+def _one(dtype: torch.dtype) -> Tensor:
+    """Return the number one on the CPU, 0-d; making it takes half as long as using it."""
+    return torch.ones((), dtype=dtype)
+
+
 def layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return a layer's activations and what `activation_backward_` needs of them, each (B, W)."""
     if kind == "tanh":
@@ -42,13 +48,19 @@ def layer(kind: str, rows: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor
     if kind == "silu":  # torch computes the exponential again on the way back
         share = a.sigmoid()
         value = a.mul_(share)
-        return value, torch.lerp(value, value.new_ones(()), share, out=share)
+        return value, torch.lerp(value, _one(value.dtype), share, out=share)
     return torch.nn.functional.softplus(a), a.sigmoid_()
 
 
 # autograd's own derivatives make one pass over memory; formulas in torch make three to five
 _tanh_backward = torch.ops.aten.tanh_backward
 _silu_backward = torch.ops.aten.silu_backward
+
+
+def layer_backward(kind: str, grad: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient (B, K) at a layer's input, given that after its activation, (B, W)."""
+    of_units = activation_backward_(kind, grad, kept)
+    return product(of_units, weight) if kind == "tanh" else plain_product(of_units, weight)
 
 
 def activation_backward_(kind: str, grad: Tensor, kept: Tensor) -> Tensor:
@@ -81,7 +93,7 @@ def _value_and_grad(network: _Network, rows: Tensor) -> tuple[Tensor, Tensor]:
     saturation = scaled.tanh_()
     grad = network.output.expand_as(hidden)
     for weight, slope in zip(reversed(network.weights), reversed(kept), strict=True):
-        grad = product(activation_backward_(kind, grad, slope), weight)
+        grad = layer_backward(kind, grad, slope, weight)
     # the bound's derivative is a factor per row, cheapest to apply to the narrowest tensor
     return network.bound * saturation, _tanh_backward(grad, saturation.unsqueeze(1))
 

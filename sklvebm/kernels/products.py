@@ -13,6 +13,8 @@ from torch import Tensor
 # multiply-adds of a product above which oneDNN is faster; more for up to `_NARROW` columns, which
 # BLAS computes quickly as rows of the transposed product
 _LARGE, _LARGE_NARROW, _NARROW = 5e5, 2e6, 16
+# the same where no tanh is saved: oneDNN's call takes as long as half a million multiply-adds
+_LARGE_PLAIN = 1.5e6
 
 
 def _find_onednn() -> Any:
@@ -41,7 +43,7 @@ def _suits_onednn(rows: Tensor, n_units: int, least: float = _LARGE) -> bool:
 
 def affine(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return `rows @ weight.T + bias`, (B, W), for rows (B, K), weight (W, K), bias (W,)."""
-    if _suits_onednn(rows, len(weight)):
+    if _suits_onednn(rows, len(weight), _LARGE_PLAIN):
         return _onednn_linear(rows, weight, bias, "none", [], "")
     return torch.nn.functional.linear(rows, weight, bias)
 
@@ -57,10 +59,15 @@ def affine_tanh(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return doubled.sigmoid_().mul_(2.0).sub_(1.0)
 
 
-def product(rows: Tensor, weight: Tensor) -> Tensor:
+def plain_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """Return `product(rows, weight)`, by BLAS up to the size of `affine`."""
+    return product(rows, weight, _LARGE_PLAIN)
+
+
+def product(rows: Tensor, weight: Tensor, least: float = _LARGE) -> Tensor:
     """Return `rows @ weight`, (B, K), for rows (B, W) and weight (W, K)."""
     narrow = weight.shape[1] <= _NARROW
-    if _suits_onednn(rows, weight.shape[1], _LARGE_NARROW if narrow else _LARGE):
+    if _suits_onednn(rows, weight.shape[1], _LARGE_NARROW if narrow else least):
         return _onednn_linear(rows, weight.T, None, "none", [], "")
     if narrow:
         return (weight.T @ rows.T).T

@@ -204,6 +204,10 @@ class CrankNicolsonRates(NamedTuple):
         """Return the rates at one index, which are the same for all positions."""
         return CrankNicolsonRates(*(rates[index] for rates in self))
 
+    def between(self, first: int, last: int | None = None) -> "CrankNicolsonRates":
+        """Return the rates from one index to before another."""
+        return CrankNicolsonRates(*(rates[first:last] for rates in self))
+
 
 def crank_nicolson_rates(beta: Tensor, step_size: Tensor) -> CrankNicolsonRates:
     """Return the rates of steps (B,) or (B, P) at inverse temperatures beta (B,)."""

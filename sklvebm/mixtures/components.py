@@ -317,12 +317,32 @@ def products_by_component(rows: Tensor, matrices: Tensor, component: Tensor) -> 
     gathered = rows.shape[0] * rows.shape[1] ** 2
     if gathered <= min(_MAX_GATHERED_PER_COMPONENT * len(matrices), _MAX_GATHERED_NUMBERS):
         return torch.bmm(rows.unsqueeze(1), matrices[component]).squeeze(1)
+    if rows.device.type != "cpu":
+        return _products_without_waiting(rows, matrices, component)
     order = torch.argsort(component)
     counts = torch.bincount(component, minlength=len(matrices)).tolist()
     parts = zip(rows[order].split(counts), matrices, strict=True)
     products = torch.empty_like(rows)
     products[order] = torch.cat([part @ matrix for part, matrix in parts if len(part)])
     return products
+
+
+def _products_without_waiting(rows: Tensor, matrices: Tensor, component: Tensor) -> Tensor:
+    """Return `products_by_component`, without the number of rows of each on the host.
+
+    Every row takes its own matrix or the products with all matrices, whichever are fewer numbers.
+    Both are done in parts, because of memory.
+    """
+    width, n_matrices = rows.shape[1], len(matrices)
+    size = max(1, _MAX_GATHERED_NUMBERS // (width * min(width, n_matrices)))
+    products = []
+    for part, own in zip(rows.split(size), component.split(size), strict=True):
+        if width <= n_matrices:
+            products.append(torch.bmm(part.unsqueeze(1), matrices[own]).squeeze(1))
+        else:
+            places = own.view(1, -1, 1).expand(1, -1, width)
+            products.append(torch.matmul(part, matrices).gather(0, places)[0])
+    return torch.cat(products)
 
 
 def check_covariance_of(covariance_of: Tensor, n_components: int, n_covariances: int) -> None:

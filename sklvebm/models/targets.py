@@ -55,10 +55,12 @@ def joint_target(energy: Corrected, correction_and_grad: CorrectionAndGrad) -> T
     """Return the path of joint targets: positions are `(y, e)`, (B, D + L)."""
     reference = energy.reference
     n_features = reference.n_features
+    matrix, shift = reference.joint_map()
+    back = matrix.T
 
     def evaluate(position: Tensor) -> Value:
-        correction, grad = correction_and_grad(reference.rows(position))
-        return Value(correction, grad @ reference.joint_map()[0].T)
+        correction, grad = correction_and_grad(torch.addmm(shift, position, matrix))
+        return Value(correction, grad @ back)
 
     def base(position: Tensor) -> tuple[Tensor, Tensor]:
         y, e = position[:, :n_features], position[:, n_features:]

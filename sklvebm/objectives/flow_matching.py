@@ -14,6 +14,7 @@ References
 """
 
 import math
+from collections.abc import Hashable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -221,6 +222,34 @@ class PotentialFlow:
         self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Return the loss, the unchanged state, and the inconsistency as a metric."""
+        return self.update(potential, batch, state, generator)
+
+    def works_in_place(self, energy: Any, state: Any, device: torch.device) -> bool:
+        """Return whether updates on a device can be recorded: all make the same operations."""
+        return device.type != "cpu"
+
+    def completed(self, energy: Any, state: Any) -> Any:
+        """Return the state, which is nothing."""
+        return state
+
+    def before_update(
+        self, energy: Any, index: Tensor, state: Any, generator: torch.Generator
+    ) -> Any:
+        """Return the unchanged state."""
+        return state
+
+    def after_update(self, state: Any) -> Any:
+        """Return the unchanged state."""
+        return state
+
+    def kind_of_update(self, state: Any) -> Hashable:
+        """Return nothing: no number of the host changes operations."""
+        return None
+
+    def update(
+        self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Return what `step` does."""
         points = draw_points(potential.mixture, batch.x, 1, generator)
         loss = self.loss(potential, points)
         if self.consistency == 0.0:

@@ -21,7 +21,7 @@ from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.frame_move import can_move_in_frames, move_in_frames
 from sklvebm.objectives.joint_move import can_move_together, move_together
 from sklvebm.objectives.parts import contrast_in_parts, in_parts
-from sklvebm.objectives.pool import Sweep
+from sklvebm.objectives.pool import Sweep, n_blocks_of
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
     GaussianPosterior,
@@ -137,31 +137,44 @@ class ParticleLikelihood:
         metrics : dict of str to 0-d Tensor
             Swap rate and acceptances; read once per epoch.
         """
-        if self._moves_together(energy, len(batch.x), state, batch.x.device):
-            state = self.before_update(energy, state, generator)
+        state = self.before_update(energy, batch.index, state, generator)
         loss, state, metrics = self.update(energy, batch, state, generator)
         return loss, self.after_update(state), metrics
 
     def works_in_place(
         self, energy: PathEnergy, state: ParticleState, device: torch.device
     ) -> bool:
-        """Return whether updates on a device always make the same operations."""
-        return self._moves_together(energy, 1, state, device)
+        """Return whether updates on a device always make the same operations.
+
+        A pool that is moved in blocks has a source of noise for each, made anew by the host.
+        """
+        return device.type != "cpu" and n_blocks_of(energy, state.pool) == 1
+
+    def completed(self, energy: PathEnergy, state: ParticleState) -> ParticleState:
+        """Return the state: it always has all its tensors."""
+        return state
 
     def _moves_together(
         self, energy: PathEnergy, n_rows: int, state: ParticleState, device: torch.device
     ) -> bool:
         """Return whether posterior particles and a persistent pool are moved together."""
-        return (
-            isinstance(self.posterior, ParticlePosterior)
-            and self.negatives == "persistent"
-            and can_move_together(energy, n_rows * self.n_particles, state, device)
-        )
+        n = n_rows * self.n_particles
+        return self._may_move_together and can_move_together(energy, n, state, device)
+
+    @property
+    def _may_move_together(self) -> bool:
+        """Whether both sides are particles that stay where they are between updates."""
+        return isinstance(self.posterior, ParticlePosterior) and self.negatives == "persistent"
 
     def before_update(
-        self, energy: PathEnergy, state: ParticleState, generator: torch.Generator
+        self, energy: PathEnergy, index: Tensor, state: ParticleState, generator: torch.Generator
     ) -> ParticleState:
-        """Return the state with independence proposals, if it is time for them."""
+        """Return the state with independence proposals, if it is time for them.
+
+        Where posteriors and pool are moved apart, the pool receives them when it is moved.
+        """
+        if not self._moves_together(energy, len(index), state, index.device):
+            return state
         return self.tempered.proposed(energy, state, IndependentNoise(generator))
 
     def after_update(self, state: ParticleState) -> ParticleState:
@@ -170,7 +183,8 @@ class ParticleLikelihood:
 
     def kind_of_update(self, state: ParticleState) -> Hashable:
         """Return the numbers of the host that the operations of `update` depend on."""
-        return self.tempered.kind_of_update(state)
+        proposes = not self._may_move_together and self.tempered.is_time_to_propose(state)
+        return proposes, self.tempered.kind_of_update(state)
 
     def update(
         self, energy: PathEnergy, batch: Batch, state: ParticleState, generator: torch.Generator

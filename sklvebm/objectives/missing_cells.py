@@ -48,7 +48,7 @@ class WithMissingCells:
         self.is_missing = torch.isnan(observed).any(1)
 
     def __getattr__(self, name: str) -> Any:
-        # everything but `step` and `lower_bound` is the objective's own
+        # everything that is not defined here is the objective's own
         return getattr(self.objective, name)
 
     def state(self) -> dict[str, Any]:
@@ -59,22 +59,37 @@ class WithMissingCells:
         """Copy completed rows that `state` returned to the place of these."""
         self.rows.copy_(state["rows"])
 
-    def works_in_place(self, energy: PathEnergy, state: Any, device: torch.device) -> bool:
-        """Return False: the host sorts patterns of missing cells before every update."""
-        return False
-
     def step(
         self, energy: PathEnergy, batch: Batch, state: Any, generator: torch.Generator
     ) -> tuple[Tensor, Any, dict[str, Tensor]]:
         """Move missing cells of the batch, then take the objective's step."""
-        places = batch.index[self.is_missing[batch.index]][:_MAX_MOVED_ROWS]
-        if len(places):
-            self._move(energy, places, state, IndependentNoise(generator))
-        batch = Batch(self.rows[batch.index], batch.index)
+        self._move_cells(energy, batch.index, state, generator)
         result: tuple[Tensor, Any, dict[str, Tensor]] = self.objective.step(
-            energy, batch, state, generator
+            energy, self._completed(batch), state, generator
         )
         return result
+
+    def before_update(
+        self, energy: PathEnergy, index: Tensor, state: Any, generator: torch.Generator
+    ) -> Any:
+        """Move missing cells of the batch, then do what the objective does before an update.
+
+        Cells are never moved by a recording: the host sorts the patterns of the batch.
+        """
+        self._move_cells(energy, index, state, generator)
+        return self.objective.before_update(energy, index, state, generator)
+
+    def update(
+        self, energy: PathEnergy, batch: Batch, state: Any, generator: torch.Generator
+    ) -> tuple[Tensor, Any, dict[str, Tensor]]:
+        """Return loss, state and metrics of the objective's update, with completed rows."""
+        result: tuple[Tensor, Any, dict[str, Tensor]] = self.objective.update(
+            energy, self._completed(batch), state, generator
+        )
+        return result
+
+    def _completed(self, batch: Batch) -> Batch:
+        return Batch(self.rows[batch.index], batch.index)
 
     @torch.no_grad()
     def lower_bound(
@@ -96,6 +111,14 @@ class WithMissingCells:
         particles = state if isinstance(state, ParticleState) else state.particles
         log_z = self.objective.tempered.log_partition(energy, particles, target, generator)
         return self.base + mean_on_device(ratios, row_weights) - log_z
+
+    def _move_cells(
+        self, energy: PathEnergy, index: Tensor, state: Any, generator: torch.Generator
+    ) -> None:
+        """Move the missing cells of rows at places `index`, in place."""
+        places = index[self.is_missing[index]][:_MAX_MOVED_ROWS]
+        if len(places):
+            self._move(energy, places, state, IndependentNoise(generator))
 
     def _move(
         self, energy: PathEnergy, places: Tensor, state: Any, noise: IndependentNoise

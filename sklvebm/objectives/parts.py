@@ -1,6 +1,6 @@
 """Rows in parts: side by side where the work is large, one after another where memory is short."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,7 +87,17 @@ def contrast_in_parts(
     size = _part_size(network, len(rows), rows.device)
     if size >= len(rows):
         return contrast(rows, weights)
-    return torch.stack(side_by_side(contrast, rows.split(size), weights.split(size))).sum()
+    return torch.stack(_of_parts(contrast, rows.split(size), weights.split(size))).sum()
+
+
+def _of_parts(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """Return `function` of each part: side by side on the CPU.
+
+    Elsewhere in turn: threads have streams of their own, which a CUDA graph does not record.
+    """
+    if columns[0][0].device.type == "cpu":
+        return side_by_side(function, *columns)
+    return [function(*part) for part in zip(*columns, strict=True)]
 
 
 def _part_size(network: nn.Module, n_rows: int, device: torch.device) -> int:
@@ -119,7 +129,7 @@ class _InParts(torch.autograd.Function):
             with torch.set_grad_enabled(keeps_graphs):
                 return function(*part)
 
-        values = side_by_side(value, *(t.split(size) for t in rows))
+        values = _of_parts(value, *(t.split(size) for t in rows))
         ctx.values = values if keeps_graphs else None
         return torch.cat([part.detach() for part in values])
 
@@ -139,6 +149,6 @@ class _InParts(torch.autograd.Function):
         slopes = grad.split(ctx.size)
         kept = ctx.values or [None] * len(slopes)
         ctx.values = None  # the graphs can be walked once
-        of_parts = side_by_side(shares, slopes, kept, *(t.split(ctx.size) for t in rows))
+        of_parts = _of_parts(shares, slopes, kept, *(t.split(ctx.size) for t in rows))
         totals = [torch.stack(of_parameter).sum(0) for of_parameter in zip(*of_parts, strict=True)]
         return (None, None, None, *(None for _ in rows), *totals)

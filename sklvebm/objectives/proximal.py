@@ -21,6 +21,7 @@ References
    models", arXiv:1910.14216, 2019.
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple, cast
 
 import torch
@@ -30,7 +31,8 @@ from sklvebm.backends import select_correction_and_grad
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.parts import in_parts
-from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.objectives.pool import n_blocks_of
+from sklvebm.objectives.tempered_pool import METRICS, TemperedPool, free_energy_bound
 from sklvebm.row_weights import mean_on_device
 from sklvebm.smc.quasi_random import latent_nodes
 
@@ -91,6 +93,8 @@ class WassersteinFlow:
     ) -> None:
         self.tempered, self.proximal, self.proximal_weight = pool, proximal, proximal_weight
         self.n_inner_steps, self.half_life, self.linearised = n_inner_steps, half_life, linearised
+        # half the factor where it changes: a recording reads it where it is
+        self._halved = torch.zeros(())
 
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
@@ -129,12 +133,61 @@ class WassersteinFlow:
         metrics : dict of str to 0-d Tensor
             Swap rates, acceptance, and `movement`: the weighted mean of `|grad f - v|^2`.
         """
-        centre = state.centre
-        if centre is None or centre.n_inner >= self.n_inner_steps:
+        state = self.before_update(energy, batch.index, state, generator)
+        loss, state, metrics = self.update(energy, batch, state, generator)
+        return loss, self.after_update(state), metrics
+
+    def works_in_place(self, energy: PathEnergy, state: FlowState, device: torch.device) -> bool:
+        """Return whether updates on a device always make the same operations.
+
+        A pool that is moved in blocks has a source of noise for each, made anew by the host.
+        """
+        return device.type != "cpu" and n_blocks_of(energy, state.particles.pool) == 1
+
+    def completed(self, energy: PathEnergy, state: FlowState) -> FlowState:
+        """Return the state with tensors for the start of a step, if the first one is to come."""
+        if state.centre is not None:
+            return state
+        pool = state.particles.pool
+        x = pool.new_zeros(pool.shape[0] * pool.shape[1], energy.n_features)
+        zeros, zero = torch.zeros_like(x[:, 0]), pool.new_zeros(())
+        metrics = dict.fromkeys(METRICS, zero)
+        centre = Centre(x, zeros, zeros, x, metrics, self.n_inner_steps)
+        return state._replace(centre=centre)
+
+    def before_update(
+        self, energy: PathEnergy, index: Tensor, state: FlowState, generator: torch.Generator
+    ) -> FlowState:
+        """Return the state with independence proposals, if particles move and it is time."""
+        if self.half_life is not None:
+            self._halved = self._halved.to(state.particles.pool).fill_(0.5 * self._weight(state))
+        if not self._moves(state):
+            return state
+        noise = IndependentNoise(generator)
+        return state._replace(particles=self.tempered.proposed(energy, state.particles, noise))
+
+    def after_update(self, state: FlowState) -> FlowState:
+        """Return the state after one inner step more, with a respaced ladder if it is time."""
+        centre, particles = cast(Centre, state.centre), state.particles
+        if self._moves(state):
+            return FlowState(self.tempered.respaced(particles), centre._replace(n_inner=1))
+        return state._replace(centre=centre._replace(n_inner=centre.n_inner + 1))
+
+    def kind_of_update(self, state: FlowState) -> Hashable:
+        """Return the numbers of the host that the operations of `update` depend on."""
+        moves = self._moves(state)
+        of_sweep = self.tempered.kind_of_update(state.particles) if moves else None
+        return moves, of_sweep, self._weight(state) == 0.0
+
+    def update(
+        self, energy: PathEnergy, batch: Batch, state: FlowState, generator: torch.Generator
+    ) -> tuple[Tensor, FlowState, dict[str, Tensor]]:
+        """Return loss, state and metrics as `step`, without what is done every few updates."""
+        weight = self._weight(state)
+        if self._moves(state):
             with torch.no_grad():
-                state = self._moved(energy, state.particles, IndependentNoise(generator))
-            centre = cast(Centre, state.centre)
-        weight = self._weight(state.particles)
+                state = self._moved(energy, state, IndependentNoise(generator))
+        centre = cast(Centre, state.centre)
         positive = in_parts(energy, energy.correction, batch.x, batch.x[:, :0]).mean()
         if weight == 0.0:
             correction = in_parts(energy, energy.correction, centre.x, centre.x[:, :0])
@@ -147,16 +200,19 @@ class WassersteinFlow:
 
             both = in_parts(energy, correction_and_movement, centre.x, centre.grad)
             correction, movement = both[:, 0], centre.weights @ both[:, 1]
-        loss = positive - self._negative(centre, correction) + 0.5 * weight * movement
-        metrics = {**centre.metrics, "movement": movement.detach()}
-        centre = centre._replace(n_inner=centre.n_inner + 1)
-        return loss, state._replace(centre=centre), metrics
+        halved = 0.5 * weight if self.half_life is None else self._halved
+        loss = positive - self._negative(centre, correction) + halved * movement
+        return loss, state, {**centre.metrics, "movement": movement.detach()}
 
-    def _moved(
-        self, energy: PathEnergy, particles: ParticleState, noise: IndependentNoise
-    ) -> FlowState:
-        """Move the pool and start a proximal step at its particles."""
-        sweep = self.tempered.move(energy, particles, noise)
+    def _moves(self, state: FlowState) -> bool:
+        """Return whether the particles move before the next inner step, the first of a new one."""
+        return state.centre is None or state.centre.n_inner >= self.n_inner_steps
+
+    def _moved(self, energy: PathEnergy, state: FlowState, noise: IndependentNoise) -> FlowState:
+        """Move the pool and start a proximal step at its particles; counts are of before."""
+        particles = state.particles
+        n_inner = self.n_inner_steps if state.centre is None else state.centre.n_inner
+        sweep = self.tempered.sweep(energy, particles, noise)
         position = self.tempered.read_out(sweep, noise)
         t, c = position.shape[:2]
         y = position.reshape(t * c, -1)
@@ -167,8 +223,8 @@ class WassersteinFlow:
             _, pull = energy.reference.marginal_energy_and_grad(y)
             grad = -pull @ energy.reference.inverse_root
         weights = weighing.weights.to(correction.dtype)
-        centre = Centre(x, weights, correction, grad, self.tempered.metrics(sweep), 0)
-        return FlowState(self.tempered.advance(particles, sweep, weighing), centre)
+        centre = Centre(x, weights, correction, grad, self.tempered.metrics(sweep), n_inner)
+        return FlowState(self.tempered.swept(particles, sweep, weighing), centre)
 
     def _negative(self, centre: Centre, correction: Tensor) -> Tensor:
         """Return a 0-d tensor whose gradient is that of the mean correction under the model."""
@@ -178,13 +234,15 @@ class WassersteinFlow:
         moved = torch.log(centre.weights) + centre.correction - correction
         return centre.weights @ centre.correction - torch.logsumexp(moved, 0)
 
-    def _weight(self, particles: ParticleState) -> float:
-        """Return the factor c of the penalty in this update."""
+    def _weight(self, state: FlowState) -> float:
+        """Return the factor c of the penalty in the next inner step."""
         if self.proximal == "none":
             return 0.0
         if self.half_life is None:
             return self.proximal_weight
-        return self.proximal_weight * 0.5 ** ((particles.n_updates - 1) / self.half_life)
+        # moves before that of this proximal step
+        n_moves = state.particles.n_updates - (0 if self._moves(state) else 1)
+        return self.proximal_weight * 0.5 ** (n_moves / self.half_life)
 
     # Judgements --------------------------------------------------------------------------------
 

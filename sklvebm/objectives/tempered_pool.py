@@ -29,6 +29,7 @@ from sklvebm.objectives.pool import (
 from sklvebm.smc.annealing import Ladder, anneal, annealing_schedule
 from sklvebm.smc.free_energy import mbar, multistate_weights
 
+METRICS = "swap_rate", "least_swap_rate", "pool_acceptance"  # of a sweep
 _OFFER_EVERY = 16  # updates
 _FIRST_UPDATES = 20  # in which the spread follows more quickly
 _BURN_IN_SWEEPS = 200  # of a pool that starts away from its energy
@@ -111,7 +112,10 @@ class TemperedPool:
 
     def move(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
         """Move the whole pool once, a large one in its place; see `pool.sweep_pool`."""
-        state = self.proposed(energy, state, noise)
+        return self.sweep(energy, self.proposed(energy, state, noise), noise)
+
+    def sweep(self, energy: PathEnergy, state: ParticleState, noise: IndependentNoise) -> Sweep:
+        """Move the whole pool once without independence proposals."""
         return sweep_pool(energy, state, self.kernel, self.n_langevin_steps, noise, overwrite=True)
 
     def proposed(
@@ -122,7 +126,7 @@ class TemperedPool:
         Without them, nothing would raise the energy again in up-weighted components that no chain
         visits. A pool of one rung receives none.
         """
-        if self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0:
+        if self.is_time_to_propose(state):
             pool = with_independence_proposals(
                 energy,
                 state.pool,
@@ -133,6 +137,10 @@ class TemperedPool:
             )
             state = state._replace(pool=pool)
         return state
+
+    def is_time_to_propose(self, state: ParticleState) -> bool:
+        """Return whether chains receive independence proposals before they move."""
+        return self.n_temperatures > 1 and state.n_updates % _OFFER_EVERY == 0
 
     def _rare_components(self, reference: MixtureReference) -> Tensor:
         """Return the components that are too rare for the chains, found once for each reference."""
@@ -163,10 +171,6 @@ class TemperedPool:
         spread = torch.lerp(state.spread, detached.var(1), share)
         return Weighing(weights, log_partitions, spread)
 
-    def advance(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
-        """Return the state after a sweep; the ladder is respaced now and then."""
-        return self.respaced(self.swept(state, sweep, weighing))
-
     def swept(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
         """Return the state with what a sweep changes at every update."""
         return state._replace(
@@ -195,13 +199,11 @@ class TemperedPool:
         acceptance = sweep.acceptance.mean()
         if len(swaps) == 0:
             one = torch.ones_like(acceptance)
-            return {"swap_rate": one, "least_swap_rate": one, "pool_acceptance": acceptance}
+            return dict(zip(METRICS, (one, one, acceptance), strict=True))
         shares, every = sweep.pair_shares, sweep.swap_acceptance
-        return {
-            "swap_rate": swaps.mean() if shares is None else shares @ every,
-            "least_swap_rate": swaps.min() if shares is None else every.min(),
-            "pool_acceptance": acceptance,
-        }
+        rate = swaps.mean() if shares is None else shares @ every
+        least = swaps.min() if shares is None else every.min()
+        return dict(zip(METRICS, (rate, least, acceptance), strict=True))
 
     def measures(self, energy: PathEnergy, state: ParticleState) -> dict[str, Tensor]:
         """Return the largest coordinates, 0-d: of the pool, and of draws of the reference."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sklvebm.flows import potentials
 from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.ode import (
     Carried,
@@ -124,6 +125,11 @@ def test_few_directions_give_an_unbiased_trace():
     assert abs(float(estimates.mean() - matrix.trace())) < 5.0 * error
     gram = directions @ directions.transpose(1, 2)
     torch.testing.assert_close(gram, (2.5 * torch.eye(2).double()).expand(4000, 2, 2))
+
+
+def test_gram_schmidt_gives_the_directions_of_the_decomposition():
+    columns = normal(3, 12, 8)
+    torch.testing.assert_close(potentials._by_gram_schmidt(columns), potentials._by_qr(columns))
 
 
 # Flows -------------------------------------------------------------------------------------------

@@ -72,6 +72,23 @@ def test_one_library_serves_small_and_double_products_the_other_large_ones(monke
     assert calls == 3 * [torch.Size(LARGE[:2])]
 
 
+def test_products_of_middle_size_take_onednn_only_where_it_saves_a_tanh(monkeypatch):
+    calls = []
+
+    def spy(rows, weight, bias, kind, *_):
+        calls.append(kind)
+        return torch.nn.functional.linear(rows, weight, bias)
+
+    monkeypatch.setattr(products, "_onednn_linear", spy)
+    rows, weight, bias = layer((512, 32, 64))
+    back = products.product(rows, weight.T)
+    products.affine_tanh(rows, weight, bias)
+    assert calls == ["none", "tanh"]
+    torch.testing.assert_close(products.plain_product(rows, weight.T), back)
+    products.affine(rows, weight, bias)
+    assert calls == ["none", "tanh"]
+
+
 @pytest.mark.parametrize("shape", [SMALL, LARGE])
 def test_what_is_not_a_number_stays_so(library, shape):
     rows, weight, bias = layer(shape)
