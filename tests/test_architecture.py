@@ -30,7 +30,7 @@ LEVELS = {
             "versions",
             "mcmc",
         ],
-        ["optimisation", "row_weights", "trees", "updates"],
+        ["communication", "optimisation", "row_weights", "trees", "updates"],
         ["training_course"],
         ["checkpointing", "runtime", "training", "smc", "datasets", "metrics"],
         ["by_rows", "preprocessing"],
@@ -66,7 +66,7 @@ LEVELS = {
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
         ["frames", "parameters", "progress", "serialization", "stored_version", "validation"],
-        ["config", "missing_cells", "transactional_fit"],
+        ["config", "fit_on_ranks", "missing_cells", "transactional_fit"],
         ["checkpoints"],
         ["session"],
         ["margins"],
@@ -74,7 +74,7 @@ LEVELS = {
     ],
     "estimators/_ebm": [
         ["config"],
-        ["diagnostics", "fitted_model"],
+        ["diagnostics", "fitted_model", "shared_training"],
         ["normalization"],
         ["training"],
         ["drift", "serialization"],

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from sklvebm.estimators._ebm.normalization import (
     gain_over_reference,
     normalise,
 )
+from sklvebm.estimators._ebm.shared_training import TrainingRows, can_share, train_on_ranks
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
@@ -303,18 +305,25 @@ def _descended(
         session.report.stage("training by particles is skipped")
         best, state = optimisation.average, started.training.state
         return TrainingResult(optimisation, state, best, started.value, history, True), state
-    energy = optimisation.energy
+    config = replace(config, max_iter=config.max_iter - len(history))
+    weights = session.data.fitted_weights, session.data.monitored_weights
+    of_rows = [as_tensor(part, fitted.device) for part in weights]
+
+    def report(progress: Progress) -> bool:
+        return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
+
+    energy, observed, ranks = optimisation.energy, session.data.observed, session.ranks
+    if ranks.size > 1 and observed is None and can_share(config, len(fitted), ranks.size):
+        start = optimisation, started.training.state
+        rows = TrainingRows(fitted, monitor, *of_rows)
+        result = train_on_ranks(ranks, config, start, rows, generator=generator, callback=report)
+        return _continued(result, history), result.state
     state = objective.ready(energy, started.training.state, len(fitted), generator)
-    observed = session.data.observed
     if observed is not None:
         seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
         base = mean_log_density(started.training.reference, session.data)
         known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
         objective = WithMissingCells(objective, seen, fitted, **known)
-
-    def report(progress: Progress) -> bool:
-        return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
-
     result = train(
         optimisation,
         objective,
@@ -323,18 +332,22 @@ def _descended(
         state,
         learning_rate=config.learning_rate_init,
         batch_size=min(config.batch_size, len(fitted)),
-        max_iter=config.max_iter - len(history),
+        max_iter=config.max_iter,
         tol=least_improvement(config.tol),
         n_iter_no_change=config.n_iter_no_change,
         generator=generator,
         callback=report,
-        row_weights=as_tensor(session.data.fitted_weights, fitted.device),
-        monitor_weights=as_tensor(session.data.monitored_weights, fitted.device),
+        row_weights=of_rows[0],
+        monitor_weights=of_rows[1],
         keeper=session.checkpoint,
     )
+    return _continued(result, history), objective.particles(result.state)
+
+
+def _continued(result: TrainingResult, history: list[Progress]) -> TrainingResult:
+    """Return a result whose history begins with earlier epochs."""
     later = [p._replace(epoch=p.epoch + len(history)) for p in result.history]
-    result = result._replace(history=history + later)
-    return result, objective.particles(result.state)
+    return result._replace(history=history + later)
 
 
 def _accepted(
