@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -94,9 +94,15 @@ class TrainingResult(NamedTuple):
     converged: bool
 
 
-def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield the rows of a pass, in their order (n_rows,), in index tensors of nearly equal size."""
-    yield from torch.tensor_split(order, n_batches(len(order), batch_size))
+def batches(order: Tensor, batch_size: int, ranks: Communicator = ALONE) -> tuple[Tensor, ...]:
+    """Return the rows of a pass, in their order (n_rows,), in index tensors of nearly equal size.
+
+    All ranks get the same number of them, though their numbers of rows may differ.
+    """
+    largest = len(order)
+    if ranks.size > 1:
+        largest = int(ranks.gather(torch.tensor(largest)).max())
+    return torch.tensor_split(order, n_batches(largest, batch_size))
 
 
 def _pass_over(
@@ -118,9 +124,7 @@ def _pass_over(
     """
     energy, average, optimizer, n_updates = optimisation
     order = pass_over(len(x), generator, x.device, row_weights)
-    # ranks make the same number of updates
-    largest = len(x) if ranks.size == 1 else int(ranks.gather(torch.tensor(len(x))).max())
-    parts = torch.tensor_split(order, n_batches(largest, batch_size))
+    parts = batches(order, batch_size, ranks)
     if in_place is not None:
         state, means = in_place.pass_over(parts, state, n_updates, learning_rate)
         return optimisation._replace(n_updates=in_place.n_updates), state, means

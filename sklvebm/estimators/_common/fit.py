@@ -35,12 +35,7 @@ from sklvebm.mixtures.missing_fit import with_completed_rows
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.prepared import prepare
 from sklvebm.row_weights import DistinctRows
-from sklvebm.runtime import (
-    generator_of,
-    numerical_session,
-    resolve_device,
-    without_numpy_errors,
-)
+from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
 
 
 class Family(NamedTuple):
@@ -60,8 +55,6 @@ class Family(NamedTuple):
     resolved: tuple[str, ...]  # parameters that may be "auto"
     doubtful: str = "Scores"  # subject of the warning of problems in the diagnostics
     with_missing: dict[str, str] = {}  # values of "auto" for rows with missing cells
-    # takes part in a training that rank 0 shares: what it sent, ranks, device of this rank
-    follow: Callable[[Any, Communicator, torch.device], None] | None = None
 
 
 def fit_in_epochs(
@@ -109,23 +102,12 @@ def fit_in_epochs(
         if ranks.size > 1:
             X, sample_weight = gathered_rows(ranks, estimator, X, sample_weight)
         if ranks.rank > 0:
-            receive_fitted(ranks, estimator, _follower(estimator, family, ranks))
+            receive_fitted(ranks, estimator)
             return None
         distinct = weighted_rows(X, sample_weight, 1 if continues else 2)
         outcome = _fit_rows(estimator, distinct, parameters, family, ranks, one_epoch=one_epoch)
         send_fitted(ranks, estimator)
     return outcome
-
-
-def _follower(
-    estimator: BaseEstimator, family: Family, ranks: Communicator
-) -> Callable[[Any], None] | None:
-    """Return what a rank does when rank 0 shares its training."""
-    follow = family.follow
-    if follow is None:
-        return None
-    device = resolve_device(estimator.device)
-    return lambda order: follow(order, ranks, device)
 
 
 def _fit_rows(

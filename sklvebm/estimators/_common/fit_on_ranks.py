@@ -1,19 +1,28 @@
 """One `fit` of several processes: rows go to rank 0, its fitted attributes to all ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 
 from sklvebm import checkpointing
 from sklvebm.communication import ALONE, Communicator, activated, active
 from sklvebm.estimators._common.parameters import parameters_of
 from sklvebm.estimators._common.validation import checked_weights
+from sklvebm.runtime import resolve_device
 from sklvebm.validation import as_plain_array
 
 _OF_A_RANK = {"device", "memory", "random_state", "verbose"}  # parameters that may differ
+
+
+class Order(Protocol):
+    """What rank 0 sends when it shares a part of a fit."""
+
+    def follow(self, ranks: Communicator, device: torch.device) -> None:
+        """Take part, on a device of this rank."""
 
 
 class Fitted(NamedTuple):
@@ -129,15 +138,12 @@ def _is_fitted(name: str) -> bool:
     return name.endswith("_") or name in ("_model", "_training", "_split_seed")
 
 
-def receive_fitted(
-    ranks: Communicator, estimator: Any, follow: Callable[[Any], None] | None = None
-) -> None:
+def receive_fitted(ranks: Communicator, estimator: Any) -> None:
     """Take part in what rank 0 orders, until it sends the fitted attributes, and set these."""
-    order = ranks.broadcast(None)
+    device = resolve_device(getattr(estimator, "device", "cpu"))
+    order: Order | Fitted = ranks.broadcast(None)
     while not isinstance(order, Fitted):
-        if follow is None:
-            raise RuntimeError(f"{type(estimator).__name__} has nothing to share.")
-        follow(order)
+        order.follow(ranks, device)
         order = ranks.broadcast(None)
     vars(estimator).update(estimator._from_plain(order.attributes))
 

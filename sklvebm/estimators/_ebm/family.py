@@ -12,7 +12,6 @@ from sklvebm.estimators._common.parameters import Rule
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._ebm.drift import follow_drift
 from sklvebm.estimators._ebm.serialization import derived_attributes
-from sklvebm.estimators._ebm.shared_training import follow_training
 from sklvebm.estimators._ebm.training import (
     Training,
     anchored_on,
@@ -40,7 +39,6 @@ def pool_family(
         start=start,
         resume=resume,
         train=train_particles,
-        follow=follow_training,
         shape=shape,
         attributes=attributes,
         monitored=monitored,

@@ -1,4 +1,8 @@
-"""Training by particles on several processes, each with a share of the rows and of the pool."""
+"""Training on several processes, each with a share of the rows and of the particles.
+
+Rank 0 makes all decisions, and calls `ratio_on_ranks` and `train_on_ranks`. The other ranks receive
+an order, whose method `follow` takes part in the same computation.
+"""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +16,18 @@ from sklvebm.communication import Communicator
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.estimators._ebm.config import LikelihoodConfig, PoolConfig
 from sklvebm.mcmc.state import ParticleState
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.objectives.density_ratio import (
+    RatioEpoch,
+    RatioRecipe,
+    RatioStart,
+    RatioWeights,
+    Share,
+    log_mean_ratios,
+    start_from_ratio,
+)
 from sklvebm.optimisation import Optimisation
+from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import TrainingResult, train
@@ -36,8 +51,8 @@ class TrainingRows(NamedTuple):
         moved = [None if part is None else part.to(device) for part in weights]
         return TrainingRows(self.fitted.to(device), self.monitored.to(device), *moved)
 
-    def share(self, rank: int, n_ranks: int) -> "TrainingRows":
-        """Return the share of a rank; numbers of fitted rows differ by one at most."""
+    def of_rank(self, rank: int, n_ranks: int) -> "TrainingRows":
+        """Return the rows of a rank; numbers of fitted rows differ by one at most."""
         fitted = monitored = slice(rank, None, n_ranks)  # rows may be sorted: shares are alike
         if len(self.monitored) < n_ranks:
             monitored = slice(None)  # each rank has all of them
@@ -52,32 +67,148 @@ class TrainingRows(NamedTuple):
         return float(len(self.fitted) if weights is None else weights.sum())
 
 
-class _Order(NamedTuple):
-    """What all ranks start from; tensors on the CPU."""
-
-    config: LikelihoodConfig  # with numbers of chains and rows of a batch for one rank
-    optimisation: Optimisation
-    state: ParticleState  # without particles
-
-
-class _Share(NamedTuple):
-    """What one rank trains with; tensors on the CPU."""
+class _RowsOfRank(NamedTuple):
+    """What one rank has that others have not; tensors on the CPU."""
 
     rows: TrainingRows
     row_share: float  # weight of the rank's rows, one where ranks have equal weights
-    pool: Tensor  # (T, C, D + L)
     seed: int
 
 
-def can_share(config: PoolConfig, n_rows: int, n_ranks: int) -> TypeGuard[LikelihoodConfig]:
-    """Return whether ranks can train on complete rows together; otherwise rank 0 trains alone."""
+def can_share_rows(data: PreparedData, n_ranks: int) -> bool:
+    """Return whether rows can be divided among ranks: complete ones, enough for each rank."""
+    n_rows = len(data.split.fitted)
+    return n_ranks > 1 and data.observed is None and n_rows >= _FEWEST_ROWS * n_ranks
+
+
+def can_share_training(config: PoolConfig) -> TypeGuard[LikelihoodConfig]:
+    """Return whether ranks can train particles together; otherwise rank 0 trains alone."""
     # an encoder would be another network to average; contrastive pools follow the rows of a rank
     return (
         isinstance(config, LikelihoodConfig)
         and config.posterior != "amortized"
         and config.negatives == "persistent"
-        and n_rows >= _FEWEST_ROWS * n_ranks
     )
+
+
+def _scattered(ranks: Communicator, rows: TrainingRows, generator: torch.Generator) -> _RowsOfRank:
+    """Give each rank its rows; return those of rank 0, which calls this."""
+    parts = [rows.on(_CPU).of_rank(rank, ranks.size) for rank in range(ranks.size)]
+    totals = [part.total_weight for part in parts]
+    row_shares = [total * ranks.size / sum(totals) for total in totals]
+    device = generator.device
+    seeds = torch.randint(2**62, (ranks.size,), generator=generator, device=device).tolist()
+    own: _RowsOfRank = ranks.scatter(
+        [_RowsOfRank(*of_rank) for of_rank in zip(parts, row_shares, seeds, strict=True)]
+    )
+    return own
+
+
+# The density ratio ---------------------------------------------------------------------------
+
+
+class _RatioOrder(NamedTuple):
+    """What all ranks start from; tensors on the CPU."""
+
+    energy: AnchoredEnergy
+    recipe: RatioRecipe  # with the rows of a batch of one rank
+
+    def follow(self, ranks: Communicator, device: torch.device) -> None:
+        """Take part in `ratio_on_ranks` of rank 0, on a device of this rank."""
+        own = ranks.scatter(())
+        with team(torch.get_num_threads()), numerical_session(1):
+            self.run(ranks, own, device, lambda epoch: None)
+
+    def run(
+        self,
+        ranks: Communicator,
+        own: _RowsOfRank,
+        device: torch.device,
+        callback: Callable[[RatioEpoch], None],
+    ) -> RatioStart:
+        """Classify the rows of one rank."""
+        rows = own.rows.on(device)
+        return start_from_ratio(
+            self.energy.to(device),
+            rows.fitted,
+            rows.monitored,
+            self.recipe,
+            generator=seeded_generator(own.seed, device),
+            callback=callback,
+            weights=RatioWeights(rows.fitted_weights, rows.monitored_weights),
+            share=Share(ranks, own.row_share),
+        )
+
+
+def ratio_on_ranks(
+    ranks: Communicator,
+    energy: AnchoredEnergy,
+    rows: TrainingRows,
+    recipe: RatioRecipe,
+    *,
+    generator: torch.Generator,
+    callback: Callable[[RatioEpoch], None],
+) -> RatioStart:
+    """Train a density ratio on all ranks; arguments and result as in `start_from_ratio`."""
+    batch_size = -(-recipe.batch_size // ranks.size)
+    order = _RatioOrder(copy.deepcopy(energy).to(_CPU), recipe._replace(batch_size=batch_size))
+    ranks.broadcast(order)
+    own = _scattered(ranks, rows, generator)
+    start = order.run(ranks, own, rows.fitted.device, callback)
+    gains = log_mean_ratios(start.energy, rows.monitored).cpu() - start.log_partition
+    return start._replace(gains=gains)
+
+
+# Particles -----------------------------------------------------------------------------------
+
+
+class _TrainingOrder(NamedTuple):
+    """What all ranks start from; tensors on the CPU."""
+
+    config: LikelihoodConfig  # with the chains and the rows of a batch of one rank
+    optimisation: Optimisation
+    adapted: ParticleState  # what is adapted to particles, without them
+
+    def follow(self, ranks: Communicator, device: torch.device) -> None:
+        """Take part in `train_on_ranks` of rank 0, on a device of this rank."""
+        own, pool = ranks.scatter(()), ranks.scatter(())
+        with team(torch.get_num_threads()), numerical_session(1):
+            result = self.run(ranks, own, pool.to(device), lambda progress: False)
+            ranks.collect(result.state.pool.cpu())
+
+    def run(
+        self,
+        ranks: Communicator,
+        own: _RowsOfRank,
+        pool: Tensor,
+        callback: Callable[[Progress], bool],
+    ) -> TrainingResult:
+        """Train with the rows of one rank and its part of the pool, on the device of that."""
+        config, optimisation, device = self.config, self.optimisation, pool.device
+        for model in (optimisation.energy, optimisation.average):
+            model.to(device)
+        optimisation.optimizer.to(device)
+        rows, generator = own.rows.on(device), seeded_generator(own.seed, device)
+        objective = config.objective()
+        objective.share(ranks, own.row_share)
+        state = _moved(self.adapted, device)._replace(pool=pool)
+        return train(
+            optimisation,
+            objective,
+            rows.fitted,
+            rows.monitored,
+            objective.ready(optimisation.energy, state, len(rows.fitted), generator),
+            learning_rate=config.learning_rate_init,
+            batch_size=config.batch_size,
+            max_iter=config.max_iter,
+            tol=least_improvement(config.tol),
+            n_iter_no_change=config.n_iter_no_change,
+            generator=generator,
+            callback=callback,
+            row_weights=rows.fitted_weights,
+            monitor_weights=rows.monitored_weights,
+            ranks=ranks,
+        )
 
 
 def train_on_ranks(
@@ -89,7 +220,7 @@ def train_on_ranks(
     generator: torch.Generator,
     callback: Callable[[Progress], bool],
 ) -> TrainingResult:
-    """Train with the particles of all ranks, which are in `follow_training`; called by rank 0.
+    """Train with the particles of all ranks; called by rank 0.
 
     Parameters
     ----------
@@ -112,59 +243,17 @@ def train_on_ranks(
         The state has the pool of all ranks, and no posterior particles.
     """
     optimisation, state = start
-    n_chains = state.pool.shape[1]
-    own_config = _config_of_a_rank(config, n_chains, len(rows.fitted), ranks.size)
-    shares = _shares(ranks.size, rows, state.pool, generator)
-    ranks.broadcast(_Order(own_config, _on_cpu(optimisation), _adapted(state)))
-    share = ranks.scatter(shares)
-    order = _Order(own_config, optimisation, _adapted(state))
-    result = _train_share(ranks, order, share, rows.fitted.device, callback)
+    n_chains, device = state.pool.shape[1], state.pool.device
+    config = _config_of_a_rank(config, n_chains, len(rows.fitted), ranks.size)
+    adapted = _moved(state._replace(latents=None, pool=state.pool.new_empty(0)), _CPU)
+    ranks.broadcast(_TrainingOrder(config, _on_cpu(optimisation), adapted))
+    own = _scattered(ranks, rows, generator)
+    pool = ranks.scatter(_parts_of_pool(state.pool.cpu(), config.n_chains, ranks.size))
+    order = _TrainingOrder(config, optimisation, adapted)
+    result = order.run(ranks, own, pool.to(device), callback)
     pool = torch.cat(ranks.collect(result.state.pool.cpu()), 1)[:, :n_chains]
-    particles = result.state._replace(pool=pool.to(state.pool.device), latents=None)
+    particles = result.state._replace(pool=pool.to(device), latents=None)
     return result._replace(state=particles)
-
-
-def follow_training(order: _Order, ranks: Communicator, device: torch.device) -> None:
-    """Take part in `train_on_ranks` of rank 0, on a device of this rank."""
-    share = ranks.scatter(())
-    with team(torch.get_num_threads()), numerical_session(1):
-        result = _train_share(ranks, order, share, device, lambda progress: False)
-        ranks.collect(result.state.pool.cpu())
-
-
-def _train_share(
-    ranks: Communicator,
-    order: _Order,
-    share: _Share,
-    device: torch.device,
-    callback: Callable[[Progress], bool],
-) -> TrainingResult:
-    """Train with the share of one rank."""
-    config, optimisation = order.config, order.optimisation
-    for model in (optimisation.energy, optimisation.average):
-        model.to(device)
-    optimisation.optimizer.to(device)
-    rows, generator = share.rows.on(device), seeded_generator(share.seed, device)
-    objective = config.objective()
-    objective.share(ranks, share.row_share)
-    state = _moved(order.state._replace(pool=share.pool), device)
-    return train(
-        optimisation,
-        objective,
-        rows.fitted,
-        rows.monitored,
-        objective.ready(optimisation.energy, state, len(rows.fitted), generator),
-        learning_rate=config.learning_rate_init,
-        batch_size=config.batch_size,
-        max_iter=config.max_iter,
-        tol=least_improvement(config.tol),
-        n_iter_no_change=config.n_iter_no_change,
-        generator=generator,
-        callback=callback,
-        row_weights=rows.fitted_weights,
-        monitor_weights=rows.monitored_weights,
-        ranks=ranks,
-    )
 
 
 def _config_of_a_rank(
@@ -177,25 +266,13 @@ def _config_of_a_rank(
     return replace(config, n_chains=n_chains, batch_size=batch_size, device="cpu", **unused)
 
 
-def _shares(
-    n_ranks: int, rows: TrainingRows, pool: Tensor, generator: torch.Generator
-) -> list[_Share]:
-    """Return the shares of all ranks; numbers of rows differ by one at most."""
-    of_ranks = [rows.on(_CPU).share(rank, n_ranks) for rank in range(n_ranks)]
-    totals = [part.total_weight for part in of_ranks]
-    # equal numbers of chains: the first ones twice where they cannot be divided
-    n_chains = -(-pool.shape[1] // n_ranks)
+def _parts_of_pool(pool: Tensor, n_chains: int, n_ranks: int) -> list[Tensor]:
+    """Return `n_chains` chains of a pool (T, C, D + L) for each rank.
+
+    Where chains cannot be divided by ranks, the first ones are given twice; moves separate them.
+    """
     places = torch.arange(n_ranks * n_chains) % pool.shape[1]
-    pools = [part.clone() for part in pool.cpu()[:, places].split(n_chains, 1)]
-    device = generator.device
-    seeds = torch.randint(2**62, (n_ranks,), generator=generator, device=device).tolist()
-    row_shares = [total * n_ranks / sum(totals) for total in totals]
-    return [_Share(*parts) for parts in zip(of_ranks, row_shares, pools, seeds, strict=True)]
-
-
-def _adapted(state: ParticleState) -> ParticleState:
-    """Return what is adapted to the particles of a state, without them; on the CPU."""
-    return _moved(state._replace(latents=None, pool=state.pool.new_empty(0)), _CPU)
+    return [part.clone() for part in pool[:, places].split(n_chains, 1)]
 
 
 def _moved(state: ParticleState, device: torch.device) -> ParticleState:

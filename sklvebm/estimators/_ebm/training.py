@@ -26,7 +26,13 @@ from sklvebm.estimators._ebm.normalization import (
     gain_over_reference,
     normalise,
 )
-from sklvebm.estimators._ebm.shared_training import TrainingRows, can_share, train_on_ranks
+from sklvebm.estimators._ebm.shared_training import (
+    TrainingRows,
+    can_share_rows,
+    can_share_training,
+    ratio_on_ranks,
+    train_on_ranks,
+)
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
 from sklvebm.mcmc.state import ParticleState
@@ -265,8 +271,12 @@ def _from_ratio(
         if not config.screens:
             session.report_epoch(history[-1])
 
-    how: dict[str, Any] = {"generator": generator, "callback": record, "weights": weights}
-    ratio = start_from_ratio(energy, fitted, monitor, recipe, **how)
+    how: dict[str, Any] = {"generator": generator, "callback": record}
+    if can_share_rows(data, session.ranks.size):
+        rows = TrainingRows(fitted, monitor, *weights)
+        ratio = ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
+    else:
+        ratio = start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
     # with little effort a gain must be certain, otherwise possible
     side = "lower" if config.effort == "fast" else "upper"
     limit_of = ratio.lower_limit if config.effort == "fast" else ratio.upper_limit
@@ -313,7 +323,7 @@ def _descended(
         return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
 
     energy, observed, ranks = optimisation.energy, session.data.observed, session.ranks
-    if ranks.size > 1 and observed is None and can_share(config, len(fitted), ranks.size):
+    if can_share_rows(session.data, ranks.size) and can_share_training(config):
         start = optimisation, started.training.state
         rows = TrainingRows(fitted, monitor, *of_rows)
         result = train_on_ranks(ranks, config, start, rows, generator=generator, callback=report)

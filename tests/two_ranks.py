@@ -1,0 +1,371 @@
+"""What the ranks of `test_distributed.py` do, each in a process of its own.
+
+    python two_ranks.py RANK FOLDER TASK...
+
+runs the tasks, functions of this file, one after another. What they return goes to
+`FOLDER/TASK-RANK.pkl`, or the error that they raise.
+"""
+
+import copy
+import os
+import pickle
+import signal
+import sys
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from sklvebm import (
+    MixtureReference,
+    MixtureStack,
+    MLPEnergy,
+    ParticleLVEBM,
+    PotentialFlowEBM,
+    TransformedDensity,
+    WassersteinFlowEBM,
+    distributed,
+)
+from sklvebm import training as training_loop
+from sklvebm.communication import ALONE, active
+from sklvebm.mcmc.state import IndependentNoise, ParticleState
+from sklvebm.models.energies import AnchoredEnergy
+from sklvebm.objectives import maximum_likelihood
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
+from sklvebm.objectives.tempered_pool import TemperedPool
+from sklvebm.optimisation import start_optimisation
+
+SIZE = 2
+FIT = {"reference": "gaussian", "max_iter": 3, "tol": None, "random_state": 0}
+
+
+def ring(n=300, seed=0):
+    source = np.random.RandomState(seed)
+    angle = source.uniform(0.0, 2.0 * np.pi, n)
+    return np.c_[np.cos(angle), np.sin(angle)] + 0.1 * source.normal(size=(n, 2))
+
+
+def own_rows(X, rank):
+    """Return shares of different sizes."""
+    return X[: len(X) // 3] if rank == 0 else X[len(X) // 3 :]
+
+
+# Updates --------------------------------------------------------------------------------------
+
+N_BATCHES, PER_RANK, N_PARTICLES, N_CHAINS, N_EPOCHS = 5, 8, 3, 10, 10
+
+
+class NoiseOfRank(IndependentNoise):
+    """The numbers of all ranks, of which one rank takes its own."""
+
+    rank, size = 0, 1
+
+    def _own(self, draw, like):
+        first, *rest = like.shape
+        if first == PER_RANK * N_PARTICLES:  # posterior particles
+            return draw(self.size * first, *rest).chunk(self.size)[self.rank]
+        if first % N_CHAINS == 0:  # the pool, rung by rung
+            whole = draw(first // N_CHAINS, self.size * N_CHAINS, *rest)
+            return whole.chunk(self.size, 1)[self.rank].reshape(like.shape)
+        return draw(first, self.size * N_CHAINS).chunk(self.size, 1)[self.rank]  # swaps
+
+    def normal(self, like):
+        return self._own(self._drawn(torch.randn), like)
+
+    def uniform(self, like):
+        return self._own(self._drawn(torch.rand), like)
+
+    def _drawn(self, function):
+        return lambda *shape: function(shape, generator=self.generator, dtype=torch.float64)
+
+
+def objective_of(n_chains, n_temperatures):
+    return ParticleLikelihood(
+        dynamics="ula",
+        n_particles=N_PARTICLES,
+        n_chains=n_chains,
+        n_temperatures=n_temperatures,
+        n_langevin_steps=2,
+        step_size=0.05,
+    )
+
+
+def start_of_updates(n_temperatures):
+    """Return the energy, and rows and particles of all ranks together."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(ring(SIZE * N_BATCHES * PER_RANK))
+    x = (x - x.mean(0)) / x.std(0)
+    reference = MixtureReference(
+        torch.tensor([0.4, 0.6]),
+        torch.tensor([[-0.5, 0.0], [0.5, 0.2]]),
+        torch.cov(x.T).expand(2, 2, 2),
+        latent_map=torch.full((1, 2), 0.3),
+        latent_variance=torch.full((1,), 0.8),
+        location=x.mean(0),
+    )
+    network = MLPEnergy(2, 1, (16, 16), generator=source)
+    energy = AnchoredEnergy(reference, network).double()
+    state = objective_of(SIZE * N_CHAINS, n_temperatures).init(energy, len(x), generator=source)
+    return energy, x, state
+
+
+def updated(rank, ranks, start):
+    """Return the parameters after 50 updates with the rows and particles of one rank, or all."""
+    energy, x, state = start
+    if ranks.size > 1:
+        places = torch.arange(len(x)).reshape(N_BATCHES, ranks.size, PER_RANK)[:, rank].flatten()
+        latents = copy.deepcopy(state.latents)
+        latents.values = state.latents.values[places].clone()
+        pool = state.pool.chunk(ranks.size, 1)[rank].clone()
+        x, state = x[places], state._replace(latents=latents, pool=pool)
+    objective = objective_of(state.pool.shape[1], len(state.pool))
+    objective.share(ranks, 1.0)
+    optimisation = start_optimisation(energy, learning_rate=0.01, alpha=0.01)
+    source = torch.Generator().manual_seed(1)
+    batch_size = len(x) // N_BATCHES
+    for _ in range(N_EPOCHS):
+        optimisation, state, means = training_loop._pass_over(
+            optimisation,
+            objective,
+            x,
+            state,
+            batch_size=batch_size,
+            learning_rate=0.01,
+            generator=source,
+            ranks=ranks,
+        )
+    assert optimisation.n_updates == N_BATCHES * N_EPOCHS
+    parts = [p.detach().flatten() for p in optimisation.average.parameters()]
+    return torch.cat([*parts, state.log_partitions, state.betas, state.spread]).numpy()
+
+
+def fresh_rung(rank, size):
+    """Return draws of a reference of which one rank takes its own."""
+    original = MixtureReference.sample
+
+    def sample(self, n, generator, **options):
+        return original(self, n * size, generator, **options).chunk(size)[rank]
+
+    return sample
+
+
+def updates(rank):
+    """Compare updates of two ranks with those of one process, with the same noise."""
+    results = {}
+    in_order = lambda n, *rest: torch.arange(n)  # noqa: E731
+    for n_temperatures in (1, 3):
+        alone, shared = (start_of_updates(n_temperatures) for _ in range(2))
+        with (
+            distributed() as ranks,
+            mock.patch.object(training_loop, "pass_over", in_order),
+            # those at the pool's start cannot be divided
+            mock.patch.object(TemperedPool, "proposed", lambda self, energy, state, noise: state),
+            mock.patch.object(ParticleLikelihood, "_moves_together", lambda *rest: False),
+        ):
+            if rank == 0:
+                results[f"alone {n_temperatures}"] = updated(0, ALONE, alone)
+            NoiseOfRank.rank, NoiseOfRank.size = rank, ranks.size
+            with (
+                mock.patch.object(maximum_likelihood, "IndependentNoise", NoiseOfRank),
+                mock.patch.object(MixtureReference, "sample", fresh_rung(rank, ranks.size)),
+            ):
+                results[f"shared {n_temperatures}"] = updated(rank, ranks, shared)
+    return results
+
+
+# Fits -----------------------------------------------------------------------------------------
+
+
+def answers(model, X):
+    drawn = model.sample(5, random_state=0)
+    drawn = drawn[0] if isinstance(drawn, tuple) else drawn
+    return {"scores": model.score_samples(X), "draws": drawn}
+
+
+def fit(rank, weights=None, **options):
+    """Fit and continue on all ranks; one energy is trained by a ratio, too."""
+    X = ring()
+    model = ParticleLVEBM(n_components=1, n_chains=65, **{**FIT, "max_iter": 6, **options})
+    with distributed() as ranks:
+        own = None if weights is None else own_rows(weights, rank)
+        model.fit(own_rows(X, rank), sample_weight=own)
+        score = model.score(own_rows(X, rank))
+        weighted = model.score(own_rows(X, rank), sample_weight=own_rows(np.arange(300.0), rank))
+    assert ranks.size == SIZE
+    assert active() is ALONE
+    particles: ParticleState = model._training.state
+    results = {**answers(model, X), "score": score, "weighted score": weighted}
+    return {
+        **results,
+        "history": model.history_,
+        "n_chains": particles.pool.shape[1],
+        "parameters": model.get_params(),
+        "pickle": pickle.loads(pickle.dumps(model)).score_samples(X),
+        "attributes": sorted(vars(model)),
+    }
+
+
+def fit_particles(rank):
+    return fit(rank, init="reference")
+
+
+def fit_ratio(rank):
+    return fit(rank, init="ratio")
+
+
+def fit_weights(rank):
+    return fit(rank, weights=np.linspace(0.5, 2.0, 300), init="reference")
+
+
+def continued(rank):
+    """Continue a fit by `warm_start`, then by `partial_fit`."""
+    X = ring()
+    model = ParticleLVEBM(n_components=1, warm_start=True, init="reference", **FIT)
+    with distributed():
+        first = model.fit(own_rows(X, rank)).score_samples(X)
+        second = model.fit(own_rows(X, rank)).score_samples(X)
+        third = model.partial_fit(own_rows(X, rank)).score_samples(X)
+    return {"scores": [first, second, third], "n_iter": model.n_iter_}
+
+
+def others(rank):
+    """Fit what rank 0 trains alone, on two ranks and on one."""
+    X, results = ring(), {}
+    for model in (
+        MixtureStack(effort="fast", random_state=0),
+        WassersteinFlowEBM(init="reference", **FIT),
+        PotentialFlowEBM(**FIT),
+        ParticleLVEBM(n_components=1, posterior="amortized", init="reference", **FIT),
+    ):
+        name = type(model).__name__
+        with distributed():
+            shared = copy.deepcopy(model).fit(own_rows(X, rank))
+        results[name] = answers(shared, X)
+        if rank == 1:
+            results[f"{name} alone"] = answers(model.fit(X), X)
+    missing = X.copy()
+    missing[::5, 1] = np.nan
+    with distributed():
+        model = ParticleLVEBM(n_components=1, **FIT).fit(own_rows(missing, rank))
+    results["missing cells"] = answers(model, missing)
+    return results
+
+
+# Failures -------------------------------------------------------------------------------------
+
+
+def caught(function):
+    """Return the error that a function raises, in words, and after how many seconds."""
+    begin = time.monotonic()
+    try:
+        function()
+    # broad on purpose: tests look at what it is
+    except BaseException as error:
+        return type(error).__name__, str(error), time.monotonic() - begin
+    return "", "", time.monotonic() - begin
+
+
+def refused(rank):
+    """Fit what must be refused on all ranks; then the context is as good as new."""
+    X, model = own_rows(ring(), rank), MixtureStack(effort="fast", random_state=0)
+    bad = X.copy()
+    bad[0, 0] = np.inf if rank == 1 else 0.0
+    results = {}
+    with distributed(max_bytes=4800):
+        results["not finite"] = caught(lambda: model.fit(bad))
+        results["columns"] = caught(lambda: model.fit(X[:, : 2 - rank]))
+        other = MixtureStack(effort="fast" if rank else "default", random_state=0)
+        results["parameters"] = caught(lambda: other.fit(X))
+        results["score"] = caught(lambda: model.score(X))
+        results["too many"] = caught(lambda: model.fit(np.r_[X, X]))
+        results["not shared"] = caught(lambda: TransformedDensity(None, model).fit(X))
+        results["twice"] = caught(lambda: distributed().__enter__())
+        results["sound"] = model.fit(X).score_samples(ring())
+        seconds = caught(lambda: model.score(X))
+    results["sound score"] = seconds
+    return results
+
+
+def failing_step(rank, action):
+    """Return a step of training that does something on one rank, at the fifth call."""
+    original, calls = ParticleLikelihood.step, []
+
+    def step(self, *arguments):
+        calls.append(None)
+        if len(calls) == 5 and active() is ALONE and int(sys.argv[1]) == rank:
+            action()
+        return original(self, *arguments)
+
+    return mock.patch.object(ParticleLikelihood, "step", step)
+
+
+def _raise():
+    raise KeyError("lost key")
+
+
+def failing_fit(rank, failing, action, timeout=60.0):
+    model = ParticleLVEBM(n_components=1, init="reference", **FIT)
+    with failing_step(failing, action), distributed(timeout=timeout):
+        found = caught(lambda: model.fit(own_rows(ring(), rank)))
+        again = caught(lambda: model.fit(own_rows(ring(), rank)))
+    return {"error": found, "again": again, "fitted": hasattr(model, "_model")}
+
+
+def raises_on_1(rank):
+    return failing_fit(rank, 1, _raise)
+
+
+def raises_on_0(rank):
+    return failing_fit(rank, 0, _raise)
+
+
+def diverges(rank):
+    """Diverge on all ranks, by steps that are too long."""
+    model = ParticleLVEBM(
+        n_components=1, init="reference", **{**FIT, "max_iter": 30}, learning_rate_init=1e12
+    )
+    with distributed():
+        found = caught(lambda: model.fit(own_rows(ring(), rank)))
+    return {"error": found, "fitted": hasattr(model, "_model")}
+
+
+def recovers(rank):
+    """Fit in a new context after failures."""
+    with distributed():
+        model = MixtureStack(effort="fast", random_state=0).fit(own_rows(ring(), rank))
+    return {"scores": model.score_samples(ring())}
+
+
+def absent(rank):
+    """Do not call `fit` on rank 1."""
+    with distributed(timeout=2.0):
+        if rank == 1:
+            time.sleep(6.0)
+            return {}
+        return {"error": caught(lambda: MixtureStack().fit(own_rows(ring(), rank)))}
+
+
+def killed(rank):
+    """Kill rank 1 while both train."""
+    return failing_fit(rank, 1, lambda: os.kill(os.getpid(), signal.SIGKILL), timeout=120.0)
+
+
+def main(rank, folder, *tasks):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    store = dist.FileStore(str(folder / "store"), SIZE)
+    how = {"rank": rank, "world_size": SIZE, "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", store=store, **how)
+    for task in tasks:
+        result = globals()[task](rank)
+        (folder / f"{task}-{rank}.pkl").write_bytes(pickle.dumps(result))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
