@@ -66,7 +66,7 @@ LEVELS = {
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
         ["frames", "parameters", "progress", "serialization", "stored_version", "validation"],
-        ["config", "fit_on_ranks", "missing_cells", "transactional_fit"],
+        ["config", "fit_on_ranks", "missing_cells", "rows_of_ranks", "transactional_fit"],
         ["checkpoints"],
         ["session"],
         ["margins"],
@@ -82,7 +82,7 @@ LEVELS = {
     ],
     "estimators/_flow": [
         ["config", "fitted_model"],
-        ["normalization"],
+        ["normalization", "shared_training"],
         ["training"],
         ["serialization"],
         ["answers", "family"],

@@ -19,10 +19,11 @@ import torch.distributed as dist
 import sklvebm
 from sklvebm import MixtureStack, ParticleLVEBM, checkpoints, distributed
 from sklvebm.communication import ALONE, Communicator, active
+from sklvebm.estimators._common.rows_of_ranks import TrainingRows, scattered_rows
 from sklvebm.estimators._ebm import shared_training
-from sklvebm.estimators._ebm.shared_training import TrainingRows
 from sklvebm.mcmc.state import Batch
 from sklvebm.objectives.density_ratio import contrast
+from sklvebm.objectives.flow_matching import PotentialFlow
 from sklvebm.row_weights import mean_on_device
 
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ def run_ranks(folder, *tasks):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    tasks = ("updates", "fit_particles", "fit_ratio", "continued", "others")
+    tasks = ("updates", "fit_particles", "fit_ratio", "flows", "continued", "others")
     return run_ranks(tmp_path_factory.mktemp("sound"), *tasks)
 
 
@@ -80,12 +81,11 @@ def failed(tmp_path_factory):
 # Updates --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_temperatures", [1, 3])
-def test_updates_of_two_ranks_are_those_of_one_process(sound, n_temperatures):
+@pytest.mark.parametrize("kind", ["likelihood 1", "likelihood 3", "flow 3"])
+def test_updates_of_two_ranks_are_those_of_one_process(sound, kind):
     first, second = sound["updates"]
-    alone, shared = first[f"alone {n_temperatures}"], first[f"shared {n_temperatures}"]
-    assert np.abs(alone - shared).max() < 1e-12
-    np.testing.assert_array_equal(shared, second[f"shared {n_temperatures}"])
+    assert np.abs(first[f"alone {kind}"] - first[f"shared {kind}"]).max() < 1e-12
+    np.testing.assert_array_equal(first[f"shared {kind}"], second[f"shared {kind}"])
 
 
 # Fits -----------------------------------------------------------------------------------------
@@ -125,6 +125,16 @@ def test_a_shared_fit_learns_as_one_process_does(sound):
     assert shared > 0.5 * alone > 0.0
 
 
+@pytest.mark.parametrize("name", ["WassersteinFlowEBM", "PotentialFlowEBM"])
+def test_all_ranks_end_with_the_same_flow(sound, name):
+    first, second = (result[name] for result in sound["flows"])
+    for part in ("scores", "draws"):
+        np.testing.assert_array_equal(first[part], second[part])
+    assert first["values"] == second["values"]
+    assert first["n_iter"] == second["n_iter"] == 3
+    assert first["values"][-1] > first["values"][0]
+
+
 def test_a_shared_fit_is_continued(sound):
     first, second = sound["continued"]
     for one, other in zip(first["scores"], second["scores"], strict=True):
@@ -134,9 +144,7 @@ def test_a_shared_fit_is_continued(sound):
     assert not np.array_equal(first["scores"][1], first["scores"][2])
 
 
-@pytest.mark.parametrize(
-    "name", ["MixtureStack", "WassersteinFlowEBM", "PotentialFlowEBM", "ParticleLVEBM"]
-)
+@pytest.mark.parametrize("name", ["MixtureStack", "PotentialFlowEBM", "ParticleLVEBM"])
 def test_what_rank_0_trains_alone_is_the_fit_of_all_rows(sound, name):
     first, second = sound["others"]
     for part in ("scores", "draws"):
@@ -241,7 +249,7 @@ class PretendedRanks(Communicator):
 def test_shares_hold_every_row_once_and_weigh_as_their_rows_do(weights):
     x, ranks = torch.arange(22.0).reshape(11, 2), PretendedRanks()
     rows = TrainingRows(x, x[:4], weights, None if weights is None else weights[:4])
-    own = shared_training._scattered(ranks, rows, torch.Generator())
+    own = scattered_rows(ranks, rows, torch.Generator())
     assert own is ranks.scattered[0]
     parts = [of_rank.rows for of_rank in ranks.scattered]
     every = torch.cat([part.fitted for part in parts])
@@ -274,6 +282,17 @@ def test_a_share_weighs_rows_against_the_pool():
     of_rows = losses[1] - losses[0]
     assert abs(float(of_rows.detach())) > 1e-3
     torch.testing.assert_close(losses[2] - losses[0], 1.5 * of_rows)
+
+
+def test_a_share_of_a_flow_weighs_its_rows(fitted_flow):
+    potential, losses = fitted_flow._training.optimisation.energy, []
+    x = torch.randn(32, fitted_flow.n_features_in_, generator=torch.Generator().manual_seed(0))
+    for row_share in (1.0, 1.5):
+        objective = PotentialFlow()
+        objective.share(row_share)
+        source = torch.Generator().manual_seed(0)
+        losses.append(objective.step(potential, Batch(x, torch.arange(32)), None, source)[0])
+    torch.testing.assert_close(losses[1], 1.5 * losses[0])
 
 
 def test_a_share_weighs_rows_against_draws():

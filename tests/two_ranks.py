@@ -35,8 +35,9 @@ from sklvebm import training as training_loop
 from sklvebm.communication import ALONE, active
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.models.energies import AnchoredEnergy
-from sklvebm.objectives import maximum_likelihood
+from sklvebm.objectives import maximum_likelihood, proximal
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
+from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.optimisation import start_optimisation
 
@@ -84,18 +85,15 @@ class NoiseOfRank(IndependentNoise):
         return lambda *shape: function(shape, generator=self.generator, dtype=torch.float64)
 
 
-def objective_of(n_chains, n_temperatures):
-    return ParticleLikelihood(
-        dynamics="ula",
-        n_particles=N_PARTICLES,
-        n_chains=n_chains,
-        n_temperatures=n_temperatures,
-        n_langevin_steps=2,
-        step_size=0.05,
-    )
+def objective_of(n_chains, n_temperatures, kind="likelihood"):
+    pool = {"dynamics": "ula", "n_langevin_steps": 2, "step_size": 0.05}
+    pool = {**pool, "n_chains": n_chains, "n_temperatures": n_temperatures}
+    if kind == "flow":
+        return WassersteinFlow(TemperedPool(**pool))
+    return ParticleLikelihood(n_particles=N_PARTICLES, **pool)
 
 
-def start_of_updates(n_temperatures):
+def start_of_updates(n_temperatures, kind="likelihood"):
     """Return the energy, and rows and particles of all ranks together."""
     source = torch.Generator().manual_seed(0)
     x = torch.from_numpy(ring(SIZE * N_BATCHES * PER_RANK))
@@ -108,28 +106,33 @@ def start_of_updates(n_temperatures):
         latent_variance=torch.full((1,), 0.8),
         location=x.mean(0),
     )
-    network = MLPEnergy(2, 1, (16, 16), generator=source)
+    if kind == "flow":
+        reference = reference.without_latents()
+    network = MLPEnergy(2, reference.n_latents, (16, 16), generator=source)
     with torch.no_grad():  # no correction at the start otherwise
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=source))
     energy = AnchoredEnergy(reference, network).double()
-    state = objective_of(SIZE * N_CHAINS, n_temperatures).init(energy, len(x), generator=source)
-    return energy, x, state
+    objective = objective_of(SIZE * N_CHAINS, n_temperatures, kind)
+    if kind == "flow":
+        return energy, x, objective.tempered.init(energy, source)
+    return energy, x, objective.init(energy, len(x), generator=source)
 
 
-def updated(rank, ranks, start):
+def updated(rank, ranks, start, kind):
     """Return the parameters after 50 updates with the rows and particles of one rank, or all."""
     energy, x, state = start
     if ranks.size > 1:
         places = torch.arange(len(x)).reshape(N_BATCHES, ranks.size, PER_RANK)[:, rank].flatten()
-        latents = copy.deepcopy(state.latents)
-        latents.values = state.latents.values[places].clone()
-        pool = state.pool.chunk(ranks.size, 1)[rank].clone()
-        x, state = x[places], state._replace(latents=latents, pool=pool)
-    objective = objective_of(state.pool.shape[1], len(state.pool))
+        if state.latents is not None:
+            state.latents.values = state.latents.values[places].clone()
+        x, state = x[places], state._replace(pool=state.pool.chunk(ranks.size, 1)[rank].clone())
+    objective = objective_of(state.pool.shape[1], len(state.pool), kind)
     objective.share(ranks, 1.0)
-    optimisation = start_optimisation(energy, learning_rate=0.01, alpha=0.01)
     source = torch.Generator().manual_seed(1)
+    if kind == "flow":
+        state = objective.ready(energy, state, len(x), source)
+    optimisation = start_optimisation(energy, learning_rate=0.01, alpha=0.01)
     batch_size = len(x) // N_BATCHES
     for _ in range(N_EPOCHS):
         optimisation, state, means = training_loop._pass_over(
@@ -144,6 +147,7 @@ def updated(rank, ranks, start):
         )
     assert optimisation.n_updates == N_BATCHES * N_EPOCHS
     parts = [p.detach().flatten() for p in optimisation.average.parameters()]
+    state = objective.particles(state)
     return torch.cat([*parts, state.log_partitions, state.betas, state.spread]).numpy()
 
 
@@ -161,8 +165,8 @@ def updates(rank):
     """Compare updates of two ranks with those of one process, with the same noise."""
     results = {}
     in_order = lambda n, *rest: torch.arange(n)  # noqa: E731
-    for n_temperatures in (1, 3):
-        alone, shared = (start_of_updates(n_temperatures) for _ in range(2))
+    for kind, n_temperatures in (("likelihood", 1), ("likelihood", 3), ("flow", 3)):
+        alone, shared = (start_of_updates(n_temperatures, kind) for _ in range(2))
         with (
             distributed() as ranks,
             mock.patch.object(training_loop, "pass_over", in_order),
@@ -171,13 +175,15 @@ def updates(rank):
             mock.patch.object(ParticleLikelihood, "_moves_together", return_value=False),
         ):
             if rank == 0:
-                results[f"alone {n_temperatures}"] = updated(0, ALONE, alone)
+                results[f"alone {kind} {n_temperatures}"] = updated(0, ALONE, alone, kind)
             NoiseOfRank.rank, NoiseOfRank.size = rank, ranks.size
             with (
                 mock.patch.object(maximum_likelihood, "IndependentNoise", NoiseOfRank),
+                mock.patch.object(proximal, "IndependentNoise", NoiseOfRank),
                 mock.patch.object(MixtureReference, "sample", fresh_rung(rank, ranks.size)),
             ):
-                results[f"shared {n_temperatures}"] = updated(rank, ranks, shared)
+                own = updated(rank, ranks, shared, kind)
+            results[f"shared {kind} {n_temperatures}"] = own
     return results
 
 
@@ -221,6 +227,17 @@ def fit_ratio(rank):
     return fit(rank, weights=np.linspace(0.5, 2.0, 300), init="ratio", max_iter=6)
 
 
+def flows(rank):
+    """Fit the estimators without latents on all ranks."""
+    X, results = ring(), {}
+    for model in (WassersteinFlowEBM(init="reference", **FIT), PotentialFlowEBM(**FIT)):
+        with distributed():
+            model.fit(own_rows(X, rank))
+        histories = {"values": getattr(model, model._family.value + "s_"), "n_iter": model.n_iter_}
+        results[type(model).__name__] = {**answers(model, X), **histories}
+    return results
+
+
 def continued(rank):
     """Continue a fit by `warm_start`, then by `partial_fit`."""
     X = ring()
@@ -237,8 +254,7 @@ def others(rank):
     X, results, few = ring(120), {}, {**FIT, "max_iter": 1}
     for model in (
         MixtureStack(effort="fast", random_state=0),
-        WassersteinFlowEBM(init="reference", **few),
-        PotentialFlowEBM(**few),
+        PotentialFlowEBM(loss="vapo", **few),
         ParticleLVEBM(n_components=1, posterior="amortized", init="reference", **few),
     ):
         name = type(model).__name__

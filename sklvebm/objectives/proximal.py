@@ -21,12 +21,14 @@ References
    models", arXiv:1910.14216, 2019.
 """
 
+import math
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.communication import Communicator
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.parts import in_parts
@@ -91,6 +93,11 @@ class WassersteinFlow:
     ) -> None:
         self.tempered, self.proximal, self.proximal_weight = pool, proximal, proximal_weight
         self.n_inner_steps, self.half_life, self.linearised = n_inner_steps, half_life, linearised
+        self._row_share = 1.0  # of this rank's rows in the mean over all ranks
+
+    def share(self, ranks: Communicator, row_share: float) -> None:
+        """Share the rows and the pool among ranks; see `ParticleLikelihood.share`."""
+        self.tempered.ranks, self._row_share = ranks, row_share
 
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
@@ -147,7 +154,8 @@ class WassersteinFlow:
 
             both = in_parts(energy, correction_and_movement, centre.x, centre.grad)
             correction, movement = both[:, 0], centre.weights @ both[:, 1]
-        loss = positive - self._negative(centre, correction) + 0.5 * weight * movement
+        negative = self._negative(centre, correction)
+        loss = self._row_share * positive - negative + 0.5 * weight * movement
         metrics = {**centre.metrics, "movement": movement.detach()}
         centre = centre._replace(n_inner=centre.n_inner + 1)
         return loss, state._replace(centre=centre), metrics
@@ -176,7 +184,20 @@ class WassersteinFlow:
             return centre.weights @ correction
         # the change of log Z: its gradient weights the particles by the new parameters
         moved = torch.log(centre.weights) + centre.correction - correction
-        return centre.weights @ centre.correction - torch.logsumexp(moved, 0)
+        return centre.weights @ centre.correction - self._log_mean_over_ranks(moved)
+
+    def _log_mean_over_ranks(self, log_weights: Tensor) -> Tensor:
+        """Return the log of the mean over ranks of their sums of weights, 0-d.
+
+        Its gradient is that of the rank's own weights, such that the mean over ranks of gradients
+        is the gradient of the result.
+        """
+        ranks = self.tempered.ranks
+        if ranks.size == 1:
+            return torch.logsumexp(log_weights, 0)
+        own = log_weights.detach()
+        total = torch.logsumexp(ranks.gather(own).flatten(), 0) - math.log(ranks.size)
+        return total + torch.exp(own - total) @ (log_weights - own)
 
     def _weight(self, particles: ParticleState) -> float:
         """Return the factor c of the penalty in this update."""

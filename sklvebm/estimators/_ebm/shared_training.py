@@ -7,12 +7,19 @@ an order, whose method `follow` takes part in the same computation.
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklvebm.communication import Communicator
+from sklvebm.estimators._common.rows_of_ranks import (
+    RowsOfRank,
+    TrainingRows,
+    batch_size_of_rank,
+    optimisation_on_cpu,
+    scattered_rows,
+)
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.estimators._ebm.config import LikelihoodConfig, PoolConfig
 from sklvebm.mcmc.state import ParticleState
@@ -27,81 +34,20 @@ from sklvebm.objectives.density_ratio import (
     start_from_ratio,
 )
 from sklvebm.optimisation import Optimisation
-from sklvebm.preprocessing.prepared import PreparedData
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
 from sklvebm.training import TrainingResult, train
 from sklvebm.training_course import Progress
 
 _CPU = torch.device("cpu")
-_FEWEST_ROWS = 2  # of a rank, in a batch and in all
 
 
-class TrainingRows(NamedTuple):
-    """Standardised rows of a training, with their weights, or None where all are equal."""
-
-    fitted: Tensor  # (N, D)
-    monitored: Tensor  # (N_monitor, D)
-    fitted_weights: Tensor | None = None  # (N,)
-    monitored_weights: Tensor | None = None  # (N_monitor,)
-
-    def on(self, device: torch.device) -> "TrainingRows":
-        """Return the rows on a device."""
-        weights = self.fitted_weights, self.monitored_weights
-        moved = [None if part is None else part.to(device) for part in weights]
-        return TrainingRows(self.fitted.to(device), self.monitored.to(device), *moved)
-
-    def of_rank(self, rank: int, n_ranks: int) -> "TrainingRows":
-        """Return the rows of a rank; numbers of fitted rows differ by one at most."""
-        fitted = monitored = slice(rank, None, n_ranks)  # rows may be sorted: shares are alike
-        if len(self.monitored) < n_ranks:
-            monitored = slice(None)  # each rank has all of them
-        weights = (self.fitted_weights, fitted), (self.monitored_weights, monitored)
-        own = [None if part is None else part[places].clone() for part, places in weights]
-        return TrainingRows(self.fitted[fitted].clone(), self.monitored[monitored].clone(), *own)
-
-    @property
-    def total_weight(self) -> float:
-        """Sum of the weights of the fitted rows."""
-        weights = self.fitted_weights
-        return float(len(self.fitted) if weights is None else weights.sum())
-
-
-class _RowsOfRank(NamedTuple):
-    """What one rank has that others have not; tensors on the CPU."""
-
-    rows: TrainingRows
-    row_share: float  # weight of the rank's rows, one where ranks have equal weights
-    seed: int
-
-
-def can_share_rows(data: PreparedData, n_ranks: int) -> bool:
-    """Return whether rows can be divided among ranks: complete ones, enough for each rank."""
-    n_rows = len(data.split.fitted)
-    return n_ranks > 1 and data.observed is None and n_rows >= _FEWEST_ROWS * n_ranks
-
-
-def can_share_training(config: PoolConfig) -> TypeGuard[LikelihoodConfig]:
+def can_share_training(config: PoolConfig) -> bool:
     """Return whether ranks can train particles together; otherwise rank 0 trains alone."""
+    if not isinstance(config, LikelihoodConfig):
+        return True
     # an encoder would be another network to average; contrastive pools follow the rows of a rank
-    return (
-        isinstance(config, LikelihoodConfig)
-        and config.posterior != "amortized"
-        and config.negatives == "persistent"
-    )
-
-
-def _scattered(ranks: Communicator, rows: TrainingRows, generator: torch.Generator) -> _RowsOfRank:
-    """Give each rank its rows; return those of rank 0, which calls this."""
-    parts = [rows.on(_CPU).of_rank(rank, ranks.size) for rank in range(ranks.size)]
-    totals = [part.total_weight for part in parts]
-    row_shares = [total * ranks.size / sum(totals) for total in totals]
-    device = generator.device
-    seeds = torch.randint(2**62, (ranks.size,), generator=generator, device=device).tolist()
-    own: _RowsOfRank = ranks.scatter(
-        [_RowsOfRank(*of_rank) for of_rank in zip(parts, row_shares, seeds, strict=True)]
-    )
-    return own
+    return config.posterior != "amortized" and config.negatives == "persistent"
 
 
 # The density ratio ---------------------------------------------------------------------------
@@ -122,7 +68,7 @@ class _RatioOrder(NamedTuple):
     def run(
         self,
         ranks: Communicator,
-        own: _RowsOfRank,
+        own: RowsOfRank,
         device: torch.device,
         callback: Callable[[RatioEpoch], None],
     ) -> RatioStart:
@@ -153,7 +99,7 @@ def ratio_on_ranks(
     batch_size = -(-recipe.batch_size // ranks.size)
     order = _RatioOrder(copy.deepcopy(energy).to(_CPU), recipe._replace(batch_size=batch_size))
     ranks.broadcast(order)
-    own = _scattered(ranks, rows, generator)
+    own = scattered_rows(ranks, rows, generator)
     start = order.run(ranks, own, rows.fitted.device, callback)
     gains = log_mean_ratios(start.energy, rows.monitored).cpu() - start.log_partition
     return start._replace(gains=gains)
@@ -165,7 +111,7 @@ def ratio_on_ranks(
 class _TrainingOrder(NamedTuple):
     """What all ranks start from; tensors on the CPU."""
 
-    config: LikelihoodConfig  # with the chains and the rows of a batch of one rank
+    config: PoolConfig  # with the chains and the rows of a batch of one rank
     optimisation: Optimisation
     adapted: ParticleState  # what is adapted to particles, without them
 
@@ -173,26 +119,26 @@ class _TrainingOrder(NamedTuple):
         """Take part in `train_on_ranks` of rank 0, on a device of this rank."""
         own, pool = ranks.scatter(()), ranks.scatter(())
         with team(torch.get_num_threads()), numerical_session(1):
-            result = self.run(ranks, own, pool.to(device), lambda progress: False)
-            ranks.collect(result.state.pool.cpu())
+            _, particles = self.run(ranks, own, pool.to(device), lambda progress: False)
+            ranks.collect(particles.pool.cpu())
 
     def run(
         self,
         ranks: Communicator,
-        own: _RowsOfRank,
+        own: RowsOfRank,
         pool: Tensor,
         callback: Callable[[Progress], bool],
-    ) -> TrainingResult:
+    ) -> tuple[TrainingResult, ParticleState]:
         """Train with the rows of one rank and its part of the pool, on the device of that."""
         config, optimisation, device = self.config, self.optimisation, pool.device
         for model in (optimisation.energy, optimisation.average):
             model.to(device)
         optimisation.optimizer.to(device)
         rows, generator = own.rows.on(device), seeded_generator(own.seed, device)
-        objective = config.objective()
+        objective: Any = config.objective()
         objective.share(ranks, own.row_share)
         state = _moved(self.adapted, device)._replace(pool=pool)
-        return train(
+        result = train(
             optimisation,
             objective,
             rows.fitted,
@@ -209,24 +155,25 @@ class _TrainingOrder(NamedTuple):
             monitor_weights=rows.monitored_weights,
             ranks=ranks,
         )
+        return result, objective.particles(result.state)
 
 
 def train_on_ranks(
     ranks: Communicator,
-    config: LikelihoodConfig,
+    config: PoolConfig,
     start: tuple[Optimisation, ParticleState],
     rows: TrainingRows,
     *,
     generator: torch.Generator,
     callback: Callable[[Progress], bool],
-) -> TrainingResult:
+) -> tuple[TrainingResult, ParticleState]:
     """Train with the particles of all ranks; called by rank 0.
 
     Parameters
     ----------
     ranks : Communicator
         More than one.
-    config : LikelihoodConfig
+    config : PoolConfig
         Parameters of the training as a whole.
     start : tuple
         Optimisation, which may be modified, and state.
@@ -240,27 +187,26 @@ def train_on_ranks(
     Returns
     -------
     result : TrainingResult
-        The state has the pool of all ranks, and no posterior particles.
+        That of rank 0.
+    particles : ParticleState
+        The pool of all ranks, without posterior particles.
     """
     optimisation, state = start
     n_chains, device = state.pool.shape[1], state.pool.device
     config = _config_of_a_rank(config, n_chains, len(rows.fitted), ranks.size)
     adapted = _moved(state._replace(latents=None, pool=state.pool.new_empty(0)), _CPU)
-    ranks.broadcast(_TrainingOrder(config, _on_cpu(optimisation), adapted))
-    own = _scattered(ranks, rows, generator)
+    ranks.broadcast(_TrainingOrder(config, optimisation_on_cpu(optimisation), adapted))
+    own = scattered_rows(ranks, rows, generator)
     pool = ranks.scatter(_parts_of_pool(state.pool.cpu(), config.n_chains, ranks.size))
     order = _TrainingOrder(config, optimisation, adapted)
-    result = order.run(ranks, own, pool.to(device), callback)
-    pool = torch.cat(ranks.collect(result.state.pool.cpu()), 1)[:, :n_chains]
-    particles = result.state._replace(pool=pool.to(device), latents=None)
-    return result._replace(state=particles)
+    result, particles = order.run(ranks, own, pool.to(device), callback)
+    pool = torch.cat(ranks.collect(particles.pool.cpu()), 1)[:, :n_chains]
+    return result, particles._replace(pool=pool.to(device), latents=None)
 
 
-def _config_of_a_rank(
-    config: LikelihoodConfig, n_chains: int, n_rows: int, n_ranks: int
-) -> LikelihoodConfig:
+def _config_of_a_rank(config: PoolConfig, n_chains: int, n_rows: int, n_ranks: int) -> PoolConfig:
     """Return the parameters of the training of one rank, without what it does not need."""
-    batch_size = max(_FEWEST_ROWS, -(-min(config.batch_size, n_rows) // n_ranks))
+    batch_size = batch_size_of_rank(config.batch_size, n_rows, n_ranks)
     unused: dict[str, Any] = {"energy": None, "memory": None, "reference": "mixture"}
     n_chains = -(-n_chains // n_ranks)
     return replace(config, n_chains=n_chains, batch_size=batch_size, device="cpu", **unused)
@@ -282,12 +228,3 @@ def _moved(state: ParticleState, device: torch.device) -> ParticleState:
         for name, value in state._asdict().items()
     }
     return ParticleState(**parts)
-
-
-def _on_cpu(optimisation: Optimisation) -> Optimisation:
-    """Return a copy of an optimisation on the CPU."""
-    twin = copy.deepcopy(optimisation)
-    for model in (twin.energy, twin.average):
-        model.to(_CPU)
-    twin.optimizer.to(_CPU)
-    return twin

@@ -15,6 +15,7 @@ from sklvebm.estimators._common.reference import (
     kept_reference,
     mean_log_density,
 )
+from sklvebm.estimators._common.rows_of_ranks import TrainingRows, can_share_rows
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.estimators._ebm.config import PoolConfig
@@ -27,8 +28,6 @@ from sklvebm.estimators._ebm.normalization import (
     normalise,
 )
 from sklvebm.estimators._ebm.shared_training import (
-    TrainingRows,
-    can_share_rows,
     can_share_training,
     ratio_on_ranks,
     train_on_ranks,
@@ -326,8 +325,9 @@ def _descended(
     if can_share_rows(session.data, ranks.size) and can_share_training(config):
         start = optimisation, started.training.state
         rows = TrainingRows(fitted, monitor, *of_rows)
-        result = train_on_ranks(ranks, config, start, rows, generator=generator, callback=report)
-        return _continued(result, history), result.state
+        how: dict[str, Any] = {"generator": generator, "callback": report}
+        result, particles = train_on_ranks(ranks, config, start, rows, **how)
+        return _continued(result, history), particles
     state = objective.ready(energy, started.training.state, len(fitted), generator)
     if observed is not None:
         seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
