@@ -68,13 +68,15 @@ def run_ranks(folder, *tasks):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    tasks = ("updates", "fit_particles", "fit_ratio", "flows", "continued", "others")
+    tasks = ("updates", "fit_particles", "fit_ratio", "flows", "decisions", "continued")
+    tasks = (*tasks, "others")
     return run_ranks(tmp_path_factory.mktemp("sound"), *tasks)
 
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory):
-    tasks = ("refused", "raises_on_1", "raises_on_0", "diverges", "recovers", "absent", "killed")
+    tasks = ("refused", "raises_on_1", "raises_on_0", "diverges", "diverges_on_0")
+    tasks = (*tasks, "recovers", "absent", "killed")
     return run_ranks(tmp_path_factory.mktemp("failed"), *tasks)
 
 
@@ -133,6 +135,12 @@ def test_all_ranks_end_with_the_same_flow(sound, name):
     assert first["values"] == second["values"]
     assert first["n_iter"] == second["n_iter"] == 3
     assert first["values"][-1] > first["values"][0]
+
+
+def test_rank_0_decides(sound):
+    first, second = sound["decisions"]
+    assert first["noted"] == second["noted"]
+    assert first["n_iter"] == second["n_iter"] == len(first["noted"]) == 3
 
 
 def test_a_shared_fit_is_continued(sound):
@@ -205,8 +213,9 @@ def test_an_error_on_one_rank_is_raised_on_all(failed, failing):
         assert "enter it again" in result["again"][1]
 
 
-def test_a_divergence_is_one_on_all_ranks(failed):
-    for result in failed["diverges"]:
+@pytest.mark.parametrize("task", ["diverges", "diverges_on_0"])
+def test_a_divergence_is_one_on_all_ranks(failed, task):
+    for result in failed[task]:
         assert result["error"][0] == "ParticleDivergenceError"
         assert not result["fitted"]
 

@@ -25,6 +25,7 @@ from sklvebm import (
     MixtureReference,
     MixtureStack,
     MLPEnergy,
+    ParticleDivergenceError,
     ParticleLVEBM,
     PotentialFlowEBM,
     TransformedDensity,
@@ -33,6 +34,7 @@ from sklvebm import (
 )
 from sklvebm import training as training_loop
 from sklvebm.communication import ALONE, active
+from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives import maximum_likelihood, proximal
@@ -40,6 +42,7 @@ from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.objectives.proximal import WassersteinFlow
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.optimisation import start_optimisation
+from sklvebm.training_course import Course
 
 SIZE = 2
 FIT = {"reference": "gaussian", "max_iter": 3, "tol": None, "random_state": 0}
@@ -147,8 +150,21 @@ def updated(rank, ranks, start, kind):
         )
     assert optimisation.n_updates == N_BATCHES * N_EPOCHS
     parts = [p.detach().flatten() for p in optimisation.average.parameters()]
-    state = objective.particles(state)
-    return torch.cat([*parts, state.log_partitions, state.betas, state.spread]).numpy()
+    particles = objective.particles(state)
+    adapted = [particles.log_partitions, particles.betas, particles.spread]
+    if len(particles.pool) > 1:  # without a ladder, the bound has noise
+        adapted.append(monitored(rank, ranks, optimisation, objective, state))
+    return torch.cat([*parts, *adapted]).numpy()
+
+
+def monitored(rank, ranks, optimisation, objective, state):
+    """Return the bound on rows of which ranks have shares of different sizes, (1,)."""
+    rows = torch.from_numpy(ring(60, seed=1))
+    rows = rows if ranks.size == 1 else torch.from_numpy(own_rows(rows.numpy(), rank))
+    how = {"state": state, "batch_size": 8, "generator": torch.Generator(), "ranks": ranks}
+    with torch.no_grad():
+        run = training_loop._Run(optimisation, objective, rows, rows, **how)
+        return torch.tensor([float(run.monitored())], dtype=torch.float64)
 
 
 def fresh_rung(rank, size):
@@ -236,6 +252,28 @@ def flows(rank):
         histories = {"values": getattr(model, model._family.value + "s_"), "n_iter": model.n_iter_}
         results[type(model).__name__] = {**answers(model, X), **histories}
     return results
+
+
+def decisions(rank):
+    """Fit where ranks have measured different bounds, and a callback ends training on rank 0."""
+    noted, original = [], Course.note
+
+    def note(self, lower_bound, *rest):
+        noted.append(lower_bound)
+        return original(self, lower_bound, *rest)
+
+    def report(self, progress, value):
+        return len(noted) == 2
+
+    model = ParticleLVEBM(n_components=1, init="reference", **{**FIT, "max_iter": 9})
+    with (
+        mock.patch.object(training_loop, "mean_over_ranks", lambda ranks, value, n: value + rank),
+        mock.patch.object(Course, "note", note),
+        mock.patch.object(Reporter, "__call__", report),
+        distributed(),
+    ):
+        model.fit(own_rows(ring(), rank))
+    return {"noted": noted, "n_iter": model.n_iter_}
 
 
 def continued(rank):
@@ -335,6 +373,14 @@ def raises_on_1(rank):
 
 def raises_on_0(rank):
     return failing_fit(rank, 0, _raise)
+
+
+def _diverge():
+    raise ParticleDivergenceError("far away")
+
+
+def diverges_on_0(rank):
+    return failing_fit(rank, 0, _diverge)
 
 
 def diverges(rank):

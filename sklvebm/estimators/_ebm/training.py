@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklvebm.communication import Communicator
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -84,6 +85,9 @@ class PoolObjective(Objective, Protocol):
 
     def particles(self, state: Any) -> ParticleState:
         """Return the particles of a state, which a fitted estimator keeps."""
+
+    def share(self, ranks: Communicator, row_share: float) -> None:
+        """Share rows and pool among ranks; see `ParticleLikelihood.share`."""
 
 
 def build_energy(
