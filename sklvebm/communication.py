@@ -246,16 +246,25 @@ class ProcessGroupCommunicator(Communicator):
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """Return the value that rank `source` passes, any that can be pickled."""
         is_source = self.rank == source
-        content = torch.empty(0, dtype=torch.uint8)
+        # arrays of NumPy stay where they are: rows may take much of the memory
+        arrays: list[memoryview] = []
+        parts: list[Any] = []
         if is_source:
-            packed = bytearray(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
-            content = torch.frombuffer(packed, dtype=torch.uint8)
-        n_bytes = torch.tensor([len(content)])
+            packed = pickle.dumps(
+                value, protocol=5, buffer_callback=lambda buffer: arrays.append(buffer.raw())
+            )
+            # torch reads from what could be written to only
+            writable = [bytearray(part) if part.readonly else part for part in arrays]
+            parts = [bytearray(packed), *writable]
+        n_parts = torch.tensor([len(parts)])
+        self._send(n_parts, source)
+        n_bytes = torch.tensor([len(part) for part in parts] or [0] * int(n_parts))
         self._send(n_bytes, source)
-        if not is_source:
-            content = torch.empty(int(n_bytes), dtype=torch.uint8)
-        self._send(content, source)
-        return value if is_source else pickle.loads(content.numpy().data)
+        parts = parts if is_source else [bytearray(n) for n in n_bytes.tolist()]
+        for part in parts:
+            if len(part):
+                self._send(torch.frombuffer(part, dtype=torch.uint8), source)
+        return value if is_source else pickle.loads(parts[0], buffers=parts[1:])
 
     def _send(self, tensor: Tensor, source: int) -> None:
         """Fill a tensor with that of rank `source`."""

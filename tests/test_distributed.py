@@ -160,8 +160,9 @@ def test_what_rank_0_trains_alone_is_the_fit_of_all_rows(sound, name):
         np.testing.assert_array_equal(first[name][part], second[f"{name} alone"][part])
 
 
-def test_rows_with_missing_cells_are_fitted(sound):
+def test_frames_with_missing_cells_are_fitted(sound):
     first, second = sound["others"]
+    assert first["names"] == second["names"] == ["x", "y"]
     np.testing.assert_array_equal(
         first["missing cells"]["scores"], second["missing cells"]["scores"]
     )
@@ -182,6 +183,7 @@ def test_unusable_rows_of_one_rank_are_refused_on_all(failed):
     [
         ("columns", "ValueError", "Ranks 0 and 1 differ, and must not: the number of columns of X"),
         ("parameters", "ValueError", "effort: 'default' and 'fast'"),
+        ("names", "ValueError", "the names of columns: ['a', 'c'] and ['a', 'b']"),
         ("score", "NotFittedError", "not fitted yet"),
         ("too many", "ValueError", "more than max_bytes=4800"),
         ("not shared", "RuntimeError", "TransformedDensity.fit cannot be shared"),

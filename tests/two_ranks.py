@@ -18,6 +18,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.distributed as dist
 
@@ -265,9 +266,12 @@ def decisions(rank):
     def report(self, progress, value):
         return len(noted) == 2
 
+    def own(ranks, values, averaged):
+        return {**values, "bound": values["bound"] + rank}
+
     model = ParticleLVEBM(n_components=1, init="reference", **{**FIT, "max_iter": 9})
     with (
-        mock.patch.object(training_loop, "mean_over_ranks", lambda ranks, value, n: value + rank),
+        mock.patch.object(training_loop, "_over_ranks", own),
         mock.patch.object(Course, "note", note),
         mock.patch.object(Reporter, "__call__", report),
         distributed(),
@@ -301,11 +305,12 @@ def others(rank):
         results[name] = answers(shared, X)
         if rank == 1:
             results[f"{name} alone"] = answers(model.fit(X), X)
-    missing = X.copy()
-    missing[::5, 1] = np.nan
+    missing = pd.DataFrame(X.copy(), columns=["x", "y"])
+    missing.iloc[::5, 1] = np.nan
     with distributed():
         model = ParticleLVEBM(n_components=1, **few).fit(own_rows(missing, rank))
     results["missing cells"] = answers(model, missing)
+    results["names"] = list(model.feature_names_in_)
     return results
 
 
@@ -334,6 +339,8 @@ def refused(rank):
         results["columns"] = caught(lambda: model.fit(X[:, : 2 - rank]))
         other = MixtureStack(effort="fast" if rank else "default", random_state=0)
         results["parameters"] = caught(lambda: other.fit(X))
+        names = pd.DataFrame(X, columns=["a", "b" if rank else "c"])
+        results["names"] = caught(lambda: model.fit(names))
         results["score"] = caught(lambda: model.score(X))
         results["too many"] = caught(lambda: model.fit(np.r_[X, X]))
         results["not shared"] = caught(lambda: TransformedDensity(model).fit(X))

@@ -15,6 +15,7 @@ from sklvebm.estimators._common.validation import checked_weights
 from sklvebm.runtime import resolve_device
 from sklvebm.validation import as_plain_array
 
+_PLAIN = bool, int, float, str, tuple, list, type(None)  # kinds of values that are compared
 _OF_A_RANK = {"device", "memory", "random_state", "verbose"}  # parameters that may differ
 
 
@@ -96,11 +97,14 @@ def _described(estimator: BaseEstimator, X: np.ndarray) -> dict[str, Any]:
     same = {
         name: repr(value)
         for name, value in parameters.items()
-        if name not in _OF_A_RANK and (value is None or isinstance(value, bool | int | float | str))
+        if name not in _OF_A_RANK and isinstance(value, _PLAIN)
     }
-    kind, columns = type(estimator).__name__, str(X.shape[1])
-    is_continued = str(hasattr(estimator, "_training"))
-    own = {"the estimator": kind, "the number of columns of X": columns, "fitted": is_continued}
+    own = {
+        "the estimator": type(estimator).__name__,
+        "the number of columns of X": str(X.shape[1]),
+        "the names of columns": str(list(getattr(estimator, "feature_names_in_", []))),
+        "whether it is fitted": str(hasattr(estimator, "_training")),
+    }
     return {"same": {**same, **own}, "rows": len(X)}
 
 
