@@ -145,8 +145,9 @@ def distributed(*, timeout: float = 1800.0, max_bytes: float = 2.0**32) -> Itera
 
     Notes
     -----
-    The training of `ParticleLVEBM` by particles is shared. Everything else is done by rank 0, and
-    sent to the others; :doc:`/user_guide/distributed` says what that means for time and memory.
+    Training of energies and potentials is shared, and so is the density ratio. Rank 0 does
+    everything else, and holds all rows; :doc:`/user_guide/distributed` says what that means for
+    time and memory.
     Numbers go through the CPU, by gloo, also from GPUs. Ranks trust each other: objects are sent
     as pickles, as by `torch.distributed.broadcast_object_list`.
 
