@@ -9,12 +9,14 @@ without pickle. Its pool and draws of its latents go to ArviZ.
 import tempfile
 
 import matplotlib.pyplot as plt
+import torch.distributed as dist
 from sklearn.datasets import load_iris
 
 from sklvebm import (
     ParticleLVEBM,
     checkpoints,
     dequantize,
+    distributed,
     load_model,
     save_model,
     show_versions,
@@ -29,6 +31,14 @@ with tempfile.TemporaryDirectory() as folder:
     save_model(model, folder)
     loaded = load_model(folder)
 print("equal scores:", loaded.score(X) == model.score(X))
+
+# %%
+# A score is the mean over the rows of all processes, started by torchrun. Here is one process.
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+with distributed() as ranks:
+    print(f"{ranks.size} process, {loaded.score(X[ranks.rank :: ranks.size]):.2f} nats per row")
+dist.destroy_process_group()
 
 # %%
 # Draws of the latents of six rows, as ArviZ has them.

@@ -4,6 +4,7 @@ from sklvebm.applications.conditions import sample_within
 from sklvebm.applications.imputer import ParticleImputer
 from sklvebm.applications.outliers import DensityOutlierDetector
 from sklvebm.checkpointing import checkpoints
+from sklvebm.communication import distributed
 from sklvebm.deprecation import Renamed as _Renamed
 from sklvebm.deprecation import renamed_names as _renamed_names
 from sklvebm.estimators.composition import ComposedEnergy, compose
@@ -64,6 +65,7 @@ __all__ = [
     "checkpoints",
     "compose",
     "dequantize",
+    "distributed",
     "interpolate",
     "load_model",
     "resolution",

@@ -25,3 +25,7 @@ class ParticleDivergenceError(ArithmeticError):
 
 class DamagedStateError(ValueError):
     """Raised if the checksum of a stored model does not match its numbers."""
+
+
+class RankError(RuntimeError):
+    """Raised if another process of a distributed computation failed or did not answer."""

@@ -2,12 +2,13 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sklvebm.communication import ALONE, Communicator, mean_over_ranks
 from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.mcmc.state import Batch
 from sklvebm.optimisation import (
@@ -93,9 +94,15 @@ class TrainingResult(NamedTuple):
     converged: bool
 
 
-def batches(order: Tensor, batch_size: int) -> Iterator[Tensor]:
-    """Yield the rows of a pass, in their order (n_rows,), in index tensors of nearly equal size."""
-    yield from torch.tensor_split(order, n_batches(len(order), batch_size))
+def batches(order: Tensor, batch_size: int, ranks: Communicator = ALONE) -> tuple[Tensor, ...]:
+    """Return the rows of a pass, in their order (n_rows,), in index tensors of nearly equal size.
+
+    All ranks get the same number of them, though their numbers of rows may differ.
+    """
+    largest = len(order)
+    if ranks.size > 1:
+        largest = int(ranks.gather(torch.tensor(largest)).max())
+    return torch.tensor_split(order, n_batches(largest, batch_size))
 
 
 def _pass_over(
@@ -109,13 +116,15 @@ def _pass_over(
     generator: torch.Generator,
     row_weights: Tensor | None = None,
     in_place: UpdatesInPlace | None = None,
+    ranks: Communicator = ALONE,
 ) -> tuple[Optimisation, Any, dict[str, Tensor]]:
     """Pass over the rows x (N, D) once; return the optimisation, the state and mean metrics, 0-d.
 
-    The host waits for nothing here. Given `in_place`, that makes the updates.
+    The host waits for nothing here but other ranks. Given `in_place`, that makes the updates.
     """
     energy, average, optimizer, n_updates = optimisation
-    parts = batches(pass_over(len(x), generator, x.device, row_weights), batch_size)
+    order = pass_over(len(x), generator, x.device, row_weights)
+    parts = batches(order, batch_size, ranks)
     if in_place is not None:
         state, means = in_place.pass_over(parts, state, n_updates, learning_rate)
         return optimisation._replace(n_updates=in_place.n_updates), state, means
@@ -129,6 +138,7 @@ def _pass_over(
             loss, state, metrics = objective.step(energy, Batch(x[index], index), state, generator)
             one = torch.ones_like(loss) if one is None else one
             loss.backward(one)
+        ranks.average_gradients(optimizer.parameters)
         optimizer.step(CLIP_NORM)
         n_updates += 1
         move_average(average, energy, average_share(n_updates))
@@ -180,6 +190,16 @@ def read_together(values: dict[str, Tensor | float]) -> dict[str, float]:
     return {name: read[name] if name in read else float(values[name]) for name in values}
 
 
+def _over_ranks(
+    ranks: Communicator, values: dict[str, float], averaged: set[str]
+) -> dict[str, float]:
+    """Return means over all ranks of some numbers, and the largest of the others, by name."""
+    of_ranks = ranks.gather(torch.tensor(list(values.values()), dtype=torch.float64))
+    means, largest = of_ranks.mean(0).tolist(), of_ranks.amax(0).tolist()
+    every = zip(values, means, largest, strict=True)
+    return {name: mean if name in averaged else most for name, mean, most in every}
+
+
 def _norm(energy: nn.Module) -> Tensor:
     """Return a norm of all parameters, 0-d: it is finite where they are."""
     return torch.stack(torch._foreach_norm(list(energy.parameters()))).double().sum()
@@ -214,6 +234,7 @@ def train(
     row_weights: Tensor | None = None,
     monitor_weights: Tensor | None = None,
     keeper: Keeper | None = None,
+    ranks: Communicator = ALONE,
 ) -> TrainingResult:
     """Train until the monitored ELBO stops improving, keeping the best model seen.
 
@@ -253,6 +274,9 @@ def train(
         How often each row counts; None counts each row once.
     keeper : Keeper or None, default=None
         Receives the state after each epoch, and has that of an interrupted run, which is continued.
+    ranks : Communicator, default=ALONE
+        Processes that train together. Each has rows and particles of its own, and the same model.
+        Gradients are averaged before every update; rank 0 makes all decisions.
 
     Returns
     -------
@@ -275,6 +299,7 @@ def train(
         generator=generator,
         row_weights=row_weights,
         monitor_weights=monitor_weights,
+        ranks=ranks,
     )
     course = _started(run, learning_rate, Plateau(tol, n_iter_no_change))
     if undo_falls:
@@ -285,9 +310,9 @@ def train(
     while not course.is_over and len(course.history) < max_iter:
         sound = None  # frees the last copy before the next one is made
         sound = snapshot(run.optimisation), copy.deepcopy(run.state)
-        progress = run.epoch(len(course.history) + 1, course.learning_rate)
+        progress = ranks.broadcast(run.epoch(len(course.history) + 1, course.learning_rate))
         course.history.append(progress)
-        is_last = bool(callback(progress))
+        is_last = ranks.broadcast(bool(callback(progress)))
         if progress.problem:
             course.note_problem(progress)
             run.optimisation, run.state = restored(run.optimisation, sound[0]), sound[1]
@@ -355,21 +380,29 @@ class _Run:
         generator: torch.Generator,
         row_weights: Tensor | None = None,
         monitor_weights: Tensor | None = None,
+        ranks: Communicator = ALONE,
     ) -> None:
         self.row_weights, self.monitor_weights = row_weights, monitor_weights
+        self.ranks = ranks
         self.optimisation, self.state = optimisation, state
         self.objective, self.x, self.x_monitor = objective, x, x_monitor
         self.batch_size, self.generator = batch_size, generator
         self.least_lower_bound = -math.inf
         how = {"x": x, "state": state, "generator": generator}
-        self.in_place = updates_in_place(objective, *optimisation[:3], **how)
+        self.in_place = None  # no recording waits for other ranks
+        if ranks.size == 1:
+            self.in_place = updates_in_place(objective, *optimisation[:3], **how)
 
     def monitored(self) -> Tensor | float:
         """Return the ELBO of the running average on the monitored rows, in nats per row."""
         last, average = self.optimisation.energy, self.optimisation.average
         rows, source, weights = self.x_monitor, self.generator, self.monitor_weights
-        bound = self.objective.lower_bound
-        return bound(last, self.state, average, rows, source, row_weights=weights)
+        lower_bound = self.objective.lower_bound
+        bound = lower_bound(last, self.state, average, rows, source, row_weights=weights)
+        if self.ranks.size == 1:
+            return bound
+        total = float(len(rows) if weights is None else weights.sum())
+        return mean_over_ranks(self.ranks, float(bound), total)
 
     def epoch(self, number: int, learning_rate: float) -> Progress:
         """Pass over the rows once and look for problems, which leave an ELBO of NaN."""
@@ -383,11 +416,14 @@ class _Run:
             generator=self.generator,
             row_weights=self.row_weights,
             in_place=self.in_place,
+            ranks=self.ranks,
         )
         measures = self.objective.measures(self.optimisation.energy, self.state)
         bound = {_BOUND: self.monitored()} if self.objective.has_total_bound else {}
         norm = {_NORM: _norm(self.optimisation.energy)}
         read = read_together({**means, **norm, **measures, **bound})
+        if self.ranks.size > 1:
+            read = _over_ranks(self.ranks, read, set(means))
         of_state = {name: read.pop(name) for name in measures}
         known = read.pop(_BOUND, None)
         try:

@@ -30,7 +30,7 @@ LEVELS = {
             "versions",
             "mcmc",
         ],
-        ["optimisation", "row_weights", "trees"],
+        ["communication", "optimisation", "row_weights", "trees"],
         ["training_course", "updates"],
         ["checkpointing", "runtime", "training", "smc", "datasets", "metrics"],
         ["by_rows", "preprocessing"],
@@ -67,7 +67,7 @@ LEVELS = {
     "estimators": [["_common"], ["_ebm", "_flow"], ["."]],
     "estimators/_common": [
         ["frames", "parameters", "progress", "serialization", "stored_version", "validation"],
-        ["config", "missing_cells", "transactional_fit"],
+        ["config", "fit_on_ranks", "missing_cells", "rows_of_ranks", "transactional_fit"],
         ["checkpoints"],
         ["session"],
         ["margins"],
@@ -75,7 +75,7 @@ LEVELS = {
     ],
     "estimators/_ebm": [
         ["config"],
-        ["diagnostics", "fitted_model"],
+        ["diagnostics", "fitted_model", "shared_training"],
         ["normalization"],
         ["training"],
         ["drift", "serialization"],
@@ -83,7 +83,7 @@ LEVELS = {
     ],
     "estimators/_flow": [
         ["config", "fitted_model"],
-        ["normalization"],
+        ["normalization", "shared_training"],
         ["training"],
         ["serialization"],
         ["answers", "family"],

@@ -13,6 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklvebm.documentation import LinksToDocumentation
+from sklvebm.estimators._common.fit_on_ranks import check_is_alone
 from sklvebm.estimators._common.frames import plain_arrays
 from sklvebm.estimators._common.parameters import (
     Flag,
@@ -167,7 +168,10 @@ class ParticleImputer(LinksToDocumentation, VersionedState, TransformerMixin, Ba
             `sample_weight` and one is given.
         ValueError
             If X or a parameter is not usable; names it, the rule and the value.
+        RuntimeError
+            Within `distributed` of several processes.
         """
+        check_is_alone(self)
         check_parameters(parameters_of(self), _RULES)
         _check_missing_values(self.missing_values)
         estimator = MixtureStack() if self.estimator is None else clone(self.estimator)

@@ -24,6 +24,7 @@ from sklvebm.applications.shares import (
     shapley,
 )
 from sklvebm.documentation import LinksToDocumentation
+from sklvebm.estimators._common.fit_on_ranks import check_is_alone
 from sklvebm.estimators._common.parameters import (
     Flag,
     Number,
@@ -166,7 +167,10 @@ class DensityOutlierDetector(LinksToDocumentation, VersionedState, OutlierMixin,
             is given.
         ValueError
             If X or a parameter is not usable; names it, the rule and the value.
+        RuntimeError
+            Within `distributed` of several processes.
         """
+        check_is_alone(self)
         check_parameters(parameters_of(self), _RULES)
         with unchanged_on_failure(self):
             rows = self._rows(X, reset=True)

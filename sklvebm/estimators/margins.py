@@ -9,6 +9,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from sklvebm.documentation import LinksToDocumentation
+from sklvebm.estimators._common.fit_on_ranks import check_is_alone
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.parameters import Number
 from sklvebm.estimators._common.stored_version import VersionedState
@@ -106,7 +107,10 @@ class GaussianMargins(
         ------
         ValueError
             If X, the weights or a parameter are not usable.
+        RuntimeError
+            Within `distributed` of several processes.
         """
+        check_is_alone(self)
         Number(True, 0).check("max_bins", self.max_bins)
         rows = checked_rows(self, X, reset=True, may_miss=True).astype(np.float64)
         rows, row_weights, places, _ = weighted_rows(rows, sample_weight, least=1)

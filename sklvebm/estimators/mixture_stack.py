@@ -13,6 +13,12 @@ from torch import Tensor
 from sklvebm.by_rows import answer_rows
 from sklvebm.estimators._common.answers import FittedDensityMixin
 from sklvebm.estimators._common.config import MARGINS
+from sklvebm.estimators._common.fit_on_ranks import (
+    fit_of_ranks,
+    gathered_rows,
+    receive_fitted,
+    send_fitted,
+)
 from sklvebm.estimators._common.frames import ContainerOfRows, framed
 from sklvebm.estimators._common.margins import summary
 from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question, exact_answer
@@ -238,9 +244,17 @@ class MixtureStack(
             fit_task(self, X, n_tasks=2),
             unchanged_on_failure(self),
             naming_memory("fit fewer rows or columns"),
+            fit_of_ranks() as ranks,
         ):
-            check_parameters(parameters_of(self), _RULES)
-            X = checked_rows(self, X, reset=True, least=2, may_miss=True)
+            with ranks.agreement():
+                check_parameters(parameters_of(self), _RULES)
+                least = 2 if ranks.size == 1 else 1
+                X = checked_rows(self, X, reset=True, least=least, may_miss=True)
+            if ranks.size > 1:
+                X, sample_weight = gathered_rows(ranks, self, X, sample_weight)
+            if ranks.rank > 0:
+                receive_fitted(ranks, self)
+                return self
             X, row_weights, places, share = weighted_rows(X, sample_weight, least=2)
             warn_of_repeated_rows(share)
             units = fit_standardisation(X, row_weights, places)
@@ -248,6 +262,7 @@ class MixtureStack(
             check_reach(rows, X, places)
             with numerical_session(torch.get_num_threads()):
                 self._fit_standardised(rows, row_weights, units)
+            send_fitted(ranks, self)
         return self
 
     def _fit_standardised(

@@ -11,6 +11,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from sklvebm.estimators._common.answers import MeanScoreMixin
+from sklvebm.estimators._common.fit_on_ranks import check_is_alone
 from sklvebm.estimators._common.frames import framed, plain_arrays, set_container
 from sklvebm.estimators._common.parameters import Number, OneOf
 from sklvebm.estimators._common.transactional_fit import unchanged_on_failure
@@ -120,7 +121,10 @@ class TransformedDensity(MeanScoreMixin, BaseEstimator):
             estimator no `score_samples`; or if there are weights, and its `fit` takes none.
         ValueError
             If X or the weights are not usable.
+        RuntimeError
+            Within `distributed` of several processes.
         """
+        check_is_alone(self)
         transformer = self._transformer()
         estimator = ParticleLVEBM() if self.estimator is None else clone(self.estimator)
         for part, name in (

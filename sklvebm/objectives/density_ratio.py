@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sklvebm.adam import Adam
+from sklvebm.communication import ALONE, Communicator, mean_over_ranks
 from sklvebm.confidence import lower_confidence_limit, upper_confidence_limit
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.models.energies import AnchoredEnergy
@@ -101,6 +102,16 @@ class RatioWeights(NamedTuple):
 EQUAL_WEIGHTS = RatioWeights()
 
 
+class Share(NamedTuple):
+    """The part of one of several processes that classify together, each with rows of its own."""
+
+    ranks: Communicator = ALONE
+    row_share: float = 1.0  # weight of this rank's rows in the mean over all ranks
+
+
+WHOLE = Share()
+
+
 class RatioStart(NamedTuple):
     """The energy of the best epoch, or the untrained one, and its gain on held-out rows."""
 
@@ -127,7 +138,13 @@ class RatioStart(NamedTuple):
 
 
 def contrast(
-    energy: AnchoredEnergy, x: Tensor, constant: Tensor, draws: Tensor, generator: torch.Generator
+    energy: AnchoredEnergy,
+    x: Tensor,
+    constant: Tensor,
+    draws: Tensor,
+    generator: torch.Generator,
+    *,
+    row_share: float = 1.0,
 ) -> Tensor:
     """Return the loss of telling rows from draws, 0-d, in nats per row.
 
@@ -143,6 +160,8 @@ def contrast(
         Draws of the reference, in its coordinates.
     generator : torch.Generator
         Source of the latents.
+    row_share : float, default=1.0
+        Weight of the rows against the draws.
     """
     reference = energy.reference
     e = x.new_empty(len(x), energy.n_latents).normal_(generator=generator)
@@ -150,7 +169,7 @@ def contrast(
     rows = torch.cat([x, drawn_x]), torch.cat([reference.to_latents(x, e), drawn_z])
     log_odds = in_parts(energy, energy.correction, *rows) + constant + math.log(len(draws) / len(x))
     of_rows, of_draws = log_odds.split([len(x), len(draws)])
-    return softplus(of_rows).mean() + softplus(-of_draws).sum() / len(x)
+    return row_share * softplus(of_rows).mean() + softplus(-of_draws).sum() / len(x)
 
 
 class Classification:
@@ -168,6 +187,8 @@ class Classification:
         Source of all randomness.
     row_weights : Tensor of shape (N,) or None, default=None
         How often each row counts; None counts each row once.
+    share : Share
+        Of this process.
     """
 
     def __init__(
@@ -177,8 +198,10 @@ class Classification:
         recipe: RatioRecipe,
         generator: torch.Generator,
         row_weights: Tensor | None = None,
+        *,
+        share: Share = WHOLE,
     ) -> None:
-        self.row_weights = row_weights
+        self.row_weights, self.share = row_weights, share
         self.energy, self.average = energy, copy.deepcopy(energy)
         self.x, self.recipe, self.generator = x, recipe, generator
         self.constant = x.new_zeros(()).requires_grad_()
@@ -195,7 +218,7 @@ class Classification:
     def epoch(self, learning_rate: float) -> Tensor:
         """Pass over the rows once; return the mean loss, 0-d. The host waits for nothing here."""
         order = pass_over(len(self.x), self.generator, self.x.device, self.row_weights)
-        index = list(batches(order, self.recipe.batch_size))
+        index = list(batches(order, self.recipe.batch_size, self.share.ranks))
         size = max(1, _SAMPLED_AT_A_TIME // (_DRAWS_PER_ROW * len(index[0])))
         total = self.x.new_zeros(())
         for first in range(0, len(index), size):
@@ -210,8 +233,10 @@ class Classification:
         """Take one step and follow it by the running average; return the loss, detached."""
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            loss = contrast(self.energy, x, self.constant, draws, self.generator)
+            how = {"row_share": self.share.row_share}
+            loss = contrast(self.energy, x, self.constant, draws, self.generator, **how)
             loss.backward()
+        self.share.ranks.average_gradients(self.optimizer.parameters)
         self.n_updates += 1
         self.optimizer.learning_rate = learning_rate * min(1.0, self.n_updates / _WARM_UP)
         self.optimizer.step(_CLIP_NORM)
@@ -231,7 +256,9 @@ def _log_weights(energy: AnchoredEnergy, draws: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def log_mean_weight(energy: AnchoredEnergy, draws: Tensor) -> tuple[Tensor, Tensor]:
+def log_mean_weight(
+    energy: AnchoredEnergy, draws: Tensor, ranks: Communicator = ALONE
+) -> tuple[Tensor, Tensor]:
     """Return log Z by importance sampling from the reference, and its standard error, 0-d, nats.
 
     Parameters
@@ -240,8 +267,12 @@ def log_mean_weight(energy: AnchoredEnergy, draws: Tensor) -> tuple[Tensor, Tens
         The model.
     draws : Tensor of shape (M, D + L)
         Draws of the reference, in its coordinates.
+    ranks : Communicator, default=ALONE
+        Each has M draws of its own.
     """
     log_weights = _log_weights(energy, draws)
+    if ranks.size > 1:
+        log_weights = ranks.gather(log_weights).flatten()
     log_z = torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
     return log_z, torch.exp(log_weights - log_z).std() / math.sqrt(len(log_weights))
 
@@ -253,6 +284,17 @@ def log_mean_ratios(energy: AnchoredEnergy, x: Tensor) -> Tensor:
     return -free_energy_bound(energy, x, nodes) - energy.reference.log_marginal(x).double()
 
 
+def _over_ranks(
+    ranks: Communicator, values: dict[str, float], x_held_out: Tensor, row_weights: Tensor | None
+) -> dict[str, float]:
+    """Return gain and loss of one epoch over the rows of all ranks."""
+    n_held_out = float(len(x_held_out) if row_weights is None else row_weights.sum())
+    gain = mean_over_ranks(ranks, values["gain"], n_held_out)
+    means = {"gain": gain, "loss": mean_over_ranks(ranks, values["loss"], 1.0)}
+    own: dict[str, float] = ranks.broadcast(means)
+    return own
+
+
 def start_from_ratio(
     energy: AnchoredEnergy,
     x: Tensor,
@@ -262,6 +304,7 @@ def start_from_ratio(
     generator: torch.Generator,
     callback: Callable[[RatioEpoch], None],
     weights: RatioWeights = EQUAL_WEIGHTS,
+    share: Share = WHOLE,
 ) -> RatioStart:
     """Train a correction as a density ratio, up to the epoch that held-out rows prefer.
 
@@ -281,6 +324,8 @@ def start_from_ratio(
         Called after every epoch.
     weights : RatioWeights
         Weights of both kinds of rows.
+    share : Share
+        Of this process; both kinds of rows are its own, and the gains are those of its rows.
 
     Returns
     -------
@@ -288,17 +333,21 @@ def start_from_ratio(
         The running average at its best epoch. Its log Z comes from draws that were not used to
         choose the epoch.
     """
-    run = Classification(copy.deepcopy(energy), x, recipe, generator, weights.fitted)
-    n_draws = min(_MEASURING_DRAWS, max(_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW * len(x)))
-    draws = energy.reference.sample(n_draws, generator)
+    ranks = share.ranks
+    run = Classification(copy.deepcopy(energy), x, recipe, generator, weights.fitted, share=share)
+    n_rows = len(x) if ranks.size == 1 else int(ranks.sum(torch.tensor(len(x))))
+    n_draws = min(_MEASURING_DRAWS, max(_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW * n_rows))
+    draws = energy.reference.sample(-(-n_draws // ranks.size), generator)
     best, best_gain = copy.deepcopy(energy), 0.0
     learning_rate, plateau = recipe.learning_rate, Plateau(recipe.tol, recipe.patience)
     epochs: list[RatioEpoch] = []
     for number in range(1, recipe.max_epochs + 1):
         loss = run.epoch(learning_rate)
-        log_z, _ = log_mean_weight(run.average, draws)
+        log_z, _ = log_mean_weight(run.average, draws, ranks)
         gain = mean_on_device(log_mean_ratios(run.average, x_held_out), weights.held_out) - log_z
         read = read_together({"gain": gain, "loss": loss})
+        if ranks.size > 1:
+            read = _over_ranks(ranks, read, x_held_out, weights.held_out)
         epochs.append(RatioEpoch(number, read["gain"], learning_rate, read["loss"]))
         callback(epochs[-1])
         if not math.isfinite(read["gain"]):
@@ -310,7 +359,8 @@ def start_from_ratio(
             if plateau.n_reductions > _N_REDUCTIONS:
                 break
             learning_rate *= _LEARNING_RATE_FACTOR
-    log_z, error = log_mean_weight(best, energy.reference.sample(_MEASURING_DRAWS, generator))
+    draws = energy.reference.sample(-(-_MEASURING_DRAWS // ranks.size), generator)
+    log_z, error = log_mean_weight(best, draws, ranks)
     gains = log_mean_ratios(best, x_held_out) - log_z
     return RatioStart(best, gains.cpu(), float(log_z), float(error), epochs)
 

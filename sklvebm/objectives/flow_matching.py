@@ -217,6 +217,11 @@ class PotentialFlow:
 
     def __init__(self, loss: str = "flow-matching", *, consistency: float = 0.1) -> None:
         self.loss, self.consistency = _LOSSES[loss], consistency
+        self._row_share = 1.0  # of this rank's rows in the mean over all ranks
+
+    def share(self, row_share: float) -> None:
+        """Share rows among ranks: losses are such that their mean over ranks is the loss."""
+        self._row_share = row_share
 
     def step(
         self, potential: AnchoredPotential, batch: Batch, state: Any, generator: torch.Generator
@@ -253,7 +258,7 @@ class PotentialFlow:
         points = draw_points(potential.mixture, batch.x, 1, generator)
         loss = self.loss(potential, points)
         if self.consistency == 0.0:
-            return loss, state, {}
+            return self._row_share * loss, state, {}
         d = batch.x.shape[1]
         exact = d <= _EXACT_UP_TO or potential.trace_is_free
         directions = trace_directions(
@@ -261,7 +266,7 @@ class PotentialFlow:
         )
         penalty = inconsistency(potential, points, directions)
         metrics = {"inconsistency": penalty.detach()}
-        return loss + self.consistency * penalty, state, metrics
+        return self._row_share * (loss + self.consistency * penalty), state, metrics
 
     def lower_bound(
         self,

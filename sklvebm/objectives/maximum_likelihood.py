@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_contrast
+from sklvebm.communication import Communicator
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.frame_move import can_move_in_frames, move_in_frames
@@ -87,6 +88,7 @@ class ParticleLikelihood:
             step_size=step_size,
         )
         self.negatives, self.n_particles, self.n_chains = negatives, n_particles, n_chains
+        self._row_share = 1.0  # of this rank's rows in the mean over all ranks
         n_latent_steps = max(1, n_langevin_steps // 2)
         self.posterior: Posterior
         if posterior == "particles":
@@ -100,6 +102,20 @@ class ParticleLikelihood:
         else:
             family = GaussianPosterior if posterior == "gaussian" else AmortisedPosterior
             self.posterior = family(n_particles, n_latent_steps)
+
+    # Several processes -------------------------------------------------------------------------
+
+    def share(self, ranks: Communicator, row_share: float) -> None:
+        """Share the rows and the pool among ranks: losses are such that their mean is the loss.
+
+        Parameters
+        ----------
+        ranks : Communicator
+            Each has `n_chains` chains of the pool.
+        row_share : float
+            Weight of this rank's rows in the mean over all ranks; one where all have equal weight.
+        """
+        self.tempered.ranks, self._row_share = ranks, row_share
 
     # State -------------------------------------------------------------------------------------
 
@@ -225,7 +241,7 @@ class ParticleLikelihood:
                 parts = energy.reference.parts(rows[n:])
                 correction = in_parts(energy, energy.correction, *parts).view(shape)
         weighing = self.tempered.weigh(correction, state)
-        weights = rows.new_full((len(rows),), 1.0 / n)
+        weights = rows.new_full((len(rows),), self._row_share / n)
         torch.mul(weighing.weights, -1.0, out=weights[n:])
         if contrast is None:
             return weights @ of_rows, weighing

@@ -21,6 +21,7 @@ References
    models", arXiv:1910.14216, 2019.
 """
 
+import math
 from collections.abc import Hashable
 from typing import NamedTuple, cast
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.communication import Communicator
 from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.parts import in_parts
@@ -95,6 +97,11 @@ class WassersteinFlow:
         self.n_inner_steps, self.half_life, self.linearised = n_inner_steps, half_life, linearised
         # half the factor where it changes: a recording reads it where it is
         self._halved = torch.zeros(())
+        self._row_share = 1.0  # of this rank's rows in the mean over all ranks
+
+    def share(self, ranks: Communicator, row_share: float) -> None:
+        """Share the rows and the pool among ranks; see `ParticleLikelihood.share`."""
+        self.tempered.ranks, self._row_share = ranks, row_share
 
     def ready(
         self, energy: PathEnergy, state: ParticleState, n_rows: int, generator: torch.Generator
@@ -201,7 +208,7 @@ class WassersteinFlow:
             both = in_parts(energy, correction_and_movement, centre.x, centre.grad)
             correction, movement = both[:, 0], centre.weights @ both[:, 1]
         halved = 0.5 * weight if self.half_life is None else self._halved
-        loss = positive - self._negative(centre, correction) + halved * movement
+        loss = self._row_share * positive - self._negative(centre, correction) + halved * movement
         return loss, state, {**centre.metrics, "movement": movement.detach()}
 
     def _moves(self, state: FlowState) -> bool:
@@ -232,7 +239,20 @@ class WassersteinFlow:
             return centre.weights @ correction
         # the change of log Z: its gradient weights the particles by the new parameters
         moved = torch.log(centre.weights) + centre.correction - correction
-        return centre.weights @ centre.correction - torch.logsumexp(moved, 0)
+        return centre.weights @ centre.correction - self._log_mean_over_ranks(moved)
+
+    def _log_mean_over_ranks(self, log_weights: Tensor) -> Tensor:
+        """Return the log of the mean over ranks of their sums of weights, 0-d.
+
+        Its gradient is that of the rank's own weights, such that the mean over ranks of gradients
+        is the gradient of the result.
+        """
+        ranks = self.tempered.ranks
+        if ranks.size == 1:
+            return torch.logsumexp(log_weights, 0)
+        own = log_weights.detach()
+        total = torch.logsumexp(ranks.gather(own).flatten(), 0) - math.log(ranks.size)
+        return total + torch.exp(own - total) @ (log_weights - own)
 
     def _weight(self, state: FlowState) -> float:
         """Return the factor c of the penalty in the next inner step."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.backends import select_correction_and_grad
+from sklvebm.communication import ALONE
 from sklvebm.inference.missed_components import rare_components
 from sklvebm.mcmc.langevin import KERNELS, identity_readout, start
 from sklvebm.mcmc.state import IndependentNoise, ParticleState, stack_rows
@@ -83,6 +84,7 @@ class TemperedPool:
         self.n_langevin_steps = n_langevin_steps
         self.step_size = self.kernel.default_step_size if step_size is None else step_size
         self._rare: tuple[Tensor, Tensor] | None = None  # weights, and components that are rare
+        self.ranks = ALONE  # that have chains of the same pool, each `n_chains`
 
     def init(
         self, energy: PathEnergy, generator: torch.Generator, latents: Any = None
@@ -163,13 +165,30 @@ class TemperedPool:
         if t == 1:
             weights = torch.full_like(correction[0], 1.0 / c).detach()
             return Weighing(weights, state.log_partitions, state.spread)
-        detached = correction.detach().double()
+        detached = self._of_all_ranks(correction.detach().double())
         weights, log_partitions = multistate_weights(
             detached, state.betas, state.log_partitions, _ITERATIONS
         )
         share = 0.05 if state.n_updates > _FIRST_UPDATES else 0.3
         spread = torch.lerp(state.spread, detached.var(1), share)
-        return Weighing(weights, log_partitions, spread)
+        return Weighing(self._of_this_rank(weights), log_partitions, spread)
+
+    def _of_all_ranks(self, of_chains: Tensor) -> Tensor:
+        """Return numbers (T, C) of the chains of all ranks, (T, n_ranks * C)."""
+        if self.ranks.size == 1:
+            return of_chains
+        return self.ranks.gather(of_chains).movedim(0, 1).flatten(1)
+
+    def _of_this_rank(self, weights: Tensor) -> Tensor:
+        """Return the weights (T * C,) of this rank's chains, of which ranks take the mean.
+
+        Weights of all chains sum to one; those of each rank are multiplied by their number.
+        """
+        size = self.ranks.size
+        if size == 1:
+            return weights
+        own = weights.reshape(len(weights) // (size * self.n_chains), size, -1)[:, self.ranks.rank]
+        return own.reshape(-1) * size
 
     def swept(self, state: ParticleState, sweep: Sweep, weighing: Weighing) -> ParticleState:
         """Return the state with what a sweep changes at every update."""
@@ -290,12 +309,13 @@ class TemperedPool:
             log_weights, _ = anneal(
                 chains, path, betas, step_sizes=step_sizes, noise=IndependentNoise(generator)
             )
+            log_weights = self._of_all_ranks(log_weights[None])[0]
             return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
-        correction = pool_corrections(energy, state.pool)
+        correction = self._of_all_ranks(pool_corrections(energy, state.pool))
         _, log_mixture = mbar(
             correction, state.betas, state.log_partitions, max_iter=_MONITOR_ITERATIONS, tol=None
         )
-        wanted = pool_corrections(target, state.pool).reshape(-1).double()
+        wanted = self._of_all_ranks(pool_corrections(target, state.pool)).reshape(-1).double()
         return torch.logsumexp(-wanted - log_mixture, 0)
 
 

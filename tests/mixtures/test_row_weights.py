@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sklvebm.mixtures.expectation_maximization import Start, fit_mixtures
 from sklvebm.mixtures.column_densities import _best_bins, _left_out, _weighted_left_out
+from sklvebm.mixtures.expectation_maximization import Start, fit_mixtures
 from sklvebm.mixtures.missing_cells import score_observed
 from sklvebm.mixtures.missing_fit import fit_with_missing, likeliest_gaussian
 from sklvebm.mixtures.policy import DEFAULT_POLICY

@@ -8,6 +8,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, DensityMixin, Transfor
 from sklearn.utils import Tags, check_array
 from sklearn.utils.validation import check_is_fitted
 
+from sklvebm.communication import active, mean_over_ranks
 from sklvebm.documentation import LinksToDocumentation
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.parameters import Number
@@ -30,6 +31,8 @@ class MeanScoreMixin(LinksToDocumentation, VersionedState, DensityMixin):
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the mean over rows of `score_samples`, as `GaussianMixture.score` does.
 
+        Within `distributed`, it is the mean over the rows of all processes.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -49,11 +52,19 @@ class MeanScoreMixin(LinksToDocumentation, VersionedState, DensityMixin):
         ValueError
             If weights are negative, not finite, all zero or of another length than X.
         """
-        values = self.score_samples(X).astype(np.float64)  # a sum in double precision
-        row_weights = checked_weights(sample_weight, values)
-        # a row of weight zero does not count even if its log-density is infinite
-        values, row_weights = positive_rows(values, row_weights)
-        return mean_of(values, row_weights)
+        ranks = active()
+        with ranks.alarm():
+            with ranks.agreement():
+                values = self.score_samples(X).astype(np.float64)  # a sum in double precision
+                row_weights = checked_weights(sample_weight, values)
+                # a row of weight zero does not count even if its log-density is infinite
+                values, row_weights = positive_rows(values, row_weights)
+                mean = mean_of(values, row_weights)
+            if ranks.size == 1:
+                return mean
+            # weights of different ranks compare as they were given
+            total = len(values) if sample_weight is None else np.sum(as_plain_array(sample_weight))
+            return mean_over_ranks(ranks, mean, float(total))
 
 
 class FittedDensityMixin(MeanScoreMixin):

@@ -9,8 +9,15 @@ import torch
 from sklearn.base import BaseEstimator
 
 from sklvebm.checkpointing import Checkpoint
+from sklvebm.communication import Communicator
 from sklvebm.estimators._common.checkpoints import checkpoint_of
 from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
+from sklvebm.estimators._common.fit_on_ranks import (
+    fit_of_ranks,
+    gathered_rows,
+    receive_fitted,
+    send_fitted,
+)
 from sklvebm.estimators._common.margins import with_margins
 from sklvebm.estimators._common.parameters import Rule, resolved_attributes
 from sklvebm.estimators._common.progress import CallbackSupport, fit_task, n_tasks_of
@@ -57,8 +64,10 @@ def fit_in_epochs(
     *,
     sample_weight: Any = None,
     one_epoch: bool = False,
-) -> Outcome:
+) -> Outcome | None:
     """Fit an estimator to rows X and set its attributes, all at once or not at all.
+
+    Within `distributed`, rows are those of all ranks. Rank 0 alone has an outcome.
 
     Parameters
     ----------
@@ -83,42 +92,67 @@ def fit_in_epochs(
     with (
         unchanged_on_failure(estimator, keeps_model=continues),
         naming_memory(memory_advice(estimator)),
+        fit_of_ranks() as ranks,
     ):
-        parameters = checked_parameters(estimator, family.rules)
-        least, may_miss = 1 if continues else 2, estimator._may_miss_cells
-        X = checked_rows(estimator, X, reset=not continues, least=least, may_miss=may_miss)
-        distinct = weighted_rows(X, sample_weight, least)
-        if not continues:
-            warn_of_repeated_rows(distinct.repeated_share)
-        if np.isnan(distinct.X).any():
-            parameters = _without_auto(parameters, family.with_missing)
-        if continues and family.shape is not None:
-            # "auto" stays what the rows of the first fit made of it
-            parameters = _without_auto(parameters, family.shape(estimator._training))
-        config = family.configure(parameters, *distinct.X.shape)
-        if one_epoch:
-            config = replace(config, max_iter=1, early_stopping=False)
-        is_first = not (continues or one_epoch)
-        with (
-            checkpoint_of(estimator, distinct, config, is_first=is_first) as checkpoint,
-            numerical_session(torch.get_num_threads()),
-        ):
-            report = Reporter(estimator, family.monitored)
-            if continues:
-                session = _continued(estimator, distinct, config, report)
-            else:
-                session = _begun(estimator, distinct, config, report, checkpoint)
-            session = session._replace(keep_best=not one_epoch)
-            if continues and family.resume is not None and family.shape is not None:
-                check_unchanged(estimator, config, family.shape(estimator._training))
-                training = family.resume(estimator, session)
-            else:
-                session = with_margins(session)
-                training = family.start(session)
-            outcome = family.train(session, training)._replace(one_epoch=one_epoch)
-            report.tasks.end()
-            outcome = outcome._replace(log_jacobian=session.data.log_jacobian)
-            _adopt(estimator, outcome, config, family, continues)
+        with ranks.agreement():
+            parameters = checked_parameters(estimator, family.rules)
+            how = {"reset": not continues, "may_miss": estimator._may_miss_cells}
+            least = 1 if continues or ranks.size > 1 else 2
+            X = checked_rows(estimator, X, least=least, **how)
+        if ranks.size > 1:
+            X, sample_weight = gathered_rows(ranks, estimator, X, sample_weight)
+        if ranks.rank > 0:
+            receive_fitted(ranks, estimator)
+            return None
+        distinct = weighted_rows(X, sample_weight, 1 if continues else 2)
+        outcome = _fit_rows(estimator, distinct, parameters, family, ranks, one_epoch=one_epoch)
+        send_fitted(ranks, estimator)
+    return outcome
+
+
+def _fit_rows(
+    estimator: BaseEstimator,
+    distinct: DistinctRows,
+    parameters: dict[str, Any],
+    family: Family,
+    ranks: Communicator,
+    *,
+    one_epoch: bool,
+) -> Outcome:
+    """Fit an estimator to distinct rows and set its attributes."""
+    warm = one_epoch or getattr(estimator, "warm_start", False)
+    continues = bool(warm) and hasattr(estimator, "_training")
+    if not continues:
+        warn_of_repeated_rows(distinct.repeated_share)
+    if np.isnan(distinct.X).any():
+        parameters = _without_auto(parameters, family.with_missing)
+    if continues and family.shape is not None:
+        # "auto" stays what the rows of the first fit made of it
+        parameters = _without_auto(parameters, family.shape(estimator._training))
+    config = family.configure(parameters, *distinct.X.shape)
+    if one_epoch:
+        config = replace(config, max_iter=1, early_stopping=False)
+    is_first = not (continues or one_epoch)
+    with (
+        checkpoint_of(estimator, distinct, config, is_first=is_first) as checkpoint,
+        numerical_session(torch.get_num_threads()),
+    ):
+        report = Reporter(estimator, family.monitored)
+        if continues:
+            session = _continued(estimator, distinct, config, report)
+        else:
+            session = _begun(estimator, distinct, config, report, checkpoint)
+        session = session._replace(keep_best=not one_epoch, ranks=ranks)
+        if continues and family.resume is not None and family.shape is not None:
+            check_unchanged(estimator, config, family.shape(estimator._training))
+            training = family.resume(estimator, session)
+        else:
+            session = with_margins(session)
+            training = family.start(session)
+        outcome = family.train(session, training)._replace(one_epoch=one_epoch)
+        report.tasks.end()
+        outcome = outcome._replace(log_jacobian=session.data.log_jacobian)
+        _adopt(estimator, outcome, config, family, continues)
     return outcome
 
 
@@ -246,7 +280,8 @@ class EpochFitMixin(CallbackSupport):
         """
         with fit_task(self, X, n_tasks_of(self)):
             outcome = fit_in_epochs(self, X, self._family, sample_weight=sample_weight)
-        warn_of_problems(self, self._family, outcome)
+        if outcome is not None:
+            warn_of_problems(self, self._family, outcome)
         return self
 
 
@@ -289,5 +324,6 @@ class ContinuedFitMixin(EpochFitMixin):
         how = {"sample_weight": sample_weight, "one_epoch": True}
         with fit_task(self, X, n_tasks_of(self, one_epoch=True)):
             outcome = fit_in_epochs(self, X, self._family, **how)
-        warn_of_problems(self, self._family, outcome)
+        if outcome is not None:
+            warn_of_problems(self, self._family, outcome)
         return self

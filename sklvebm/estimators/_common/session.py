@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from sklvebm.checkpointing import Checkpoint
+from sklvebm.communication import ALONE, Communicator
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures.missing_fit import completed_by
 from sklvebm.mixtures.reference import MixtureReference
@@ -27,6 +28,7 @@ class FitSession(NamedTuple):
     keep_best: bool = True  # keep the epoch with the best monitored value, not the last average
     choice: MixtureChoice | None = None  # of the reference's mixtures, where already made
     checkpoint: Checkpoint | None = None  # within `checkpoints`
+    ranks: Communicator = ALONE  # that take part in training; this is rank 0
 
     def draw_seed(self) -> int:
         """Draw a seed from `random_state`."""

@@ -50,6 +50,10 @@ class PoolConfig(AnchoredConfig):
             patience=self.n_iter_no_change,
         )
 
+    def objective(self) -> Any:
+        """Return the training objective."""
+        raise NotImplementedError
+
     def pool(self) -> TemperedPool:
         """Return the pool of training."""
         return TemperedPool(

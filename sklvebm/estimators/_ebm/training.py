@@ -2,18 +2,21 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sklvebm.communication import Communicator
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
     kept_reference,
     mean_log_density,
 )
+from sklvebm.estimators._common.rows_of_ranks import TrainingRows, can_share_rows
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.estimators._ebm.config import PoolConfig
@@ -24,6 +27,11 @@ from sklvebm.estimators._ebm.normalization import (
     estimated_gain,
     gain_over_reference,
     normalise,
+)
+from sklvebm.estimators._ebm.shared_training import (
+    can_share_training,
+    ratio_on_ranks,
+    train_on_ranks,
 )
 from sklvebm.latent_maps.maps import LatentMap
 from sklvebm.latent_maps.selection import fit_latent_map
@@ -77,6 +85,9 @@ class PoolObjective(Objective, Protocol):
 
     def particles(self, state: Any) -> ParticleState:
         """Return the particles of a state, which a fitted estimator keeps."""
+
+    def share(self, ranks: Communicator, row_share: float) -> None:
+        """Share rows and pool among ranks; see `ParticleLikelihood.share`."""
 
 
 def build_energy(
@@ -263,8 +274,12 @@ def _from_ratio(
         if not config.screens:
             session.report_epoch(history[-1])
 
-    how: dict[str, Any] = {"generator": generator, "callback": record, "weights": weights}
-    ratio = start_from_ratio(energy, fitted, monitor, recipe, **how)
+    how: dict[str, Any] = {"generator": generator, "callback": record}
+    if can_share_rows(data, session.ranks.size):
+        rows = TrainingRows(fitted, monitor, *weights)
+        ratio = ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
+    else:
+        ratio = start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
     # with little effort a gain must be certain, otherwise possible
     side = "lower" if config.effort == "fast" else "upper"
     limit_of = ratio.lower_limit if config.effort == "fast" else ratio.upper_limit
@@ -303,18 +318,26 @@ def _descended(
         session.report.stage("training by particles is skipped")
         best, state = optimisation.average, started.training.state
         return TrainingResult(optimisation, state, best, started.value, history, True), state
-    energy = optimisation.energy
+    config = replace(config, max_iter=config.max_iter - len(history))
+    weights = session.data.fitted_weights, session.data.monitored_weights
+    of_rows = [as_tensor(part, fitted.device) for part in weights]
+
+    def report(progress: Progress) -> bool:
+        return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
+
+    energy, observed, ranks = optimisation.energy, session.data.observed, session.ranks
+    if can_share_rows(session.data, ranks.size) and can_share_training(config):
+        start = optimisation, started.training.state
+        rows = TrainingRows(fitted, monitor, *of_rows)
+        how: dict[str, Any] = {"generator": generator, "callback": report}
+        result, particles = train_on_ranks(ranks, config, start, rows, **how)
+        return _continued(result, history), particles
     state = objective.ready(energy, started.training.state, len(fitted), generator)
-    observed = session.data.observed
     if observed is not None:
         seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
         base = mean_log_density(started.training.reference, session.data)
         known: dict[str, Any] = {"base": base, "n_copies": N_MONITORED_COPIES}
         objective = WithMissingCells(objective, seen, fitted, **known)
-
-    def report(progress: Progress) -> bool:
-        return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
-
     result = train(
         optimisation,
         objective,
@@ -323,18 +346,22 @@ def _descended(
         state,
         learning_rate=config.learning_rate_init,
         batch_size=min(config.batch_size, len(fitted)),
-        max_iter=config.max_iter - len(history),
+        max_iter=config.max_iter,
         tol=least_improvement(config.tol),
         n_iter_no_change=config.n_iter_no_change,
         generator=generator,
         callback=report,
-        row_weights=as_tensor(session.data.fitted_weights, fitted.device),
-        monitor_weights=as_tensor(session.data.monitored_weights, fitted.device),
+        row_weights=of_rows[0],
+        monitor_weights=of_rows[1],
         keeper=session.checkpoint,
     )
+    return _continued(result, history), objective.particles(result.state)
+
+
+def _continued(result: TrainingResult, history: list[Progress]) -> TrainingResult:
+    """Return a result whose history begins with earlier epochs."""
     later = [p._replace(epoch=p.epoch + len(history)) for p in result.history]
-    result = result._replace(history=history + later)
-    return result, objective.particles(result.state)
+    return result._replace(history=history + later)
 
 
 def _accepted(

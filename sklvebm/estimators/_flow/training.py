@@ -1,7 +1,7 @@
 """Training of potential flows: start on a reference, train, accept or reject, check."""
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,17 @@ from sklvebm.estimators._common.reference import (
     kept_reference,
     mean_log_density,
 )
+from sklvebm.estimators._common.rows_of_ranks import TrainingRows, can_share_rows
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import least_improvement
 from sklvebm.estimators._flow.config import FlowConfig
 from sklvebm.estimators._flow.fitted_model import FlowModel, numbers_per_row
 from sklvebm.estimators._flow.normalization import check_model
+from sklvebm.estimators._flow.shared_training import (
+    can_share_training,
+    optimisation_on,
+    train_on_ranks,
+)
 from sklvebm.flows.diagnostics import FlowDiagnostics
 from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
@@ -101,7 +107,9 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
     return Outcome(
         model=model,
         diagnostics=diagnostics,
-        training=training._replace(optimisation=_moved(result.optimisation, torch.device("cpu"))),
+        training=training._replace(
+            optimisation=optimisation_on(result.optimisation, torch.device("cpu"))
+        ),
         history=result.history,
         value=value + data.log_jacobian,
         improved=gain > 0.0,
@@ -119,9 +127,15 @@ def _descended(
     seed: int,
 ) -> TrainingResult:
     """Run the training loop on rows that are fitted and rows that are monitored."""
-    config: FlowConfig = session.config
+    config, ranks = session.config, session.ranks
+    of_data = session.data.fitted_weights, session.data.monitored_weights
+    weights = [as_tensor(part, config.torch_device) for part in of_data]
+    if can_share_rows(session.data, ranks.size) and can_share_training(config):
+        shared = TrainingRows(rows[0], rows[1], *weights)
+        how: dict[str, Any] = {"seed": seed, "callback": session.report_epoch}
+        return train_on_ranks(ranks, config, training.optimisation, shared, **how)
     return train(
-        _moved(training.optimisation, config.torch_device),
+        optimisation_on(training.optimisation, config.torch_device),
         config.objective(),
         rows[0],
         rows[1],
@@ -133,8 +147,8 @@ def _descended(
         n_iter_no_change=config.n_iter_no_change,
         generator=seeded_generator(seed, config.torch_device),
         callback=session.report_epoch,
-        row_weights=as_tensor(session.data.fitted_weights, config.torch_device),
-        monitor_weights=as_tensor(session.data.monitored_weights, config.torch_device),
+        row_weights=weights[0],
+        monitor_weights=weights[1],
         keeper=session.checkpoint,
     )
 
@@ -188,12 +202,3 @@ def _exact(potential: AnchoredPotential, reference: MixtureReference) -> Anchore
     exact = copy.deepcopy(potential).to(device="cpu", dtype=torch.float64).requires_grad_(False)
     exact.mixture = interpolant_marginals(reference)
     return exact
-
-
-def _moved(optimisation: Optimisation, device: torch.device) -> Optimisation:
-    """Move potentials and Adam's moments to a device, in place."""
-    for potential in (optimisation.energy, optimisation.average):
-        potential.to(device)
-        potential.mixture = potential.mixture.to(device)
-    optimisation.optimizer.to(device)
-    return optimisation
