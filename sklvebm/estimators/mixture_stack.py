@@ -137,11 +137,12 @@ class MixtureStack(
         16 columns or more and fewer than four rows for each of them.
     max_components : int, default=200
         Components of one member, at most.
-    margins : {"auto", "histogram", "none"}, default="auto"
-        Whether columns with edges (rounded values, counts, proportions) are made normal by their
-        histograms. "auto": where held-out rows prefer mixtures of such columns. "histogram": every
-        column whose histogram beats smooth densities. "none": no column. Stacks with such columns
-        cannot be composed, and as `reference=` this parameter is ignored.
+    margins : {"auto", "all", "histogram", "none"}, default="auto"
+        Which columns are made normal by densities of their own. "none": no column. "histogram":
+        columns with edges (rounded values, counts, proportions), where a histogram beats smooth
+        densities. "all": the others, too, by Gaussian mixtures; from 1,000 rows and four columns
+        on. "auto": the choice that held-out rows prefer. Stacks with such columns cannot be
+        composed, and as `reference=` this parameter is ignored.
     effort : {"fast", "default", "thorough"}, default="default"
         How many candidates and members `fit` tries: "fast" takes a third to a half of the time of
         "default", "thorough" one and a half to four times as much.
@@ -167,9 +168,9 @@ class MixtureStack(
     mean_, scale_ : ndarray of shape (n_features,)
         Units of the standardisation.
     margins_ : str
-        "histogram" where columns are mapped, else "none".
+        "all", "histogram" or "none": which columns are mapped.
     n_bins_ : ndarray of shape (n_features,)
-        Bins of each column's histogram; 0 for columns that are not mapped.
+        Bins of each column's histogram; 0 for columns without one.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of shape (n_features,)

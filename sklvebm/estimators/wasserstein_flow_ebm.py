@@ -91,11 +91,12 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         by cross-validation, with Student-like tails. "gaussian": one Gaussian with the covariance
         of the rows. A mixture estimator: a clone, fitted to the standardised rows. Or the marginal
         of the features of a reference in standardised units.
-    margins : {"auto", "histogram", "none"}, default="auto"
-        Whether columns with edges (rounded values, counts, proportions) are made normal by their
-        histograms. "auto": where held-out rows prefer mixtures of such columns; only with mixtures
-        chosen by cross-validation. "histogram": every column whose histogram beats smooth
-        densities. "none": no column. Models with such columns cannot be composed.
+    margins : {"auto", "all", "histogram", "none"}, default="auto"
+        Which columns are made normal by densities of their own. "none": no column. "histogram":
+        columns with edges (rounded values, counts, proportions), where a histogram beats smooth
+        densities. "all": the others, too, by Gaussian mixtures; from 1,000 rows and four columns
+        on. "auto": the choice that held-out rows prefer; only with mixtures chosen by
+        cross-validation. Models with such columns cannot be composed.
     effort : {"fast", "default", "thorough"}, default="default"
         How much time `fit` may take. "fast" tries fewer mixtures, divides `max_iter` by four and
         `n_iter_no_change` by two, and trains particles only where a density ratio proves a gain.
@@ -192,9 +193,9 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     mean_, scale_ : ndarray of shape (n_features,)
         Standardisation of the columns.
     margins_ : str
-        "histogram" where columns are mapped, else "none".
+        "all", "histogram" or "none": which columns are mapped.
     n_bins_ : ndarray of shape (n_features,)
-        Bins of each column's histogram; 0 for columns that are not mapped.
+        Bins of each column's histogram; 0 for columns without one.
     log_partition_ : LogPartition
         Named tuple `value, lower, upper, standard_error, effective_sample_size`; nats.
     diagnostics_ : Diagnostics

@@ -206,5 +206,6 @@ def test_states_of_versions_without_margins_are_read():
 @pytest.mark.parametrize("estimator", ALL, ids=name_of)
 def test_margins_has_four_values(estimator):
     model = pickle.loads(pickle.dumps(estimator)).set_params(margins="bins")
-    with pytest.raises(ValueError, match="margins must be one of 'auto', 'all', 'histogram', 'none'"):
+    values = "'auto', 'all', 'histogram', 'none'"
+    with pytest.raises(ValueError, match=f"margins must be one of {values}"):
         model.fit(rows())
