@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sklvebm.adam import Adam, one_cycle
 from sklvebm.latent_maps.maps import PerceptronLatentMap, hidden_units
+from sklvebm.threads import limited_threads
 
 _N_UNITS, _N_UNITS_EXACT = 64, 128  # of each hidden layer, in a coarse and an exact fit
 _N_STEPS, _BATCH_SIZE = 1000, 256  # steps of Adam and rows per step
@@ -52,6 +53,7 @@ class _ResidualPerceptron(nn.Module):
         return linear + nn.functional.linear(second, self.last_weight)
 
 
+@limited_threads(1)  # operations are small, and threads wait for busy cores
 @torch.enable_grad()  # `numerical_session` disables gradients
 def fit_bottleneck(
     X: np.ndarray, linear: np.ndarray, seed: int, *, exact: bool = False

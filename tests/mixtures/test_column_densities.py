@@ -113,9 +113,12 @@ def test_answers_are_in_the_units_of_the_rows(stack):
     again = pickle.loads(pickle.dumps(stack))
     X = log_normal_rows(50, 2)
     np.testing.assert_array_equal(again.score_samples(X), stack.score_samples(X))
+    X = log_normal_rows(5000, 2)
     X[:, 1:] = np.nan
     truth = norm.logpdf(np.log(X[:, 0]) / SCALE) - np.log(SCALE * X[:, 0])
-    assert np.abs(stack.score_samples(X) - truth).mean() < 0.1
+    lost = truth - stack.score_samples(X)
+    # 23 parameters of 2,000 rows, and the copula: 0.01 nats
+    assert lost.mean() < 0.02 + 4.0 * lost.std() / np.sqrt(len(lost))
 
 
 def test_conditional_means_are_those_of_the_copula(stack):
