@@ -223,3 +223,26 @@ def test_a_pickle_with_embeddings_scores_and_continues_alike(estimator, curved):
     np.testing.assert_array_equal(again.score_samples(curved), model.score_samples(curved))
     again.fit(curved)
     assert again.n_iter_ == model.n_iter_ + 10
+
+
+@BOTH
+def test_the_ratio_is_kept_where_particles_lead_astray(estimator, curved, monkeypatch):
+    """The last updates are made harmful; what the classification found before is not lost."""
+    descended = training_module._descended
+
+    def gone_astray(*arguments):
+        result, particles = descended(*arguments)
+        with torch.no_grad():
+            for parameter in result.best.network.parameters():
+                parameter.mul_(-3.0)
+        return result, particles
+
+    monkeypatch.setattr(training_module, "_descended", gone_astray)
+    options = {"max_iter": 40, "learning_rate_init": 0.003, "n_chains": 64}
+    model = brief(estimator, **options).fit(curved)
+    new = make_moons(2000, noise=0.1, random_state=2)[0]
+    reference = brief(estimator, max_iter=0).fit(curved)
+    gains = model.score_samples(new) - reference.score_samples(new)
+    assert model.improved_
+    assert gains.mean() > 4.0 * gains.std() / np.sqrt(len(gains))
+    assert model.diagnostics_.verdict == "sound"

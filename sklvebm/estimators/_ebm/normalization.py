@@ -43,7 +43,6 @@ from sklvebm.smc.log_partition import (
 )
 from sklvebm.smc.quasi_random import latent_nodes
 from sklvebm.smc.resampling import effective_sample_size
-from sklvebm.training import TrainingResult
 
 _EQUILIBRATION_SWEEPS, _MAX_SWEEPS = 20, 60  # the former plus one per feature, and its limit
 _DIAGNOSTIC_ROUNDS = (10, 10, 20, 40, 80)  # sweeps of each round of the diagnostic chains
@@ -248,7 +247,7 @@ def compare_diagnostic_chains(
 
 def estimated_gain(
     energy: PathEnergy,
-    result: TrainingResult,
+    bound: float,
     rows: Tensor,
     expected: Tensor,
     base: float,
@@ -264,8 +263,8 @@ def estimated_gain(
     ----------
     energy : AnchoredEnergy or BridgedEnergy
         The energy of the best epoch.
-    result : TrainingResult
-        Its bound is a mean over several epochs.
+    bound : float
+        Its bound in training, a mean over several epochs, nats.
     rows : Tensor of shape (N * K, D)
         Monitored rows, or K completions of each in turn.
     expected : Tensor of shape (N,)
@@ -280,7 +279,7 @@ def estimated_gain(
         ratios = log_ratio_to_reference(energy, rows, nodes, len(rows) // len(expected))
     gains = ratios.cpu() - expected
     # the mean is that over several epochs, with the confidence margin of one
-    mean = result.best_lower_bound - base - float(mean_on_device(expected, row_weights))
+    mean = bound - base - float(mean_on_device(expected, row_weights))
     excess = lower_confidence_limit(gains, row_weights) - float(mean_on_device(gains, row_weights))
     return mean + excess
 

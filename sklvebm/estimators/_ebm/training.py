@@ -212,7 +212,8 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
         result, particles = _descended(session, started, fitted, monitor, generator)
         trained = TrainedParticles(particles, fitted, seed, generator)
         training = training._replace(optimisation=result.optimisation, state=particles)
-        model, diagnostics, gain = _accepted(session, training, result, monitor, trained)
+        judging = _Judging(session, training, monitor, trained)
+        model, diagnostics, gain = _accepted(judging, result, started)
     is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
     value = result.best_lower_bound
     if is_reference:
@@ -237,6 +238,7 @@ class _Started(NamedTuple):
     history: list[Progress]  # epochs of the density ratio
     value: float = math.nan  # monitored value, nats
     is_hopeless: bool = False  # no gain over the reference can be expected
+    ratio_energy: AnchoredEnergy | None = None  # where particles go on from it
 
 
 def _from_ratio(
@@ -300,7 +302,8 @@ def _from_ratio(
     state = resampled_pool(config.pool(), ratio.energy, training.state, generator)
     value = base + gain
     training = training._replace(optimisation=optimisation, state=state)
-    return _Started(training, history, value, is_hopeless)
+    ratio_energy = None if is_hopeless else copy.deepcopy(ratio.energy)
+    return _Started(training, history, value, is_hopeless, ratio_energy)
 
 
 def _descended(
@@ -364,26 +367,39 @@ def _continued(result: TrainingResult, history: list[Progress]) -> TrainingResul
     return result._replace(history=history + later)
 
 
+class _Judging(NamedTuple):
+    """What the decision on a trained energy needs."""
+
+    session: FitSession
+    training: Training
+    monitor: Tensor  # monitored rows, standardised
+    trained: TrainedParticles
+
+
 def _accepted(
-    session: FitSession,
-    training: Training,
-    result: TrainingResult,
-    monitor: Tensor,
-    trained: TrainedParticles,
+    judging: _Judging, result: TrainingResult, started: _Started
 ) -> tuple[Model, Diagnostics, float]:
-    """Return the normalised energy, or the reference if there is no gain, and the gain, nats."""
+    """Return the normalised energy, or the reference if there is no gain, and the gain, nats.
+
+    Where the trained energy is rejected, that of the density ratio is judged, too.
+    """
+    session, training, _, trained = judging
     kept = result.best if session.keep_best else result.optimisation.average
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
-    gain = 0.0
     expected = expected_refit_gain(session, training)
-    base = mean_log_density(training.reference, session.data)
-    weights = as_tensor(session.data.monitored_weights)
-    by_training = (kept, result, monitor, expected, base)
-    if not may_fall_back or estimated_gain(*by_training, row_weights=weights) > 0.0:
+    gain = 0.0
+    if not may_fall_back or _may_gain(judging, kept, result.best_lower_bound):
         session.report.phase("normalising", "normalising the trained energy")
-        model, diagnostics = normalise(session, kept, training.reference, trained)
-        gain = gain_over_reference(model, session.data.judged, expected, weights)
-        gain, diagnostics = accepted_gain(gain, diagnostics)
+        model, diagnostics, gain = _normalised(judging, kept)
+    first = started.ratio_energy
+    if may_fall_back and gain <= 0.0 and first is not None:
+        session.report.stage("the energy of the density ratio is judged instead")
+        # the pool may have followed an energy that went wrong
+        pool, generator = session.config.pool(), trained.generator
+        state = resampled_pool(pool, first, pool.init(first, generator), generator)
+        again = judging._replace(trained=trained._replace(state=state))
+        if _may_gain(judging, first, started.value):
+            model, diagnostics, gain = _normalised(again, first)
     if may_fall_back and gain <= 0.0:
         # the annealed estimate decides, also against the training's bound
         session.report.phase("normalising", "keeping the reference")
@@ -392,4 +408,24 @@ def _accepted(
         untrained = untrained.to(kept.reference.location)
         model, diagnostics = normalise(session, untrained, reference, trained)
     session.report.kept(gain > 0.0, gain, len(expected), falls_back=may_fall_back)
+    return model, diagnostics, gain
+
+
+def _may_gain(judging: _Judging, energy: PathEnergy, bound: float) -> bool:
+    """Return whether the training's bound, nats, lets an energy gain over the reference."""
+    session, training, monitor, _ = judging
+    expected = expected_refit_gain(session, training)
+    base = mean_log_density(training.reference, session.data)
+    weights = as_tensor(session.data.monitored_weights)
+    return estimated_gain(energy, bound, monitor, expected, base, row_weights=weights) > 0.0
+
+
+def _normalised(judging: _Judging, energy: PathEnergy) -> tuple[Model, Diagnostics, float]:
+    """Return a normalised energy with its diagnostics and its gain over the reference, nats."""
+    session, training, _, trained = judging
+    model, diagnostics = normalise(session, energy, training.reference, trained)
+    expected = expected_refit_gain(session, training)
+    weights = as_tensor(session.data.monitored_weights)
+    gain = gain_over_reference(model, session.data.judged, expected, weights)
+    gain, diagnostics = accepted_gain(gain, diagnostics)
     return model, diagnostics, gain
