@@ -109,9 +109,9 @@ def threshold(
 ) -> float:
     r"""Return the score below which a row is an outlier.
 
-    A number is the quantile of the scores. "auto" is the level that one inlier in a hundred passes:
-    the quantile 0.01, or, if higher, the level by the assumption that surprises `-score` have an
-    exponential tail beyond their upper quartile,
+    A number is the quantile of the scores. "auto" is the level that one inlier in a hundred is
+    below: the quantile 0.01, or, if higher, the level by the assumption that surprises `-score`
+    have an exponential tail beyond their upper quartile,
 
     .. math:: t = q_{90} + s \ln \frac{0.1}{0.01}, \qquad s = \frac{q_{90} - q_{75}}{\ln 2.5}
 

@@ -71,7 +71,7 @@ class DensityOutlierDetector(LinksToDocumentation, VersionedState, OutlierMixin,
         is `MixtureStack()`.
     contamination : float or "auto", default="auto"
         Share of training rows to flag, at most 0.5. "auto" flags rows beyond the level that about
-        one inlier in a hundred passes; see Notes.
+        one inlier in a hundred is below; see Notes.
     n_folds : int, default=5
         Folds of the cross-fitting. `fit` takes `n_folds + 1` fits of the estimator.
     random_state : int, RandomState, Generator or None, default=None
@@ -105,9 +105,9 @@ class DensityOutlierDetector(LinksToDocumentation, VersionedState, OutlierMixin,
     fitted without them. `fit_predict` therefore judges them as if they were new.
 
     With "auto", the threshold is the higher of two levels: the 0.01 quantile of the cross-fitted
-    scores, and the level that one inlier in a hundred passes if `-score` falls exponentially beyond
-    its upper quartile. The latter follows from the quantiles 0.75 and 0.9 of `-score`, which a few
-    percent of outliers hardly move.
+    scores, and the level that one inlier in a hundred is below if `-score` falls exponentially
+    beyond its upper quartile. The latter follows from the quantiles 0.75 and 0.9 of `-score`, which
+    a few percent of outliers hardly move.
 
     Where the estimator allows missing cells, `score_samples` is the log-density of the observed
     cells, shifted so that `offset_` serves every pattern of missing cells approximately: the shift

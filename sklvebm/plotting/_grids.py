@@ -14,6 +14,7 @@ from sklvebm.validation import in_container_of
 
 OTHERS = ("auto", "marginal", "slice")
 _MARGIN = 0.15  # of the range of a feature, on each side of it
+_RESOLUTION, _COSTLY_RESOLUTION = 80, 32  # points on an axis: usually, and by particles
 
 
 class Grid(NamedTuple):
@@ -29,7 +30,7 @@ class Grid(NamedTuple):
 
 
 def make_grid(
-    estimator: Any, X: Any, *, features: Any, others: str, at: Any, resolution: int
+    estimator: Any, X: Any, *, features: Any, others: str, at: Any, resolution: int | None
 ) -> Grid:
     """Return the grid of a display, see the parameters of `DensityDisplay.from_estimator`.
 
@@ -42,7 +43,7 @@ def make_grid(
     """
     if others not in OTHERS:
         raise ValueError(f"others must be one of {OTHERS}, got {others!r}.")
-    if resolution < 2:
+    if resolution is not None and resolution < 2:
         raise ValueError(f"grid_resolution must be at least 2, got {resolution}.")
     may_miss = get_tags(estimator).input_tags.allow_nan
     X_plain = checked_rows(X, may_miss=may_miss)
@@ -60,6 +61,10 @@ def make_grid(
         fill = np.nanmedian(X_plain, axis=0) if at is None else np.asarray(at, dtype=np.float64)
         if fill.shape != (len(names),):
             raise ValueError(f"at must hold {len(names)} values, got shape {fill.shape}.")
+    if resolution is None:
+        has_particles = bool(getattr(estimator, "improved_", False))
+        is_costly = has_particles and others == "marginal" and len(columns) < len(names)
+        resolution = _COSTLY_RESOLUTION if is_costly else _RESOLUTION
     shown = X_plain[:, columns]
     return Grid(
         columns=columns,

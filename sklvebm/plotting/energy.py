@@ -83,7 +83,7 @@ class EnergyDisplay:
         response: str = "energy",
         others: str = "auto",
         at: Any = None,
-        grid_resolution: int = 80,
+        grid_resolution: int | None = None,
         ax: Any = None,
         **options: Any,
     ) -> Self:
@@ -104,8 +104,9 @@ class EnergyDisplay:
             Treatment of the other features, as in `DensityDisplay.from_estimator`.
         at : array-like of shape (n_features,) or None, default=None
             Where to slice, in the units of X; None takes the medians of X.
-        grid_resolution : int, default=80
-            Points on each axis.
+        grid_resolution : int or None, default=None
+            Points on each axis. None is 80, and 32 where an energy integrates other features out:
+            each point then needs particles.
         ax : matplotlib axes or None, default=None
             Where to draw; None makes a figure.
         **options : dict

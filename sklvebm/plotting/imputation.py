@@ -135,7 +135,8 @@ class ImputationDisplay:
         columns = columns_of(features, names)
         if len(columns) != 2:
             raise ValueError(f"features must be two columns, got {len(columns)}.")
-        framed = in_container_of(X, rows)
+        # an imputer passes plain rows to its density
+        framed = in_container_of(X, rows) if hasattr(density, "feature_names_in_") else rows
         tails = (0.5 - 0.5 * _LEVEL, 0.5 + 0.5 * _LEVEL)
         true_rows = None
         if X_true is not None:
@@ -218,5 +219,7 @@ class ImputationDisplay:
         panel.axline((0.0, 0.0), slope=1.0, color="0.3", lw=0.8)
         panel.set(xlabel="true cell, standard deviations", ylabel="imputed cell")
         panel.set_title(
-            f"{100 * self.coverage_:.0f} % of true cells within intervals", fontsize="medium"
+            f"{100 * self.coverage_:.0f} % of true cells within {100 * _LEVEL:.0f} % intervals "
+            f"({len(truth)} cells)",
+            fontsize="medium",
         )

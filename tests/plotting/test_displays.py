@@ -1,5 +1,7 @@
 """Displays of draws, latents, outliers, calibration, imputation and training: what is drawn."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from sklvebm import DensityOutlierDetector, MixtureStack, ParticleImputer
 from sklvebm.metrics import conditional_calibration
 from sklvebm.plotting import (
     CalibrationDisplay,
+    DensityDisplay,
     ImputationDisplay,
     LatentDisplay,
     OutlierDisplay,
@@ -156,6 +159,35 @@ def test_imputed_cells_and_intervals_are_drawn(stack, table):
     # the observed cell has no interval
     assert np.allclose([np.ptp(path.vertices[:, 0]) for path in lines.get_paths()], 0.0)
     assert np.isnan(display.coverage_)
+
+
+def test_an_imputer_fitted_to_a_frame_is_shown_without_warnings(table):
+    names = [f"column {place}" for place in range(table.shape[1])]
+    frame = pd.DataFrame(holes(table), columns=names)
+    imputer = ParticleImputer(random_state=0).fit(frame)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        display = ImputationDisplay.from_estimator(imputer, frame)
+    assert display.feature_names == names[:2]
+
+
+def test_planes_that_need_particles_have_fewer_points(stack, table):
+    class Counting(MixtureStack):
+        improved_ = False
+
+        def score_samples(self, X):
+            return np.zeros(len(X))
+
+    model = Counting(random_state=0).fit(table)
+    display = DensityDisplay.from_estimator(model, table)
+    assert [len(points) for points in display.points] == [80, 80]
+    model.improved_ = True
+    display = DensityDisplay.from_estimator(model, table)
+    assert [len(points) for points in display.points] == [32, 32]
+    display = DensityDisplay.from_estimator(model, table, others="slice")
+    assert [len(points) for points in display.points] == [80, 80]
+    display = DensityDisplay.from_estimator(model, table, grid_resolution=20)
+    assert [len(points) for points in display.points] == [20, 20]
 
 
 def test_true_cells_are_counted_within_intervals(stack, table):
