@@ -88,9 +88,9 @@ def test_auto_finds_the_density_of_skewed_columns(stack):
     lost = log_normal_density(new) - stack.score_samples(new)
     assert stack.margins_ == "all"
     assert not stack.n_bins_.any()
-    # 10 parameters of the copula and 100 of the margins, of eight components each: 0.03 nats by
-    # their number, twice as much because normal components approximate the least values
-    assert lost.mean() < 0.06 + 4.0 * lost.std() / np.sqrt(len(lost))
+    # 10 parameters of the copula and 100 of the margins cost 0.03 nats by their number; normal
+    # components approximate the least values badly: 0.06 to 0.13 over five other tables
+    assert lost.mean() < 0.1 + 4.0 * lost.std() / np.sqrt(len(lost))
     plain = MixtureStack(margins="none", random_state=0).fit(log_normal_rows(2000, 0))
     gain = stack.score_samples(new) - plain.score_samples(new)
     assert gain.mean() > 4.0 * gain.std() / np.sqrt(len(gain))
