@@ -177,7 +177,8 @@ class Checkpoint:
         named[_DESCRIPTION] = np.frombuffer(text, dtype=np.uint8)
 
         def write(file: BinaryIO) -> None:
-            np.savez(file, **named)  # type: ignore[arg-type]  # it has options, too
+            # the keywords include an option of another type, which no name here is equal to
+            np.savez(file, **named)  # type: ignore[arg-type]
 
         replace_file(self.path, write)
         self._written = time.monotonic()

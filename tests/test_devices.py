@@ -36,6 +36,7 @@ from sklvebm.baselines._contract import LayerSizes, PowerOfTwo
 from sklvebm.estimators._common.parameters import Cache, Flag, Number, OneOf, Seed, Widths
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.estimators._ebm import normalization
+from sklvebm.estimators._ebm import training as ebm_training
 from sklvebm.estimators._flow import normalization as flow_normalization
 from sklvebm.flows import explicit_energy
 from sklvebm.inference import equilibration, posterior, sampling
@@ -502,6 +503,36 @@ def test_a_fit_that_was_not_pickled_moves_to_another_device(kind, pretended):
         model.set_params(device="cpu").fit(X)
     assert model.device_ == "cpu"
     assert np.isfinite(model.score_samples(X[:FEW])).all()
+
+
+@pytest.mark.parametrize("kind", [ParticleLVEBM, WassersteinFlowEBM])
+def test_the_energy_of_the_ratio_is_judged_where_the_trained_one_is_rejected(
+    kind, pretended, monkeypatch
+):
+    descended, judged = ebm_training._descended, []
+
+    def gone_astray(*arguments):
+        result, particles = descended(*arguments)
+        with torch.no_grad():
+            for parameter in result.best.network.parameters():
+                parameter.mul_(-3.0)
+        return result, particles
+
+    def noted(pool, energy, state, generator):
+        judged.append(str(state.pool.device))
+        return resampled(pool, energy, state, generator)
+
+    resampled = ebm_training.resampled_pool
+    monkeypatch.setattr(ebm_training, "_descended", gone_astray)
+    monkeypatch.setattr(ebm_training, "resampled_pool", noted)
+    options = {"init": "ratio", "early_stopping": True, "max_iter": 4, "tol": None}
+    case = Case(kind, options)
+    expected = answers(fitted(case, "cpu"), X[:FEW])
+    with pretended():
+        found = answers(fitted(case, "pretended"), X[:FEW])
+    # at the start of the particles, and again after the rejection
+    assert [device.split(":")[0] for device in judged] == ["cpu"] * 2 + ["pretended"] * 2
+    assert_same(expected, found)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -98,14 +98,20 @@ def resolve_batch_size(batch_size: int | str, n_rows: int) -> int:
     return min(wanted, n_rows)
 
 
-def principal_latents(
-    x: Tensor, n_latents: int, generator: torch.Generator, row_weights: Tensor | None = None
-) -> Tensor:
-    """Return the whitened principal components of rows x (N, D), (N, L), as first latents.
+class WeightedRows(NamedTuple):
+    """Standardised training rows with their weights."""
+
+    x: Tensor  # (N, D)
+    row_weights: Tensor | None = None  # (N,), mean one; None counts each row once
+
+
+def principal_latents(rows: WeightedRows, n_latents: int, generator: torch.Generator) -> Tensor:
+    """Return the whitened principal components of rows, (N, L), as first latents.
 
     They have zero mean and unit variance under the weights of the rows. Latents beyond the rank of
-    x are standard normal draws.
+    the rows are standard normal draws.
     """
+    x, row_weights = rows
     scales = 1.0 if row_weights is None else row_weights.sqrt().unsqueeze(1)
     centred = (x - mean_on_device(x, row_weights)).double()
     u, s, _ = torch.linalg.svd(centred * scales, full_matrices=False)
@@ -157,7 +163,7 @@ def train_decoder(session: FitSession, model: LatentModel) -> Outcome:
             objective,
             x,
             monitor,
-            objective.init(model, x, generator, row_weights),
+            objective.init(model, WeightedRows(x, row_weights), generator),
             learning_rate=config.learning_rate_init,
             batch_size=batch_size,
             max_iter=config.max_iter,

@@ -9,7 +9,7 @@ from torch import Tensor
 from sklvebm.baselines._bounds import GaussianMixtures
 from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
-from sklvebm.baselines._fitting import BoundObjective, principal_latents
+from sklvebm.baselines._fitting import BoundObjective, WeightedRows, principal_latents
 from sklvebm.baselines._inference import laplace, maximise_posterior, most_likely_latents
 from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
@@ -41,16 +41,11 @@ class JointLikelihood(BoundObjective):
         self.n_latent_steps = n_latent_steps
 
     def init(
-        self,
-        model: LatentModel,
-        x: Tensor,
-        generator: torch.Generator,
-        row_weights: Tensor | None = None,
+        self, model: LatentModel, rows: WeightedRows, generator: torch.Generator
     ) -> RowLatents:
         """Return first latents of all rows."""
-        return RowLatents(
-            principal_latents(x, model.n_latents, generator, row_weights), row_weights
-        )
+        first = principal_latents(rows, model.n_latents, generator)
+        return RowLatents(first, rows.row_weights)
 
     def step(
         self, model: LatentModel, batch: Batch, state: RowLatents, generator: torch.Generator

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sklvebm.baselines._contract import RULES, DecoderDensityMixin, LayerSizes
 from sklvebm.baselines._decoder import Architecture, LatentModel
+from sklvebm.baselines._fitting import WeightedRows
 from sklvebm.baselines._inference import langevin, prior_target
 from sklvebm.baselines._prior import (
     STEP_SIZE,
@@ -39,15 +40,11 @@ class EnergyPriorObjective(ParticleObjective):
         self.n_chains = n_chains
 
     def init(
-        self,
-        model: LatentModel,
-        x: Tensor,
-        generator: torch.Generator,
-        row_weights: Tensor | None = None,
+        self, model: LatentModel, rows: WeightedRows, generator: torch.Generator
     ) -> JointParticles:
         """Return posterior particles and exact draws of the untrained prior."""
         return JointParticles(
-            super().init(model, x, generator, row_weights),
+            super().init(model, rows, generator),
             normal_draws(model, self.n_chains, generator),
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sklvebm.baselines._bounds import GaussianMixtures, diagonal_gaussians
 from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
-from sklvebm.baselines._fitting import BoundObjective, principal_latents
+from sklvebm.baselines._fitting import BoundObjective, WeightedRows, principal_latents
 from sklvebm.baselines._inference import gauss_newton, most_likely_latents
 from sklvebm.estimators._common.parameters import Number, Rule
 from sklvebm.mcmc.state import Batch
@@ -76,14 +76,10 @@ class FreeBound(BoundObjective):
         self.n_latent_steps, self.latent_learning_rate = n_latent_steps, latent_learning_rate
 
     def init(
-        self,
-        model: LatentModel,
-        x: Tensor,
-        generator: torch.Generator,
-        row_weights: Tensor | None = None,
+        self, model: LatentModel, rows: WeightedRows, generator: torch.Generator
     ) -> FreeGaussians:
         """Return narrow Gaussians around the principal components."""
-        mean = principal_latents(x, model.n_latents, generator, row_weights)
+        mean = principal_latents(rows, model.n_latents, generator)
         return free_gaussians(mean, torch.full_like(mean, _FIRST_SCALE))
 
     def step(

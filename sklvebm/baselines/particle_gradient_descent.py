@@ -9,7 +9,7 @@ from torch import Tensor
 from sklvebm.baselines._bounds import GaussianMixtures
 from sklvebm.baselines._contract import RULES, DecoderDensityMixin
 from sklvebm.baselines._decoder import LatentModel
-from sklvebm.baselines._fitting import BoundObjective, principal_latents
+from sklvebm.baselines._fitting import BoundObjective, WeightedRows, principal_latents
 from sklvebm.baselines._inference import (
     langevin,
     laplace,
@@ -46,19 +46,13 @@ class ParticleObjective(BoundObjective):
     def __init__(self, n_particles: int, n_langevin_steps: int) -> None:
         self.n_particles, self.n_langevin_steps = n_particles, n_langevin_steps
 
-    def init(
-        self,
-        model: LatentModel,
-        x: Tensor,
-        generator: torch.Generator,
-        row_weights: Tensor | None = None,
-    ) -> Any:
+    def init(self, model: LatentModel, rows: WeightedRows, generator: torch.Generator) -> Any:
         """Return particles around the principal components."""
-        centre = principal_latents(x, model.n_latents, generator, row_weights)
-        shape = (len(x), self.n_particles, model.n_latents)
-        noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+        centre = principal_latents(rows, model.n_latents, generator)
+        shape = (len(centre), self.n_particles, model.n_latents)
+        noise = torch.randn(shape, generator=generator, dtype=centre.dtype, device=centre.device)
         return PosteriorParticles(
-            centre.unsqueeze(1) + _FIRST_SPREAD * noise, x.new_tensor(_FIRST_STEP_SIZE)
+            centre.unsqueeze(1) + _FIRST_SPREAD * noise, centre.new_tensor(_FIRST_STEP_SIZE)
         )
 
     def step(

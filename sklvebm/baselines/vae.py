@@ -9,7 +9,7 @@ from torch import Tensor
 from sklvebm.baselines._bounds import GaussianMixtures, diagonal_gaussians
 from sklvebm.baselines._contract import DecoderDensityMixin
 from sklvebm.baselines._decoder import Architecture, LatentModel
-from sklvebm.baselines._fitting import BoundObjective
+from sklvebm.baselines._fitting import BoundObjective, WeightedRows
 from sklvebm.mcmc.state import Batch
 
 _LOG_SCALE_RANGE = (-8.0, 3.0)  # of the encoder's log standard deviations
@@ -24,13 +24,7 @@ def encode(model: LatentModel, x: Tensor) -> tuple[Tensor, Tensor]:
 class AmortizedBound(BoundObjective):
     """The evidence lower bound with an encoder that gives the Gaussian of a row."""
 
-    def init(
-        self,
-        model: LatentModel,
-        x: Tensor,
-        generator: torch.Generator,
-        row_weights: Tensor | None = None,
-    ) -> None:
+    def init(self, model: LatentModel, rows: WeightedRows, generator: torch.Generator) -> None:
         """Return None: there is no state between updates."""
         return None
 

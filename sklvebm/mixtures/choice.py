@@ -11,6 +11,7 @@ from sklvebm.mixtures.search import (
     DEFENSIVE_WEIGHT,
     TAIL_SHARES,
     Candidate,
+    Fold,
     HeldOutLosses,
     column_scales,
     one_fold,
@@ -98,7 +99,7 @@ class MixtureSearch:
                 self._scales = column_scales(self._some)
                 self._losses = self._losses_of(folds)
 
-    def _losses_of(self, folds: list[Any]) -> HeldOutLosses:
+    def _losses_of(self, folds: list[Fold]) -> HeldOutLosses:
         return HeldOutLosses(folds, self._seed, self._scales, self._policy)
 
     def _searched(self) -> tuple[Candidate, dict[Candidate, float]]:

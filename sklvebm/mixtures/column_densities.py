@@ -173,17 +173,19 @@ def _weighted_left_out(x: np.ndarray, max_bins: int, row_weights: np.ndarray) ->
 
 
 def every_margin(
-    X: np.ndarray, max_bins: int = MAX_BINS, row_weights: np.ndarray | None = None
+    X: np.ndarray,
+    edges: tuple[Bins | None, ...] | None,
+    row_weights: np.ndarray | None = None,
 ) -> tuple[Margin | None, ...] | None:
     """Return a density of every column of rows X (N, D), or None where no column needs one.
 
-    A histogram as in `column_margins`, elsewhere a Gaussian mixture; None stands for a Gaussian.
+    That of `edges`, the histograms that `column_margins` returns, elsewhere a Gaussian mixture;
+    None stands for a Gaussian.
     """
-    edges = column_margins(X, max_bins, row_weights)
-    margins: list[Margin | None] = list(edges or [None] * X.shape[1])
-    smooth = [j for j, bins in enumerate(margins) if bins is None]
     if X.shape[1] < _MIN_SMOOTH_COLUMNS:
         return edges
+    margins: list[Margin | None] = list(edges or [None] * X.shape[1])
+    smooth = [j for j, bins in enumerate(margins) if bins is None]
     for j, margin in zip(smooth, _smooth_margins(X[:, smooth], row_weights), strict=True):
         margins[j] = margin
     return None if all(margin is None for margin in margins) else tuple(margins)
@@ -193,8 +195,8 @@ def margins_of_option(
     option: str, X: np.ndarray, row_weights: np.ndarray | None = None
 ) -> tuple[Margin | None, ...] | None:
     """Return the densities of columns for the value "histogram" or "all" of `margins`."""
-    of_columns = {"histogram": column_margins, "all": every_margin}[option]
-    return of_columns(X, row_weights=row_weights)
+    edges = column_margins(X, row_weights=row_weights)
+    return edges if option == "histogram" else every_margin(X, edges, row_weights)
 
 
 class _Column(NamedTuple):

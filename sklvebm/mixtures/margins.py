@@ -1,11 +1,12 @@
 """Decides by held-out rows which columns of a fit are mapped to normal ones."""
 
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
-from sklvebm.mixtures.choice import MixtureSearch
+from sklvebm.mixtures.choice import JudgedChoice, MixtureSearch
 from sklvebm.mixtures.column_densities import MIN_ROWS, column_margins, every_margin
 from sklvebm.mixtures.policy import StackPolicy
 from sklvebm.mixtures.stacking import MixtureChoice
@@ -59,9 +60,9 @@ def choose_margins(
     """
     given = X if observed is None else observed
     table = _Table(X, observed, given, row_weights)
+    edges = column_margins(given, row_weights=row_weights)
     candidates: list[Margins] = [None]
-    for of_columns in (column_margins, every_margin):
-        margins = of_columns(given, row_weights=row_weights)
+    for margins in (edges, every_margin(given, edges, row_weights)):
         if margins is not None and not _same(margins, candidates[-1]):
             candidates.append(margins)
     if len(candidates) == 1:
@@ -69,11 +70,10 @@ def choose_margins(
     plain, *others = [_Candidate(margins, table, seed, policy) for margins in candidates]
     remaining = _remaining([plain, *others], table)
     best, *rivals = remaining
-    gain, rejected = 0.0, 0.0
-    if best is not plain:
-        gain = _gain(plain.singles(), best.singles(), table)[0]
+    rejected = max(_gain(plain.singles, other.singles, table)[0] for other in others)
+    gain = 0.0 if best is plain else _gain(plain.singles, best.singles, table)[0]
     for rival in rivals:
-        more, error = _gain(best.judged(), rival.judged(), table)
+        more, error = _gain(best.judged, rival.judged, table)
         if more > _MIN_ERRORS * error:
             best, gain = rival, gain + more
         else:
@@ -110,23 +110,25 @@ class _Candidate:
             observed = None if observed is None else self._units.apply(observed)
         source = np.random.RandomState(seed)
         self._search = MixtureSearch(X, source, policy, observed, table.row_weights)
-        self._choice: MixtureChoice | None = None
+
+    @cached_property
+    def _found(self) -> JudgedChoice:
+        return self._search.judged()
 
     @property
     def choice(self) -> MixtureChoice:
         """The mixtures that the whole search chooses."""
-        if self._choice is None:
-            self._choice = self._search.judged().choice
-        return self._choice
+        return self._found.choice
 
+    @cached_property
     def singles(self) -> _Judged:
-        """Return held-out rows under the best single mixture."""
+        """Held-out rows under the best single mixture."""
         return self._in_units(*self._search.singles())
 
+    @cached_property
     def judged(self) -> _Judged:
-        """Return held-out rows under the choice."""
-        self._choice, rows, log_density = self._search.judged()
-        return self._in_units(rows, log_density)
+        """Held-out rows under the choice."""
+        return self._in_units(self._found.rows, self._found.log_density)
 
     def _in_units(self, rows: np.ndarray, log_density: np.ndarray) -> _Judged:
         """Add the log slopes of the margins, each without the row's own contribution."""
@@ -147,7 +149,7 @@ def _remaining(candidates: list[_Candidate], table: _Table) -> list[_Candidate]:
     remaining = list(candidates)
     for simple, other in combinations(candidates, 2):
         if simple in remaining and other in remaining:
-            gain, error = _gain(simple.singles(), other.singles(), table)
+            gain, error = _gain(simple.singles, other.singles, table)
             if not gain > 0.0:
                 remaining.remove(other)
             elif gain > _CLEAR_ERRORS * error:

@@ -20,7 +20,7 @@ from sklvebm import (
     WassersteinFlowEBM,
 )
 from sklvebm.baselines import VAE, HardEM
-from sklvebm.baselines._fitting import principal_latents
+from sklvebm.baselines._fitting import WeightedRows, principal_latents
 from sklvebm.baselines.hard_em import RowLatents
 from sklvebm.mixtures.reference_selection import fit_reference
 
@@ -233,8 +233,8 @@ def test_a_decoder_learns_weights(kind):
 def test_latents_are_standardised_under_the_weights_of_rows():
     copies = np.repeat(np.arange(len(X)), COUNTS)
     x, weights = torch.from_numpy(X), torch.from_numpy(COUNTS / COUNTS.mean())
-    weighted = principal_latents(x, 2, torch.Generator(), weights)
-    repeated = principal_latents(x[copies], 2, torch.Generator())
+    weighted = principal_latents(WeightedRows(x, weights), 2, torch.Generator())
+    repeated = principal_latents(WeightedRows(x[copies]), 2, torch.Generator())
     torch.testing.assert_close(weighted[copies].abs(), repeated.abs(), rtol=0.0, atol=1e-9)
     moved = RowLatents(weighted, weights).replaced(torch.tensor([3, 150]), x.new_full((2, 2), 5.0))
     again = moved.position[copies]

@@ -92,7 +92,9 @@ def _in_words(value: Any) -> str:
         return f"{name} {' '.join(map(_of_array, parts))}"
     try:
         return f"{name} {joblib.hash(value)}"
-    except Exception:  # a function within another one, for example, cannot be pickled
+    # broad on purpose: objects that cannot be pickled, such as functions within others, raise
+    # errors of many kinds
+    except Exception:
         return f"{name} {getattr(value, '__qualname__', '')}"
 
 

@@ -48,7 +48,8 @@ class VersionedState:
                 UserWarning,
                 stacklevel=2,
             )
-        super().__setstate__(state)  # type: ignore[misc]  # of the estimator's base
+        # mypy does not know the estimator, whose base class has the method
+        super().__setstate__(state)  # type: ignore[misc]
 
 
 def _minor(version: str) -> str:

@@ -105,7 +105,7 @@ class Diagnostics(NamedTuple):
     n_posterior_particles: int
     is_anchored: bool = True
 
-    # no field: a descriptor
+    # a descriptor and no field, which mypy does not allow in a named tuple
     rare_mass = RenamedAttribute("rare_mass", "missed_mass", "0.3")  # type: ignore[misc]
 
     def problems(self) -> list[str]:

@@ -212,7 +212,8 @@ def train_particles(session: FitSession, training: Training) -> Outcome:
         result, particles = _descended(session, started, fitted, monitor, generator)
         trained = TrainedParticles(particles, fitted, seed, generator)
         training = training._replace(optimisation=result.optimisation, state=particles)
-        judging = _Judging(session, training, monitor, trained)
+        expected = expected_refit_gain(session, training)
+        judging = _Judging(session, training, monitor, trained, expected)
         model, diagnostics, gain = _accepted(judging, result, started)
     is_reference = gain <= 0.0 and isinstance(model.energy, AnchoredEnergy) and session.keep_best
     value = result.best_lower_bound
@@ -374,6 +375,7 @@ class _Judging(NamedTuple):
     training: Training
     monitor: Tensor  # monitored rows, standardised
     trained: TrainedParticles
+    expected: Tensor  # (n_monitored,), gain of the reference that would be kept instead, nats
 
 
 def _accepted(
@@ -383,10 +385,9 @@ def _accepted(
 
     Where the trained energy is rejected, that of the density ratio is judged, too.
     """
-    session, training, _, trained = judging
+    session, training, _, trained, expected = judging
     kept = result.best if session.keep_best else result.optimisation.average
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
-    expected = expected_refit_gain(session, training)
     gain = 0.0
     if not may_fall_back or _may_gain(judging, kept, result.best_lower_bound):
         session.report.phase("normalising", "normalising the trained energy")
@@ -413,8 +414,7 @@ def _accepted(
 
 def _may_gain(judging: _Judging, energy: PathEnergy, bound: float) -> bool:
     """Return whether the training's bound, nats, lets an energy gain over the reference."""
-    session, training, monitor, _ = judging
-    expected = expected_refit_gain(session, training)
+    session, training, monitor, _, expected = judging
     base = mean_log_density(training.reference, session.data)
     weights = as_tensor(session.data.monitored_weights)
     return estimated_gain(energy, bound, monitor, expected, base, row_weights=weights) > 0.0
@@ -422,9 +422,8 @@ def _may_gain(judging: _Judging, energy: PathEnergy, bound: float) -> bool:
 
 def _normalised(judging: _Judging, energy: PathEnergy) -> tuple[Model, Diagnostics, float]:
     """Return a normalised energy with its diagnostics and its gain over the reference, nats."""
-    session, training, _, trained = judging
+    session, training, _, trained, expected = judging
     model, diagnostics = normalise(session, energy, training.reference, trained)
-    expected = expected_refit_gain(session, training)
     weights = as_tensor(session.data.monitored_weights)
     gain = gain_over_reference(model, session.data.judged, expected, weights)
     gain, diagnostics = accepted_gain(gain, diagnostics)
