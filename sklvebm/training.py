@@ -235,6 +235,7 @@ def train(
     monitor_weights: Tensor | None = None,
     keeper: Keeper | None = None,
     ranks: Communicator = ALONE,
+    refines: bool = False,
 ) -> TrainingResult:
     """Train until the monitored ELBO stops improving, keeping the best model seen.
 
@@ -277,6 +278,9 @@ def train(
     ranks : Communicator, default=ALONE
         Processes that train together. Each has rows and particles of its own, and the same model.
         Gradients are averaged before every update; rank 0 makes all decisions.
+    refines : bool, default=False
+        Whether the start is a trained model; the first plateau then ends training unless an epoch
+        was better than the start.
 
     Returns
     -------
@@ -301,7 +305,7 @@ def train(
         monitor_weights=monitor_weights,
         ranks=ranks,
     )
-    course = _started(run, learning_rate, Plateau(tol, n_iter_no_change))
+    course = _started(run, learning_rate, Plateau(tol, n_iter_no_change), refines=refines)
     if undo_falls:
         fall = _FALL + _FALL_PER_FEATURE * x.shape[1]
         run.least_lower_bound = course.best_lower_bound - fall
@@ -328,15 +332,15 @@ def train(
     return TrainingResult(run.optimisation, run.state, kept, bound, history, course.converged)
 
 
-def _started(run: "_Run", learning_rate: float, plateau: Plateau) -> Course:
+def _started(run: "_Run", learning_rate: float, plateau: Plateau, *, refines: bool) -> Course:
     """Return the course of a run before its first epoch."""
     best, bound = copied(run.optimisation.average), float(run.monitored())
     if not math.isfinite(bound):
         raise ParticleDivergenceError(
             f"The model has no finite ELBO ({bound}) before the first update."
         )
-    # the bound falls in the first updates: the start is no reference for plateaus
-    return Course(best, bound, learning_rate, plateau)
+    # the bound falls in the first updates: an untrained start is no reference for plateaus
+    return Course(best, bound, learning_rate, plateau, refines=refines)
 
 
 def _numbers_of(run: "_Run", course: Course) -> dict[str, Any]:

@@ -67,13 +67,37 @@ class Plateau:
 
 
 class Course:
-    """What the epochs of a run have led to: the best model, the learning rate, the history."""
+    """What the epochs of a run have led to: the best model, the learning rate, the history.
+
+    Parameters
+    ----------
+    best : list of Tensor
+        Parameters of the model before the first epoch.
+    best_lower_bound : float
+        Its ELBO, nats per row.
+    learning_rate : float
+        Of the first epoch.
+    plateau : Plateau
+        Which epochs count as better.
+    refines : bool, default=False
+        Whether the model before the first epoch is a trained one. Its ELBO is what epochs must
+        exceed, and the first plateau ends a run of which none does.
+    """
 
     def __init__(
-        self, best: list[Tensor], best_lower_bound: float, learning_rate: float, plateau: Plateau
+        self,
+        best: list[Tensor],
+        best_lower_bound: float,
+        learning_rate: float,
+        plateau: Plateau,
+        *,
+        refines: bool = False,
     ) -> None:
         self.best, self.best_lower_bound = best, best_lower_bound
         self.learning_rate, self.plateau = learning_rate, plateau
+        self._to_exceed = best_lower_bound if refines else -math.inf
+        if refines:
+            plateau.update(best_lower_bound)
         self.recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
         self.history: list[Progress] = []
         self.n_roll_backs = 0
@@ -102,7 +126,8 @@ class Course:
     @property
     def converged(self) -> bool:
         """Whether the last plateau ended training."""
-        return self.plateau.n_reductions > _N_REDUCTIONS
+        is_useless = self.best_lower_bound <= self._to_exceed
+        return self.plateau.n_reductions > (0 if is_useless else _N_REDUCTIONS)
 
     def numbers(self) -> dict[str, Any]:
         """Return all that `load` needs."""

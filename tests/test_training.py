@@ -12,7 +12,7 @@ from sklvebm.exceptions import ParticleDivergenceError
 from sklvebm.optimisation import restored, snapshot, start_optimisation
 from sklvebm.row_weights import pass_over
 from sklvebm.training import batches, train, train_epoch
-from sklvebm.training_course import Plateau
+from sklvebm.training_course import Course, Plateau
 
 
 def generator(seed=0):
@@ -198,6 +198,27 @@ def test_weight_decay_is_decoupled_from_the_gradient():
         )
     factor = math.prod(1.0 - 0.5 * 0.1 * k / 20.0 for k in (1, 2, 3))
     assert optimisation.energy.theta.tolist() == pytest.approx([factor, -3.0 * factor])
+
+
+@pytest.mark.parametrize(
+    ("refines", "bounds", "n_epochs"),
+    [
+        (True, [-1.1] * 9, 3),  # nothing is better than the start
+        (True, [-1.1, -1.0, -0.9, -0.9, -0.9], 3),  # nothing is, in the mean over epochs
+        (True, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 10),
+        (False, [-1.1] * 12, 10),  # the first epoch, and three plateaus
+    ],
+)
+def test_a_trained_start_ends_at_the_first_plateau_unless_it_becomes_better(
+    refines, bounds, n_epochs
+):
+    course = Course([], -1.0, 0.1, Plateau(tol=0.01, patience=3), refines=refines)
+    n_noted = 0
+    while not course.is_over:
+        course.note(bounds[n_noted], torch.nn.Linear(1, 1), False)
+        n_noted += 1
+    assert course.converged
+    assert n_noted == n_epochs
 
 
 def test_plateaus_count_epochs_without_enough_improvement():

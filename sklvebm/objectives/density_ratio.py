@@ -27,6 +27,7 @@ from sklvebm.adam import Adam
 from sklvebm.communication import ALONE, Communicator, mean_over_ranks
 from sklvebm.confidence import lower_confidence_limit, upper_confidence_limit
 from sklvebm.mcmc.state import ParticleState
+from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives.parts import in_parts
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
@@ -39,6 +40,7 @@ INITS = ("auto", "ratio", "reference")
 _DRAWS_PER_ROW = 5  # the number nu
 _SAMPLED_AT_A_TIME = 2**15  # draws of the reference
 _MEASURING_DRAWS = 2**15  # for log Z and for the pool
+_MONITORING_DRAWS = 2**14  # that join the pool's particles in the log Z of later epochs
 _FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW = 2**12, 4  # for log Z of one epoch, at most as many as above
 _MEASURED_AT_A_TIME = 2**12
 _WARM_UP = 20  # updates until the learning rate is reached
@@ -363,6 +365,13 @@ def start_from_ratio(
     log_z, error = log_mean_weight(best, draws, ranks)
     gains = log_mean_ratios(best, x_held_out) - log_z
     return RatioStart(best, gains.cpu(), float(log_z), float(error), epochs)
+
+
+@torch.no_grad()
+def monitoring_draws(reference: MixtureReference) -> Tensor:
+    """Return draws (M, D + L) of a reference for the log Z of all epochs; always the same ones."""
+    device = reference.location.device
+    return reference.sample(_MONITORING_DRAWS, torch.Generator(device=device).manual_seed(0))
 
 
 @torch.no_grad()

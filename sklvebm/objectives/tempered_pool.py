@@ -85,6 +85,7 @@ class TemperedPool:
         self.step_size = self.kernel.default_step_size if step_size is None else step_size
         self._rare: tuple[Tensor, Tensor] | None = None  # weights, and components that are rare
         self.ranks = ALONE  # that have chains of the same pool, each `n_chains`
+        self._draws: Tensor | None = None  # (M, D + L), of the reference, for the monitored log Z
 
     def init(
         self, energy: PathEnergy, generator: torch.Generator, latents: Any = None
@@ -109,6 +110,14 @@ class TemperedPool:
             betas=betas,
             n_updates=0,
         )
+
+    def measure_with(self, draws: Tensor) -> None:
+        """Let draws (M, D + L) of the reference join the ladder's samples in `log_partition`.
+
+        Where the model is near the reference, their number decides, and log Z has the noise of
+        thousands of samples instead of hundreds.
+        """
+        self._draws = draws
 
     # One update --------------------------------------------------------------------------------
 
@@ -312,11 +321,20 @@ class TemperedPool:
             log_weights = self._of_all_ranks(log_weights[None])[0]
             return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
         correction = self._of_all_ranks(pool_corrections(energy, state.pool))
+        wanted = self._of_all_ranks(pool_corrections(target, state.pool)).reshape(-1)
+        base = None
+        if self._draws is not None:
+            base = pool_corrections(energy, self._draws[None])[0]
+            wanted = torch.cat([wanted, pool_corrections(target, self._draws[None])[0]])
         _, log_mixture = mbar(
-            correction, state.betas, state.log_partitions, max_iter=_MONITOR_ITERATIONS, tol=None
+            correction,
+            state.betas,
+            state.log_partitions,
+            max_iter=_MONITOR_ITERATIONS,
+            tol=None,
+            base=base,
         )
-        wanted = self._of_all_ranks(pool_corrections(target, state.pool)).reshape(-1).double()
-        return torch.logsumexp(-wanted - log_mixture, 0)
+        return torch.logsumexp(-wanted.double() - log_mixture, 0)
 
 
 def _farthest(numbers: Tensor) -> Tensor:

@@ -20,11 +20,13 @@ def mbar(
     *,
     max_iter: int = 200,
     tol: float | None = 1e-7,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Estimate log normalisers of all rungs of a ladder from samples of all rungs.
 
     Solves the self-consistent equations of the multistate Bennett acceptance ratio,
-    `Z_s = sum_i exp(-b_s f_i) / sum_t C exp(-b_t f_i) / Z_t`  (docs/theory/model.md, eq. 7).
+    `Z_s = sum_i exp(-b_s f_i) / sum_t n_t exp(-b_t f_i) / Z_t`  (docs/theory/model.md, eq. 7),
+    where rung t has n_t samples.
 
     Parameters
     ----------
@@ -39,18 +41,25 @@ def mbar(
     tol : float or None, default=1e-7
         Largest change, in nats, at which the iteration stops. None makes all iterations, which
         avoids a synchronisation of host and device in each.
+    base : Tensor of shape (M,) or None, default=None
+        Correction of further samples of the first rung, in nats.
 
     Returns
     -------
     log_partitions : Tensor of shape (T,), float64
         Log normalisers relative to the first rung, in nats.
-    log_mixture : Tensor of shape (T * C,), float64
+    log_mixture : Tensor of shape (T * C + M,), float64
         Logarithm of the pooled density of the samples relative to the base:
         `logsumexp(-g - log_mixture)` estimates the log normaliser of any correction g.
     """
     f = correction.detach().double().reshape(-1)
     betas = betas.double()
     log_n = math.log(correction.shape[1])
+    log_surplus = None  # of the rungs' samples over those of the last rung
+    if base is not None:
+        f = torch.cat([f, base.detach().double()])
+        log_surplus = torch.zeros_like(betas)
+        log_surplus[0] = math.log1p(len(base) / correction.shape[1])
     # potentials take T times the memory of the samples, hence chunks
     parts = f.split(_CHUNK_SAMPLES)
     log_mixture = torch.empty_like(f)
@@ -61,8 +70,9 @@ def mbar(
         return kept or (-betas[:, None] * part for part in parts)
 
     def pool(log_z: Tensor) -> None:
+        offset = log_z if log_surplus is None else log_z - log_surplus
         for out, p in zip(pooled, potentials(), strict=True):
-            torch.logsumexp(p - log_z[:, None], 0, out=out)
+            torch.logsumexp(p - offset[:, None], 0, out=out)
 
     log_z = guess.double()
     pool(log_z)

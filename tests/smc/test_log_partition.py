@@ -246,6 +246,30 @@ def test_pooled_density_estimates_the_normaliser_of_another_correction():
     assert abs(np.mean(errors)) < SIGMAS * error
 
 
+def test_more_draws_of_the_first_rung_leave_the_estimates_unbiased_and_make_them_better():
+    """Twenty particles a rung and 4,000 draws of the base, beside the same particles alone."""
+    excess = torch.tensor([[0.6, 0.2], [0.2, 0.3]], dtype=torch.float64)
+    betas = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    rungs = [torch.eye(2).double() + b * excess for b in betas]
+    exact = -0.5 * float(torch.logdet(rungs[-1]))
+    alone, together = [], []
+    for seed in range(60):
+        draws = torch.stack([gaussian_draws(20, r, 10 * seed + k) for k, r in enumerate(rungs)])
+        more = gaussian_draws(4000, rungs[0], 10 * seed + 9)
+        f, base = (0.5 * torch.einsum("...p,pq,...q->...", x, excess, x) for x in (draws, more))
+        start = torch.zeros(3, dtype=torch.float64)
+        alone.append(float(mbar(f, betas, start)[0][-1]) - exact)
+        log_z, log_mixture = mbar(f, betas, start, base=base)
+        # the estimate of the last rung's own correction is its log normaliser
+        again = torch.logsumexp(-torch.cat([f.reshape(-1), base]) - log_mixture, 0)
+        torch.testing.assert_close(again, log_z[-1], rtol=0.0, atol=1e-5)
+        together.append(float(log_z[-1]) - exact)
+    error = np.std(together, ddof=1) / math.sqrt(len(together))
+    assert error < 0.002
+    assert abs(np.mean(together)) < SIGMAS * error
+    assert np.std(together) < 0.3 * np.std(alone)
+
+
 def test_multistate_estimates_are_exact_for_a_constant_correction():
     betas = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
     log_z, log_mixture = mbar(

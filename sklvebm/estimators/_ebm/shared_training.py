@@ -31,6 +31,7 @@ from sklvebm.objectives.density_ratio import (
     RatioWeights,
     Share,
     log_mean_ratios,
+    monitoring_draws,
     start_from_ratio,
 )
 from sklvebm.optimisation import Optimisation
@@ -114,6 +115,7 @@ class _TrainingOrder(NamedTuple):
     config: PoolConfig  # with the chains and the rows of a batch of one rank
     optimisation: Optimisation
     adapted: ParticleState  # what is adapted to particles, without them
+    refines: bool  # whether the energy is that of a density ratio
 
     def follow(self, ranks: Communicator, device: torch.device) -> None:
         """Take part in `train_on_ranks` of rank 0, on a device of this rank."""
@@ -137,6 +139,8 @@ class _TrainingOrder(NamedTuple):
         rows, generator = own.rows.on(device), seeded_generator(own.seed, device)
         objective: Any = config.objective()
         objective.share(ranks, own.row_share)
+        if self.refines:  # the same draws on all ranks
+            objective.tempered.measure_with(monitoring_draws(optimisation.energy.reference))
         state = _moved(self.adapted, device)._replace(pool=pool)
         result = train(
             optimisation,
@@ -154,6 +158,7 @@ class _TrainingOrder(NamedTuple):
             row_weights=rows.fitted_weights,
             monitor_weights=rows.monitored_weights,
             ranks=ranks,
+            refines=self.refines,
         )
         return result, objective.particles(result.state)
 
@@ -166,6 +171,7 @@ def train_on_ranks(
     *,
     generator: torch.Generator,
     callback: Callable[[Progress], bool],
+    refines: bool = False,
 ) -> tuple[TrainingResult, ParticleState]:
     """Train with the particles of all ranks; called by rank 0.
 
@@ -183,6 +189,8 @@ def train_on_ranks(
         Source of the seeds of all ranks.
     callback : callable
         As for `train`.
+    refines : bool, default=False
+        Whether the energy is that of a density ratio.
 
     Returns
     -------
@@ -195,10 +203,10 @@ def train_on_ranks(
     n_chains, device = state.pool.shape[1], state.pool.device
     config = _config_of_a_rank(config, n_chains, len(rows.fitted), ranks.size)
     adapted = _moved(state._replace(latents=None, pool=state.pool.new_empty(0)), _CPU)
-    ranks.broadcast(_TrainingOrder(config, optimisation_on_cpu(optimisation), adapted))
+    ranks.broadcast(_TrainingOrder(config, optimisation_on_cpu(optimisation), adapted, refines))
     own = scattered_rows(ranks, rows, generator)
     pool = ranks.scatter(_parts_of_pool(state.pool.cpu(), config.n_chains, ranks.size))
-    order = _TrainingOrder(config, optimisation, adapted)
+    order = _TrainingOrder(config, optimisation, adapted, refines)
     result, particles = order.run(ranks, own, pool.to(device), callback)
     pool = torch.cat(ranks.collect(particles.pool.cpu()), 1)[:, :n_chains]
     return result, particles._replace(pool=pool.to(device), latents=None)

@@ -46,10 +46,12 @@ from sklvebm.models.user_energy import build_user_energy, probe
 from sklvebm.objectives.density_ratio import (
     RatioEpoch,
     RatioWeights,
+    monitoring_draws,
     resampled_pool,
     start_from_ratio,
 )
 from sklvebm.objectives.missing_cells import WithMissingCells
+from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.optimisation import Optimisation, start_optimisation
 from sklvebm.row_weights import as_tensor, mean_on_device, resampled
 from sklvebm.runtime import numerical_session, seeded_generator
@@ -85,6 +87,10 @@ class PoolObjective(Objective, Protocol):
 
     def particles(self, state: Any) -> ParticleState:
         """Return the particles of a state, which a fitted estimator keeps."""
+
+    @property
+    def tempered(self) -> TemperedPool:
+        """The pool."""
 
     def share(self, ranks: Communicator, row_share: float) -> None:
         """Share rows and pool among ranks; see `ParticleLikelihood.share`."""
@@ -330,13 +336,16 @@ def _descended(
         return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
 
     energy, observed, ranks = optimisation.energy, session.data.observed, session.ranks
+    refines = started.ratio_energy is not None
     if can_share_rows(session.data, ranks.size) and can_share_training(config):
         start = optimisation, started.training.state
         rows = TrainingRows(fitted, monitor, *of_rows)
-        how: dict[str, Any] = {"generator": generator, "callback": report}
+        how: dict[str, Any] = {"generator": generator, "callback": report, "refines": refines}
         result, particles = train_on_ranks(ranks, config, start, rows, **how)
         return _continued(result, history), particles
     state = objective.ready(energy, started.training.state, len(fitted), generator)
+    if refines:
+        objective.tempered.measure_with(monitoring_draws(energy.reference))
     if observed is not None:
         seen = torch.from_numpy(observed[session.data.split.fitted]).to(fitted)
         base = mean_log_density(started.training.reference, session.data)
@@ -358,6 +367,7 @@ def _descended(
         row_weights=of_rows[0],
         monitor_weights=of_rows[1],
         keeper=session.checkpoint,
+        refines=refines,
     )
     return _continued(result, history), objective.particles(result.state)
 
