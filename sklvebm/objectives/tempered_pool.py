@@ -115,7 +115,8 @@ class TemperedPool:
         """Let draws (M, D + L) of the reference join the ladder's samples in `log_partition`.
 
         Where the model is near the reference, their number decides, and log Z has the noise of
-        thousands of samples instead of hundreds.
+        thousands of samples instead of hundreds. Importance sampling by the draws alone is a lower
+        limit of the estimate.
         """
         self._draws = draws
 
@@ -322,10 +323,11 @@ class TemperedPool:
             return torch.logsumexp(log_weights, 0) - math.log(len(log_weights))
         correction = self._of_all_ranks(pool_corrections(energy, state.pool))
         wanted = self._of_all_ranks(pool_corrections(target, state.pool)).reshape(-1)
-        base = None
+        base = of_draws = None
         if self._draws is not None:
             base = pool_corrections(energy, self._draws[None])[0]
-            wanted = torch.cat([wanted, pool_corrections(target, self._draws[None])[0]])
+            of_draws = pool_corrections(target, self._draws[None])[0]
+            wanted = torch.cat([wanted, of_draws])
         _, log_mixture = mbar(
             correction,
             state.betas,
@@ -334,7 +336,12 @@ class TemperedPool:
             tol=None,
             base=base,
         )
-        return torch.logsumexp(-wanted.double() - log_mixture, 0)
+        log_z = torch.logsumexp(-wanted.double() - log_mixture, 0)
+        if of_draws is None:
+            return log_z
+        # a well of the energy that one kind of samples misses, the other kind may have found
+        by_draws = torch.logsumexp(-of_draws.double(), 0) - math.log(len(of_draws))
+        return torch.maximum(log_z, by_draws)
 
 
 def _farthest(numbers: Tensor) -> Tensor:

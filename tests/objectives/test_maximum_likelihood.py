@@ -9,6 +9,7 @@ import torch
 from sklvebm.mcmc.state import Batch, ParticleState
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, BridgedEnergy, LinearGaussianEnergy, MLPEnergy
+from sklvebm.objectives.density_ratio import log_mean_weight
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.objectives.tempered_pool import free_energy_bound
 from sklvebm.optimisation import start_optimisation
@@ -452,8 +453,8 @@ def test_free_energy_bound_lies_above_by_jensen_and_its_weights_are_unbiased():
     assert torch.all((ratio.mean(0) - 1.0).abs() < SIGMAS * ratio.std(0) / math.sqrt(400))
 
 
-@pytest.mark.parametrize("n_temperatures", [1, 5])
-def test_monitored_bound_is_the_exact_one_of_a_gaussian(n_temperatures):
+@pytest.mark.parametrize(("n_temperatures", "n_draws"), [(1, 0), (5, 0), (5, 5000)])
+def test_monitored_bound_is_the_exact_one_of_a_gaussian(n_temperatures, n_draws):
     energy, x = matched_energy(), data(50)
     average = copy.deepcopy(energy)
     with torch.no_grad():
@@ -470,11 +471,30 @@ def test_monitored_bound_is_the_exact_one_of_a_gaussian(n_temperatures):
         g = generator(seed)
         state = particles.init(energy, 0, generator=g)
         state, _ = particles.tempered.equilibrate(energy, state, 30, 1, g)
+        if n_draws:
+            particles.tempered.measure_with(energy.reference.sample(n_draws, g))
         values.append(particles.lower_bound(energy, state, average, x, g))
     values = torch.tensor(values)
     error = float(values.std()) / math.sqrt(15)
     assert error < 0.02
     assert abs(float(values.mean()) - exact) < SIGMAS * error
+
+
+def test_a_monitored_log_z_counts_wells_that_only_the_draws_have_found():
+    energy = matched_energy()
+    particles = objective("crank-nicolson", n_temperatures=3)
+    state = particles.init(energy, 0, generator=generator())
+    draws = energy.reference.sample(2000, generator(1))
+    with torch.no_grad():
+        # all particles are in one place, where the energy is high
+        state.pool[:] = draws[energy.correction(*energy.reference.split(draws)).argmax()]
+        alone = particles.tempered.log_partition(energy, state, energy, generator())
+    by_draws, _ = log_mean_weight(energy, draws)
+    particles.tempered.measure_with(draws)
+    with torch.no_grad():
+        together = particles.tempered.log_partition(energy, state, energy, generator())
+    assert float(alone) < float(by_draws) - 0.1
+    assert float(together) >= float(by_draws)
 
 
 def test_equilibrated_draws_follow_the_model():

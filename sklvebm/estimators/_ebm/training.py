@@ -398,13 +398,15 @@ def _accepted(
     session, training, _, trained, expected = judging
     kept = result.best if session.keep_best else result.optimisation.average
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
-    gain = 0.0
-    if not may_fall_back or _may_gain(judging, kept, result.best_lower_bound):
+    gain, first = 0.0, started.ratio_energy
+    # particles that improved nothing have moved away from it
+    is_start = first is not None and _are_equal(kept, first)
+    may_gain = not may_fall_back or _may_gain(judging, kept, result.best_lower_bound)
+    if may_gain and not is_start:
         session.report.phase("normalising", "normalising the trained energy")
         model, diagnostics, gain = _normalised(judging, kept)
-    first = started.ratio_energy
     if may_fall_back and gain <= 0.0 and first is not None:
-        session.report.stage("the energy of the density ratio is judged instead")
+        session.report.phase("normalising", "normalising the energy of the density ratio")
         # the pool may have followed an energy that went wrong
         pool, generator = session.config.pool(), trained.generator
         state = resampled_pool(pool, first, pool.init(first, generator), generator)
@@ -420,6 +422,12 @@ def _accepted(
         model, diagnostics = normalise(session, untrained, reference, trained)
     session.report.kept(gain > 0.0, gain, len(expected), falls_back=may_fall_back)
     return model, diagnostics, gain
+
+
+def _are_equal(first: PathEnergy, second: PathEnergy) -> bool:
+    """Return whether two energies of one kind have the same parameters."""
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def _may_gain(judging: _Judging, energy: PathEnergy, bound: float) -> bool:
