@@ -101,8 +101,8 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     effort : {"fast", "default", "thorough"}, default="default"
         How much time `fit` may take. "fast" tries fewer mixtures, divides `max_iter` by four and
         `n_iter_no_change` by two, and trains particles only where a density ratio proves a gain.
-        "thorough" tries more mixtures and multiplies `max_iter`, `n_iter_no_change` and `n_chains`
-        by two.
+        "thorough" tries more mixtures, multiplies `max_iter`, `n_iter_no_change` and `n_chains` by
+        two, and trains particles also where a gain is only possible.
     latent_map : {"auto", "linear", "manifold"}, default="auto"
         Map from rows to the centre of their latents: that of probabilistic PCA, or a nonlinear one
         by Isomap or, with two latents or more, an autoencoder. "auto" selects a nonlinear map if it

@@ -100,8 +100,8 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
     effort : {"fast", "default", "thorough"}, default="default"
         How much time `fit` may take. "fast" tries fewer mixtures, divides `max_iter` by four and
         `n_iter_no_change` by two, and trains particles only where a density ratio proves a gain.
-        "thorough" tries more mixtures and multiplies `max_iter`, `n_iter_no_change` and `n_chains`
-        by two.
+        "thorough" tries more mixtures, multiplies `max_iter`, `n_iter_no_change` and `n_chains` by
+        two, and trains particles also where a gain is only possible.
     max_iter : int, default=200
         Epochs at most; 0 keeps the reference.
     tol : float or None, default=0.001

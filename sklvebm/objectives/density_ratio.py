@@ -131,6 +131,13 @@ class RatioStart(NamedTuple):
         limit = lower_confidence_limit(self.gains - expected, row_weights)
         return limit - 2.0 * self.standard_error
 
+    def mean_gain(self, expected: Tensor, row_weights: Tensor | None = None) -> float:
+        """Return the mean gain beyond `expected` (N,), nats.
+
+        `row_weights` (N,) are those of the held-out rows, or None.
+        """
+        return float(mean_on_device(self.gains - expected, row_weights))
+
     def upper_limit(self, expected: Tensor, row_weights: Tensor | None = None) -> float:
         """Return the upper confidence limit of the mean gain beyond `expected` (N,), nats.
 

@@ -289,14 +289,17 @@ def _from_ratio(
         ratio = ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
     else:
         ratio = start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
-    # with little effort a gain must be certain, otherwise possible
-    side = "lower" if config.effort == "fast" else "upper"
-    limit_of = ratio.lower_limit if config.effort == "fast" else ratio.upper_limit
+    # a gain over the reference of all rows must be certain, likely or possible
+    name, limit_of = {
+        "fast": ("lower confidence limit", ratio.lower_limit),
+        "default": ("mean", ratio.mean_gain),
+        "thorough": ("upper confidence limit", ratio.upper_limit),
+    }[config.effort]
     limit = limit_of(expected_refit_gain(session, training), weights.held_out)
     gain = float(mean_on_device(ratio.gains, weights.held_out))
     session.report.stage(
-        f"density ratio: gain over the reference {gain:.3f} nats, {side} "
-        f"confidence limit {limit:.3f}"
+        f"density ratio: gain over the reference {gain:.3f} nats, over that of all rows "
+        f"{limit:.3f} ({name})"
     )
     if too_few:
         session.report.stage(f"{len(monitor)} held-out rows are too few to judge an energy")
