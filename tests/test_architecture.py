@@ -70,7 +70,7 @@ LEVELS = {
         ["config", "fit_on_ranks", "missing_cells", "rows_of_ranks", "transactional_fit"],
         ["checkpoints"],
         ["session"],
-        ["margins"],
+        ["margins", "ratio_gain"],
         ["answers", "fit", "reference"],
     ],
     "estimators/_ebm": [

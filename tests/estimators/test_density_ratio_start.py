@@ -11,6 +11,7 @@ from sklvebm import (
     MLPEnergy,
     ParticleLVEBM,
     PeriodicEnergy,
+    PotentialFlowEBM,
     WassersteinFlowEBM,
 )
 from sklvebm.estimators._ebm import training as training_module
@@ -60,7 +61,7 @@ def test_a_ratio_without_gain_ends_a_fit_that_starts_at_the_reference(
 ):
     rows = gaussian_rows(150)
     with monkeypatch.context() as patch:
-        patch.setattr(RatioStart, "upper_limit", lambda self, *_: -0.1)
+        patch.setattr(RatioStart, "mean_gain", lambda self, *_: -0.1)
         model = brief(estimator, init="auto", max_iter=100).fit(rows)
     assert model.init_ == "reference"
     assert not model.improved_
@@ -73,6 +74,39 @@ def test_a_ratio_without_gain_ends_a_fit_that_starts_at_the_reference(
     options["init"] = "reference"
     assert ratio_epochs(brief(estimator, **options).fit(rows)) == []
     assert ratio_epochs(brief(estimator, init="auto", max_iter=4).fit(rows)) == []
+
+
+@pytest.mark.parametrize(
+    ("effort", "asked"),
+    [("fast", "lower_limit"), ("default", "mean_gain"), ("thorough", "upper_limit")],
+)
+def test_effort_says_how_certain_a_gain_must_be(effort, asked, monkeypatch):
+    for name in ("lower_limit", "mean_gain", "upper_limit"):
+        found = -0.1 if name == asked else 0.1
+        monkeypatch.setattr(RatioStart, name, lambda self, *_, found=found: found)
+    options = {"init": "auto", "max_iter": 400, "n_iter_no_change": 2, "effort": effort}
+    model = brief(**options).fit(gaussian_rows(150))
+    assert ratio_epochs(model) == [entry["epoch"] for entry in model.history_]
+
+
+def test_a_ratio_without_gain_ends_the_fit_of_a_potential_flow(curved, monkeypatch):
+    rows, options = gaussian_rows(150), {"reference": "gaussian", "random_state": 0}
+    untrained = PotentialFlowEBM(**options, max_iter=0).fit(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(RatioStart, "mean_gain", lambda self, *_: -0.1)
+        model = PotentialFlowEBM(**options, max_iter=100).fit(rows)
+        # without held-out rows, without a tolerance, and with few epochs, it is not asked
+        for changes in ({"early_stopping": False}, {"tol": None}, {"max_iter": 99}):
+            asked = {"max_iter": 100, **options, **changes}
+            flow = PotentialFlowEBM(hidden_layer_sizes=(4,), **asked).fit(rows)
+            assert ratio_epochs(flow) == []
+    assert not model.improved_
+    assert ratio_epochs(model) == [entry["epoch"] for entry in model.history_]
+    assert 0 < model.n_iter_ <= 50
+    np.testing.assert_array_equal(model.score_samples(rows), untrained.score_samples(rows))
+    trained = PotentialFlowEBM(**options, max_iter=100, tol=10.0, n_iter_no_change=1).fit(curved)
+    assert ratio_epochs(trained) == []
+    assert trained.n_iter_ > 0
 
 
 @BOTH

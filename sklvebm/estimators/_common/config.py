@@ -16,6 +16,7 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import NetworkConfig
 from sklvebm.runtime import resolve_device
 
+FEWEST_SCREENED_EPOCHS = 100  # of `max_iter`, half of which a density ratio may take
 MARGINS = ("auto", "all", "histogram", "none")  # values of `margins`
 
 

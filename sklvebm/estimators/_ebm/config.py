@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved, scaled
+from sklvebm.estimators._common.config import (
+    FEWEST_SCREENED_EPOCHS,
+    AnchoredConfig,
+    fields_of,
+    resolved,
+    scaled,
+)
 from sklvebm.models.networks import resolve_layers
 from sklvebm.objectives.density_ratio import RatioRecipe, ratio_recipe
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
@@ -16,7 +22,6 @@ from sklvebm.runtime import working_memory
 
 _FEW_DIMENSIONS = 7  # features and latents together
 _FEWEST_COLUMNS, _ROWS_PER_COLUMN = 4, 100  # for embeddings of columns
-_FEWEST_SCREENED_EPOCHS = 100  # of `max_iter`, half of which the density ratio may take
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
@@ -206,7 +211,7 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
     screens = False
     if init == "auto":
         # a ratio of few epochs, or one that is to train to the end, is no reason to end a fit
-        is_long = parameters["max_iter"] >= _FEWEST_SCREENED_EPOCHS
+        is_long = parameters["max_iter"] >= FEWEST_SCREENED_EPOCHS
         screens = can_classify and embedding == "none" and is_long and parameters["tol"] is not None
         # with few rows for each column, particles alone find more (docs/benchmarks/tables.md)
         init = "ratio" if can_classify and embedding == "periodic" else "reference"

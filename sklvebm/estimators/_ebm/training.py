@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.communication import Communicator
+from sklvebm.estimators._common.ratio_gain import promised_gain
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -289,28 +290,16 @@ def _from_ratio(
         ratio = ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
     else:
         ratio = start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
-    # a gain over the reference of all rows must be certain, likely or possible
-    name, limit_of = {
-        "fast": ("lower confidence limit", ratio.lower_limit),
-        "default": ("mean", ratio.mean_gain),
-        "thorough": ("upper confidence limit", ratio.upper_limit),
-    }[config.effort]
-    limit = limit_of(expected_refit_gain(session, training), weights.held_out)
-    gain = float(mean_on_device(ratio.gains, weights.held_out))
-    session.report.stage(
-        f"density ratio: gain over the reference {gain:.3f} nats, over that of all rows "
-        f"{limit:.3f} ({name})"
-    )
-    if too_few:
-        session.report.stage(f"{len(monitor)} held-out rows are too few to judge an energy")
-    is_hopeless = too_few or (limit <= 0.0 and config.tol is not None)
+    expected = expected_refit_gain(session, training)
+    promised = promised_gain(session, ratio, expected, weights.held_out)
+    is_hopeless = too_few or (promised <= 0.0 and config.tol is not None)
     if config.screens:
         return _Started(training, history if is_hopeless else [], base, is_hopeless)
     optimisation = start_optimisation(
         ratio.energy, learning_rate=config.learning_rate_init, alpha=config.alpha
     )
     state = resampled_pool(config.pool(), ratio.energy, training.state, generator)
-    value = base + gain
+    value = base + float(mean_on_device(ratio.gains, weights.held_out))
     training = training._replace(optimisation=optimisation, state=state)
     ratio_energy = None if is_hopeless else copy.deepcopy(ratio.energy)
     return _Started(training, history, value, is_hopeless, ratio_energy)

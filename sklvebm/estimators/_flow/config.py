@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from sklvebm.estimators._common.config import AnchoredConfig, fields_of, resolved, scaled
+from sklvebm.estimators._common.config import (
+    FEWEST_SCREENED_EPOCHS,
+    AnchoredConfig,
+    fields_of,
+    resolved,
+    scaled,
+)
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.networks import resolve_layers
 from sklvebm.objectives.flow_matching import PotentialFlow
@@ -23,6 +29,12 @@ class FlowConfig(AnchoredConfig):
     n_steps: int | str  # of the integrator; "auto" is resolved after training
     n_probes: int
     energy_time: float
+
+    @property
+    def screens(self) -> bool:
+        """Whether a density ratio without a gain ends a fit."""
+        is_long = self.max_iter >= FEWEST_SCREENED_EPOCHS
+        return is_long and self.early_stopping and self.tol is not None
 
     def objective(self) -> PotentialFlow:
         """Return the training objective."""

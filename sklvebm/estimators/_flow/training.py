@@ -1,12 +1,14 @@
 """Training of potential flows: start on a reference, train, accept or reject, check."""
 
 import copy
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sklvebm.confidence import lower_confidence_limit
+from sklvebm.estimators._common.ratio_gain import promised_gain
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -29,13 +31,17 @@ from sklvebm.flows.interpolant import interpolant_marginals
 from sklvebm.flows.potentials import AnchoredPotential, flow_density, trace_directions
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
+from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.networks import potential_network
+from sklvebm.objectives.density_ratio import RatioWeights, ratio_recipe, start_from_ratio
 from sklvebm.optimisation import Optimisation, start_optimisation
 from sklvebm.row_weights import as_tensor
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import threads_for
 from sklvebm.training import TrainingResult, train
+from sklvebm.training_course import Progress
 
+_SCREENING_LAYERS = (64, 64)  # units of the density ratio's network
 _ACCEPTANCE_STEPS = 16  # of the integrator, for the gain over the reference
 _POINTS_PER_ROW = 2  # with noise of opposite sign
 
@@ -99,7 +105,13 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
     with numerical_session(threads_for(_POINTS_PER_ROW * batch_size, width)):
         text = f"training on {len(rows[0])} rows, monitoring {len(rows[1])}"
         session.report.phase("training", text)
-        result = _descended(session, training, rows, batch_size, seed)
+        useless = _useless_ratio(session, training, rows, seed)
+        if useless is None:
+            result = _descended(session, training, rows, batch_size, seed)
+        else:
+            session.report.stage("training is skipped")
+            own = optimisation_on(training.optimisation, device)
+            result = TrainingResult(own, None, own.average, math.nan, useless, True)
         model, diagnostics, gain = _accepted(session, training, result, seed)
     value = result.best_lower_bound
     if gain <= 0.0:
@@ -117,6 +129,51 @@ def train_flow(session: FitSession, training: FlowTraining) -> Outcome:
         converged=result.converged,
         device=device,
     )
+
+
+def _useless_ratio(
+    session: FitSession, training: FlowTraining, rows: list[Tensor], seed: int
+) -> list[Progress] | None:
+    """Return the epochs of a density ratio that is no better than the reference of all rows.
+
+    The result is None if it is likely to be better, or if it is not to decide. The ratio takes a
+    fraction of the time of the flow. What it does not find, the flow of a default fit has not found
+    either (docs/benchmarks/potential_flow.md).
+    """
+    config: FlowConfig = session.config
+    data, device = session.data, config.torch_device
+    is_first = session.keep_best and not session.continues and data.holds_out
+    is_alone = session.ranks.size == 1 and data.observed is None and config.image_shape is None
+    if not (config.screens and is_first and is_alone):
+        return None
+    generator = seeded_generator(seed, torch.device("cpu"))
+    reference = training.reference.without_latents()
+    network = MLPEnergy(reference.n_features, 0, _SCREENING_LAYERS, generator=generator)
+    energy = AnchoredEnergy(reference, network).to(device=device, dtype=config.torch_dtype)
+    recipe = ratio_recipe(
+        len(rows[0]),
+        max_epochs=config.max_iter // 2,
+        tol=least_improvement(config.tol),
+        patience=config.n_iter_no_change,
+    )
+    weights = RatioWeights(
+        *(as_tensor(part, device) for part in (data.fitted_weights, data.monitored_weights))
+    )
+    fitted, monitored = (part.to(config.torch_dtype) for part in rows)
+    ratio = start_from_ratio(
+        energy,
+        fitted,
+        monitored,
+        recipe,
+        generator=seeded_generator(seed, device),
+        callback=lambda epoch: None,
+        weights=weights,
+    )
+    expected = expected_refit_gain(session, training)
+    if promised_gain(session, ratio, expected, weights.held_out) > 0.0:
+        return None
+    base = mean_log_density(training.reference, data)
+    return [epoch.progress(base) for epoch in ratio.epochs]
 
 
 def _descended(
@@ -164,7 +221,9 @@ def _accepted(
     kept = _exact(result.best, reference)
     expected = expected_refit_gain(session, training)
     weights = as_tensor(session.data.monitored_weights)
-    gain = gain_over_reference(kept, monitored, directions, expected, weights)
+    gain = 0.0
+    if not math.isnan(result.best_lower_bound):
+        gain = gain_over_reference(kept, monitored, directions, expected, weights)
     text = "choosing integrator steps, normalising the explicit energy"
     session.report.phase("normalising", text)
     if gain > 0.0:
