@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, PathEnergy
+from sklvebm.models.reach import Reach
 from sklvebm.models.targets import CorrectionAndGrad, autograd_correction_and_grad
 
 # Largest difference of a GPU kernel from the plain function, relative to the largest value. For
@@ -48,8 +49,8 @@ def select_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
     from sklvebm.kernels.mlp import mlp_correction_and_grad
 
     if _suits_one_launch(energy.network) and _is_sound(_in_one_launch, energy):
-        return _within_reach(energy, _in_one_launch(energy))
-    return _within_reach(energy, mlp_correction_and_grad(energy))
+        return _in_one_launch(energy)
+    return mlp_correction_and_grad(energy)
 
 
 def select_contrast(energy: PathEnergy) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -70,20 +71,6 @@ def select_contrast(energy: PathEnergy) -> Callable[[Tensor, Tensor], Tensor] | 
     from sklvebm.kernels.mlp_contrast import mlp_contrast
 
     return mlp_contrast(energy)
-
-
-def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> CorrectionAndGrad:
-    """Multiply the correction by the energy's reach, with the gradient of the product."""
-    reach = energy.reach
-    if reach is None:
-        return inner
-
-    @torch.no_grad()
-    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
-        correction, grad = inner(rows)
-        return reach.scale(rows[:, : energy.n_features], correction, grad), grad
-
-    return correction_and_grad
 
 
 def _suits_one_launch(network: MLPEnergy) -> bool:
@@ -122,6 +109,7 @@ def _is_sound(
         network.n_latents,
         network.hidden_layer_sizes,
         network.activation,
+        energy.reach is not None,
     )
     with _judging:
         if case in _verdicts:
@@ -146,6 +134,13 @@ def _is_sound(
             stacklevel=3,
         )
     return _verdicts[case]
+
+
+def _probe_reach(n_features: int) -> Reach:
+    """Return a reach whose edge is where rows of a standard normal distribution are."""
+    matrix = torch.eye(n_features, dtype=torch.float64)
+    matrix += 0.2 * torch.ones_like(matrix).triu(1) / n_features
+    return Reach(torch.full_like(matrix[0], 0.1), matrix * n_features**-0.5)
 
 
 def _largest_error(
@@ -173,7 +168,12 @@ def _largest_error(
         with torch.no_grad():
             # corrections both far below the bound and close to it
             network.output.normal_(0.0, bound * len(network.output) ** -0.5, generator=generator)
-        return AnchoredEnergy(energy.reference, network.to(device, dtype), bound)
+        reach = None if energy.reach is None else _probe_reach(energy.n_features)
+        twin = AnchoredEnergy(energy.reference, network, bound, reach)
+        if reach is not None:
+            reach.to(device, dtype)
+        twin.network.to(device, dtype)
+        return twin
 
     exact = mlp_correction_and_grad(probe(torch.float64, torch.device("cpu")))
     width = energy.n_features + energy.n_latents
