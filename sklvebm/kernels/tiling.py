@@ -17,6 +17,8 @@ _FEW_UNITS = 192
 # compiles for some 20 s, once per shape and device, and caches the result on disk
 _MAX_UNITS = 704
 _MAX_PRODUCTS = 160
+# components that every step of a walk evaluates for every particle
+_MAX_COMPONENTS = 16
 
 
 class Tiling(NamedTuple):
@@ -46,3 +48,17 @@ def choose_tiling(widths: Sequence[int]) -> Tiling | None:
     if len(widths) < 2 or n_products > _MAX_PRODUCTS or n_units > _MAX_UNITS:
         return None
     return Tiling(32 if n_units <= _FEW_UNITS else 16, _TILE, _N_WARPS)
+
+
+def suits_a_walk(widths: Sequence[int], n_components: int) -> bool:
+    """Return whether all unadjusted steps of a perceptron's particles fit into one launch.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        As for `choose_tiling`. The coordinates of a particle must be one tile.
+    n_components : int
+        Components of the reference.
+    """
+    is_small = widths[0] <= _TILE and n_components <= _MAX_COMPONENTS
+    return is_small and choose_tiling(widths) is not None

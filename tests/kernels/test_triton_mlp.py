@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from sklvebm import backends
-from sklvebm.backends import _largest_error, _probe_reach, select_correction_and_grad
+from sklvebm.backends import select_correction_and_grad
 from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.kernels.probes import largest_error, probe_reach
 from sklvebm.mcmc.langevin import crank_nicolson_step, mala_step, start, ula_step
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.mixtures.reference import MixtureReference
@@ -146,7 +147,7 @@ def test_kernel_is_right_close_to_the_bound(activation):
 def test_kernel_multiplies_by_the_reach_of_the_correction(d, n_latents):
     energy = anchored("silu", (24, 16), d, n_latents)
     rows = (inputs(60, d, n_latents) / 1.5).float().double()
-    energy.reach = _probe_reach(d).double()
+    energy.reach = probe_reach(d).double()
     share = energy.reach(rows[:, :d])
     # inside, in between and outside
     assert bool((share == 1.0).any())
@@ -238,9 +239,9 @@ def test_same_noise_gives_the_trajectory_of_the_plain_gradient(activation, step)
 def test_the_guard_of_backends_finds_the_kernel_right():
     for activation in ACTIVATIONS:
         energy = single(anchored(activation, (96, 64)))
-        assert _largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
-        energy.reach = _probe_reach(D).float()
-        assert _largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
+        assert largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
+        energy.reach = probe_reach(D).float()
+        assert largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
 
 
 # the kernel is put in the CPU's place here, where only the interpreter can run it; the test that
@@ -337,7 +338,7 @@ def compile_for(energy, n, n_latents=L, first=0):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_kernel_compiles_for_gpus_and_multiplies_in_full_precision(compiler, activation):
     energy = anchored(activation, (40, 32))
-    energy.reach = _probe_reach(D)
+    energy.reach = probe_reach(D)
     compile_for(energy, 20)
     (binary,) = compiler.compiled
     assert binary.asm["cubin"]
