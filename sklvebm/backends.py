@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, PathEnergy
-from sklvebm.models.targets import CorrectionAndGrad, Walk, autograd_correction_and_grad
+from sklvebm.models.targets import CorrectionAndGrad, Walk, WhiteStep, autograd_correction_and_grad
 
 # Largest difference of a GPU kernel from the plain function, relative to the largest value. For
 # networks with one or two layers of 8 to 256 units, rounding to float32 gives 2e-7 to 1.3e-6, and
@@ -108,6 +108,38 @@ def select_walk(energy: PathEnergy, n_numbers: int) -> Walk | None:
     return None
 
 
+def select_white_step(energy: PathEnergy) -> WhiteStep | None:
+    """Return the function that makes an exact step in white coordinates in one launch on a GPU.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Any energy.
+
+    Returns
+    -------
+    step : callable or None
+        A `targets.WhiteStep`; None where plain operations serve, as for `select_walk`.
+
+    Warns
+    -----
+    RuntimeWarning
+        As `select_correction_and_grad`.
+    """
+    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
+        return None
+    if not _suits_one_launch(energy.network):
+        return None
+    from sklvebm.kernels.probes import largest_error_of_white_step
+    from sklvebm.kernels.tiling import suits_a_walk
+
+    if suits_a_walk(_widths(energy.network), 0) and _is_sound(
+        _white_step_in_one_launch, energy, largest_error_of_white_step
+    ):
+        return _white_step_in_one_launch(energy)
+    return None
+
+
 def _widths(network: MLPEnergy) -> tuple[int, ...]:
     """Return the columns of a network's rows, then the units of its hidden layers."""
     return network.n_features + network.n_latents, *network.hidden_layer_sizes
@@ -137,6 +169,13 @@ def _walk_in_one_launch(energy: AnchoredEnergy) -> Walk:
     from sklvebm.kernels.triton_walk import triton_walk
 
     return triton_walk(energy)
+
+
+def _white_step_in_one_launch(energy: AnchoredEnergy) -> WhiteStep:
+    """Return an exact step of an anchored perceptron's chains as a single GPU kernel."""
+    from sklvebm.kernels.triton_frames import triton_white_step
+
+    return triton_white_step(energy)
 
 
 def _is_sound(

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sklvebm import backends
-from sklvebm.backends import select_correction_and_grad, select_walk
+from sklvebm.backends import select_correction_and_grad, select_walk, select_white_step
 from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.kernels.unadjusted_walk import plain_walk
+from sklvebm.kernels.plain_steps import plain_walk, plain_white_step
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.targets import autograd_correction_and_grad
@@ -245,6 +245,30 @@ def test_a_walk_that_is_right_serves_and_a_wrong_one_does_not(walking_kernel):
     walking_kernel(wrong_walk)
     with pytest.warns(RuntimeWarning, match="is wrong by"):
         assert select_walk(anchored(), 100) is None
+
+
+def test_an_exact_step_that_is_right_serves_and_a_wrong_one_does_not(walking_kernel, monkeypatch):
+    def put(kernel):
+        monkeypatch.setattr(backends, "_white_step_in_one_launch", kernel)
+
+    def wrong(energy):
+        def step(move):
+            numbers, ratio = plain_white_step(energy)(move)
+            return 1.001 * numbers, ratio
+
+        return step
+
+    put(lambda energy: plain_white_step(energy))
+    assert select_white_step(anchored()) is not None
+    put(wrong)
+    with pytest.warns(RuntimeWarning, match="is wrong by"):
+        assert select_white_step(anchored()) is None
+    put(None)  # not tried: positions are more than a tile
+    assert select_white_step(anchored(n_latents=40)) is None
+
+
+def test_no_exact_step_is_selected_on_the_cpu():
+    assert select_white_step(anchored()) is None
 
 
 @pytest.mark.parametrize(

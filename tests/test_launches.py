@@ -18,12 +18,12 @@ from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.estimators._ebm.config import likelihood_config, proximal_config
 from sklvebm.estimators._ebm.training import start
 from sklvebm.kernels import mlp
-from sklvebm.kernels.unadjusted_walk import plain_walk
+from sklvebm.kernels.plain_steps import plain_walk, plain_white_step
 from sklvebm.mcmc.langevin import start as start_chains
 from sklvebm.mcmc.state import IndependentNoise, SharedNoise
 from sklvebm.mixtures import components
 from sklvebm.models.targets import joint_target, latent_target
-from sklvebm.objectives import joint_move
+from sklvebm.objectives import frame_move, joint_move
 from sklvebm.optimisation import numbers_of
 from sklvebm.preprocessing.prepared import prepare
 from sklvebm.row_weights import distinct_rows
@@ -48,13 +48,15 @@ OTHERS = {"published, 20 steps": (ParticleLVEBM, {**PUBLISHED, "n_langevin_steps
 MOST_LAUNCHES = {"default": 250, "one Gaussian": 250, "published": 150, "proximal": 400}
 
 MOST_LAUNCHES_OF_ANNEALING = 60  # a step
-# of an update with GPU kernels: 186, 52, 52 and 330 when this was written
+# of an update with GPU kernels: 138, 52, 52 and 330 when this was written
 MOST_WITH_KERNELS = {
-    "default": 190,
+    "default": 140,
     "published": 60,
     "published, 20 steps": 60,
     "proximal": 335,
 }
+
+HIDDEN = 64  # units of a hidden layer
 
 N_REPLAYED = 100
 # after how many updates the same kind comes again: with two inner steps, particles move in every
@@ -163,6 +165,11 @@ def test_the_kernels_of_a_perceptron_save_launches(pretended, name, monkeypatch)
             "select_walk",
             lambda energy, n_numbers: in_one_launch(trace, plain_walk(energy)),
         )
+        monkeypatch.setattr(
+            frame_move,
+            "select_white_step",
+            lambda energy: in_one_launch(trace, plain_white_step(energy)),
+        )
         run = started(name)
         run.epoch(1, 0.01)
         before = counted(trace)
@@ -172,6 +179,28 @@ def test_the_kernels_of_a_perceptron_save_launches(pretended, name, monkeypatch)
     assert launches <= MOST_WITH_KERNELS[name]
     # the page about performance says what is left of a default update, and why
     assert (launches < 60) == name.startswith("published")
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_networks_are_evaluated_in_single_precision(pretended, name):
+    with pretended() as trace:
+        run = started(name)
+        run.epoch(1, 0.01)
+        trace.tape = []
+        _passed(run, run.x)
+        results = [t for each in trace.tape for t in tensors_of_result(each.result)]
+        trace.tape = None
+    activations = [t for t in results if t.dim() == 2 and t.shape[1] == HIDDEN]
+    assert len(activations) > 50
+    assert {t.dtype for t in activations} == {torch.float32}
+    # what is in double precision: shares of components, weights of rungs
+    assert any(t.dtype == torch.float64 for t in results)
+
+
+def tensors_of_result(result):
+    """Return the tensors among the results of an operation."""
+    parts = result if isinstance(result, tuple | list) else [result]
+    return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
 def path_of(run, space):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.kernels.unadjusted_walk import plain_walk
+from sklvebm.kernels.plain_steps import numbers_at, plain_walk, plain_white_step
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.reach import Reach
-from sklvebm.models.targets import CorrectionAndGrad, Walk, Walkers
+from sklvebm.models.targets import CorrectionAndGrad, Walk, Walkers, WhiteMove, WhiteStep
 
 _N_ROWS = 45  # several programs of a kernel, the last of them partly filled
 _N_POSTERIOR, _N_STEPS = 20, (2, 5)  # of a walk, the rest of the rows are joint particles
@@ -57,6 +57,35 @@ def largest_error_of_walk(
     walkers = Walkers(position, offset, position.new_tensor(_STEP_SIZES), _N_STEPS)
     found = kernel(twin)(walkers.to(numbers.to(device)), numbers.to(device))
     return _difference(found, plain_walk(exact)(walkers.to(numbers.double()), numbers.double()))
+
+
+def largest_error_of_white_step(
+    kernel: Callable[[AnchoredEnergy], WhiteStep], energy: AnchoredEnergy
+) -> float:
+    """Return the largest error of chains and acceptances after a step, as `largest_error`.
+
+    Uniform numbers are such that every second chain accepts whatever its proposal, and the others
+    reject: a ratio that differs by rounding decides nothing.
+    """
+    device, source, width = _device_of(energy), _Source(), energy.n_features + energy.n_latents
+    exact = _probe(energy, torch.float64, _CPU)
+    maps = torch.eye(width) + 0.2 * source.normal(_N_ROWS, width, width)
+    centres, s = 0.3 * source.normal(_N_ROWS, 1, width), source.normal(_N_ROWS, width)
+    function = mlp_correction_and_grad(exact)
+    numbers = numbers_at(s.double(), centres.double(), maps.double(), function).float()
+    minus_beta = -torch.linspace(0.0, 1.0, _N_ROWS, dtype=torch.float32)[:, None]
+    group, sizes = torch.arange(_N_ROWS) % 2, numbers.new_tensor(_STEP_SIZES)
+    uniform = 2.0 * (torch.arange(_N_ROWS) % 3 == 0).float()
+    move = WhiteMove(
+        *(numbers, centres, maps.float(), minus_beta),
+        *(sizes, group, source.normal(_N_ROWS, width), uniform),
+    )
+    step = kernel(_probe(energy, torch.float32, device))
+    found, ratio = step(WhiteMove(*(part.to(device) for part in move)))
+    as_doubles = (part.double() if part.is_floating_point() else part for part in move)
+    expected, exact_ratio = plain_white_step(exact)(WhiteMove(*as_doubles))
+    acceptances = ratio.clamp(max=1.0), exact_ratio.clamp(max=1.0)
+    return _difference((found, acceptances[0]), (expected, acceptances[1]))
 
 
 class _Source:

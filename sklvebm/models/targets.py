@@ -40,6 +40,27 @@ class Walkers(NamedTuple):
 Walk = Callable[[Walkers, Tensor], tuple[Tensor, Tensor]]
 
 
+class WhiteMove(NamedTuple):
+    """What an exact step of B chains in white coordinates depends on; see `white_step`.
+
+    `centres` and `maps` may be parts of a larger table; all other tensors are contiguous.
+    """
+
+    # (B, 3 P + 1): coordinates, gradients of the correction there, the correction, rows (x, z)
+    numbers: Tensor
+    centres: Tensor  # (B, 1, P), rows at zero
+    maps: Tensor  # (B, P, P), coordinates -> rows
+    minus_beta: Tensor  # (B, 1)
+    sizes: Tensor  # (n_groups,), step sizes
+    group: Tensor  # (B,), place of each chain's step size
+    normal: Tensor  # (B, P), standard normal numbers
+    uniform: Tensor  # (B,), on [0, 1)
+
+
+# -> numbers after the step, and Metropolis ratios (B,)
+WhiteStep = Callable[[WhiteMove], tuple[Tensor, Tensor]]
+
+
 def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:
     """Differentiate any energy's correction by reverse-mode automatic differentiation.
 

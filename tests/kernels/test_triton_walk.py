@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from sklvebm import backends
+from sklvebm.kernels.plain_steps import plain_walk
 from sklvebm.kernels.probes import largest_error_of_walk, probe_reach
-from sklvebm.kernels.unadjusted_walk import plain_walk
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.targets import Walkers

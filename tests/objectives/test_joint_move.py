@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sklvebm.kernels.unadjusted_walk import plain_walk
+from sklvebm.kernels.plain_steps import plain_walk, plain_white_step
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.mcmc.state import Batch, IndependentNoise
 from sklvebm.mixtures.reference import MixtureReference
@@ -26,8 +26,16 @@ def move_in_one_walk(*arguments, **how):
         return move_together(*arguments, **how)
 
 
+def move_in_kernel_steps(*arguments, **how):
+    """Move in frames by what a GPU kernel makes of a step, where there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frame_move, "select_white_step", plain_white_step)
+        return move_in_frames(*arguments, **how)
+
+
 MOVES = [
     (move_in_one_walk, "ula", 1),
+    *((move_in_kernel_steps, "crank-nicolson", t) for t in (2, 3)),
     *((move_together, dynamics, t) for dynamics in KERNELS for t in (1, 3)),
     *((move_in_frames, "crank-nicolson", t) for t in (2, 3, 4)),
 ]

@@ -1,6 +1,6 @@
-"""All unadjusted Langevin steps of an update in plain operations.
+"""Langevin steps of an update in plain operations, as GPU kernels make them in one launch.
 
-A GPU kernel makes the same walk in one launch (`triton_walk.py`); `backends` judges it by this one.
+`backends` judges by these the kernels of `triton_walk.py` and `triton_frames.py`.
 """
 
 from typing import cast
@@ -9,21 +9,33 @@ import torch
 from torch import Tensor
 
 from sklvebm.kernels.mlp import mlp_correction_and_grad
-from sklvebm.mcmc.langevin import start, ula_step
+from sklvebm.mcmc.langevin import WhiteChains, start, ula_step, white_step
 from sklvebm.mcmc.state import Chains, Noise, Target, deferred
 from sklvebm.models.energies import AnchoredEnergy
-from sklvebm.models.targets import Walk, Walkers, joint_target, stacked_target
+from sklvebm.models.targets import (
+    CorrectionAndGrad,
+    Walk,
+    Walkers,
+    WhiteMove,
+    WhiteStep,
+    joint_target,
+    stacked_target,
+)
 
 
 class _Given:
-    """A source of normal numbers that were drawn before: (n_steps, B, P), a step at a time."""
+    """A source of numbers that were drawn before: normal ones (n_steps, B, P), a step at a time."""
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._steps = iter(numbers)
+    def __init__(self, numbers: Tensor, uniform: Tensor | None = None) -> None:
+        self._steps, self._uniform = iter(numbers), uniform
 
     def normal(self, like: Tensor) -> Tensor:
         """Return the numbers of the next step; `like` has their shape."""
         return next(self._steps)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Return the uniform numbers of the only step."""
+        return cast(Tensor, self._uniform)
 
 
 @torch.no_grad()
@@ -73,3 +85,43 @@ def plain_walk(energy: AnchoredEnergy) -> Walk:
         return position, rows
 
     return walk
+
+
+def plain_white_step(energy: AnchoredEnergy) -> WhiteStep:
+    """Return an exact step of an energy's chains in white coordinates, operation by operation.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        Its network must be an `MLPEnergy`.
+
+    Returns
+    -------
+    step : callable
+        A `WhiteStep`.
+    """
+    correction_and_grad = mlp_correction_and_grad(energy)
+
+    @torch.no_grad()
+    def step(move: WhiteMove) -> tuple[Tensor, Tensor]:
+        chains = WhiteChains(move.numbers, move.normal.shape[1])
+        chains, info = white_step(
+            chains,
+            lambda s: numbers_at(s, move.centres, move.maps, correction_and_grad),
+            minus_beta=move.minus_beta,
+            step_size=move.sizes[move.group].unsqueeze(1),
+            noise=cast(Noise, _Given(move.normal[None], move.uniform)),
+        )
+        return chains.numbers, cast(Tensor, info.ratio)
+
+    return step
+
+
+def numbers_at(
+    s: Tensor, centres: Tensor, maps: Tensor, correction_and_grad: CorrectionAndGrad
+) -> Tensor:
+    """Return the numbers of chains at coordinates s (B, P); see `WhiteMove`."""
+    rows = torch.baddbmm(centres, s.unsqueeze(1), maps).squeeze(1)
+    correction, grad = correction_and_grad(rows)
+    pulled = torch.bmm(grad.unsqueeze(1), maps.mT).squeeze(1)
+    return torch.cat([s, pulled, correction.unsqueeze(1), rows], 1)
