@@ -17,6 +17,8 @@ _FEW_UNITS = 192
 # compiles for some 20 s, once per shape and device, and caches the result on disk
 _MAX_UNITS = 704
 _MAX_PRODUCTS = 160
+# rows of a program that makes steps: particles are few, and a step needs registers of its own
+ROWS_OF_STEPS = 16
 # components that every step of a walk evaluates for every particle
 _MAX_COMPONENTS = 16
 

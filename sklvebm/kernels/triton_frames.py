@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sklvebm.kernels.triton_mlp import network_arguments, network_value_and_grad, within_reach
+from sklvebm.kernels.tiling import ROWS_OF_STEPS
+from sklvebm.kernels.triton_mlp import correction_and_grad_of_tiles, network_arguments
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.targets import WhiteMove, WhiteStep
 
@@ -96,13 +97,10 @@ def _step_kernel(
     moved = mean + tl.sqrt(8.0 * h) / (2.0 + h) * xi
     own_maps, centre = maps + row[:, None] * map_step, centres + row[:, None] * centre_step
     new_rows = _rows_of(moved, centre, own_maps, inside, WIDTH, TILE)
-    value, of_rows = network_value_and_grad(
-        (new_rows,), weights, biases, output, bound, WIDTHS, KIND, ROWS, TILE, PRECISION
+    network = weights, biases, output, reach, reach_shift, bound
+    value, of_rows = correction_and_grad_of_tiles(
+        (new_rows,), *network, WIDTHS, N_FEATURES, KIND, ROWS, TILE, PRECISION
     )
-    if N_FEATURES > 0:
-        value, of_rows = within_reach(
-            (new_rows,), value, of_rows, reach, reach_shift, N_FEATURES, ROWS, TILE, PRECISION
-        )
     new_grad = _pulled(of_rows[0], own_maps, inside, WIDTH, TILE)
     both, difference = grad + new_grad, new_grad - grad
     slopes = (s + moved - mb[:, None] * both) * difference
@@ -132,6 +130,7 @@ def triton_white_step(energy: AnchoredEnergy) -> WhiteStep:
         A `WhiteStep`; same numbers as the plain version up to rounding.
     """
     network, options = network_arguments(energy)
+    options["ROWS"] = ROWS_OF_STEPS
 
     @torch.no_grad()
     def step(move: WhiteMove) -> tuple[Tensor, Tensor]:
@@ -140,7 +139,7 @@ def triton_white_step(energy: AnchoredEnergy) -> WhiteStep:
         chosen, ratio = torch.empty_like(move.numbers), torch.empty_like(move.uniform)
         # Triton launches on the current device, which need not be that of the chains
         with torch.cuda.device_of(ratio):
-            _step_kernel[(triton.cdiv(n_rows, options["ROWS"]),)](
+            _step_kernel[(triton.cdiv(n_rows, ROWS_OF_STEPS),)](
                 *move, chosen, ratio, *network, n_rows, *steps, energy.bound, **options
             )
         return chosen, ratio

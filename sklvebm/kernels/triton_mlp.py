@@ -183,7 +183,7 @@ def _through(grad, tiles, KIND: tl.constexpr):
 
 
 @triton.jit
-def network_value_and_grad(
+def _network_value_and_grad(
     hidden,
     weights,
     biases,
@@ -228,10 +228,8 @@ def _scaled(tiles, factor):
 
 
 @triton.jit
-def within_reach(
+def _reach_at(
     hidden,
-    correction,
-    grad,
     whitening,
     shift,
     N_FEATURES: tl.constexpr,
@@ -239,9 +237,10 @@ def within_reach(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Return corrections and gradients multiplied by the reach of their rows; see `Reach.scale`.
+    """Return how far rows are beyond the edge of a reach (ROWS,), and tiles of half its gradient.
 
-    `whitening` is the matrix W of the reach, `shift` is `-W c`.
+    `whitening` is the matrix W of the reach, `shift` is `-W c`; see `Reach.scale`. This is done
+    before the network is evaluated: the other way round it needs more registers.
     """
     white = layer(hidden, whitening, shift, N_FEATURES, N_FEATURES, ROWS, TILE, PRECISION)
     distance = tl.zeros((ROWS,), tl.float32)
@@ -249,17 +248,53 @@ def within_reach(
         distance += tl.sum(white[j] * white[j], 1)
     # not the maximum of Triton, which drops NaN
     beyond = tl.where(distance <= 1.0, 0.0, distance - 1.0)
+    half = layer_backward(white, whitening, N_FEATURES, N_FEATURES, ROWS, TILE, PRECISION)
+    return beyond, half
+
+
+@triton.jit
+def _within_reach(correction, grad, beyond, half):
+    """Return corrections (ROWS,) and the tiles of their gradients, multiplied by a reach."""
     share = tl.exp(-beyond * beyond)
     value = share * correction
-    slope = layer_backward(white, whitening, N_FEATURES, N_FEATURES, ROWS, TILE, PRECISION)
     factor = (-4.0 * beyond * value)[:, None]
     values = ()
     for j in tl.static_range(len(grad)):
         tile = share[:, None] * grad[j]
-        if j < len(slope):
-            tile += factor * slope[j]
+        if j < len(half):
+            tile += factor * half[j]
         values = values + (tile,)
     return value, values
+
+
+@triton.jit
+def correction_and_grad_of_tiles(
+    tiles,
+    weights,
+    biases,
+    output,
+    whitening,
+    shift,
+    bound,
+    WIDTHS: tl.constexpr,
+    N_FEATURES: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return corrections (ROWS,) of tiles of rows, and the tiles of their gradients.
+
+    `N_FEATURES` is zero where the correction has no reach.
+    """
+    if N_FEATURES > 0:
+        beyond, half = _reach_at(tiles, whitening, shift, N_FEATURES, ROWS, TILE, PRECISION)
+    value, grad = _network_value_and_grad(
+        tiles, weights, biases, output, bound, WIDTHS, KIND, ROWS, TILE, PRECISION
+    )
+    if N_FEATURES > 0:
+        value, grad = _within_reach(value, grad, beyond, half)
+    return value, grad
 
 
 # One binary per configuration, for any number of rows and any alignment: `backends` has tested the
@@ -286,20 +321,14 @@ def _value_and_grad_kernel(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write corrections (n_rows,) and their gradients, of the rows' shape, of a block of rows.
-
-    `N_FEATURES` is zero where the correction has no reach.
-    """
+    """Write corrections (n_rows,) and their gradients, of the rows' shape, of a block of rows."""
     # 64 bits: rows times columns may exceed 2^31
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     tiles = _read_rows(rows, row, n_rows, WIDTHS[0], TILE)
-    value, grad = network_value_and_grad(
-        tiles, weights, biases, output, bound, WIDTHS, KIND, ROWS, TILE, PRECISION
+    network = weights, biases, output, whitening, shift, bound
+    value, grad = correction_and_grad_of_tiles(
+        tiles, *network, WIDTHS, N_FEATURES, KIND, ROWS, TILE, PRECISION
     )
-    if N_FEATURES > 0:
-        value, grad = within_reach(
-            tiles, value, grad, whitening, shift, N_FEATURES, ROWS, TILE, PRECISION
-        )
     tl.store(correction + row, value, mask=row < n_rows)
     for i in tl.static_range(len(grad)):
         column = (i * TILE + tl.arange(0, TILE))[None, :]

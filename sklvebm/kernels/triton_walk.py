@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sklvebm.kernels.triton_mlp import network_arguments, network_value_and_grad, within_reach
+from sklvebm.kernels.tiling import ROWS_OF_STEPS
+from sklvebm.kernels.triton_mlp import correction_and_grad_of_tiles, network_arguments
 from sklvebm.mixtures.row_frames import densities_in_frames
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.models.targets import Walk, Walkers
@@ -63,9 +64,26 @@ def _base_grad(
     return grad / total[:, None]
 
 
+@triton.jit
+def _moved(pointers, n_places):
+    """Return pointers to places that are further on."""
+    moved = ()
+    for i in tl.static_range(len(pointers)):
+        moved = moved + (pointers[i] + n_places,)
+    return moved
+
+
 # one binary for all numbers of particles, steps and components
 @triton.jit(
-    do_not_specialize=["n_rows", "n_first", "n_first_steps", "n_steps", "n_components", "bound"],
+    do_not_specialize=[
+        "n_rows",
+        "n_first",
+        "n_first_steps",
+        "n_steps",
+        "n_components",
+        "zero",
+        "bound",
+    ],
     do_not_specialize_on_alignment=["position", "offset", "numbers", "moved", "rows"],
 )
 def _walk_kernel(
@@ -90,6 +108,7 @@ def _walk_kernel(
     n_first_steps,
     n_steps,
     n_components,
+    zero,
     bound,
     N_FIXED: tl.constexpr,
     WIDTHS: tl.constexpr,
@@ -118,14 +137,13 @@ def _walk_kernel(
     own_steps = tl.where(is_first, n_first_steps, n_steps)
     is_only_first = (tl.program_id(0) + 1) * ROWS <= n_first
     for k in range(tl.where(is_only_first, n_first_steps, n_steps)):
+        # places that depend on the step, as far as the compiler can see: it would read the weights
+        # once, and hold all of them in shared memory, which few GPUs have enough of
+        network = _moved(weights, k * zero), biases, output, reach, reach_shift, bound
         tiles = (_product(u, mapping, False, WIDTH, TILE, PRECISION) + own,)
-        value, grad = network_value_and_grad(
-            tiles, weights, biases, output, bound, WIDTHS, KIND, ROWS, TILE, PRECISION
+        _, grad = correction_and_grad_of_tiles(
+            tiles, *network, WIDTHS, N_FEATURES, KIND, ROWS, TILE, PRECISION
         )
-        if N_FEATURES > 0:
-            value, grad = within_reach(
-                tiles, value, grad, reach, reach_shift, N_FEATURES, ROWS, TILE, PRECISION
-            )
         slope = _product(grad[0], mapping, True, WIDTH, TILE, PRECISION)
         slope += _base_grad(
             u, means, whitening, log_peaks, n_components, WIDTH, ROWS, TILE, PRECISION
@@ -154,17 +172,17 @@ def triton_walk(energy: AnchoredEnergy) -> Walk:
     reference = energy.reference
     network, options = network_arguments(energy)
     tables = *reference.joint_map(), *densities_in_frames(reference)
-    constants: dict[str, Any] = {"N_FIXED": energy.n_features, **options}
+    constants: dict[str, Any] = {**options, "N_FIXED": energy.n_features, "ROWS": ROWS_OF_STEPS}
 
     @torch.no_grad()
     def walk(walkers: Walkers, numbers: Tensor) -> tuple[Tensor, Tensor]:
         position, offset, step_size, n_steps = walkers
         moved, rows = torch.empty_like(position), torch.empty_like(position)
         inputs = (part.contiguous() for part in (position, offset, numbers, step_size))
-        counts = len(position), len(offset), *n_steps, len(reference.means)
+        counts = len(position), len(offset), *n_steps, len(reference.means), 0
         # Triton launches on the current device, which need not be that of the rows
         with torch.cuda.device_of(position):
-            _walk_kernel[(triton.cdiv(len(position), options["ROWS"]),)](
+            _walk_kernel[(triton.cdiv(len(position), ROWS_OF_STEPS),)](
                 *inputs, moved, rows, *tables, *network, *counts, energy.bound, **constants
             )
         return moved, rows

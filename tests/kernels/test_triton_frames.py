@@ -147,7 +147,7 @@ def test_the_plain_step_is_exact(case):
 
 
 @runs_the_kernel
-@pytest.mark.parametrize("n", [20, 32, 50])
+@pytest.mark.parametrize("n", [20, 32])
 @pytest.mark.parametrize("case", [*CASES, {"d": 20, "n_latents": 12}, {"d": 1, "n_latents": 1}])
 def test_the_step_in_one_launch_is_exact(case, n):
     energy = energy_of(**case)
@@ -180,7 +180,7 @@ def test_steps_leave_the_distribution_as_it_is():
     grid = torch.linspace(-8.0, 8.0, 4001, dtype=torch.float64)[:, None]
     weights = torch.softmax(-0.5 * grid[:, 0].square() - energy.correction(grid, grid[:, :0]), 0)
     weights = weights.detach()
-    n, generator = 4096, torch.Generator().manual_seed(1)
+    n, generator = 1024, torch.Generator().manual_seed(1)
     s = grid[torch.multinomial(weights, n, replacement=True, generator=generator)]
     like = torch.ones(n, 1, 1, dtype=torch.float64)
     move = WhiteMove(
@@ -188,7 +188,7 @@ def test_steps_leave_the_distribution_as_it_is():
     )
     move = here(move._replace(numbers=numbers_of(energy, move, s)))
     step = triton_white_step(copy.deepcopy(energy).float().to(DEVICE))
-    for _ in range(6):
+    for _ in range(3):
         xi = torch.randn(n, 1, generator=generator).to(DEVICE)
         u = torch.rand(n, generator=generator).to(DEVICE)
         numbers, ratio = step(move._replace(normal=xi, uniform=u))
