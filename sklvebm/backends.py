@@ -98,10 +98,10 @@ def select_walk(energy: PathEnergy, n_numbers: int) -> Walk | None:
     if n_numbers > _MOST_WALK_NUMBERS or not _suits_one_launch(energy.network):
         return None
     from sklvebm.kernels.probes import largest_error_of_walk
-    from sklvebm.kernels.tiling import suits_a_walk
+    from sklvebm.kernels.tiling import suits_steps
 
     widths = _widths(energy.network)
-    if suits_a_walk(widths, len(energy.reference.means)) and _is_sound(
+    if suits_steps(widths, len(energy.reference.means)) and _is_sound(
         _walk_in_one_launch, energy, largest_error_of_walk
     ):
         return _walk_in_one_launch(energy)
@@ -131,9 +131,9 @@ def select_white_step(energy: PathEnergy) -> WhiteStep | None:
     if not _suits_one_launch(energy.network):
         return None
     from sklvebm.kernels.probes import largest_error_of_white_step
-    from sklvebm.kernels.tiling import suits_a_walk
+    from sklvebm.kernels.tiling import suits_steps
 
-    if suits_a_walk(_widths(energy.network), 0) and _is_sound(
+    if suits_steps(_widths(energy.network)) and _is_sound(
         _white_step_in_one_launch, energy, largest_error_of_white_step
     ):
         return _white_step_in_one_launch(energy)

@@ -122,7 +122,7 @@ def triton_white_step(energy: AnchoredEnergy) -> WhiteStep:
     Parameters
     ----------
     energy : AnchoredEnergy
-        Its network must be an `MLPEnergy` in float32 that `suits_a_walk` accepts.
+        Its network must be an `MLPEnergy` in float32 that `suits_steps` accepts.
 
     Returns
     -------

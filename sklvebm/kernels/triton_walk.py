@@ -161,7 +161,7 @@ def triton_walk(energy: AnchoredEnergy) -> Walk:
     Parameters
     ----------
     energy : AnchoredEnergy
-        Its network must be an `MLPEnergy` in float32 that `suits_a_walk` accepts.
+        Its network must be an `MLPEnergy` in float32 that `suits_steps` accepts.
 
     Returns
     -------
