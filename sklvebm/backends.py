@@ -1,23 +1,22 @@
 """Selects the fastest correct function for an energy; the only importer of `kernels`."""
 
-import math
 import threading
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, PathEnergy
-from sklvebm.models.targets import CorrectionAndGrad, autograd_correction_and_grad
+from sklvebm.models.targets import CorrectionAndGrad, Walk, WhiteStep, autograd_correction_and_grad
 
 # Largest difference of a GPU kernel from the plain function, relative to the largest value. For
 # networks with one or two layers of 8 to 256 units, rounding to float32 gives 2e-7 to 1.3e-6, and
 # TF32 products give 3e-4 to 1e-3.
 _MAX_RELATIVE_ERROR = 1e-4
-_N_PROBE_ROWS = 45  # several programs of a kernel, the last of them partly filled
+_MOST_WALK_NUMBERS = 2**26  # random numbers of all steps of a walk, which are drawn together
 
 # whether a GPU kernel is correct, for each kernel, device and shape of network
 _verdicts: dict[tuple[Any, ...], bool] = {}
@@ -46,10 +45,11 @@ def select_correction_and_grad(energy: PathEnergy) -> CorrectionAndGrad:
     if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
         return autograd_correction_and_grad(energy)
     from sklvebm.kernels.mlp import mlp_correction_and_grad
+    from sklvebm.kernels.probes import largest_error
 
-    if _suits_one_launch(energy.network) and _is_sound(_in_one_launch, energy):
-        return _within_reach(energy, _in_one_launch(energy))
-    return _within_reach(energy, mlp_correction_and_grad(energy))
+    if _suits_one_launch(energy.network) and _is_sound(_in_one_launch, energy, largest_error):
+        return _in_one_launch(energy)
+    return mlp_correction_and_grad(energy)
 
 
 def select_contrast(energy: PathEnergy) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -72,29 +72,87 @@ def select_contrast(energy: PathEnergy) -> Callable[[Tensor, Tensor], Tensor] | 
     return mlp_contrast(energy)
 
 
-def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> CorrectionAndGrad:
-    """Multiply the correction by the energy's reach, with the gradient of the product."""
-    reach = energy.reach
-    if reach is None:
-        return inner
+def select_walk(energy: PathEnergy, n_numbers: int) -> Walk | None:
+    """Return the function that makes all unadjusted steps of an update in one launch on a GPU.
 
-    @torch.no_grad()
-    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
-        correction, grad = inner(rows)
-        return reach.scale(rows[:, : energy.n_features], correction, grad), grad
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Any energy.
+    n_numbers : int
+        Random numbers of all steps together.
 
-    return correction_and_grad
+    Returns
+    -------
+    walk : callable or None
+        A `targets.Walk`; None where plain operations serve: on the CPU, and for
+        energies that have no such kernel.
+
+    Warns
+    -----
+    RuntimeWarning
+        As `select_correction_and_grad`.
+    """
+    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
+        return None
+    if n_numbers > _MOST_WALK_NUMBERS or not _suits_one_launch(energy.network):
+        return None
+    from sklvebm.kernels.probes import largest_error_of_walk
+    from sklvebm.kernels.tiling import suits_steps
+
+    widths = _widths(energy.network)
+    if suits_steps(widths, len(energy.reference.means)) and _is_sound(
+        _walk_in_one_launch, energy, largest_error_of_walk
+    ):
+        return _walk_in_one_launch(energy)
+    return None
+
+
+def select_white_step(energy: PathEnergy) -> WhiteStep | None:
+    """Return the function that makes an exact step in white coordinates in one launch on a GPU.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy or BridgedEnergy
+        Any energy.
+
+    Returns
+    -------
+    step : callable or None
+        A `targets.WhiteStep`; None where plain operations serve, as for `select_walk`.
+
+    Warns
+    -----
+    RuntimeWarning
+        As `select_correction_and_grad`.
+    """
+    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
+        return None
+    if not _suits_one_launch(energy.network):
+        return None
+    from sklvebm.kernels.probes import largest_error_of_white_step
+    from sklvebm.kernels.tiling import suits_steps
+
+    if suits_steps(_widths(energy.network)) and _is_sound(
+        _white_step_in_one_launch, energy, largest_error_of_white_step
+    ):
+        return _white_step_in_one_launch(energy)
+    return None
+
+
+def _widths(network: MLPEnergy) -> tuple[int, ...]:
+    """Return the columns of a network's rows, then the units of its hidden layers."""
+    return network.n_features + network.n_latents, *network.hidden_layer_sizes
 
 
 def _suits_one_launch(network: MLPEnergy) -> bool:
     """Return whether the GPU kernel supports a perceptron and Triton is installed."""
     from sklvebm.kernels.tiling import choose_tiling
 
-    widths = (network.n_features + network.n_latents, *network.hidden_layer_sizes)
     return (
         all(p.is_cuda and p.dtype == torch.float32 for p in network.parameters())
         and all(p.is_contiguous() for p in network.parameters())
-        and choose_tiling(widths) is not None
+        and choose_tiling(_widths(network)) is not None
         and find_spec("triton") is not None
     )
 
@@ -106,13 +164,29 @@ def _in_one_launch(energy: AnchoredEnergy) -> CorrectionAndGrad:
     return triton_mlp_correction_and_grad(energy)
 
 
+def _walk_in_one_launch(energy: AnchoredEnergy) -> Walk:
+    """Return the walk of an anchored perceptron as a single GPU kernel."""
+    from sklvebm.kernels.triton_walk import triton_walk
+
+    return triton_walk(energy)
+
+
+def _white_step_in_one_launch(energy: AnchoredEnergy) -> WhiteStep:
+    """Return an exact step of an anchored perceptron's chains as a single GPU kernel."""
+    from sklvebm.kernels.triton_frames import triton_white_step
+
+    return triton_white_step(energy)
+
+
 def _is_sound(
-    kernel: Callable[[AnchoredEnergy], CorrectionAndGrad], energy: AnchoredEnergy
+    kernel: Callable[[AnchoredEnergy], Any],
+    energy: AnchoredEnergy,
+    largest_error: Callable[[Any, AnchoredEnergy], float],
 ) -> bool:
     """Return whether a kernel is accurate for networks of the energy's shape, on its device.
 
-    The test runs once for each shape and device. It does not protect from a kernel that writes
-    beyond its memory, after which CUDA may be unusable.
+    `largest_error` measures it, once for each shape and device. This does not protect from a
+    kernel that writes beyond its memory, after which CUDA may be unusable.
     """
     network = energy.network
     case = (
@@ -122,12 +196,13 @@ def _is_sound(
         network.n_latents,
         network.hidden_layer_sizes,
         network.activation,
+        energy.reach is not None,
     )
     with _judging:
         if case in _verdicts:
             return _verdicts[case]
         try:
-            error = _largest_error(kernel, energy)
+            error = largest_error(kernel, energy)
             _verdicts[case] = error <= _MAX_RELATIVE_ERROR  # False for NaN
             complaint = f"is wrong by {error:.1e}, relative to the largest number"
         # broad on purpose: Triton, its compiler, the driver and torch have no common error, and any
@@ -146,45 +221,3 @@ def _is_sound(
             stacklevel=3,
         )
     return _verdicts[case]
-
-
-def _largest_error(
-    kernel: Callable[[AnchoredEnergy], CorrectionAndGrad], energy: AnchoredEnergy
-) -> float:
-    """Return a kernel's largest error against the plain function in float64, relative.
-
-    Weights and rows are random. Those of `energy` are no test before training, when its output is
-    zero and any kernel agrees.
-    """
-    from sklvebm.kernels.mlp import mlp_correction_and_grad
-
-    device, bound = cast(MLPEnergy, energy.network).output.device, energy.bound
-    generator = torch.Generator().manual_seed(0)
-
-    def probe(dtype: torch.dtype, device: torch.device) -> AnchoredEnergy:
-        shape = cast(MLPEnergy, energy.network)
-        network = MLPEnergy(
-            shape.n_features,
-            shape.n_latents,
-            shape.hidden_layer_sizes,
-            shape.activation,
-            generator.manual_seed(0),
-        )
-        with torch.no_grad():
-            # corrections both far below the bound and close to it
-            network.output.normal_(0.0, bound * len(network.output) ** -0.5, generator=generator)
-        return AnchoredEnergy(energy.reference, network.to(device, dtype), bound)
-
-    exact = mlp_correction_and_grad(probe(torch.float64, torch.device("cpu")))
-    width = energy.n_features + energy.n_latents
-    rows = torch.randn(_N_PROBE_ROWS, width, generator=generator, dtype=torch.float32)
-    expected = exact(rows.double())
-    actual = kernel(probe(torch.float32, device))(rows.to(device))
-    if any(a.shape != b.shape for a, b in zip(actual, expected, strict=True)):
-        return math.inf
-    errors = [
-        (found.cpu() - wanted).abs().max() / wanted.abs().max()
-        for found, wanted in zip(actual, expected, strict=True)
-        if wanted.numel() > 0
-    ]
-    return float(torch.stack(errors).max())

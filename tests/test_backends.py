@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sklvebm import backends
-from sklvebm.backends import select_correction_and_grad
+from sklvebm.backends import select_correction_and_grad, select_walk, select_white_step
 from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.kernels.plain_steps import plain_walk, plain_white_step
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.targets import autograd_correction_and_grad
@@ -216,6 +217,82 @@ def test_the_gpu_kernel_is_for_contiguous_float32_of_ordinary_sizes(monkeypatch,
     monkeypatch.setattr(network, "parameters", lambda: parameters)
     monkeypatch.setattr(backends, "find_spec", lambda name: change["installed"])
     assert backends._suits_one_launch(network) is suits
+
+
+@pytest.fixture
+def walking_kernel(monkeypatch):
+    """A function that puts another in the place of the kernel of all steps."""
+    monkeypatch.setattr(backends, "_suits_one_launch", lambda network: True)
+    monkeypatch.setattr(backends, "_verdicts", {})
+
+    def put(kernel):
+        monkeypatch.setattr(backends, "_walk_in_one_launch", kernel)
+
+    return put
+
+
+def wrong_walk(energy):
+    def walk(walkers, numbers):
+        moved, rows = plain_walk(energy)(walkers, numbers)
+        return moved, 1.001 * rows
+
+    return walk
+
+
+def test_a_walk_that_is_right_serves_and_a_wrong_one_does_not(walking_kernel):
+    walking_kernel(lambda energy: plain_walk(energy))
+    assert select_walk(anchored(), 100) is not None
+    walking_kernel(wrong_walk)
+    with pytest.warns(RuntimeWarning, match="is wrong by"):
+        assert select_walk(anchored(), 100) is None
+
+
+def test_an_exact_step_that_is_right_serves_and_a_wrong_one_does_not(walking_kernel, monkeypatch):
+    def put(kernel):
+        monkeypatch.setattr(backends, "_white_step_in_one_launch", kernel)
+
+    def wrong(energy):
+        def step(move):
+            numbers, ratio = plain_white_step(energy)(move)
+            return 1.001 * numbers, ratio
+
+        return step
+
+    put(lambda energy: plain_white_step(energy))
+    assert select_white_step(anchored()) is not None
+    put(wrong)
+    with pytest.warns(RuntimeWarning, match="is wrong by"):
+        assert select_white_step(anchored()) is None
+    put(None)  # not tried: positions are more than a tile
+    assert select_white_step(anchored(n_latents=40)) is None
+
+
+def test_no_exact_step_is_selected_on_the_cpu():
+    assert select_white_step(anchored()) is None
+
+
+@pytest.mark.parametrize(
+    ("hidden", "n_latents", "n_numbers"),
+    [((16, 8), L, 2**26 + 1), ((16, 8), 40, 100), ((2048, 2048), L, 100)],
+)
+def test_what_does_not_fit_into_one_walk_is_not_tried(walking_kernel, hidden, n_latents, n_numbers):
+    walking_kernel(None)
+    assert select_walk(anchored(hidden, n_latents=n_latents), n_numbers) is None
+
+
+def test_a_walk_takes_few_components(walking_kernel):
+    walking_kernel(lambda energy: plain_walk(energy))
+    energy, n = anchored(), 17
+    maps = {"latent_map": torch.ones(L, D), "latent_variance": torch.ones(L)}
+    means = torch.linspace(-1.0, 1.0, n)[:, None].expand(n, D)
+    energy.reference = MixtureReference(
+        torch.full((n,), 1.0 / n), means, torch.eye(D).expand(n, D, D), location=means[0], **maps
+    )
+    assert select_walk(energy, 100) is None
+
+
+def test_no_walk_is_selected_on_the_cpu():
+    assert select_walk(anchored(), 100) is None
 
 
 def test_tensors_on_the_cpu_never_meet_the_gpu_kernel(monkeypatch):

@@ -5,7 +5,8 @@
     python examples/benchmarks/gpu.py --output DIR   # where finished rows go
 
 Launches are counted on the pretended device of the tests, in a process of its own, so that this
-needs no GPU. Without a CUDA device they are printed alone, and it is said what was not measured.
+needs no GPU. They are counted operation by operation: the Triton kernels make fewer. Without a CUDA
+device they are printed alone, and it is said what was not measured.
 Times are wall times between synchronisations; contestants take turns, and the shortest turn counts.
 The peak is what cuBLAS reaches in float32 at one of the products of the step. After ten minutes
 nothing more is started, and what was left out is named.

@@ -128,4 +128,18 @@ def mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
         correction, grad = (torch.cat(part) for part in zip(*parts, strict=True))
         return correction, grad
 
+    return _within_reach(energy, correction_and_grad)
+
+
+def _within_reach(energy: AnchoredEnergy, inner: CorrectionAndGrad) -> CorrectionAndGrad:
+    """Multiply the correction by the energy's reach, with the gradient of the product."""
+    reach = energy.reach
+    if reach is None:
+        return inner
+
+    @torch.no_grad()
+    def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
+        correction, grad = inner(rows)
+        return reach.scale(rows[:, : energy.n_features], correction, grad), grad
+
     return correction_and_grad

@@ -17,6 +17,12 @@ _FEW_UNITS = 192
 # compiles for some 20 s, once per shape and device, and caches the result on disk
 _MAX_UNITS = 704
 _MAX_PRODUCTS = 160
+# rows of a program that makes steps: particles are few, and a step needs registers of its own
+ROWS_OF_STEPS = 16
+# columns and hidden units up to which its registers were counted (docs/benchmarks/performance.md)
+_MAX_UNITS_OF_STEPS = 320
+# components that every step of a walk evaluates for every particle
+_MAX_COMPONENTS = 16
 
 
 class Tiling(NamedTuple):
@@ -46,3 +52,18 @@ def choose_tiling(widths: Sequence[int]) -> Tiling | None:
     if len(widths) < 2 or n_products > _MAX_PRODUCTS or n_units > _MAX_UNITS:
         return None
     return Tiling(32 if n_units <= _FEW_UNITS else 16, _TILE, _N_WARPS)
+
+
+def suits_steps(widths: Sequence[int], n_components: int = 1) -> bool:
+    """Return whether a step of a perceptron's particles, or all of a walk, fit into one launch.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        As for `choose_tiling`. The coordinates of a particle must be one tile.
+    n_components : int, default=1
+        Components of the reference that a walk evaluates; an exact step evaluates none.
+    """
+    n_units = _TILE * sum(math.ceil(width / _TILE) for width in widths)
+    is_small = widths[0] <= _TILE and n_units <= _MAX_UNITS_OF_STEPS
+    return is_small and n_components <= _MAX_COMPONENTS

@@ -105,7 +105,7 @@ def _read_weights(
 
 
 @triton.jit
-def _layer(
+def layer(
     hidden,
     weight,
     bias,
@@ -140,7 +140,7 @@ def _layer(
 
 
 @triton.jit
-def _layer_backward(
+def layer_backward(
     grad,
     weight,
     FAN_OUT: tl.constexpr,
@@ -182,20 +182,12 @@ def _through(grad, tiles, KIND: tl.constexpr):
     return values
 
 
-# One binary per configuration, for any number of rows and any alignment: `backends` has tested the
-# binary that runs.
-@triton.jit(
-    do_not_specialize=["n_rows", "bound"],
-    do_not_specialize_on_alignment=["rows", "correction", "grad_rows"],
-)
-def _value_and_grad_kernel(
-    rows,
+@triton.jit
+def _network_value_and_grad(
+    hidden,
     weights,
     biases,
     output,
-    correction,
-    grad_rows,
-    n_rows,
     bound,
     WIDTHS: tl.constexpr,
     KIND: tl.constexpr,
@@ -203,16 +195,13 @@ def _value_and_grad_kernel(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write corrections (n_rows,) and their gradients, of the rows' shape, of a block of rows.
+    """Return bounded corrections (ROWS,) of tiles of rows, and the tiles of their gradients.
 
     `WIDTHS` are those of the rows and of all hidden layers.
     """
-    # 64 bits: rows times columns may exceed 2^31
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    hidden = _read_rows(rows, row, n_rows, WIDTHS[0], TILE)
     kept = ()
     for k in tl.static_range(len(WIDTHS) - 1):
-        a = _layer(hidden, weights[k], biases[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
+        a = layer(hidden, weights[k], biases[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
         kept = kept + (a,)
         hidden = _all_activated(a, KIND)
     value = tl.zeros((ROWS,), tl.float32)
@@ -224,18 +213,166 @@ def _value_and_grad_kernel(
     saturation = _tanh(value / bound)
     for k in tl.static_range(len(WIDTHS) - 2, -1, -1):
         grad = _through(grad, kept[k], KIND)
-        grad = _layer_backward(grad, weights[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
-    tl.store(correction + row, bound * saturation, mask=row < n_rows)
+        grad = layer_backward(grad, weights[k], WIDTHS[k + 1], WIDTHS[k], ROWS, TILE, PRECISION)
     # the bound's derivative is a factor per row, cheapest to apply to the narrowest tensor
-    factor = (1.0 - saturation * saturation)[:, None]
+    return bound * saturation, _scaled(grad, 1.0 - saturation * saturation)
+
+
+@triton.jit
+def _scaled(tiles, factor):
+    """Return the tiles with each row multiplied by its factor (ROWS,)."""
+    values = ()
+    for j in tl.static_range(len(tiles)):
+        values = values + (tiles[j] * factor[:, None],)
+    return values
+
+
+@triton.jit
+def _reach_at(
+    hidden,
+    whitening,
+    shift,
+    N_FEATURES: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return how far rows are beyond the edge of a reach (ROWS,), and tiles of half its gradient.
+
+    `whitening` is the matrix W of the reach, `shift` is `-W c`; see `Reach.scale`. This is done
+    before the network is evaluated: the other way round it needs more registers.
+    """
+    white = layer(hidden, whitening, shift, N_FEATURES, N_FEATURES, ROWS, TILE, PRECISION)
+    distance = tl.zeros((ROWS,), tl.float32)
+    for j in tl.static_range(len(white)):
+        distance += tl.sum(white[j] * white[j], 1)
+    # not the maximum of Triton, which drops NaN
+    beyond = tl.where(distance <= 1.0, 0.0, distance - 1.0)
+    half = layer_backward(white, whitening, N_FEATURES, N_FEATURES, ROWS, TILE, PRECISION)
+    return beyond, half
+
+
+@triton.jit
+def _within_reach(correction, grad, beyond, half):
+    """Return corrections (ROWS,) and the tiles of their gradients, multiplied by a reach."""
+    share = tl.exp(-beyond * beyond)
+    value = share * correction
+    factor = (-4.0 * beyond * value)[:, None]
+    values = ()
+    for j in tl.static_range(len(grad)):
+        tile = share[:, None] * grad[j]
+        if j < len(half):
+            tile += factor * half[j]
+        values = values + (tile,)
+    return value, values
+
+
+@triton.jit
+def correction_and_grad_of_tiles(
+    tiles,
+    weights,
+    biases,
+    output,
+    whitening,
+    shift,
+    bound,
+    WIDTHS: tl.constexpr,
+    N_FEATURES: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Return corrections (ROWS,) of tiles of rows, and the tiles of their gradients.
+
+    `N_FEATURES` is zero where the correction has no reach.
+    """
+    if N_FEATURES > 0:
+        beyond, half = _reach_at(tiles, whitening, shift, N_FEATURES, ROWS, TILE, PRECISION)
+    value, grad = _network_value_and_grad(
+        tiles, weights, biases, output, bound, WIDTHS, KIND, ROWS, TILE, PRECISION
+    )
+    if N_FEATURES > 0:
+        value, grad = _within_reach(value, grad, beyond, half)
+    return value, grad
+
+
+# One binary per configuration, for any number of rows and any alignment: `backends` has tested the
+# binary that runs.
+@triton.jit(
+    do_not_specialize=["n_rows", "bound"],
+    do_not_specialize_on_alignment=["rows", "correction", "grad_rows"],
+)
+def _value_and_grad_kernel(
+    rows,
+    weights,
+    biases,
+    output,
+    whitening,
+    shift,
+    correction,
+    grad_rows,
+    n_rows,
+    bound,
+    WIDTHS: tl.constexpr,
+    N_FEATURES: tl.constexpr,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write corrections (n_rows,) and their gradients, of the rows' shape, of a block of rows."""
+    # 64 bits: rows times columns may exceed 2^31
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    tiles = _read_rows(rows, row, n_rows, WIDTHS[0], TILE)
+    network = weights, biases, output, whitening, shift, bound
+    value, grad = correction_and_grad_of_tiles(
+        tiles, *network, WIDTHS, N_FEATURES, KIND, ROWS, TILE, PRECISION
+    )
+    tl.store(correction + row, value, mask=row < n_rows)
     for i in tl.static_range(len(grad)):
         column = (i * TILE + tl.arange(0, TILE))[None, :]
         inside = (row < n_rows)[:, None] & (column < WIDTHS[0])
-        tl.store(grad_rows + row[:, None] * WIDTHS[0] + column, factor * grad[i], mask=inside)
+        tl.store(grad_rows + row[:, None] * WIDTHS[0] + column, grad[i], mask=inside)
+
+
+def network_arguments(energy: AnchoredEnergy) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what kernels need of an energy: tensors, and constants of the compilation.
+
+    Parameters
+    ----------
+    energy : AnchoredEnergy
+        Its network must be an `MLPEnergy` in float32 whose widths `choose_tiling` accepts.
+
+    Returns
+    -------
+    tensors : tuple
+        Weights, biases, output, and the matrix and the shift of the reach.
+    options : dict of str to object
+        Constants, and options of the compiler.
+    """
+    mlp, reach = energy.network, energy.reach
+    widths = (mlp.n_features + mlp.n_latents, *mlp.hidden_layer_sizes)
+    tiling = choose_tiling(widths)
+    options: dict[str, Any] = {
+        "WIDTHS": widths,
+        "N_FEATURES": 0 if reach is None else mlp.n_features,
+        "KIND": mlp.activation,
+        "ROWS": tiling.rows,
+        "TILE": tiling.tile,
+        "PRECISION": _PRECISION,
+        "num_warps": tiling.n_warps,
+        "enable_fp_fusion": True,  # multiply-adds round once; Triton's default may change
+    }
+    # without a reach the kernel reads no matrix, but has the argument
+    of_reach = mlp.output, mlp.output
+    if reach is not None:
+        of_reach = tuple(part.to(mlp.output.dtype) for part in reach.affine_map())
+    return (tuple(mlp.weights), tuple(mlp.biases), mlp.output, *of_reach), options
 
 
 def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
-    """Return the function of `mlp_correction_and_grad` as one kernel launch on a GPU.
+    """Return the correction of an energy and its gradients as one kernel launch on a GPU.
 
     Parameters
     ----------
@@ -246,32 +383,21 @@ def triton_mlp_correction_and_grad(energy: AnchoredEnergy) -> CorrectionAndGrad:
     Returns
     -------
     correction_and_grad : callable
-        Same values as the plain version up to rounding; takes float32 rows on the device of the
-        energy.
+        Same values as the plain version up to rounding, the reach of the energy included; takes
+        float32 rows on the device of the energy.
     """
-    mlp = energy.network
-    weights, biases, output = tuple(mlp.weights), tuple(mlp.biases), mlp.output
-    bound, widths = energy.bound, (mlp.n_features + mlp.n_latents, *mlp.hidden_layer_sizes)
-    tiling = choose_tiling(widths)
-    options: dict[str, Any] = {
-        "WIDTHS": widths,
-        "KIND": mlp.activation,
-        "ROWS": tiling.rows,
-        "TILE": tiling.tile,
-        "PRECISION": _PRECISION,
-        "num_warps": tiling.n_warps,
-        "enable_fp_fusion": True,  # multiply-adds round once; Triton's default may change
-    }
+    inputs, options = network_arguments(energy)
+    bound, n_rows_of_program = energy.bound, options["ROWS"]
 
     @torch.no_grad()
     def correction_and_grad(rows: Tensor) -> tuple[Tensor, Tensor]:
         n_rows = len(rows)
         correction, grad = rows.new_empty(n_rows), rows.new_empty(rows.shape)
         if n_rows > 0:
-            tensors = (rows.contiguous(), weights, biases, output, correction, grad)
+            tensors = (rows.contiguous(), *inputs, correction, grad)
             # Triton launches on the current device, which need not be that of the rows
             with torch.cuda.device_of(rows):
-                grid = (triton.cdiv(n_rows, tiling.rows),)
+                grid = (triton.cdiv(n_rows, n_rows_of_program),)
                 _value_and_grad_kernel[grid](*tensors, n_rows, bound, **options)
         return correction, grad
 

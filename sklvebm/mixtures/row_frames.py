@@ -86,6 +86,40 @@ def draw_joint(reference: MixtureReference, out: Tensor, generator: torch.Genera
     torch.baddbmm(frames.means, s.unsqueeze(1), frames.roots, out=out.unsqueeze(1))
 
 
+def densities_in_frames(reference: MixtureReference) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the density of particles (y, e) follows from, component by component.
+
+    The logarithm of a component's weighted density at a position u is its peak minus half the
+    squared length of `(u - mean) W`, up to a constant that all components share.
+
+    Parameters
+    ----------
+    reference : MixtureReference
+        The mixture.
+
+    Returns
+    -------
+    means : Tensor of shape (M, D + L)
+        Means.
+    whitening : Tensor of shape (M, D + L, D + L)
+        Matrices W, lower or upper triangular.
+    log_peaks : Tensor of shape (M,)
+        Nats.
+    """
+    own = _tables(reference), reference.log_weights
+    means, whitening, peaks = reference._kept("densities", own, lambda: _densities(*own))
+    return means, whitening, peaks
+
+
+def _densities(tables: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what `densities_in_frames` keeps."""
+    width = tables.shape[2]
+    whitening = tables[:-1, 1 : 1 + width].contiguous()
+    log_scale = torch.diagonal(whitening, dim1=1, dim2=2).double().log().sum(1)
+    peaks = (log_weights.double() + log_scale).to(tables.dtype)
+    return tables[:-1, 0].contiguous(), whitening, peaks
+
+
 def _gathered(tables: Tensor, which: Tensor) -> RowFrames:
     width = tables.shape[2]
     return RowFrames(*tables[which].split([1, width, width, 1, width], 1))

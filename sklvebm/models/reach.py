@@ -51,9 +51,14 @@ class Reach(KeepsResults, nn.Module):
 
     def _white(self, x: Tensor) -> Tensor:
         """Return `W (x - c)` of rows x (B, D), (B, D)."""
+        whitening, shift = self.affine_map()
+        return torch.addmm(shift, x, whitening.T)
+
+    def affine_map(self) -> tuple[Tensor, Tensor]:
+        """Return W (D, D) and `-W c` (D,), with which `W (x - c)` is one product."""
         own = self.centre, self.whitening
         (shift,) = self._kept("shift", own, lambda: (-(self.whitening @ self.centre),))
-        return torch.addmm(shift, x, self.whitening.T)
+        return self.whitening, shift
 
     def scale(self, x: Tensor, value: Tensor, grad: Tensor) -> Tensor:
         """Multiply a function by s, given its values and gradients.

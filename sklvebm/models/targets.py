@@ -6,6 +6,7 @@ correction is differentiated automatically; the gradient of the reference is ana
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,46 @@ from sklvebm.models.energies import Corrected, PathEnergy
 
 # rows (x, z), (B, D + L) -> correction (B,) and its gradient (B, D + L); detached
 CorrectionAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Walkers(NamedTuple):
+    """Posterior particles of n rows, C joint particles behind them, and how they walk."""
+
+    position: Tensor  # (n + C, D + L): (0, e) for each row, then (y, e)
+    offset: Tensor  # (n, D + L), what the rows add; see `MixtureReference.offset_of`
+    step_size: Tensor  # (2,), of posterior and of joint particles, squared position units per nat
+    n_steps: tuple[int, int]  # of both; posterior particles make no more than joint ones
+
+    def to(self, like: Tensor) -> "Walkers":
+        """Return the walkers with tensors that have the dtype and the device of another."""
+        tensors = self.position.to(like), self.offset.to(like), self.step_size.to(like)
+        return Walkers(*tensors, self.n_steps)
+
+
+# walkers and standard normal numbers (n_steps, n + C, D + L) -> their positions afterwards, and
+# their rows (x, z), both (n + C, D + L)
+Walk = Callable[[Walkers, Tensor], tuple[Tensor, Tensor]]
+
+
+class WhiteMove(NamedTuple):
+    """What an exact step of B chains in white coordinates depends on; see `white_step`.
+
+    `centres` and `maps` may be parts of a larger table; all other tensors are contiguous.
+    """
+
+    # (B, 3 P + 1): coordinates, gradients of the correction there, the correction, rows (x, z)
+    numbers: Tensor
+    centres: Tensor  # (B, 1, P), rows at zero
+    maps: Tensor  # (B, P, P), coordinates -> rows
+    minus_beta: Tensor  # (B, 1)
+    sizes: Tensor  # (n_groups,), step sizes
+    group: Tensor  # (B,), place of each chain's step size
+    normal: Tensor  # (B, P), standard normal numbers
+    uniform: Tensor  # (B,), on [0, 1)
+
+
+# -> numbers after the step, and Metropolis ratios (B,)
+WhiteStep = Callable[[WhiteMove], tuple[Tensor, Tensor]]
 
 
 def autograd_correction_and_grad(energy: Corrected) -> CorrectionAndGrad:

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.backends import select_correction_and_grad
+from sklvebm.backends import select_correction_and_grad, select_white_step
 from sklvebm.mcmc.adaptation import adapt_step_size
 from sklvebm.mcmc.langevin import Kernel, WhiteChains, crank_nicolson_step, white_step
 from sklvebm.mcmc.state import (
     Batch,
     IndependentNoise,
     ParticleState,
+    StepInfo,
     averages_of,
     stack_rows,
 )
@@ -30,7 +31,7 @@ from sklvebm.mixtures.row_frames import (
     row_frames,
 )
 from sklvebm.models.energies import PathEnergy
-from sklvebm.models.targets import CorrectionAndGrad
+from sklvebm.models.targets import CorrectionAndGrad, WhiteMove, WhiteStep
 from sklvebm.objectives.pool import Sweep
 from sklvebm.objectives.posteriors import ParticlePosterior, PosteriorMove
 from sklvebm.objectives.tempered_pool import TemperedPool
@@ -142,6 +143,7 @@ class _Walk(NamedTuple):
     group: Tensor  # (B,), place of each chain's step size
     rung: Tensor  # (T * C,), the same among those of the pool
     averages: Tensor  # (n_groups, B)
+    step: WhiteStep | None  # a kernel that makes a step; None makes it operation by operation
 
     def behind(self, n: int) -> "_Walk":
         """Return the same for the pool alone, without the first n chains and their group."""
@@ -157,17 +159,28 @@ class _Walk(NamedTuple):
     ) -> tuple[WhiteChains, Tensor, Tensor]:
         """Return chains after one step or more, adapted step sizes, and the last acceptances."""
         for _ in range(n_steps):
-            step_size = sizes[self.group].unsqueeze(1)
-            chains, info = white_step(
-                chains,
-                self.numbers_at,
-                minus_beta=self.minus_betas,
-                step_size=step_size,
-                noise=noise,
-            )
+            chains, info = self.moved(chains, sizes, noise)
             acceptance = self.averages @ info.acceptance
             sizes = adapt_step_size(self.kernel, sizes, acceptance)
         return chains, sizes, acceptance
+
+    def moved(
+        self, chains: WhiteChains, sizes: Tensor, noise: IndependentNoise
+    ) -> tuple[WhiteChains, StepInfo]:
+        """Return chains after one step, and its acceptance."""
+        if self.step is None:
+            return white_step(
+                chains,
+                self.numbers_at,
+                minus_beta=self.minus_betas,
+                step_size=sizes[self.group].unsqueeze(1),
+                noise=noise,
+            )
+        normal, uniform = noise.normal(chains.coordinates), noise.uniform(chains.correction)
+        frames = self.frames.centres, self.frames.maps, self.minus_betas
+        move = WhiteMove(chains.numbers, *frames, sizes, self.group, normal, uniform)
+        numbers, ratio = self.step(move)
+        return WhiteChains(numbers, chains.width), StepInfo(ratio, ratio)
 
     def numbers_at(self, s: Tensor) -> Tensor:
         """Return coordinates, gradients, corrections and rows of chains at s (B, D + L)."""
@@ -205,7 +218,7 @@ def move_in_frames(
     sizes = torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
     minus_betas = (plan.tempering @ state.betas).unsqueeze(1)
     of_chains = frames, minus_betas, plan.group, plan.rung, plan.averages
-    walk = _Walk(tempered.kernel, correction_and_grad, *of_chains)
+    walk = _Walk(tempered.kernel, correction_and_grad, *of_chains, select_white_step(energy))
     chains, sizes, acceptance = walk.steps(chains, sizes, noise, posterior.n_steps)
     e = chains.coordinates[:n, d:].reshape(len(batch.x), posterior.n_particles, -1)
     state.latents.values[batch.index] = e

@@ -8,9 +8,9 @@ move the pool. Results are those of moving both apart, with other random numbers
 import torch
 from torch import Tensor
 
-from sklvebm.backends import select_correction_and_grad
+from sklvebm.backends import select_correction_and_grad, select_walk
 from sklvebm.mcmc.adaptation import adapt_step_size
-from sklvebm.mcmc.langevin import start
+from sklvebm.mcmc.langevin import start, ula_step
 from sklvebm.mcmc.state import (
     Batch,
     Chains,
@@ -26,7 +26,7 @@ from sklvebm.mcmc.state import (
     take_chains,
 )
 from sklvebm.models.energies import PathEnergy
-from sklvebm.models.targets import joint_target, stacked_target
+from sklvebm.models.targets import Walk, Walkers, joint_target, stacked_target
 from sklvebm.objectives.parts import parts_of_work
 from sklvebm.objectives.pool import (
     Exchange,
@@ -85,23 +85,25 @@ def move_together(
     sweep : Sweep
         The pool; see `sweep_pool`.
     """
-    kernel, (t, c) = tempered.kernel, state.pool.shape[:2]
+    kernel, (t, c, width) = tempered.kernel, state.pool.shape
     offset = energy.reference.offset_of(stack_rows(batch.x, posterior.n_particles))
     n, d = len(offset), energy.n_features
     e = state.latents.values[batch.index].reshape(n, -1)
+    if t == 1 and kernel.step is ula_step:
+        of_both = posterior.n_steps, tempered.n_langevin_steps
+        walk = select_walk(energy, of_both[1] * (n + c) * width)
+        if walk is not None:
+            walkers = Walkers(_stacked(e, state.pool), offset, _sizes(state), of_both)
+            return _walked(walk, walkers, batch, state, noise)
     correction_and_grad = select_correction_and_grad(energy)
     joint = hold_frames(deferred(joint_target(energy, correction_and_grad)))
     target = deferred(stacked_target(energy, offset, joint, correction_and_grad, n_joint=t * c))
     if posterior.proposes_independently:
         chains, exchange = _exchanged(energy, e, state, target, noise)
     else:
-        position = e.new_zeros(n + t * c, state.pool.shape[2])
-        position[:n, d:] = e
-        position[n:] = state.pool.flatten(0, 1)
-        chains, exchange = start(position, target), no_exchange(state)
+        chains, exchange = start(_stacked(e, state.pool), target), no_exchange(state)
     beta = _beta_of_all(state.betas, n, c)
-    # of the posterior particles, then of every rung
-    sizes = torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
+    sizes = _sizes(state)
     acceptance = torch.ones_like(sizes)
     step_size = _sizes_of_coordinates(sizes, (n, d), state.pool.shape)
     for number in range(posterior.n_steps):
@@ -122,6 +124,41 @@ def move_together(
     n_steps = tempered.n_langevin_steps - posterior.n_steps
     rungs = move_rungs(rungs, joint, kernel, n_steps, beta=beta[n:], noise=noise)
     return moved, swept(rungs, exchange, state)
+
+
+def _walked(
+    walk: Walk, walkers: Walkers, batch: Batch, state: ParticleState, noise: IndependentNoise
+) -> tuple[PosteriorMove, Sweep]:
+    """Return the outcome of `move_together` where all steps are one walk."""
+    start_at, offset, sizes, (_, n_steps) = walkers
+    n, n_latents = len(offset), state.latents.values.shape[2]
+    position, rows = walk(walkers, noise.normal(start_at.expand(n_steps, -1, -1)))
+    e = position[:n, position.shape[1] - n_latents :]
+    state.latents.values[batch.index] = e.reshape(len(batch.x), -1, n_latents)
+    acceptance, exchange = torch.ones_like(sizes), no_exchange(state)
+    moved = PosteriorMove(state.latents, sizes[0], rows[:n], acceptance[0])
+    return moved, Sweep(
+        position[n:].view(state.pool.shape),
+        sizes[1:],
+        acceptance[1:],
+        exchange.acceptance,
+        exchange.source,
+        state.n_updates % 2,
+        rows=rows[n:],
+    )
+
+
+def _stacked(e: Tensor, pool: Tensor) -> Tensor:
+    """Return posterior particles e (n, L) as (0, e), and the pool (T, C, D + L) behind them."""
+    position = e.new_zeros(len(e) + pool.shape[0] * pool.shape[1], pool.shape[2])
+    position[: len(e), pool.shape[2] - e.shape[1] :] = e
+    position[len(e) :] = pool.flatten(0, 1)
+    return position
+
+
+def _sizes(state: ParticleState) -> Tensor:
+    """Return the step sizes (1 + T,) of posterior particles, then of every rung."""
+    return torch.cat([state.latent_step_size.reshape(1), state.pool_step_size])
 
 
 def _exchanged(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sklvebm.kernels.tiling import choose_tiling
+from sklvebm.kernels.tiling import choose_tiling, suits_steps
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,17 @@ def test_what_a_program_cannot_hold_or_a_compiler_should_not_unroll_is_left_alon
 
 def test_programs_of_more_units_take_fewer_rows():
     assert choose_tiling((2, 64, 64)).rows > choose_tiling((2, 256, 256)).rows
+
+
+@pytest.mark.parametrize(
+    ("widths", "n_components", "suits"),
+    [
+        ((4, 64, 64), 2, True),
+        ((32, 128, 128), 16, True),
+        ((33, 64, 64), 1, False),
+        ((12, 256, 256), 1, False),
+        ((12, 64, 64), 17, False),
+    ],
+)
+def test_steps_are_for_few_columns_units_and_components(widths, n_components, suits):
+    assert suits_steps(widths, n_components) is suits

@@ -4,6 +4,7 @@ Triton decides when it is imported whether it compiles or interprets. Without a 
 this file again in a process of its own that interprets; the others of that kind skip.
 """
 
+import copy
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from sklvebm import backends
-from sklvebm.backends import _largest_error, select_correction_and_grad
+from sklvebm.backends import select_correction_and_grad
 from sklvebm.kernels.mlp import mlp_correction_and_grad
+from sklvebm.kernels.probes import largest_error, probe_reach
 from sklvebm.mcmc.langevin import crank_nicolson_step, mala_step, start, ula_step
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.mixtures.reference import MixtureReference
@@ -75,8 +77,8 @@ def anchored(activation="tanh", hidden=(17, 33), d=D, n_latents=L, gain=1.0):
 
 def single(energy):
     """Return a copy of an energy in float32 on the device under test."""
-    reference = energy.reference
-    twin = AnchoredEnergy(reference, MLPEnergy(D, L, (1,)), energy.bound)
+    reference, reach = energy.reference, copy.deepcopy(energy.reach)
+    twin = AnchoredEnergy(reference, MLPEnergy(D, L, (1,)), energy.bound, reach)
     shape = energy.network
     twin.network = MLPEnergy(
         shape.n_features, shape.n_latents, shape.hidden_layer_sizes, shape.activation
@@ -138,6 +140,19 @@ def test_kernel_is_right_close_to_the_bound(activation):
     correction, *_ = check(energy, inputs(100))
     assert int((correction.abs() > 0.999 * BOUND).sum()) >= 10
     assert float(correction.abs().min()) < 0.9 * BOUND
+
+
+@runs_the_kernel
+@pytest.mark.parametrize(("d", "n_latents"), [(3, 2), (3, 0), (31, 1), (40, 25)])
+def test_kernel_multiplies_by_the_reach_of_the_correction(d, n_latents):
+    energy = anchored("silu", (24, 16), d, n_latents)
+    rows = (inputs(60, d, n_latents) / 1.5).float().double()
+    energy.reach = probe_reach(d).double()
+    share = energy.reach(rows[:, :d])
+    # inside, in between and outside
+    assert bool((share == 1.0).any())
+    assert bool(((share > 0.1) & (share < 0.95)).any())
+    check(energy, rows)
 
 
 @runs_the_kernel
@@ -224,7 +239,9 @@ def test_same_noise_gives_the_trajectory_of_the_plain_gradient(activation, step)
 def test_the_guard_of_backends_finds_the_kernel_right():
     for activation in ACTIVATIONS:
         energy = single(anchored(activation, (96, 64)))
-        assert _largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
+        assert largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
+        energy.reach = probe_reach(D).float()
+        assert largest_error(triton_mlp_correction_and_grad, energy) < 1e-5
 
 
 # the kernel is put in the CPU's place here, where only the interpreter can run it; the test that
@@ -248,7 +265,9 @@ def test_a_fit_on_the_kernel_is_the_fit_without_it(monkeypatch, small, moons):
     monkeypatch.setattr(backends, "_in_one_launch", counted)
     fast = model.fit(moons).history_
     assert len(calls) > 10
-    assert list(backends._verdicts.values()) == [True]
+    # exact steps have a kernel of their own, which is right, too
+    verdicts = {case[0]: verdict for case, verdict in backends._verdicts.items()}
+    assert verdicts == {"counted": True, "_white_step_in_one_launch": True}
     for here, there in zip(fast, plain, strict=True):
         assert abs(there["contrast"]) > 1e-5
         for name in ("lower_bound", "contrast", "pool_acceptance", "latent_acceptance"):
@@ -312,7 +331,7 @@ def compiler(request, monkeypatch, tmp_path):
 
 
 def compile_for(energy, n, n_latents=L, first=0):
-    twin = AnchoredEnergy(energy.reference, energy.network.float(), energy.bound)
+    twin = AnchoredEnergy(energy.reference, energy.network.float(), energy.bound, energy.reach)
     rows = inputs(n, D, n_latents).float()
     triton_mlp_correction_and_grad(twin)(rows[first:])
 
@@ -320,7 +339,9 @@ def compile_for(energy, n, n_latents=L, first=0):
 @compiles
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_kernel_compiles_for_gpus_and_multiplies_in_full_precision(compiler, activation):
-    compile_for(anchored(activation, (40, 32)), 20)
+    energy = anchored(activation, (40, 32))
+    energy.reach = probe_reach(D)
+    compile_for(energy, 20)
     (binary,) = compiler.compiled
     assert binary.asm["cubin"]
     assert "fma.rn.f32" in binary.asm["ptx"]

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from sklvebm.mixtures.reference import MixtureReference
-from sklvebm.mixtures.row_frames import OF_A_ROW, draw_joint, numbers_of_frames, row_frames
+from sklvebm.mixtures.row_frames import (
+    OF_A_ROW,
+    densities_in_frames,
+    draw_joint,
+    numbers_of_frames,
+    row_frames,
+)
 
 D, L, N_ROWS, N_JOINT = 3, 2, 4, 30
 
@@ -30,6 +36,18 @@ def mixture(is_diagonal):
         defensive_covariance=9.0 * torch.eye(D),
         defensive_scales=torch.tensor([3.0]),
     )
+
+
+@pytest.mark.parametrize("is_diagonal", [True, False])
+def test_densities_in_frames_are_those_of_the_components(is_diagonal):
+    reference, particles = mixture(is_diagonal), normal(N_JOINT, D + L, seed=6)
+    means, whitening, log_peaks = densities_in_frames(reference)
+    white = torch.einsum("bmd,mde->bme", particles[:, None] - means, whitening)
+    found = log_peaks - 0.5 * white.square().sum(2)
+    y, e = particles[:, :D], particles[:, D:]
+    expected = reference.log_components(y) - 0.5 * e.square().sum(1, keepdim=True)
+    difference = found - expected
+    torch.testing.assert_close(difference, difference[:1, :1].expand_as(difference))
 
 
 @pytest.mark.parametrize("is_diagonal", [True, False])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from sklvebm.kernels.plain_steps import plain_walk, plain_white_step
 from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.mcmc.state import Batch, IndependentNoise
 from sklvebm.mixtures.reference import MixtureReference
@@ -18,7 +19,23 @@ from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 D, L, N_ROWS, N_PARTICLES, N_CHAINS = 3, 2, 7, 2, 9
 
 
+def move_in_one_walk(*arguments, **how):
+    """Move with all steps as one walk, which a GPU kernel makes where there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joint_move, "select_walk", lambda energy, n_numbers: plain_walk(energy))
+        return move_together(*arguments, **how)
+
+
+def move_in_kernel_steps(*arguments, **how):
+    """Move in frames by what a GPU kernel makes of a step, where there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frame_move, "select_white_step", plain_white_step)
+        return move_in_frames(*arguments, **how)
+
+
 MOVES = [
+    (move_in_one_walk, "ula", 1),
+    *((move_in_kernel_steps, "crank-nicolson", t) for t in (2, 3)),
     *((move_together, dynamics, t) for dynamics in KERNELS for t in (1, 3)),
     *((move_in_frames, "crank-nicolson", t) for t in (2, 3, 4)),
 ]
@@ -66,6 +83,8 @@ class NumbersOfTheirOwn(IndependentNoise):
         def numbers(shape, source):
             return draw(shape, generator=source, dtype=like.dtype)
 
+        if like.dim() == 3:  # of all steps; posterior particles make half of them
+            return torch.stack([self._of_step(draw, like, k) for k in range(len(like))])
         if len(like) not in (self.n, self.n + self.n_joint, self.n + self.n_pairs):
             return numbers(like.shape, self.generator)
         if like.dim() == 1:
@@ -81,6 +100,12 @@ class NumbersOfTheirOwn(IndependentNoise):
         swaps = numbers((self.n_swaps,), self.generator)
         # that of a pair that is none must not matter
         return torch.cat([of_rows, swaps, swaps.new_ones(self.n_pairs - self.n_swaps)])
+
+    def _of_step(self, draw, like, k):
+        if k < max(1, len(like) // 2):
+            return self._drawn(draw, like[k])
+        unused = torch.full_like(like[k, : self.n], 7.0)
+        return torch.cat([unused, self._drawn(draw, like[k, self.n :])])
 
     def normal(self, like):
         return self._drawn(torch.randn, like)
