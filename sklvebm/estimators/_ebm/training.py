@@ -244,9 +244,10 @@ class _Started(NamedTuple):
 
     training: Training
     history: list[Progress]  # epochs of the density ratio
-    value: float = math.nan  # monitored value, nats
+    value: float = math.nan  # of the ratio on the monitored rows, nats
     is_hopeless: bool = False  # no gain over the reference can be expected
-    ratio_energy: AnchoredEnergy | None = None  # where particles go on from it
+    ratio_energy: AnchoredEnergy | None = None  # where it may be the result
+    refines: bool = False  # whether particles go on from the energy of the ratio
 
 
 def _from_ratio(
@@ -293,16 +294,20 @@ def _from_ratio(
     expected = expected_refit_gain(session, training)
     promised = promised_gain(session, ratio, expected, weights.held_out)
     is_hopeless = too_few or (promised <= 0.0 and config.tol is not None)
+    if config.screens and is_hopeless:
+        return _Started(training, history, base, is_hopeless)
+    value = base + float(mean_on_device(ratio.gains, weights.held_out))
     if config.screens:
-        return _Started(training, history if is_hopeless else [], base, is_hopeless)
+        # judging it takes time: its gain must be certain
+        is_certain = ratio.lower_limit(expected, weights.held_out) > 0.0
+        return _Started(training, [], value, ratio_energy=ratio.energy if is_certain else None)
     optimisation = start_optimisation(
         ratio.energy, learning_rate=config.learning_rate_init, alpha=config.alpha
     )
     state = resampled_pool(config.pool(), ratio.energy, training.state, generator)
-    value = base + float(mean_on_device(ratio.gains, weights.held_out))
     training = training._replace(optimisation=optimisation, state=state)
     ratio_energy = None if is_hopeless else copy.deepcopy(ratio.energy)
-    return _Started(training, history, value, is_hopeless, ratio_energy)
+    return _Started(training, history, value, is_hopeless, ratio_energy, refines=True)
 
 
 def _descended(
@@ -328,7 +333,7 @@ def _descended(
         return session.report_epoch(progress._replace(epoch=progress.epoch + len(history)))
 
     energy, observed, ranks = optimisation.energy, session.data.observed, session.ranks
-    refines = started.ratio_energy is not None
+    refines = started.refines
     if can_share_rows(session.data, ranks.size) and can_share_training(config):
         start = optimisation, started.training.state
         rows = TrainingRows(fitted, monitor, *of_rows)
@@ -392,7 +397,7 @@ def _accepted(
     may_fall_back = session.keep_best and isinstance(kept, AnchoredEnergy)
     gain, first = 0.0, started.ratio_energy
     # particles that improved nothing have moved away from it
-    is_start = first is not None and _are_equal(kept, first)
+    is_start = first is not None and started.refines and _are_equal(kept, first)
     may_gain = not may_fall_back or _may_gain(judging, kept, result.best_lower_bound)
     if may_gain and not is_start:
         session.report.phase("normalising", "normalising the trained energy")
