@@ -32,9 +32,10 @@ from sklvebm.estimators._common.parameters import (
     parameters_of,
 )
 from sklvebm.estimators._common.progress import CallbackSupport, fit_task
+from sklvebm.estimators._common.reading import answers_in_parts
+from sklvebm.estimators._common.rows_to_fit import RowsToFit, rows_to_fit
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
-from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.inference.products import Expert, affine_units
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.choice import choose_mixture
@@ -250,15 +251,16 @@ class MixtureStack(
             with ranks.agreement():
                 check_parameters(parameters_of(self), _RULES)
                 least = 2 if ranks.size == 1 else 1
-                X = checked_rows(self, X, reset=True, least=least, may_miss=True)
+                how: dict[str, Any] = {"reset": True, "least": least, "may_miss": True}
+                given = rows_to_fit(self, X, sample_weight, **how)
             if ranks.size > 1:
-                X, sample_weight = gathered_rows(ranks, self, X, sample_weight)
+                given = RowsToFit(*gathered_rows(ranks, self, given.X, given.sample_weight))
             if ranks.rank > 0:
                 receive_fitted(ranks, self)
                 return self
-            X, row_weights, places, share = weighted_rows(X, sample_weight, least=2)
+            X, row_weights, places, share = given.distinct(least=2)
             warn_of_repeated_rows(share)
-            units = fit_standardisation(X, row_weights, places)
+            units = given.units or fit_standardisation(X, row_weights, places)
             rows = units.apply(X)
             check_reach(rows, X, places)
             with numerical_session(torch.get_num_threads()):
@@ -345,6 +347,7 @@ class MixtureStack(
         kinds = tuple(self.covariance_types)
         return replace(policy, covariance_types=kinds, component_grid=grid)
 
+    @answers_in_parts
     @without_numpy_errors
     def score_samples(self, X: Any) -> np.ndarray:
         """Return the log-density of each row.
@@ -374,6 +377,7 @@ class MixtureStack(
         values = zero_where_squares_overflow(values, rows) + units.log_jacobian_of(X)
         return values.astype(X.dtype)
 
+    @answers_in_parts
     @without_numpy_errors
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the posterior probabilities of the components given each row.

@@ -14,6 +14,7 @@ from sklvebm.estimators._common.answers import (
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question
 from sklvebm.estimators._common.parameters import OneOf
+from sklvebm.estimators._common.reading import answers_in_parts
 from sklvebm.estimators._ebm import serialization
 from sklvebm.estimators._ebm.fitted_model import (
     cells,
@@ -36,6 +37,7 @@ class AnnealedDensityMixin(MissingCellsMixin, FittedDensityMixin):
     _to_plain = staticmethod(serialization.to_plain)
     _from_plain = staticmethod(serialization.from_plain)
 
+    @answers_in_parts
     @without_numpy_errors
     def score_samples(self, X: Any, bound: str = "lower") -> np.ndarray:
         """Return a bound on the log-density of each row, from below or from above.
@@ -109,6 +111,7 @@ class FeatureDensityMixin(AnnealedDensityMixin):
 class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, AnnealedDensityMixin):
     """Score, transform and sample an energy with latents."""
 
+    @answers_in_parts
     @without_numpy_errors
     def transform(self, X: Any) -> Any:
         """Return posterior means of the latents.
