@@ -268,9 +268,9 @@ def _numeric_schema(path: Path, schema: Any, columns: Sequence[str] | None) -> A
     unknown = [name for name in names if name not in schema.names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if unknown or repeated or not names:
-        wrong = (
-            f"unknown: {unknown}" if unknown else f"repeated: {repeated}" if repeated else "none"
-        )
+        wrong = "got none"
+        if unknown or repeated:
+            wrong = f"unknown: {unknown}" if unknown else f"repeated: {repeated}"
         raise ValueError(
             f"columns must be different names of columns of {str(path)!r}, at least one; {wrong}."
         )

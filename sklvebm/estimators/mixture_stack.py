@@ -225,8 +225,10 @@ class MixtureStack(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two, NaN in missing cells; not modified.
+        X : array-like or RowSource of shape (n_samples, n_features)
+            Training rows, at least two, NaN in missing cells; not modified. May be the path of a
+            file for `open_rows`. Of more than 100,000 rows that are not in memory, a random part of
+            them is fitted, in the units of all.
         y : Ignored
             Present for the interface of scikit-learn.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -354,7 +356,7 @@ class MixtureStack(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
 
         Returns
@@ -384,7 +386,7 @@ class MixtureStack(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows.
 
         Returns

@@ -1,6 +1,6 @@
 """One call of `fit` or `partial_fit`, for every family: start or continue, train, set results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -35,6 +35,7 @@ from sklvebm.mixtures.missing_fit import with_completed_rows
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.prepared import prepare
 from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.row_sources import is_chunks
 from sklvebm.row_weights import DistinctRows
 from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
 
@@ -260,8 +261,10 @@ class EpochFitMixin(CallbackSupport):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two, NaN in missing cells; not modified.
+        X : array-like or RowSource of shape (n_samples, n_features)
+            Training rows, at least two, NaN in missing cells; not modified. May be the path of a
+            file for `open_rows`. Of more than 100,000 rows that are not in memory, a random part of
+            them is fitted, in the units of all.
         y : Ignored
             Present for the interface of scikit-learn.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -305,12 +308,14 @@ class ContinuedFitMixin(EpochFitMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of this chunk; at least two at the first call.
+        X : array-like or RowSource of shape (n_samples, n_features), or iterable of such
+            Rows of this chunk; at least two at the first call. An iterable of chunks, such as a
+            generator, is the same as one call for each of them. If one of them fails, the estimator
+            stays as the chunks before it left it.
         y : Ignored
             Present for the interface of scikit-learn.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            How often each row of this chunk counts, as in `fit`.
+            How often each row of this chunk counts, as in `fit`. None with an iterable of chunks.
 
         Returns
         -------
@@ -329,9 +334,26 @@ class ContinuedFitMixin(EpochFitMixin):
         ConvergenceWarning
             If `diagnostics_` found a problem.
         """
+        if is_chunks(X):
+            return self._fit_chunks(X, sample_weight)
         how = {"sample_weight": sample_weight, "one_epoch": True}
         with fit_task(self, X, n_tasks_of(self, one_epoch=True)):
             outcome = fit_in_epochs(self, X, self._family, **how)
         if outcome is not None:
             warn_of_problems(self, self._family, outcome)
+        return self
+
+    def _fit_chunks(self, chunks: Iterable[Any], sample_weight: Any) -> Self:
+        """Call `partial_fit` for each chunk of rows."""
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight must be None with an iterable of chunks; call partial_fit for each "
+                "chunk with its weights."
+            )
+        is_empty = True
+        for chunk in chunks:
+            is_empty = False
+            self.partial_fit(chunk)
+        if is_empty:
+            raise ValueError(f"X ({type(chunks).__name__}) yielded no chunks of rows.")
         return self

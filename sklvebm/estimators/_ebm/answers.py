@@ -44,7 +44,7 @@ class AnnealedDensityMixin(MissingCellsMixin, FittedDensityMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
         bound : {"lower", "upper"}, default="lower"
             Side of the estimate. "lower" is the ELBO, whose expectation is at most the
@@ -118,7 +118,7 @@ class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, Annealed
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
 
         Returns

@@ -42,7 +42,7 @@ class FlowDensityMixin(MissingCellsMixin, TransformingDensityMixin, FittedDensit
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
         method : {"flow", "energy"}, default="flow"
             "flow" integrates the instantaneous change of variables; with more features than
@@ -81,7 +81,7 @@ class FlowDensityMixin(MissingCellsMixin, TransformingDensityMixin, FittedDensit
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
 
         Returns
