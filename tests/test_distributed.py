@@ -24,6 +24,7 @@ from sklvebm.estimators._ebm import shared_training
 from sklvebm.mcmc.state import Batch
 from sklvebm.objectives.density_ratio import contrast
 from sklvebm.objectives.flow_matching import PotentialFlow
+from sklvebm.preprocessing.scaling import fit_standardisation
 from sklvebm.row_weights import mean_on_device
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ def run_ranks(folder, *tasks):
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     tasks = ("updates", "fit_particles", "fit_ratio", "flows", "decisions", "continued")
-    tasks = (*tasks, "others")
+    tasks = (*tasks, "others", "parts")
     return run_ranks(tmp_path_factory.mktemp("sound"), *tasks)
 
 
@@ -158,6 +159,18 @@ def test_what_rank_0_trains_alone_is_the_fit_of_all_rows(sound, name):
     for part in ("scores", "draws"):
         np.testing.assert_array_equal(first[name][part], second[name][part])
         np.testing.assert_array_equal(first[name][part], second[f"{name} alone"][part])
+
+
+@pytest.mark.parametrize("name", ["equal", "weighted"])
+def test_rank_0_needs_a_part_of_the_rows_of_a_file(sound, name):
+    (first, second), X = (result[name] for result in sound["parts"]), two_ranks.ring()
+    assert first["n_fitted"] == [60]
+    assert second["n_fitted"] == []
+    row_weights = np.linspace(0.5, 2.0, 300) if name == "weighted" else None
+    units = fit_standardisation(X, row_weights)
+    np.testing.assert_allclose(first["mean"], units.mean, rtol=1e-9)
+    np.testing.assert_allclose(first["scale"], units.scale, rtol=1e-9)
+    np.testing.assert_array_equal(first["scores"], second["scores"])
 
 
 def test_frames_with_missing_cells_are_fitted(sound):

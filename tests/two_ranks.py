@@ -35,6 +35,8 @@ from sklvebm import (
 )
 from sklvebm import training as training_loop
 from sklvebm.communication import ALONE, active
+from sklvebm.estimators._common import rows_to_fit
+from sklvebm.estimators._common.rows_to_fit import RowsToFit
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.models.energies import AnchoredEnergy
@@ -311,6 +313,35 @@ def others(rank):
         model = ParticleLVEBM(n_components=1, **few).fit(own_rows(missing, rank))
     results["missing cells"] = answers(model, missing)
     results["names"] = list(model.feature_names_in_)
+    return results
+
+
+def parts(rank):
+    """Fit rows of a file that both ranks map, of which neither may hold more than 60."""
+    X, results = ring(), {}
+    weights, path = np.linspace(0.5, 2.0, 300), Path(sys.argv[2]) / f"ring-{rank}.npy"
+    np.save(path, X)
+    mapped = np.load(path, mmap_mode="r")
+    others = np.load(path) if rank else mapped  # in memory on rank 1
+    for name, rows, own_weights in (
+        ("equal", own_rows(mapped, rank), None),
+        ("weighted", own_rows(others, rank), own_rows(weights, rank)),
+    ):
+        model, fitted = MixtureStack(max_components=1, margins="none", random_state=0), []
+        original = RowsToFit.distinct
+
+        def distinct(self, least, fitted=fitted, original=original):
+            fitted.append(len(self.X))
+            return original(self, least)
+
+        with (
+            mock.patch.object(rows_to_fit, "_MOST_ROWS", 60),
+            mock.patch.object(RowsToFit, "distinct", distinct),
+            distributed(),
+        ):
+            model.fit(rows, sample_weight=own_weights)
+        results[name] = {"n_fitted": fitted, "mean": model.mean_, "scale": model.scale_}
+        results[name]["scores"] = model.score_samples(X)
     return results
 
 

@@ -15,7 +15,6 @@ from sklvebm.estimators._common.answers import FittedDensityMixin
 from sklvebm.estimators._common.config import MARGINS
 from sklvebm.estimators._common.fit_on_ranks import (
     fit_of_ranks,
-    gathered_rows,
     receive_fitted,
     send_fitted,
 )
@@ -33,7 +32,7 @@ from sklvebm.estimators._common.parameters import (
 )
 from sklvebm.estimators._common.progress import CallbackSupport, fit_task
 from sklvebm.estimators._common.reading import answers_in_parts
-from sklvebm.estimators._common.rows_to_fit import RowsToFit, rows_to_fit
+from sklvebm.estimators._common.rows_to_fit import gathered_on_first, rows_to_fit
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
 from sklvebm.inference.products import Expert, affine_units
@@ -255,14 +254,13 @@ class MixtureStack(
                 least = 2 if ranks.size == 1 else 1
                 how: dict[str, Any] = {"reset": True, "least": least, "may_miss": True}
                 given = rows_to_fit(self, X, sample_weight, **how)
-            if ranks.size > 1:
-                given = RowsToFit(*gathered_rows(ranks, self, given.X, given.sample_weight))
+            given = gathered_on_first(ranks, self, given)
             if ranks.rank > 0:
                 receive_fitted(ranks, self)
                 return self
             X, row_weights, places, share = given.distinct(least=2)
             warn_of_repeated_rows(share)
-            units = given.units or fit_standardisation(X, row_weights, places)
+            units = given.units() or fit_standardisation(X, row_weights, places)
             rows = units.apply(X)
             check_reach(rows, X, places)
             with numerical_session(torch.get_num_threads()):

@@ -5,6 +5,7 @@ Results equal those of `fit_standardisation` to rounding, if the limits of its c
 
 import warnings
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -41,19 +42,24 @@ def extremes_of(X: np.ndarray) -> Extremes:
 
 
 class Moments(NamedTuple):
-    """Weight, mean and sum of squared distances from it, of the observed cells of each column."""
+    """Weight, mean and deviation of the observed cells of each column.
+
+    The deviation is the root of the sum of squared distances from the mean: squares of tiny numbers
+    underflow.
+    """
 
     weight: np.ndarray  # (D,)
     mean: np.ndarray  # (D,)
-    squares: np.ndarray  # (D,)
+    deviation: np.ndarray  # (D,)
 
     def joined(self, other: "Moments") -> "Moments":
         """Return the moments of the rows of both, by the pairwise update of Chan and others."""
         weight = self.weight + other.weight
         share = np.divide(other.weight, weight, out=np.zeros_like(weight), where=weight > 0.0)
         apart = other.mean - self.mean
-        squares = self.squares + other.squares + apart**2 * self.weight * share
-        return Moments(weight, self.mean + apart * share, squares)
+        between = np.abs(apart) * np.sqrt(self.weight * share)
+        deviation = np.hypot(np.hypot(self.deviation, other.deviation), between)
+        return Moments(weight, self.mean + apart * share, deviation)
 
 
 def moments_of(X: np.ndarray, row_weights: np.ndarray | None = None) -> Moments:
@@ -63,14 +69,27 @@ def moments_of(X: np.ndarray, row_weights: np.ndarray | None = None) -> Moments:
     weight = times.sum(axis=0, dtype=np.float64)
     divisor = np.where(weight > 0.0, weight, 1.0)
     mean = (np.where(observed, X, 0.0) * times).sum(axis=0) / divisor
-    squares = (np.where(observed, X - mean, 0.0) ** 2 * times).sum(axis=0)
-    return Moments(weight, mean, squares)
+    away = np.where(observed, X - mean, 0.0)
+    unit = variance_unit(np.abs(away).max(axis=0))
+    return Moments(weight, mean, unit * np.sqrt(((away / unit) ** 2 * times).sum(axis=0)))
 
 
-def standardisation_of_blocks(
+class ColumnSummary(NamedTuple):
+    """What the units of rows follow from."""
+
+    extremes: Extremes
+    moments: Moments  # with distant values clipped
+
+    def joined(self, other: "ColumnSummary") -> "ColumnSummary":
+        """Return the summary of the rows of both."""
+        extremes = self.extremes.joined(other.extremes)
+        return ColumnSummary(extremes, self.moments.joined(other.moments))
+
+
+def summary_of_blocks(
     blocks: Iterable[tuple[np.ndarray, np.ndarray | None]], some: np.ndarray, extremes: Extremes
-) -> Standardisation:
-    """Estimate mean and standard deviation of each column from all rows, with outliers clipped.
+) -> ColumnSummary:
+    """Return what the units of rows follow from, in one pass.
 
     Parameters
     ----------
@@ -80,29 +99,25 @@ def standardisation_of_blocks(
         Some of the rows, whose quartiles decide which values are clipped.
     extremes : Extremes
         Of all rows.
+    """
+    limits = clipping_limits(np.asarray(some, dtype=np.float64))
+    parts = (moments_of(np.clip(X, *limits), row_weights) for X, row_weights in blocks)
+    return ColumnSummary(extremes, reduce(Moments.joined, parts))
+
+
+def standardisation_of(summary: ColumnSummary) -> Standardisation:
+    """Return mean and standard deviation of each column.
 
     Warns
     -----
     UserWarning
         If columns are constant, or values are a million standard deviations from the others.
     """
-    least, most, first = extremes
-    limits = clipping_limits(np.asarray(some, dtype=np.float64))
-    low, high = np.maximum(least, limits[0]), np.minimum(most, limits[1])
-    # sums of numbers near zero lose no digits, and squares of tiny ones do not underflow
-    centre, unit = np.clip(first, *limits), variance_unit(high - low)
-    total: Moments | None = None
-    for X, row_weights in blocks:
-        inner = (np.clip(X, *limits) - centre) / unit
-        found = moments_of(inner, row_weights)
-        total = found if total is None else total.joined(found)
-    if total is None:
-        raise ValueError("blocks must not be empty.")
+    (least, most, first), (weight, mean, deviation) = summary
     constant = are_constant(least, most)
     warn_of_constant_columns(constant)
-    mean = np.where(constant, first, centre + unit * total.mean)
-    scale = np.where(constant, 1.0, unit * np.sqrt(total.squares / total.weight))
-    units = Standardisation(mean, scale)
+    scale = np.where(constant, 1.0, deviation / np.sqrt(weight))
+    units = Standardisation(np.where(constant, first, mean), scale)
     far = np.flatnonzero(is_far(units.apply(np.stack([least, most]))).any(axis=0))
     if len(far):
         warnings.warn(

@@ -9,6 +9,7 @@ import sklearn
 
 from sklvebm import MixtureStack, ParticleLVEBM, PotentialFlowEBM, WassersteinFlowEBM, row_blocks
 from sklvebm.estimators._common import rows_to_fit
+from sklvebm.preprocessing.moments import extremes_of, summary_of_blocks
 from sklvebm.preprocessing.scaling import fit_standardisation
 
 random = np.random.RandomState(0)
@@ -94,8 +95,8 @@ def test_of_many_rows_a_random_part_is_fitted_in_units_of_all(name, monkeypatch)
 
     def in_memory(*arguments, **options):
         given(*arguments, **options)  # stores the columns
-        places = found[0].places
-        return rows_to_fit.RowsToFit(X[places], None, places, 200, fit_standardisation(X))
+        places, columns = found[0].places, summary_of_blocks([(X, None)], X, extremes_of(X))
+        return rows_to_fit.RowsToFit(X[places], None, places, 200, columns)
 
     of_stack = MAKERS[name] is MAKERS["stack"]
     fit = "sklvebm.estimators." + ("mixture_stack" if of_stack else "_common.fit")

