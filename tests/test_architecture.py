@@ -69,7 +69,14 @@ LEVELS = {
     "estimators/_common": [
         ["frames", "parameters", "progress", "reading", "serialization", "stored_version"],
         ["validation"],
-        ["config", "fit_on_ranks", "missing_cells", "rows_of_ranks", "transactional_fit"],
+        [
+            "config",
+            "fit_on_ranks",
+            "keeper_of_ranks",
+            "missing_cells",
+            "rows_of_ranks",
+            "transactional_fit",
+        ],
         ["rows_to_fit"],
         ["checkpoints"],
         ["session"],

@@ -334,6 +334,7 @@ def _descended(
         start = optimisation, started.training.state
         rows = TrainingRows(fitted, monitor, *of_rows)
         how: dict[str, Any] = {"generator": generator, "callback": report}
+        how["checkpoint"] = session.checkpoint
         result, particles = train_on_ranks(ranks, config, start, rows, **how)
         return _continued(result, history), particles
     state = objective.ready(energy, started.training.state, len(fitted), generator)
@@ -357,7 +358,7 @@ def _descended(
         callback=report,
         row_weights=of_rows[0],
         monitor_weights=of_rows[1],
-        keeper=session.checkpoint,
+        keeper=session.keeper(config.n_chains),
     )
     return _continued(result, history), objective.particles(result.state)
 
