@@ -1,7 +1,7 @@
 """How time and memory of fit, score and sample grow with rows, features, chains and processes.
 
-    python examples/benchmarks/growth.py               # twenty-five minutes
-    python examples/benchmarks/growth.py --quick       # small sizes: two minutes
+    python examples/benchmarks/growth.py               # an hour
+    python examples/benchmarks/growth.py --quick       # small sizes: three minutes
     python examples/benchmarks/growth.py --output DIR  # where finished rows go
 
 Every measurement runs in a process of its own, on one torch thread. Times are processor times, so
