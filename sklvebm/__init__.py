@@ -32,6 +32,7 @@ from sklvebm.models.energies import (
 )
 from sklvebm.persistence.folders import load_model, save_model
 from sklvebm.preprocessing.dequantization import dequantize, resolution
+from sklvebm.row_sources import RowSource, open_rows
 from sklvebm.smc.log_partition import LogPartition
 from sklvebm.versions import show_versions
 
@@ -60,6 +61,7 @@ __all__ = [
     "PerceptronLatentMap",
     "PeriodicEnergy",
     "PotentialFlowEBM",
+    "RowSource",
     "TransformedDensity",
     "WassersteinFlowEBM",
     "checkpoints",
@@ -68,6 +70,7 @@ __all__ = [
     "distributed",
     "interpolate",
     "load_model",
+    "open_rows",
     "resolution",
     "sample_within",
     "save_model",

@@ -161,8 +161,12 @@ class Checkpoint:
 
     def keep(self, numbers: Callable[[], dict[str, Any]], *, at_once: bool) -> None:
         """Write the state of training that a function returns, if it is time or `at_once`."""
-        if at_once or time.monotonic() - self._written >= self._every:
+        if self.is_due(at_once):
             self._write(numbers())
+
+    def is_due(self, at_once: bool) -> bool:
+        """Return whether the state of training is to be written now."""
+        return at_once or time.monotonic() - self._written >= self._every
 
     def remove(self) -> None:
         """Remove the file."""

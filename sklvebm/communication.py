@@ -328,8 +328,11 @@ class ProcessGroupCommunicator(Communicator):
             except RuntimeError as error:
                 # a connection was closed if an operation could not begin, or is complete
                 is_lost = not is_begun or work.is_completed()
+                # gloo has the same timeout, and may notice first
+                is_late = time.monotonic() > until or (is_lost and "Timed out" in str(error))
+                is_lost = is_lost and not is_late
                 failure = self._failure() or (self._lost(error) if is_lost else None)
-                if failure is None and time.monotonic() > until:
+                if failure is None and is_late:
                     failure = RankError(
                         f"Another rank did not answer within timeout={self._timeout:g} s. All "
                         "ranks must call fit and score the same number of times."

@@ -33,7 +33,9 @@ def naming_columns(X: Any) -> Iterator[None]:
 
 def _without_numbers(X: Any) -> list[str]:
     """Return the names or indices of columns that are not numeric."""
-    if hasattr(X, "columns"):
+    if hasattr(X, "column_names"):  # of pyarrow
+        columns = [(repr(name), X[name]) for name in X.column_names]
+    elif hasattr(X, "columns"):
         columns = [(repr(name), X[name]) for name in X.columns]
     else:
         try:

@@ -365,8 +365,11 @@ def _continue(run: "_Run", course: Course, keeper: Keeper) -> None:
     run.state = adopted(run.state, kept["state"], here)
     if isinstance(run.objective, Storable):
         run.objective.load(adopted(None, kept["objective"], here))
-    run.generator.set_state(kept["generator"])
     course.load(adopted(None, kept["course"], here))
+    if kept["generator"] is None:  # another number of ranks: no noise of earlier epochs again
+        run.generator.manual_seed(run.generator.initial_seed() + len(course.history))
+    else:
+        run.generator.set_state(kept["generator"])
 
 
 class _Run:

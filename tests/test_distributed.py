@@ -19,11 +19,13 @@ import torch.distributed as dist
 import sklvebm
 from sklvebm import MixtureStack, ParticleLVEBM, checkpoints, distributed
 from sklvebm.communication import ALONE, Communicator, active
+from sklvebm.estimators._common.keeper_of_ranks import parts_of
 from sklvebm.estimators._common.rows_of_ranks import TrainingRows, scattered_rows
 from sklvebm.estimators._ebm import shared_training
-from sklvebm.mcmc.state import Batch
+from sklvebm.mcmc.state import Batch, ParticleState
 from sklvebm.objectives.density_ratio import contrast
 from sklvebm.objectives.flow_matching import PotentialFlow
+from sklvebm.preprocessing.scaling import fit_standardisation
 from sklvebm.row_weights import mean_on_device
 
 HERE = Path(__file__).parent
@@ -69,8 +71,9 @@ def run_ranks(folder, *tasks):
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     tasks = ("updates", "fit_particles", "fit_ratio", "flows", "decisions", "continued")
-    tasks = (*tasks, "others")
-    return run_ranks(tmp_path_factory.mktemp("sound"), *tasks)
+    tasks = (*tasks, "others", "parts", "checkpointed")
+    folder = tmp_path_factory.mktemp("sound")
+    return {**run_ranks(folder, *tasks), "folder": folder}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,71 @@ def test_what_rank_0_trains_alone_is_the_fit_of_all_rows(sound, name):
     for part in ("scores", "draws"):
         np.testing.assert_array_equal(first[name][part], second[name][part])
         np.testing.assert_array_equal(first[name][part], second[f"{name} alone"][part])
+
+
+@pytest.mark.parametrize("name", two_ranks.KEPT_MAKERS)
+def test_a_shared_fit_is_continued_from_its_checkpoint(sound, name):
+    """To the last bit, where there are as many ranks."""
+    first, second = (result[name] for result in sound["checkpointed"])
+    whole, again = first["history"]
+    assert whole == again
+    np.testing.assert_array_equal(*first["scores"])
+    np.testing.assert_array_equal(*second["scores"])
+    assert first["left"] == []
+
+
+def test_a_shared_fit_is_continued_by_one_process_and_the_other_way_round(sound):
+    name, (first, _) = "particles", sound["checkpointed"]
+    X, make = two_ranks.ring(), two_ranks.KEPT_MAKERS[name]
+    shared, value = first[name]["history"][0], "lower_bound"
+    with checkpoints(sound["folder"] / f"{name}-of-two", every=0):
+        alone = make().fit(X).history_
+    assert alone[:1] == shared[:1]
+    assert first[name]["of one"][:1] == make().fit(X).history_[:1]
+    for other in (alone, first[name]["of one"]):
+        assert [epoch["epoch"] for epoch in other] == [1, 2, 3]
+        assert abs(other[-1][value] - shared[-1][value]) < 0.2  # nats
+        assert not any(epoch["problem"] for epoch in other)
+
+
+def test_rows_and_chains_of_ranks_are_divided_anew():
+    latents = torch.arange(11.0)
+    pool = torch.arange(7.0).expand(2, 7)
+    fields = dict.fromkeys(ParticleState._fields)
+
+    def training(n_ranks):
+        n_own = -(-7 // n_ranks)
+        places = [torch.arange(r * n_own, (r + 1) * n_own) % 7 for r in range(n_ranks)]
+        states = [
+            ParticleState(
+                **{**fields, "pool": pool[:, own], "latents": {"values": latents[r::n_ranks]}}
+            )
+            for r, own in enumerate(places)
+        ]
+        of_ranks = [{"state": s, "objective": {}, "generator": r} for r, s in enumerate(states)]
+        return {"course": {}, **of_ranks[0], "others": of_ranks[1:]}
+
+    for n_from, n_to in [(1, 2), (2, 3), (3, 1), (3, 2), (2, 2)]:
+        found, wanted = parts_of(training(n_from), n_to, 7), training(n_to)
+        expected = [wanted, *wanted["others"]]
+        assert len(found) == n_to
+        for rank, (part, own) in enumerate(zip(found, expected, strict=True)):
+            assert torch.equal(part["state"].pool, own["state"].pool)
+            ours, theirs = (p["state"].latents["values"] for p in (part, own))
+            assert torch.equal(ours, theirs)
+            assert part["generator"] == (rank if n_from == n_to else None)
+
+
+@pytest.mark.parametrize("name", ["equal", "weighted"])
+def test_rank_0_needs_a_part_of_the_rows_of_a_file(sound, name):
+    (first, second), X = (result[name] for result in sound["parts"]), two_ranks.ring()
+    assert first["n_fitted"] == [60]
+    assert second["n_fitted"] == []
+    row_weights = np.linspace(0.5, 2.0, 300) if name == "weighted" else None
+    units = fit_standardisation(X, row_weights)
+    np.testing.assert_allclose(first["mean"], units.mean, rtol=1e-9)
+    np.testing.assert_allclose(first["scale"], units.scale, rtol=1e-9)
+    np.testing.assert_array_equal(first["scores"], second["scores"])
 
 
 def test_frames_with_missing_cells_are_fitted(sound):

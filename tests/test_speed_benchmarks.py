@@ -41,6 +41,18 @@ def test_contestants_move_alike_without_noise(step, monkeypatch):
         assert not torch.equal(end, u)
 
 
+def test_growth_is_a_slope_over_the_largest_sizes(script):
+    growth = script("growth")
+    assert growth.exponent((1, 10, 100, 1000), [5.0, 2.0, 20.0, 200.0]) == pytest.approx(1.0)
+    of_stack = growth.settings_of("rows, MixtureStack", 10**7)
+    assert (of_stack["scored"], of_stack["drawn"]) == (10**7, growth.MOST_DRAWN)
+    assert growth.settings_of("chains, ParticleLVEBM", 100)["scored"] == 500
+    row = {part: {"seconds": 2.0, "megabytes": 30.0} for part in growth.PARTS}
+    lines, slopes = growth.lines_of("rows, MixtureStack", (10, 100, 1000), [row] * 3)
+    assert [line[0] for line in lines] == [f"rows, MixtureStack: {p}" for p in growth.PARTS]
+    assert list(slopes.values()) == pytest.approx([0.0] * 3)
+
+
 def test_a_slow_step_and_a_wrong_gradient_are_reported(step):
     shapes = [step.PEAK_SHAPE]
 

@@ -6,9 +6,11 @@ runs the tasks, functions of this file, one after another. What they return goes
 `FOLDER/TASK-RANK.pkl`, or the error that they raise.
 """
 
+import contextlib
 import copy
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -31,11 +33,15 @@ from sklvebm import (
     PotentialFlowEBM,
     TransformedDensity,
     WassersteinFlowEBM,
+    checkpoints,
     distributed,
 )
 from sklvebm import training as training_loop
 from sklvebm.communication import ALONE, active
+from sklvebm.estimators._common import rows_to_fit
+from sklvebm.estimators._common.rows_to_fit import RowsToFit
 from sklvebm.estimators._common.transactional_fit import Reporter
+from sklvebm.exceptions import RankError
 from sklvebm.mcmc.state import IndependentNoise
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives import maximum_likelihood, proximal
@@ -311,6 +317,88 @@ def others(rank):
         model = ParticleLVEBM(n_components=1, **few).fit(own_rows(missing, rank))
     results["missing cells"] = answers(model, missing)
     results["names"] = list(model.feature_names_in_)
+    return results
+
+
+KEPT = {"init": "reference", **FIT}
+KEPT_MAKERS = {
+    "particles": lambda: ParticleLVEBM(n_components=1, n_chains=33, **KEPT),
+    "gaussians": lambda: ParticleLVEBM(
+        n_components=1, n_chains=33, posterior="gaussian", n_temperatures=1, **KEPT
+    ),
+    "flow": lambda: PotentialFlowEBM(**FIT),
+}
+
+
+def interrupted(model, rows, epoch=2):
+    """Fit until rank 0 reports an epoch, which ends the fit on all ranks."""
+
+    def report(self, progress, value):
+        if progress.epoch == epoch:
+            raise KeyError("end of the process")
+        return False
+
+    with mock.patch.object(Reporter, "__call__", report), contextlib.suppress(KeyError, RankError):
+        model.fit(rows)
+
+
+def checkpointed(rank):
+    """Continue fits of two ranks that were interrupted, by two ranks and, later, by one."""
+    X, results = ring(), {}
+    for name, make in KEPT_MAKERS.items():
+        folder = Path(sys.argv[2]) / f"checkpoints-{name}"
+        with distributed():
+            whole = make().fit(own_rows(X, rank))
+        with checkpoints(folder, every=0):
+            with distributed():
+                interrupted(make(), own_rows(X, rank))
+            if rank == 0:
+                shutil.copytree(folder, folder.with_name(f"{name}-of-two"))
+            with distributed():
+                again = make().fit(own_rows(X, rank))
+        results[name] = {
+            "history": [whole.history_, again.history_],
+            "scores": [whole.score_samples(X), again.score_samples(X)],
+            "left": [path.name for path in folder.iterdir()],
+        }
+        if name != "particles":
+            continue
+        # what one process began
+        alone = folder.with_name(f"{name}-of-one")
+        if rank == 0:
+            with checkpoints(alone, every=0):
+                interrupted(make(), X)
+        with checkpoints(alone, every=0), distributed():
+            results[name]["of one"] = make().fit(own_rows(X, rank)).history_
+    return results
+
+
+def parts(rank):
+    """Fit rows of a file that both ranks map, of which neither may hold more than 60."""
+    X, results = ring(), {}
+    weights, path = np.linspace(0.5, 2.0, 300), Path(sys.argv[2]) / f"ring-{rank}.npy"
+    np.save(path, X)
+    mapped = np.load(path, mmap_mode="r")
+    others = np.load(path) if rank else mapped  # in memory on rank 1
+    for name, rows, own_weights in (
+        ("equal", own_rows(mapped, rank), None),
+        ("weighted", own_rows(others, rank), own_rows(weights, rank)),
+    ):
+        model, fitted = MixtureStack(max_components=1, margins="none", random_state=0), []
+        original = RowsToFit.distinct
+
+        def distinct(self, least, fitted=fitted, original=original):
+            fitted.append(len(self.X))
+            return original(self, least)
+
+        with (
+            mock.patch.object(rows_to_fit, "_MOST_ROWS", 60),
+            mock.patch.object(RowsToFit, "distinct", distinct),
+            distributed(),
+        ):
+            model.fit(rows, sample_weight=own_weights)
+        results[name] = {"n_fitted": fitted, "mean": model.mean_, "scale": model.scale_}
+        results[name]["scores"] = model.score_samples(X)
     return results
 
 

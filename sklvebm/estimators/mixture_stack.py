@@ -15,7 +15,6 @@ from sklvebm.estimators._common.answers import FittedDensityMixin
 from sklvebm.estimators._common.config import MARGINS
 from sklvebm.estimators._common.fit_on_ranks import (
     fit_of_ranks,
-    gathered_rows,
     receive_fitted,
     send_fitted,
 )
@@ -32,9 +31,10 @@ from sklvebm.estimators._common.parameters import (
     parameters_of,
 )
 from sklvebm.estimators._common.progress import CallbackSupport, fit_task
+from sklvebm.estimators._common.reading import answers_in_parts
+from sklvebm.estimators._common.rows_to_fit import gathered_on_first, rows_to_fit
 from sklvebm.estimators._common.serialization import plain_reference, reference_from_plain
 from sklvebm.estimators._common.transactional_fit import Reporter, unchanged_on_failure
-from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.inference.products import Expert, affine_units
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.choice import choose_mixture
@@ -224,8 +224,10 @@ class MixtureStack(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two, NaN in missing cells; not modified.
+        X : array-like or RowSource of shape (n_samples, n_features)
+            Training rows, at least two, NaN in missing cells; not modified. May be the path of a
+            file for `open_rows`. Of more than 100,000 rows that are not in memory, a random part of
+            them is fitted, in the units of all.
         y : Ignored
             Present for the interface of scikit-learn.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -250,15 +252,15 @@ class MixtureStack(
             with ranks.agreement():
                 check_parameters(parameters_of(self), _RULES)
                 least = 2 if ranks.size == 1 else 1
-                X = checked_rows(self, X, reset=True, least=least, may_miss=True)
-            if ranks.size > 1:
-                X, sample_weight = gathered_rows(ranks, self, X, sample_weight)
+                how: dict[str, Any] = {"reset": True, "least": least, "may_miss": True}
+                given = rows_to_fit(self, X, sample_weight, **how)
+            given = gathered_on_first(ranks, self, given)
             if ranks.rank > 0:
                 receive_fitted(ranks, self)
                 return self
-            X, row_weights, places, share = weighted_rows(X, sample_weight, least=2)
+            X, row_weights, places, share = given.distinct(least=2)
             warn_of_repeated_rows(share)
-            units = fit_standardisation(X, row_weights, places)
+            units = given.units() or fit_standardisation(X, row_weights, places)
             rows = units.apply(X)
             check_reach(rows, X, places)
             with numerical_session(torch.get_num_threads()):
@@ -345,13 +347,14 @@ class MixtureStack(
         kinds = tuple(self.covariance_types)
         return replace(policy, covariance_types=kinds, component_grid=grid)
 
+    @answers_in_parts
     @without_numpy_errors
     def score_samples(self, X: Any) -> np.ndarray:
         """Return the log-density of each row.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
 
         Returns
@@ -374,13 +377,14 @@ class MixtureStack(
         values = zero_where_squares_overflow(values, rows) + units.log_jacobian_of(X)
         return values.astype(X.dtype)
 
+    @answers_in_parts
     @without_numpy_errors
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the posterior probabilities of the components given each row.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows.
 
         Returns

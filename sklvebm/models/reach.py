@@ -18,6 +18,7 @@ from sklvebm.kept_results import KeepsResults
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.preprocessing.scaling import without_outliers
 
+_DIRECTIONS_AT_A_TIME = 128  # of which the distances of all draws are computed
 _N_REACH_DRAWS, _REACH_SHARE = 4096, 0.99  # reference draws; share of rows and draws with u < 1
 _INVERSE_E = math.exp(-1.0)
 
@@ -118,7 +119,9 @@ def reach_of(rows: Tensor, draws: Tensor, share: float) -> Reach:
     covariance = centred.T @ centred / len(rows)
     variances, vectors = torch.linalg.eigh(covariance)
     # a direction in which rows have no variance gets the scale of the draws, which is positive
-    across = ((draws - centre) @ vectors).square().median(0).values
+    away, parts = draws - centre, vectors.split(_DIRECTIONS_AT_A_TIME, 1)
+    across = torch.cat([(away @ part).square_().median(0).values for part in parts])
+    del away  # takes as much memory as the draws
     scale = torch.maximum(variances, across).clamp(min=1e-300).rsqrt()
     whitening = scale[:, None] * vectors.T
     radius = max(

@@ -168,28 +168,42 @@ def fit_standardisation(
         mean, scale = _moments_by_blocks(X)
     else:
         mean, scale = _moments(X, row_weights)
-    # 0.1 + 0.2 and 0.3 are equal
-    most, least = of.max(X, axis=0), of.min(X, axis=0)
-    largest = np.maximum(np.abs(most), np.abs(least))
-    constant = most - least <= _MAX_EQUAL_SPACINGS * np.spacing(largest)
-    if constant.any():
-        warnings.warn(
-            f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
-            "by a variance floor of 1e-6; remove them, or compare scores on this X only.",
-            UserWarning,
-            stacklevel=5,
-        )
+    constant = are_constant(of.min(X, axis=0), of.max(X, axis=0))
+    warn_of_constant_columns(constant, stacklevel=6)
     standardisation = Standardisation(
         np.where(constant, _first_observed(X), mean), np.where(constant, 1.0, scale)
     )
-    if any((np.abs(standardisation.apply(X[b])) > _WARNING_DISTANCE).any() for b in row_blocks(X)):
-        far = np.abs(standardisation.apply(X)) > _WARNING_DISTANCE
+    if any(is_far(standardisation.apply(X[b])).any() for b in row_blocks(X)):
+        far = is_far(standardisation.apply(X))
         places = np.arange(len(X)) if places is None else places
         warnings.warn(_far_values(X, far, places), UserWarning, stacklevel=5)
     return standardisation
 
 
-def _unit_of(spread: np.ndarray) -> np.ndarray:
+def are_constant(least: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Return whether columns are constant, (D,), by their extremes (D,)."""
+    # 0.1 + 0.2 and 0.3 are equal
+    largest = np.maximum(np.abs(most), np.abs(least))
+    return most - least <= _MAX_EQUAL_SPACINGS * np.spacing(largest)
+
+
+def warn_of_constant_columns(constant: np.ndarray, stacklevel: int = 6) -> None:
+    """Warn of columns that are constant, given by flags (D,)."""
+    if constant.any():
+        warnings.warn(
+            f"Columns {np.flatnonzero(constant).tolist()} of X are constant. Their density is set "
+            "by a variance floor of 1e-6; remove them, or compare scores on this X only.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def is_far(standardised: np.ndarray) -> np.ndarray:
+    """Return which standardised cells are so distant that a warning names them."""
+    return np.abs(standardised) > _WARNING_DISTANCE
+
+
+def variance_unit(spread: np.ndarray) -> np.ndarray:
     """Return the unit of a column in which its variance is computed, from its largest distance."""
     # squares of the smallest floating-point numbers underflow to zero
     return np.where((spread > 0.0) & (spread < 1.0 / _OVERFLOW_DISTANCE), spread, 1.0)
@@ -199,7 +213,7 @@ def _moments(X: np.ndarray, row_weights: np.ndarray | None) -> tuple[np.ndarray,
     """Return mean and standard deviation (D,) of the observed cells, distant ones clipped."""
     inner, of = without_outliers(X), _statistics_of(X)
     mean = of.mean(inner, axis=0) if row_weights is None else _mean(inner, row_weights)
-    unit = _unit_of(of.max(np.abs(inner - mean), axis=0))
+    unit = variance_unit(of.max(np.abs(inner - mean), axis=0))
     if row_weights is None:
         return mean, unit * of.std(inner / unit, axis=0)
     return mean, unit * np.sqrt(_mean(((inner - mean) / unit) ** 2, row_weights))
@@ -207,14 +221,14 @@ def _moments(X: np.ndarray, row_weights: np.ndarray | None) -> tuple[np.ndarray,
 
 def _moments_by_blocks(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the same of complete rows of equal weight, without arrays of the size of X."""
-    limits, n_rows = _limits(X), len(X)
+    limits, n_rows = clipping_limits(X), len(X)
 
     def blocks() -> Iterator[np.ndarray]:
         return (np.clip(X[part], *limits) for part in row_blocks(X))
 
     mean = sum_of_blocks(blocks()) / n_rows
     spread = np.max([np.abs(block - mean).max(axis=0) for block in blocks()], axis=0)
-    unit = _unit_of(spread)
+    unit = variance_unit(spread)
     centre = sum_of_blocks(block / unit for block in blocks()) / n_rows
     variance = sum_of_blocks((block / unit - centre) ** 2 for block in blocks()) / n_rows
     return mean, unit * np.sqrt(variance)
@@ -306,10 +320,10 @@ def finite(rows: np.ndarray) -> np.ndarray:
 
 def without_outliers(X: np.ndarray) -> np.ndarray:
     """Return X with distant values clipped, so that few of them do not determine the scale."""
-    return np.clip(X, *_limits(X))
+    return np.clip(X, *clipping_limits(X))
 
 
-def _limits(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def clipping_limits(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the limits (D,) beyond which `without_outliers` clips the columns of X."""
     of, levels = _statistics_of(X), [0.25, 0.5, 0.75]
     if of.quantile is np.quantile:

@@ -21,6 +21,7 @@ from sklvebm import (
     ParticleLVEBM,
     runtime,
 )
+from sklvebm.estimators._ebm import fitted_model
 from sklvebm.preprocessing import prepared
 from sklvebm.preprocessing.splitting import split_rows
 
@@ -110,6 +111,23 @@ def test_no_epoch_keeps_the_reference(small, moons):
     assert model.n_iter_ == 0
     assert model.lower_bounds_ == []
     assert model.log_partition_.value == 0.0
+
+
+def test_scores_of_a_kept_reference_need_no_latents(moons, monkeypatch):
+    model = ParticleLVEBM(1, reference="gaussian", max_iter=0, random_state=0).fit(moons)
+    bounds = {bound: model.score_samples(moons, bound=bound) for bound in ("lower", "upper")}
+    monkeypatch.setattr(fitted_model, "is_reference", lambda energy: False)
+    for bound, scores in bounds.items():
+        np.testing.assert_allclose(model.score_samples(moons, bound=bound), scores, rtol=1e-12)
+    monkeypatch.undo()
+
+    def integrate(*arguments, **options):
+        raise AssertionError("latents of a reference were integrated")
+
+    monkeypatch.setattr(fitted_model, "posterior_particles", integrate)
+    monkeypatch.setattr(fitted_model, "evidence_from_above", integrate)
+    for bound, scores in bounds.items():
+        np.testing.assert_array_equal(model.score_samples(moons, bound=bound), scores)
 
 
 def test_stopping_at_max_iter_warns(moons):

@@ -1,6 +1,6 @@
 """One call of `fit` or `partial_fit`, for every family: start or continue, train, set results."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
@@ -14,13 +14,13 @@ from sklvebm.estimators._common.checkpoints import checkpoint_of
 from sklvebm.estimators._common.config import TrainingConfig, checked_parameters
 from sklvebm.estimators._common.fit_on_ranks import (
     fit_of_ranks,
-    gathered_rows,
     receive_fitted,
     send_fitted,
 )
 from sklvebm.estimators._common.margins import with_margins
 from sklvebm.estimators._common.parameters import Rule, resolved_attributes
 from sklvebm.estimators._common.progress import CallbackSupport, fit_task, n_tasks_of
+from sklvebm.estimators._common.rows_to_fit import RowsToFit, gathered_on_first, rows_to_fit
 from sklvebm.estimators._common.session import FitSession, Outcome
 from sklvebm.estimators._common.transactional_fit import (
     Reporter,
@@ -29,11 +29,12 @@ from sklvebm.estimators._common.transactional_fit import (
     unchanged_on_failure,
     warn_of_problems,
 )
-from sklvebm.estimators._common.validation import checked_rows, weighted_rows
 from sklvebm.messages import naming_memory
 from sklvebm.mixtures.missing_fit import with_completed_rows
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows
 from sklvebm.preprocessing.prepared import prepare
+from sklvebm.preprocessing.scaling import Standardisation
+from sklvebm.row_sources import is_chunks
 from sklvebm.row_weights import DistinctRows
 from sklvebm.runtime import generator_of, numerical_session, without_numpy_errors
 
@@ -73,7 +74,7 @@ def fit_in_epochs(
     ----------
     estimator : BaseEstimator
         Has the parameters of `family.rules`.
-    X : array-like of shape (n_samples, n_features)
+    X : array-like or RowSource of shape (n_samples, n_features)
         Rows.
     family : Family
         The steps and names of the estimator's fit.
@@ -98,30 +99,29 @@ def fit_in_epochs(
             parameters = checked_parameters(estimator, family.rules)
             how = {"reset": not continues, "may_miss": estimator._may_miss_cells}
             least = 1 if continues or ranks.size > 1 else 2
-            X = checked_rows(estimator, X, least=least, **how)
-        if ranks.size > 1:
-            X, sample_weight = gathered_rows(ranks, estimator, X, sample_weight)
+            rows = rows_to_fit(estimator, X, sample_weight, least=least, **how)
+        rows = gathered_on_first(ranks, estimator, rows)
         if ranks.rank > 0:
             receive_fitted(ranks, estimator)
             return None
-        distinct = weighted_rows(X, sample_weight, 1 if continues else 2)
-        outcome = _fit_rows(estimator, distinct, parameters, family, ranks, one_epoch=one_epoch)
+        outcome = _fit_rows(estimator, rows, parameters, family, ranks, one_epoch=one_epoch)
         send_fitted(ranks, estimator)
     return outcome
 
 
 def _fit_rows(
     estimator: BaseEstimator,
-    distinct: DistinctRows,
+    rows: RowsToFit,
     parameters: dict[str, Any],
     family: Family,
     ranks: Communicator,
     *,
     one_epoch: bool,
 ) -> Outcome:
-    """Fit an estimator to distinct rows and set its attributes."""
+    """Fit an estimator to checked rows and set its attributes."""
     warm = one_epoch or getattr(estimator, "warm_start", False)
     continues = bool(warm) and hasattr(estimator, "_training")
+    distinct = rows.distinct(1 if continues else 2)
     if not continues:
         warn_of_repeated_rows(distinct.repeated_share)
     if np.isnan(distinct.X).any():
@@ -138,10 +138,12 @@ def _fit_rows(
         numerical_session(torch.get_num_threads()),
     ):
         report = Reporter(estimator, family.monitored)
+        if rows.text is not None:
+            report.stage(rows.text)
         if continues:
             session = _continued(estimator, distinct, config, report)
         else:
-            session = _begun(estimator, distinct, config, report, checkpoint)
+            session = _begun(estimator, distinct, config, report, checkpoint, units=rows.units())
         session = session._replace(keep_best=not one_epoch, ranks=ranks)
         if continues and family.resume is not None and family.shape is not None:
             check_unchanged(estimator, config, family.shape(estimator._training))
@@ -169,8 +171,13 @@ def _begun(
     config: TrainingConfig,
     report: Reporter,
     checkpoint: Checkpoint | None,
+    *,
+    units: Standardisation | None,
 ) -> FitSession:
-    """Return the session of a first fit, with the random numbers of its checkpoint."""
+    """Return the session of a first fit, with the random numbers of its checkpoint.
+
+    `units` are those of all rows, where `distinct` are a part of them, otherwise None.
+    """
     random_state = generator_of(estimator.random_state)
     if checkpoint is not None:
         random_state.set_state(checkpoint.result("random_state", random_state.get_state))
@@ -178,7 +185,7 @@ def _begun(
             where = f"{checkpoint.n_epochs} epochs of it in {checkpoint.path}"
             report.stage(f"continuing an interrupted fit, {where}")
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
-    data = prepare(distinct, config.held_out_share, estimator._split_seed)
+    data = prepare(distinct, config.held_out_share, estimator._split_seed, units)
     data = with_completed_rows(data, estimator._split_seed)
     return FitSession(data, config, random_state, report, checkpoint=checkpoint)
 
@@ -252,8 +259,10 @@ class EpochFitMixin(CallbackSupport):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows, at least two, NaN in missing cells; not modified.
+        X : array-like or RowSource of shape (n_samples, n_features)
+            Training rows, at least two, NaN in missing cells; not modified. May be the path of a
+            file for `open_rows`. Of more than 100,000 rows that are not in memory, a random part of
+            them is fitted, in the units of all.
         y : Ignored
             Present for the interface of scikit-learn.
         sample_weight : array-like of shape (n_samples,) or None, default=None
@@ -297,12 +306,14 @@ class ContinuedFitMixin(EpochFitMixin):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of this chunk; at least two at the first call.
+        X : array-like or RowSource of shape (n_samples, n_features), or iterable of such
+            Rows of this chunk; at least two at the first call. An iterable of chunks, such as a
+            generator, is the same as one call for each of them. If one of them fails, the estimator
+            stays as the chunks before it left it.
         y : Ignored
             Present for the interface of scikit-learn.
         sample_weight : array-like of shape (n_samples,) or None, default=None
-            How often each row of this chunk counts, as in `fit`.
+            How often each row of this chunk counts, as in `fit`. None with an iterable of chunks.
 
         Returns
         -------
@@ -321,9 +332,26 @@ class ContinuedFitMixin(EpochFitMixin):
         ConvergenceWarning
             If `diagnostics_` found a problem.
         """
+        if is_chunks(X):
+            return self._fit_chunks(X, sample_weight)
         how = {"sample_weight": sample_weight, "one_epoch": True}
         with fit_task(self, X, n_tasks_of(self, one_epoch=True)):
             outcome = fit_in_epochs(self, X, self._family, **how)
         if outcome is not None:
             warn_of_problems(self, self._family, outcome)
+        return self
+
+    def _fit_chunks(self, chunks: Iterable[Any], sample_weight: Any) -> Self:
+        """Call `partial_fit` for each chunk of rows."""
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight must be None with an iterable of chunks; call partial_fit for each "
+                "chunk with its weights."
+            )
+        is_empty = True
+        for chunk in chunks:
+            is_empty = False
+            self.partial_fit(chunk)
+        if is_empty:
+            raise ValueError(f"X ({type(chunks).__name__}) yielded no chunks of rows.")
         return self

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 
-from sklvebm import checkpointing
 from sklvebm.communication import ALONE, Communicator, activated, active
 from sklvebm.estimators._common.parameters import parameters_of
 from sklvebm.estimators._common.validation import checked_weights
@@ -62,8 +61,8 @@ def gathered_rows(
     Raises
     ------
     ValueError
-        If ranks differ in parameters or columns, rows take more than `max_bytes`, weights are not
-        usable, or a checkpoint is wanted.
+        If ranks differ in parameters or columns, rows take more than `max_bytes`, or weights are
+        not usable.
     RankError
         If this happened on another rank.
     """
@@ -72,11 +71,6 @@ def gathered_rows(
         if sample_weight is not None:
             checked_weights(sample_weight, X)
             weights = np.asarray(as_plain_array(sample_weight), dtype=np.float64)
-        if checkpointing.is_active():
-            raise ValueError(
-                "checkpoints are for fits of one process; leave one of checkpoints() and "
-                "distributed()."
-            )
     every = [ranks.broadcast(_described(estimator, X), rank) for rank in range(ranks.size)]
     is_weighted = any(ranks.broadcast(weights is not None, rank) for rank in range(ranks.size))
     with ranks.agreement():

@@ -8,6 +8,7 @@ import torch
 
 from sklvebm.checkpointing import Checkpoint
 from sklvebm.communication import ALONE, Communicator
+from sklvebm.estimators._common.keeper_of_ranks import KeeperOfRanks
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures.missing_fit import completed_by
 from sklvebm.mixtures.reference import MixtureReference
@@ -44,6 +45,11 @@ class FitSession(NamedTuple):
             return checkpoint.result(function.__name__, lambda: in_memory(*args, **kwargs))
 
         return cached
+
+    def keeper(self, n_chains: int = 0) -> KeeperOfRanks | None:
+        """Return the keeper of training by this process alone; None without a checkpoint."""
+        checkpoint = self.checkpoint
+        return None if checkpoint is None else KeeperOfRanks(ALONE, checkpoint, n_chains)
 
     def completed_by(self, reference: MixtureReference) -> "FitSession":
         """Return the session with missing cells drawn from a reference given the observed cells."""

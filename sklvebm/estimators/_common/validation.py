@@ -1,14 +1,16 @@
 """Validation of rows and their weights: finite numbers, with errors that name the column."""
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
-from sklearn.utils.validation import has_fit_parameter, validate_data
+from sklearn.utils.validation import has_fit_parameter
 
-from sklvebm.messages import naming_columns
+from sklvebm.estimators._common.reading import CheckedSource, validated
 from sklvebm.row_blocks import has_copies
+from sklvebm.row_sources import as_source
 from sklvebm.row_weights import DistinctRows, chosen_weights, distinct_rows, relative
 from sklvebm.validation import as_plain_array
 
@@ -27,8 +29,8 @@ def checked_rows(
     ----------
     estimator : BaseEstimator
         Stores the columns if `reset`, otherwise has them.
-    X : array-like of shape (n_samples, n_features)
-        Rows in the units of the data.
+    X : array-like or RowSource of shape (n_samples, n_features)
+        Rows in the units of the data; those of a source are read into memory.
     reset : bool
         Whether these are the rows of a new fit.
     least : int, default=1
@@ -41,34 +43,35 @@ def checked_rows(
     ValueError, TypeError
         If X is not usable, or has other columns than the rows fitted.
     """
-    with naming_columns(X):
-        rows: np.ndarray = validate_data(
-            estimator,
-            as_plain_array(X),
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            order="C",
-            ensure_min_samples=least,
-            ensure_all_finite="allow-nan" if may_miss else True,
-        )
+    how: dict[str, Any] = {"reset": reset, "least": least, "may_miss": may_miss}
+    # an array that is mapped from a file needs no copy
+    source = None if isinstance(X, np.ndarray) else as_source(X)
+    if source is not None:
+        rows = CheckedSource(estimator, source, **how).gathered()
+    else:
+        rows = validated(estimator, X, **how)
     if may_miss and reset:
-        empty = np.flatnonzero(np.isnan(rows).all(axis=0))
-        if len(empty):
-            raise ValueError(
-                f"Columns {empty.tolist()} of X have no observed value: all their cells are NaN. "
-                "Nothing can be learned about them; drop these columns."
-            )
+        check_observed(~np.isnan(rows).all(axis=0))
     return rows
 
 
-def checked_weights(sample_weight: Any, X: np.ndarray, least: int = 1) -> np.ndarray | None:
+def check_observed(has_value: np.ndarray) -> None:
+    """Raise ValueError if columns have no observed value, by flags (n_features,); names them."""
+    if not has_value.all():
+        raise ValueError(
+            f"Columns {np.flatnonzero(~has_value).tolist()} of X have no observed value: all their "
+            "cells are NaN. Nothing can be learned about them; drop these columns."
+        )
+
+
+def checked_weights(sample_weight: Any, X: Sized, least: int = 1) -> np.ndarray | None:
     """Return the weights of rows, with mean one over the rows of positive weight.
 
     Parameters
     ----------
     sample_weight : array-like of shape (n_samples,) or None
         Non-negative and finite; only ratios matter.
-    X : ndarray of shape (n_samples, ...)
+    X : ndarray of shape (n_samples, ...) or another object with a length
         The rows.
     least : int, default=1
         Rows of positive weight, at least.

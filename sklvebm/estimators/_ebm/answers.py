@@ -14,6 +14,7 @@ from sklvebm.estimators._common.answers import (
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question
 from sklvebm.estimators._common.parameters import OneOf
+from sklvebm.estimators._common.reading import answers_in_parts
 from sklvebm.estimators._ebm import serialization
 from sklvebm.estimators._ebm.fitted_model import (
     cells,
@@ -36,13 +37,14 @@ class AnnealedDensityMixin(MissingCellsMixin, FittedDensityMixin):
     _to_plain = staticmethod(serialization.to_plain)
     _from_plain = staticmethod(serialization.from_plain)
 
+    @answers_in_parts
     @without_numpy_errors
     def score_samples(self, X: Any, bound: str = "lower") -> np.ndarray:
         """Return a bound on the log-density of each row, from below or from above.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
         bound : {"lower", "upper"}, default="lower"
             Side of the estimate. "lower" is the ELBO, whose expectation is at most the
@@ -109,13 +111,14 @@ class FeatureDensityMixin(AnnealedDensityMixin):
 class LatentDensityMixin(LatentSamplingMixin, TransformingDensityMixin, AnnealedDensityMixin):
     """Score, transform and sample an energy with latents."""
 
+    @answers_in_parts
     @without_numpy_errors
     def transform(self, X: Any) -> Any:
         """Return posterior means of the latents.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
 
         Returns

@@ -120,6 +120,8 @@ def log_density(
 
     def answer(energy: PathEnergy, x: Tensor, _: int) -> Tensor:
         def of_complete(x: Tensor) -> Tensor:
+            if is_reference(energy):
+                return energy.reference.log_marginal(x)
             if from_above:
                 evidence = evidence_from_above(energy, x, **options)
             else:

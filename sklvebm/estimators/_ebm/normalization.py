@@ -51,6 +51,7 @@ _N_WALKERS = 512  # of annealing, in each direction
 _N_RUNGS = 8  # temperatures, if training had one
 _MAX_CHAINS = 2**12  # diagnostic chains, whose traces are kept in memory
 _MAX_STEPS = 512  # annealing steps
+_NUMBERS_AT_A_TIME = 2**20  # coordinates of the posterior particles of some rows
 _POSTERIOR_ROWS, _POSTERIOR_QUANTILE = 200, 0.1  # for `Diagnostics.posterior_sample_size`
 _CHUNK_ROWS = 128  # held-out rows evaluated at once
 
@@ -302,7 +303,7 @@ def gain_over_reference(
     def of_others(x: Tensor) -> Tensor:
         return observed_evidence(energy, x, step_size=model.joint_step_size, seed=seed)
 
-    parts = torch.from_numpy(rows).split(_CHUNK_ROWS)
+    parts = torch.from_numpy(rows).split(min(_CHUNK_ROWS, _rows_at_a_time(energy)))
     gains = torch.cat([by_completeness(x, of_complete, of_others) for x in parts]) - expected
     return lower_confidence_limit(gains, row_weights) - model.log_partition.upper
 
@@ -311,9 +312,17 @@ def posterior_sample_size(model: Model, rows: Tensor) -> float:
     """Return the effective number of posterior particles that nine of ten random rows exceed."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(model.seed))
     x = rows[order[:_POSTERIOR_ROWS].to(rows.device)].cpu().double()
-    particles = posterior_particles(
-        model.energy, x, step_size=model.latent_step_size, seed=model.seed
+    how: dict[str, Any] = {"step_size": model.latent_step_size, "seed": model.seed}
+    particles = (
+        posterior_particles(model.energy, part, **how).log_weights
+        for part in x.split(_rows_at_a_time(model.energy))
     )
     # difficult rows have more nodes: more effective ones than the usual number are no news
-    sizes = effective_sample_size(particles.log_weights).clamp(max=ROW_PARTICLES)
-    return float(torch.quantile(sizes, _POSTERIOR_QUANTILE))
+    sizes = torch.cat([effective_sample_size(weights) for weights in particles])
+    return float(torch.quantile(sizes.clamp(max=ROW_PARTICLES), _POSTERIOR_QUANTILE))
+
+
+def _rows_at_a_time(energy: PathEnergy) -> int:
+    """Return how many rows have particles whose coordinates take some megabytes."""
+    width = energy.n_features + energy.n_latents
+    return max(1, _NUMBERS_AT_A_TIME // (ROW_PARTICLES * width))

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sklvebm.checkpointing import Checkpoint
 from sklvebm.communication import Communicator
+from sklvebm.estimators._common.keeper_of_ranks import KeeperOfRanks
 from sklvebm.estimators._common.rows_of_ranks import (
     RowsOfRank,
     TrainingRows,
@@ -115,7 +117,9 @@ class _TrainingOrder(NamedTuple):
     config: PoolConfig  # with the chains and the rows of a batch of one rank
     optimisation: Optimisation
     adapted: ParticleState  # what is adapted to particles, without them
-    refines: bool  # whether the energy is that of a density ratio
+    n_chains: int = 0  # of all ranks together
+    keeps: bool = False  # whether rank 0 has a checkpoint
+    refines: bool = False  # whether the energy is that of a density ratio
 
     def follow(self, ranks: Communicator, device: torch.device) -> None:
         """Take part in `train_on_ranks` of rank 0, on a device of this rank."""
@@ -130,6 +134,7 @@ class _TrainingOrder(NamedTuple):
         own: RowsOfRank,
         pool: Tensor,
         callback: Callable[[Progress], bool],
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[TrainingResult, ParticleState]:
         """Train with the rows of one rank and its part of the pool, on the device of that."""
         config, optimisation, device = self.config, self.optimisation, pool.device
@@ -142,6 +147,7 @@ class _TrainingOrder(NamedTuple):
         if self.refines:  # the same draws on all ranks
             objective.tempered.measure_with(monitoring_draws(optimisation.energy.reference))
         state = _moved(self.adapted, device)._replace(pool=pool)
+        keeper = KeeperOfRanks(ranks, checkpoint, self.n_chains) if self.keeps else None
         result = train(
             optimisation,
             objective,
@@ -157,6 +163,7 @@ class _TrainingOrder(NamedTuple):
             callback=callback,
             row_weights=rows.fitted_weights,
             monitor_weights=rows.monitored_weights,
+            keeper=keeper,
             ranks=ranks,
             refines=self.refines,
         )
@@ -171,6 +178,7 @@ def train_on_ranks(
     *,
     generator: torch.Generator,
     callback: Callable[[Progress], bool],
+    checkpoint: Checkpoint | None = None,
     refines: bool = False,
 ) -> tuple[TrainingResult, ParticleState]:
     """Train with the particles of all ranks; called by rank 0.
@@ -189,6 +197,8 @@ def train_on_ranks(
         Source of the seeds of all ranks.
     callback : callable
         As for `train`.
+    checkpoint : Checkpoint or None, default=None
+        Receives the states of all ranks.
     refines : bool, default=False
         Whether the energy is that of a density ratio.
 
@@ -203,11 +213,16 @@ def train_on_ranks(
     n_chains, device = state.pool.shape[1], state.pool.device
     config = _config_of_a_rank(config, n_chains, len(rows.fitted), ranks.size)
     adapted = _moved(state._replace(latents=None, pool=state.pool.new_empty(0)), _CPU)
-    ranks.broadcast(_TrainingOrder(config, optimisation_on_cpu(optimisation), adapted, refines))
+    how: dict[str, Any] = {
+        "n_chains": n_chains,
+        "keeps": checkpoint is not None,
+        "refines": refines,
+    }
+    ranks.broadcast(_TrainingOrder(config, optimisation_on_cpu(optimisation), adapted, **how))
     own = scattered_rows(ranks, rows, generator)
     pool = ranks.scatter(_parts_of_pool(state.pool.cpu(), config.n_chains, ranks.size))
-    order = _TrainingOrder(config, optimisation, adapted, refines)
-    result, particles = order.run(ranks, own, pool.to(device), callback)
+    order = _TrainingOrder(config, optimisation, adapted, **how)
+    result, particles = order.run(ranks, own, pool.to(device), callback, checkpoint)
     pool = torch.cat(ranks.collect(particles.pool.cpu()), 1)[:, :n_chains]
     return result, particles._replace(pool=pool.to(device), latents=None)
 

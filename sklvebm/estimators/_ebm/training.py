@@ -338,6 +338,7 @@ def _descended(
         start = optimisation, started.training.state
         rows = TrainingRows(fitted, monitor, *of_rows)
         how: dict[str, Any] = {"generator": generator, "callback": report, "refines": refines}
+        how["checkpoint"] = session.checkpoint
         result, particles = train_on_ranks(ranks, config, start, rows, **how)
         return _continued(result, history), particles
     state = objective.ready(energy, started.training.state, len(fitted), generator)
@@ -363,7 +364,7 @@ def _descended(
         callback=report,
         row_weights=of_rows[0],
         monitor_weights=of_rows[1],
-        keeper=session.checkpoint,
+        keeper=session.keeper(config.n_chains),
         refines=refines,
     )
     return _continued(result, history), objective.particles(result.state)

@@ -10,6 +10,7 @@ from sklvebm.estimators._common.answers import FittedDensityMixin, TransformingD
 from sklvebm.estimators._common.frames import framed
 from sklvebm.estimators._common.missing_cells import MissingCellsMixin, Question
 from sklvebm.estimators._common.parameters import Number, OneOf
+from sklvebm.estimators._common.reading import answers_in_parts
 from sklvebm.estimators._flow import serialization
 from sklvebm.estimators._flow.fitted_model import (
     energy_log_density,
@@ -34,13 +35,14 @@ class FlowDensityMixin(MissingCellsMixin, TransformingDensityMixin, FittedDensit
     _to_plain = staticmethod(serialization.to_plain)
     _from_plain = staticmethod(serialization.from_plain)
 
+    @answers_in_parts
     @without_numpy_errors
     def score_samples(self, X: Any, method: str = "flow") -> np.ndarray:
         """Return the log-density of each row.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
         method : {"flow", "energy"}, default="flow"
             "flow" integrates the instantaneous change of variables; with more features than
@@ -72,13 +74,14 @@ class FlowDensityMixin(MissingCellsMixin, TransformingDensityMixin, FittedDensit
         log_density = flow_log_density if method == "flow" else energy_log_density
         return log_density(self._model, X, self._run_device()).astype(X.dtype)
 
+    @answers_in_parts
     @without_numpy_errors
     def transform(self, X: Any) -> Any:
         """Carry rows back along the flow to noise.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Rows, NaN in missing cells.
 
         Returns

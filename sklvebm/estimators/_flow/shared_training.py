@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sklvebm.checkpointing import Checkpoint
 from sklvebm.communication import Communicator
+from sklvebm.estimators._common.keeper_of_ranks import KeeperOfRanks
 from sklvebm.estimators._common.rows_of_ranks import (
     RowsOfRank,
     TrainingRows,
@@ -40,6 +42,7 @@ class _Order(NamedTuple):
 
     config: FlowConfig  # with the rows of a batch of one rank
     optimisation: Optimisation
+    keeps: bool = False  # whether rank 0 has a checkpoint
 
     def follow(self, ranks: Communicator, device: torch.device) -> None:
         """Take part in `train_on_ranks` of rank 0, on a device of this rank."""
@@ -53,6 +56,7 @@ class _Order(NamedTuple):
         own: RowsOfRank,
         device: torch.device,
         callback: Callable[[Progress], bool],
+        checkpoint: Checkpoint | None = None,
     ) -> TrainingResult:
         """Train with the rows of one rank."""
         config, rows = self.config, own.rows.on(device)
@@ -73,6 +77,7 @@ class _Order(NamedTuple):
             callback=callback,
             row_weights=rows.fitted_weights,
             monitor_weights=rows.monitored_weights,
+            keeper=KeeperOfRanks(ranks, checkpoint, 0) if self.keeps else None,
             ranks=ranks,
         )
 
@@ -85,6 +90,7 @@ def train_on_ranks(
     *,
     seed: int,
     callback: Callable[[Progress], bool],
+    checkpoint: Checkpoint | None = None,
 ) -> TrainingResult:
     """Train with the rows of all ranks; called by rank 0.
 
@@ -102,11 +108,13 @@ def train_on_ranks(
         Source of the seeds of all ranks.
     callback : callable
         As for `train`.
+    checkpoint : Checkpoint or None, default=None
+        Receives the states of all ranks.
     """
     batch_size = batch_size_of_rank(config.batch_size, len(rows.fitted), ranks.size)
     unused: dict[str, Any] = {"memory": None, "reference": "mixture"}
     config = replace(config, batch_size=batch_size, device="cpu", **unused)
-    order = _Order(config, optimisation)
+    order = _Order(config, optimisation, checkpoint is not None)
     ranks.broadcast(order)
     own = scattered_rows(ranks, rows, torch.Generator().manual_seed(seed))
-    return order.run(ranks, own, rows.fitted.device, callback)
+    return order.run(ranks, own, rows.fitted.device, callback, checkpoint)

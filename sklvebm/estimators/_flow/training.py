@@ -190,6 +190,7 @@ def _descended(
     if can_share_rows(session.data, ranks.size) and can_share_training(config):
         shared = TrainingRows(rows[0], rows[1], *weights)
         how: dict[str, Any] = {"seed": seed, "callback": session.report_epoch}
+        how["checkpoint"] = session.checkpoint
         return train_on_ranks(ranks, config, training.optimisation, shared, **how)
     return train(
         optimisation_on(training.optimisation, config.torch_device),
@@ -206,7 +207,7 @@ def _descended(
         callback=session.report_epoch,
         row_weights=weights[0],
         monitor_weights=weights[1],
-        keeper=session.checkpoint,
+        keeper=session.keeper(),
     )
 
 
