@@ -225,10 +225,31 @@ def by_completeness(
     return found
 
 
+def diagonal_log_components(X: Tensor, mixture: Mixture) -> Tensor:
+    """Return log weights plus log densities of the observed cells of X (N, D), (N, M), nats.
+
+    The mixture has variances only: columns of a component are independent, so that patterns of
+    missing cells need no matrices.
+    """
+    means, variances = (torch.from_numpy(a).to(X) for a in (mixture.means, mixture.covariances))
+    weights = torch.from_numpy(np.maximum(mixture.weights, 1e-300)).to(X)
+    scales, log_scales = variances.rsqrt(), 0.5 * (torch.log(variances) + LOG_2PI)
+    found = X.new_empty((len(X), len(means)))
+    size = max(1, _BLOCK_NUMBERS // means.numel())
+    for out, rows in zip(found.split(size), X.split(size), strict=True):
+        seen = ~torch.isnan(rows)
+        # a mean in place of a missing cell has no residual
+        residuals = torch.where(seen[:, None], rows[:, None] - means, 0.0) * scales
+        out.copy_(-0.5 * residuals.square().sum(2) - seen.to(X) @ log_scales.mT)
+    return found + torch.log(weights)
+
+
 def score_observed(mixture: Mixture, X: np.ndarray) -> np.ndarray:
     """Return log densities of the observed cells of rows X (N, D), (N,), nats."""
     if not np.isnan(X).any():
         return mixture.score_samples(X)
+    if mixture.covariance_type == "diag":
+        return torch.logsumexp(diagonal_log_components(torch.from_numpy(X), mixture), 1).numpy()
     return log_marginal(torch.from_numpy(X), components_of_mixture(mixture)).numpy()
 
 

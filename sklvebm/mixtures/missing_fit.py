@@ -23,6 +23,7 @@ from sklvebm.mixtures.missing_cells import (
     components_of,
     components_of_mixture,
     conditioned,
+    diagonal_log_components,
     draw_missing,
     score_observed,
 )
@@ -43,7 +44,7 @@ class Moments(NamedTuple):
 
     counts: Tensor  # (M,)
     first: Tensor  # (M, D)
-    second: Tensor  # (M, D, D)
+    second: Tensor  # (M, D, D), or (M, D), of each column alone, for mixtures of variances
     log_likelihood: Tensor  # 0-d, sum over rows, nats
 
 
@@ -88,6 +89,32 @@ def expected_moments(
     return Moments(counts, first, second, total)
 
 
+def diagonal_moments(X: Tensor, mixture: Mixture, row_weights: Tensor | None = None) -> Moments:
+    """Return what `expected_moments` does, for a mixture of variances.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_samples, n_features), float64
+        All rows, NaN in missing cells.
+    mixture : Mixture
+        Present parameters.
+    row_weights : Tensor of shape (n_samples,) or None, default=None
+        How often each row counts; None counts each row once.
+    """
+    means, variances = (torch.from_numpy(a) for a in (mixture.means, mixture.covariances))
+    log_joint = diagonal_log_components(X, mixture)
+    evidence = torch.logsumexp(log_joint, 1)
+    shares = torch.exp(log_joint - evidence[:, None])  # (N, M)
+    if row_weights is not None:
+        shares, evidence = shares * row_weights[:, None], evidence * row_weights
+    seen = (~torch.isnan(X)).to(X)
+    values, counts = torch.nan_to_num(X, nan=0.0), shares.sum(0)
+    hidden = counts[:, None] - shares.mT @ seen  # (M, D), rows whose cell is missing
+    first = shares.mT @ values + hidden * means
+    second = shares.mT @ values.square() + hidden * (means.square() + variances)
+    return Moments(counts, first, second, evidence.sum())
+
+
 def fit_with_missing(
     X: np.ndarray,
     first: Mixture,
@@ -122,13 +149,17 @@ def fit_with_missing(
         If a covariance is numerically singular.
     """
     rows = torch.from_numpy(X)
-    found = list(blocks(rows, components_of_mixture(first)))
+    is_diagonal = first.covariance_type == "diag"
+    found = [] if is_diagonal else list(blocks(rows, components_of_mixture(first)))
     weights = None if row_weights is None else torch.from_numpy(row_weights)
     total = len(X) if row_weights is None else float(row_weights.sum())
     mixture, before = first, -np.inf
     try:
         for _ in range(max_iter):
-            moments = expected_moments(found, mixture, weights)
+            if is_diagonal:
+                moments = diagonal_moments(rows, mixture, weights)
+            else:
+                moments = expected_moments(found, mixture, weights)
             now = float(moments.log_likelihood) / total
             if now - before < _MIN_GAIN_PER_ITERATION:
                 break
@@ -146,11 +177,11 @@ def _maximised(moments: Moments, covariance_type: str, ridge: float | np.ndarray
     if covariance_type == "tied":
         covariances = moments.second.sum(0) - (counts[:, None] * means).mT @ means
         covariances = covariances / counts.sum()
+    elif covariance_type == "diag":
+        covariances = (moments.second / counts[:, None] - means.square()).clamp(min=0.0)
     else:
         covariances = moments.second / counts[:, None, None]
         covariances = covariances - means[:, :, None] * means[:, None, :]
-        if covariance_type == "diag":
-            covariances = torch.diagonal(covariances, dim1=1, dim2=2).clamp(min=0.0)
     weights, centres, matrices = (p.numpy().copy() for p in (counts, means, covariances))
     return of_moments(Mixture(weights, centres, matrices, covariance_type), ridge, PRIOR_ROWS)
 

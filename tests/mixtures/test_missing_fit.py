@@ -16,6 +16,7 @@ from sklvebm.mixtures.expectation_maximization import (
 from sklvebm.mixtures.missing_cells import blocks, components_of_mixture, score_observed
 from sklvebm.mixtures.missing_fit import (
     complete_rows,
+    diagonal_moments,
     expected_moments,
     fit_with_missing,
     likeliest_gaussian,
@@ -89,6 +90,21 @@ def test_every_step_raises_the_likelihood_of_the_observed_cells(kind):
     # the prior covariance, which counts as half a row, may cost a little near the maximum
     assert min(np.diff(scores)) > -1.0
     assert scores[-1] > scores[0] + 50.0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_a_mixture_of_variances_are_those_of_its_matrices(weighted):
+    rows = with_holes(two_groups(200), 0.4)
+    rows[0] = np.nan
+    weights = torch.from_numpy(np.random.RandomState(1).uniform(0.5, 3.0, 200))
+    weights = weights if weighted else None
+    mixture = fit_mixture(np.nan_to_num(rows), 4, "diag", 1e-4, seed=0)
+    X = torch.from_numpy(rows)
+    expected = expected_moments(list(blocks(X, components_of_mixture(mixture))), mixture, weights)
+    found = diagonal_moments(X, mixture, weights)
+    expected = expected._replace(second=torch.diagonal(expected.second, dim1=1, dim2=2))
+    for part, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, other, rtol=1e-12, atol=1e-10)
 
 
 def test_completed_rows_have_the_moments_of_complete_ones():
