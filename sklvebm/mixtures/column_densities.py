@@ -95,10 +95,8 @@ def _bins_win(parts: list[_Part], max_bins: int) -> bool:
     for k in _RIVAL_COMPONENTS:
         if k >= min(len(p.known) for p in parts):
             break
-        fits = fit_mixtures([_start(p, k) for p in parts], k, "full", _RIVAL_RIDGE)
-        for place, (mixture, part) in enumerate(zip(fits, parts, strict=True)):
-            if mixture is not None:
-                rival = mixture.score_samples(part.new[:, None])
+        for place, (rival, part) in enumerate(zip(_rivals(parts, k), parts, strict=True)):
+            if rival is not None:
                 mean = partial(mean_of, row_weights=part.new_weights)
                 best[place] = max(best[place], rival, key=mean)
         gain = np.concatenate(bins) - np.concatenate(best)
@@ -106,6 +104,28 @@ def _bins_win(parts: list[_Part], max_bins: int) -> bool:
         if not mean_of(gain, weights) > _MIN_STANDARD_ERRORS * standard_error_of(gain, weights):
             return False  # further rivals can only be better
     return True
+
+
+def _rivals(parts: list[_Part], n_components: int) -> list[np.ndarray | None]:
+    """Return log densities of the new values of each part under a mixture of the known ones, nats.
+
+    None where no mixture can be fitted.
+    """
+    if n_components == 1:  # in closed form: it decides about most columns
+        return [_normal_log_density(part) for part in parts]
+    starts = [_start(part, n_components) for part in parts]
+    fits = fit_mixtures(starts, n_components, "full", _RIVAL_RIDGE)
+    return [
+        None if mixture is None else mixture.score_samples(part.new[:, None])
+        for mixture, part in zip(fits, parts, strict=True)
+    ]
+
+
+def _normal_log_density(part: _Part) -> np.ndarray:
+    """Return log densities of the new values under the normal distribution of the known ones."""
+    mean = np.average(part.known, weights=part.known_weights)
+    variance = np.average((part.known - mean) ** 2, weights=part.known_weights) + _RIVAL_RIDGE
+    return -0.5 * ((part.new - mean) ** 2 / variance + np.log(2.0 * np.pi * variance))
 
 
 def _start(part: _Part, n_components: int) -> Start:

@@ -9,6 +9,7 @@ import numpy as np
 from sklvebm.preprocessing.margins import Bins, Margin, margin_from_plain, plain_margin
 from sklvebm.row_blocks import MappedRows, Sliceable, has_missing, row_blocks, sum_of_blocks
 
+_SORTED_NUMBERS = 2**17  # of the columns whose quartiles are found together
 _MAX_QUARTILE_RANGES = 20.0  # interquartile ranges from the median; clips values for the scale
 # distances in standardised units
 _WARNING_DISTANCE = 1e6  # larger values cause a warning
@@ -327,8 +328,10 @@ def clipping_limits(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the limits (D,) beyond which `without_outliers` clips the columns of X."""
     of, levels = _statistics_of(X), [0.25, 0.5, 0.75]
     if of.quantile is np.quantile:
-        # one column at a time, because NumPy copies what it sorts
-        low, middle, high = np.array([np.quantile(column, levels) for column in X.T]).T
+        # few columns at a time, because NumPy copies what it sorts
+        width = max(1, _SORTED_NUMBERS // max(1, len(X)))
+        parts = (X[:, first : first + width] for first in range(0, X.shape[1], width))
+        low, middle, high = np.concatenate([np.quantile(p, levels, axis=0) for p in parts], axis=1)
     else:
         low, middle, high = of.quantile(X, levels, axis=0)
     reach = _MAX_QUARTILE_RANGES * (high - low)

@@ -7,7 +7,9 @@ import pytest
 from scipy.stats import multivariate_normal, norm, spearmanr
 
 from sklvebm import MixtureStack, ParticleLVEBM
+from sklvebm.mixtures import column_densities
 from sklvebm.mixtures.column_densities import margins_of_option
+from sklvebm.mixtures.expectation_maximization import Start, fit_mixtures
 from sklvebm.preprocessing.margins import Bins, SmoothMargin
 
 SCALE = 0.8  # of the logarithms
@@ -144,3 +146,16 @@ def test_energies_are_trained_on_mapped_rows_and_answer_in_the_units_of_x():
     assert model.score(new) == pytest.approx(log_normal_density(new).mean(), abs=0.15)
     # normal components have a little mass below zero
     assert (model.sample(500) > 0.0).mean() > 0.99
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_normal_rival_of_a_histogram_is_the_mixture_of_one_component(weighted):
+    random = np.random.RandomState(0)
+    values, weights = random.exponential(size=300), random.uniform(0.5, 2.0, 300)
+    part = column_densities._part(
+        values, np.arange(200), np.arange(200, 300), weights if weighted else None
+    )
+    start = Start(part.known[:, None], np.zeros(200, dtype=int), part.known_weights)
+    (mixture,) = fit_mixtures([start], 1, "full", column_densities._RIVAL_RIDGE)
+    (found,) = column_densities._rivals([part], 1)
+    np.testing.assert_allclose(found, mixture.score_samples(part.new[:, None]), rtol=0, atol=1e-12)
