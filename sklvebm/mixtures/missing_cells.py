@@ -132,8 +132,16 @@ class Conditioned(NamedTuple):
     gains: Tensor  # (P, K, D, D), from residuals of observed cells to shifts of all cells
 
 
-def conditioned(block: Block, components: Components) -> Conditioned:
-    """Return the components given the observed cells of a block.
+class Evidence(NamedTuple):
+    """What the observed cells of a block's rows say about the components."""
+
+    log_joint: Tensor  # (P, M, R), log weight plus log density of the observed cells, nats
+    residuals: Tensor  # (P, M, R, D), from the means over the scales; zero in missing cells
+    precisions: Tensor  # (P, K, D, D), of the observed cells; zero elsewhere
+
+
+def evidence_of(block: Block, components: Components) -> Evidence:
+    """Return what the observed cells of a block say about the components.
 
     Raises
     ------
@@ -146,21 +154,62 @@ def conditioned(block: Block, components: Components) -> Conditioned:
     pairs = (seen[:, :, None] * seen[:, None, :]).unsqueeze(1)  # (P, 1, D, D)
     root = torch.linalg.cholesky(covariances * pairs + torch.diag_embed(1.0 - seen).unsqueeze(1))
     log_det = 2.0 * torch.log(torch.diagonal(root, dim1=2, dim2=3)).sum(2)
-    precisions = torch.cholesky_inverse(root) * pairs  # (P, K, D, D)
-    gains = precisions @ covariances
-    hidden = 1.0 - seen
-    left = covariances - covariances @ gains
-    left = left * (hidden[:, :, None] * hidden[:, None, :]).unsqueeze(1)
+    precisions = torch.cholesky_inverse(root) * pairs
     residuals = (block.values.unsqueeze(1) - means[:, None]) * seen[:, None, None]
-    residuals = residuals / scales[:, None, None]  # (P, M, R, D)
+    residuals = residuals / scales[:, None, None]
     forms = ((residuals @ precisions[:, of]) * residuals).sum(3)
     constant = log_weights - 0.5 * log_det[:, of] - n_seen[:, None] * torch.log(scales)
     constant = constant - 0.5 * LOG_2PI * n_seen[:, None]
+    return Evidence(constant.unsqueeze(2) - 0.5 * forms, residuals, precisions)
+
+
+def conditioned(block: Block, components: Components) -> Conditioned:
+    """Return the components given the observed cells of a block.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If a covariance is numerically singular.
+    """
+    _, means, covariances, of, scales = components
+    log_joint, residuals, precisions = evidence_of(block, components)
+    gains = precisions @ covariances
+    left = covariances - covariances @ gains
+    left = left * _hidden_pairs(block).unsqueeze(1)
     shifts = (residuals @ gains[:, of]) * scales[:, None, None]
     centres = torch.where(
         block.is_observed[:, None, None], block.values.unsqueeze(1), means[:, None] + shifts
     )
-    return Conditioned(constant.unsqueeze(2) - 0.5 * forms, centres, left, gains)
+    return Conditioned(log_joint, centres, left, gains)
+
+
+class ConditionedPairs(NamedTuple):
+    """Some components given the observed cells of some patterns: S pairs of both."""
+
+    centres: Tensor  # (S, R, D), conditional means; the values themselves in observed cells
+    covariances: Tensor  # (S, D, D), of the missing cells given the others; zero elsewhere
+
+
+def conditioned_pairs(
+    block: Block, components: Components, evidence: Evidence, pattern: Tensor, component: Tensor
+) -> ConditionedPairs:
+    """Return what `conditioned` does for pairs of a pattern (S,) and a component (S,) alone."""
+    _, means, covariances, of, scales = components
+    which = of[component]
+    own = covariances[which]
+    gains = evidence.precisions[pattern, which] @ own
+    left = (own - own @ gains) * _hidden_pairs(block)[pattern]
+    shifts = (evidence.residuals[pattern, component] @ gains) * scales[component, None, None]
+    centres = torch.where(
+        block.is_observed[pattern, None], block.values[pattern], means[component, None] + shifts
+    )
+    return ConditionedPairs(centres, left)
+
+
+def _hidden_pairs(block: Block) -> Tensor:
+    """Return 1 for pairs of missing cells of each pattern, else 0, (P, D, D)."""
+    hidden = (~block.is_observed).double()
+    return hidden[:, :, None] * hidden[:, None, :]
 
 
 def _scattered(block: Block, values: Tensor, out: Tensor) -> None:
@@ -172,7 +221,7 @@ def log_components(X: Tensor, components: Components) -> Tensor:
     """Return log weights plus log densities of the observed cells of X (N, D), (N, M), nats."""
     found = X.new_empty((len(X), len(components.means)), dtype=torch.float64)
     for block in blocks(X, components):
-        _scattered(block, conditioned(block, components).log_joint.mT, found)
+        _scattered(block, evidence_of(block, components).log_joint.mT, found)
     return found
 
 
@@ -183,8 +232,8 @@ def log_marginal(X: Tensor, components: Components) -> Tensor:
     """
     found = X.new_empty(len(X), dtype=torch.float64)
     for block in blocks(X, components):
-        given = conditioned(block, components)
-        _scattered(block, torch.logsumexp(given.log_joint, 1), found)
+        log_joint = evidence_of(block, components).log_joint
+        _scattered(block, torch.logsumexp(log_joint, 1), found)
     return found
 
 

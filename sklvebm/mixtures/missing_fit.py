@@ -22,9 +22,10 @@ from sklvebm.mixtures.missing_cells import (
     blocks,
     components_of,
     components_of_mixture,
-    conditioned,
+    conditioned_pairs,
     diagonal_log_components,
     draw_missing,
+    evidence_of,
     score_observed,
 )
 from sklvebm.mixtures.reference import MixtureReference
@@ -33,6 +34,7 @@ from sklvebm.preprocessing.scaling import without_outliers
 from sklvebm.row_weights import chosen, mean_of
 
 N_MONITORED_COPIES = 8  # completions of a monitored row
+_LEAST_SHARE = 1e-16  # of a component in a row, below which it does not change sums over rows
 _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iterations
 _MAX_GAUSSIAN_ITERATIONS = 100  # of a single Gaussian, where half of the cells may be missing
 # of the mixtures that complete rows: variances added, iterations, rows, parameters per cell
@@ -67,25 +69,22 @@ def expected_moments(
     counts, first = components.means.new_zeros(m), components.means.new_zeros(m, d)
     second = components.means.new_zeros(m, d, d)
     for block in found:
-        given = conditioned(block, components)
-        evidence = torch.logsumexp(given.log_joint, 1)
+        evidence = evidence_of(block, components)
+        log_density = torch.logsumexp(evidence.log_joint, 1)
         kept = block.is_row.double()
         if row_weights is not None:
             kept = kept * row_weights[block.index]
-        shares = torch.exp(given.log_joint - evidence.unsqueeze(1)) * kept.unsqueeze(1)
-        total += (evidence * kept).sum()
-        of_patterns = shares.sum(2)  # (P, M)
-        counts += of_patterns.sum(0)
-        weighted = shares.unsqueeze(3) * given.centres
-        first += weighted.sum((0, 2))
-        # one product for each component over all patterns and rows
-        flat = [t.transpose(0, 1).reshape(m, -1, d) for t in (weighted, given.centres)]
-        second += flat[0].mT @ flat[1]
-        left = given.covariances
-        if left.shape[1] == 1:
-            second += torch.einsum("pm,pde->mde", of_patterns, left[:, 0])
-        else:
-            second += torch.einsum("pm,pmde->mde", of_patterns, left[:, components.covariance_of])
+        shares = torch.exp(evidence.log_joint - log_density.unsqueeze(1)) * kept.unsqueeze(1)
+        total += (log_density * kept).sum()
+        counts += shares.sum((0, 2))
+        # most components have no share in most rows
+        pattern, component = torch.nonzero(shares.amax(2) > _LEAST_SHARE, as_tuple=True)
+        own = shares[pattern, component]  # (S, R)
+        given = conditioned_pairs(block, components, evidence, pattern, component)
+        weighted = own.unsqueeze(2) * given.centres
+        first.index_add_(0, component, weighted.sum(1))
+        of_pairs = weighted.mT @ given.centres + own.sum(1)[:, None, None] * given.covariances
+        second.index_add_(0, component, of_pairs)
     return Moments(counts, first, second, total)
 
 
