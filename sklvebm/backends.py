@@ -4,7 +4,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -93,9 +93,7 @@ def select_walk(energy: PathEnergy, n_numbers: int) -> Walk | None:
     RuntimeWarning
         As `select_correction_and_grad`.
     """
-    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
-        return None
-    if n_numbers > _MOST_WALK_NUMBERS or not _suits_one_launch(energy.network):
+    if n_numbers > _MOST_WALK_NUMBERS or not _has_kernels(energy):
         return None
     from sklvebm.kernels.probes import largest_error_of_walk
     from sklvebm.kernels.tiling import suits_steps
@@ -126,9 +124,7 @@ def select_white_step(energy: PathEnergy) -> WhiteStep | None:
     RuntimeWarning
         As `select_correction_and_grad`.
     """
-    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
-        return None
-    if not _suits_one_launch(energy.network):
+    if not _has_kernels(energy):
         return None
     from sklvebm.kernels.probes import largest_error_of_white_step
     from sklvebm.kernels.tiling import suits_steps
@@ -140,8 +136,15 @@ def select_white_step(energy: PathEnergy) -> WhiteStep | None:
     return None
 
 
-def _widths(network: MLPEnergy) -> tuple[int, ...]:
-    """Return the columns of a network's rows, then the units of its hidden layers."""
+def _has_kernels(energy: PathEnergy) -> TypeGuard[AnchoredEnergy]:
+    """Return whether GPU kernels exist for an energy: an anchored perceptron that suits them."""
+    if not (isinstance(energy, AnchoredEnergy) and type(energy.network) is MLPEnergy):
+        return False
+    return _suits_one_launch(energy.network)
+
+
+def _widths(network: Any) -> tuple[int, ...]:
+    """Return the columns of a perceptron's rows, then the units of its hidden layers."""
     return network.n_features + network.n_latents, *network.hidden_layer_sizes
 
 

@@ -41,6 +41,7 @@ from sklvebm.estimators._flow import normalization as flow_normalization
 from sklvebm.flows import explicit_energy
 from sklvebm.inference import equilibration, posterior, sampling
 from sklvebm.objectives import tempered_pool
+from sklvebm.objectives.density_ratio import RatioStart
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -532,6 +533,20 @@ def test_the_energy_of_the_ratio_is_judged_where_the_trained_one_is_rejected(
         found = answers(fitted(case, "pretended"), X[:FEW])
     # at the start of the particles, and again after the rejection
     assert [device.split(":")[0] for device in judged] == ["cpu"] * 2 + ["pretended"] * 2
+    assert_same(expected, found)
+
+
+def test_a_density_ratio_ends_the_fit_of_a_potential_flow(pretended, monkeypatch):
+    monkeypatch.setattr(RatioStart, "mean_gain", lambda self, *_: -0.1)
+    options = {"early_stopping": True, "max_iter": 100, "tol": 10.0, "n_iter_no_change": 1}
+    case = Case(PotentialFlowEBM, options)
+    on_cpu = fitted(case, "cpu")
+    expected = answers(on_cpu, X[:FEW])
+    with pretended():
+        model = fitted(case, "pretended")
+        found = answers(model, X[:FEW])
+    assert {"ratio_loss"} <= set(model.history_[-1])
+    assert len(model.history_) == len(on_cpu.history_)
     assert_same(expected, found)
 
 

@@ -172,4 +172,5 @@ def answers_in_parts(method: M) -> M:
             answers[part] = answer
         return answers
 
+    # `wraps` keeps the signature, which mypy cannot see
     return answered  # type: ignore[return-value]
