@@ -6,9 +6,6 @@ As in `test_triton_mlp.py`, one test runs this file again in a process that inte
 import copy
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -227,16 +224,8 @@ def test_the_guard_finds_a_wrong_step(fault):
 @compiles
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run the kernel on")
-def test_the_tests_of_the_step_pass_under_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20
+def test_the_tests_of_the_step_pass_under_the_interpreter(passed_under_the_interpreter):
+    assert passed_under_the_interpreter(__file__) > 20
 
 
 @compiles

@@ -7,9 +7,6 @@ this file again in a process of its own that interprets; the others of that kind
 import copy
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -288,16 +285,8 @@ def test_backends_pick_the_kernel_on_a_gpu(recwarn):
 @pytest.mark.slow
 # where there is a GPU the tests above have run on it, which says more
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to run the kernel on")
-def test_the_tests_of_the_kernel_pass_under_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 50
+def test_the_tests_of_the_kernel_pass_under_the_interpreter(passed_under_the_interpreter):
+    assert passed_under_the_interpreter(__file__) > 50
 
 
 class Compiler:
