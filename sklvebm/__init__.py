@@ -30,6 +30,7 @@ from sklvebm.models.energies import (
     MappedEnergy,
     MLPEnergy,
 )
+from sklvebm.models.ensembles import EnsembleEnergy
 from sklvebm.persistence.folders import load_model, save_model
 from sklvebm.preprocessing.dequantization import dequantize, resolution
 from sklvebm.row_sources import RowSource, open_rows
@@ -46,6 +47,7 @@ __all__ = [
     "ConvLayerEnergy",
     "DensityOutlierDetector",
     "Energy",
+    "EnsembleEnergy",
     "FeatureEnergy",
     "GaussianMargins",
     "KernelLatentMap",

@@ -59,10 +59,15 @@ class Energy(nn.Module, abc.ABC):
 
     n_features: int
     n_latents: int
+    n_networks = 1  # whose mean the energy is
 
     @abc.abstractmethod
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
+
+    def members(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return energies of the single networks, (B, n_networks), in nats."""
+        return self(x, z).unsqueeze(1)
 
 
 class MLPEnergy(Energy):
@@ -252,6 +257,11 @@ class AnchoredEnergy(Energy):
         """Return `E - E_ref`, (B,), in nats, of rows x (B, D) with latents z (B, L)."""
         bounded = self.bound * torch.tanh(self.network(x, z) / self.bound)
         return bounded if self.reach is None else self.reach(x) * bounded
+
+    def corrections(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the corrections by the single networks of an ensemble, (B, K), in nats."""
+        bounded = self.bound * torch.tanh(self.network.members(x, z) / self.bound)
+        return bounded if self.reach is None else self.reach(x).unsqueeze(1) * bounded
 
     @property
     def is_zero(self) -> bool:

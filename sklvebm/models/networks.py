@@ -1,7 +1,7 @@
 """The network that corrects a reference: its construction from parameters, and its storage."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,9 +10,11 @@ from torch import nn
 from sklvebm.models.convolutions import ConvEnergy, ConvLayerEnergy, checked_image_shape
 from sklvebm.models.embeddings import PeriodicEnergy
 from sklvebm.models.energies import MLPEnergy
+from sklvebm.models.ensembles import EnsembleEnergy
 
 EMBEDDINGS = ("auto", "periodic", "none")
-Network = MLPEnergy | PeriodicEnergy | ConvEnergy | ConvLayerEnergy
+SingleNetwork = MLPEnergy | PeriodicEnergy | ConvEnergy | ConvLayerEnergy
+Network = SingleNetwork | EnsembleEnergy
 _KINDS = {
     "mlp": MLPEnergy,
     "periodic": PeriodicEnergy,
@@ -31,6 +33,7 @@ class NetworkConfig:
     image_shape: tuple[int, ...] | None  # of one row; None for a dense network
     input_gain: float  # of the first layer's weights, for dense networks
     embedding: str = "none"  # of the columns, for dense networks: "periodic" or "none"
+    n_networks: int = 1  # whose mean corrects the reference
 
 
 def resolve_layers(
@@ -61,8 +64,17 @@ def resolve_layers(
 
 def correction_network(
     config: NetworkConfig, n_features: int, n_latents: int, generator: torch.Generator
+) -> MLPEnergy | PeriodicEnergy | ConvEnergy | EnsembleEnergy:
+    """Return a network, or several, for the correction of a joint energy, zero at first."""
+    shape = config, n_features, n_latents, generator
+    if config.n_networks == 1:
+        return _single_correction(*shape)
+    return EnsembleEnergy([_single_correction(*shape) for _ in range(config.n_networks)])
+
+
+def _single_correction(
+    config: NetworkConfig, n_features: int, n_latents: int, generator: torch.Generator
 ) -> MLPEnergy | PeriodicEnergy | ConvEnergy:
-    """Return a network for the correction of a joint energy, which is zero at first."""
     if config.embedding == "periodic":
         widths, activation = config.hidden_layer_sizes, config.activation
         return PeriodicEnergy(n_features, n_latents, widths, activation, generator)
@@ -95,18 +107,24 @@ def _dense_network(
 
 def shape_of(network: nn.Module) -> dict[str, Any]:
     """Return the parameters of a network that a continued fit must not change."""
-    if not isinstance(network, Network):
+    if isinstance(network, EnsembleEnergy):
+        return {**shape_of(network.networks[0]), "n_networks": len(network.networks)}
+    if not isinstance(network, SingleNetwork):
         return {}
     return {
         "image_shape": getattr(network, "image_shape", None),
         "hidden_layer_sizes": network.hidden_layer_sizes,
         "activation": network.activation,
         "embedding": "periodic" if isinstance(network, PeriodicEnergy) else "none",
+        "n_networks": 1,
     }
 
 
 def plain_network(network: Network) -> dict[str, Any]:
     """Describe a network by plain types and its arrays."""
+    if isinstance(network, EnsembleEnergy):
+        singles = [plain_network(cast(SingleNetwork, own)) for own in network.networks]
+        return {"kind": "ensemble", "networks": singles}
     shape = getattr(network, "image_shape", None)
     return {
         "kind": next(kind for kind, own in _KINDS.items() if type(network) is own),
@@ -119,8 +137,11 @@ def plain_network(network: Network) -> dict[str, Any]:
 
 def network_from_plain(plain: dict[str, Any], n_features: int, n_latents: int) -> Network:
     """Rebuild what `plain_network` described."""
-    widths, activation = plain["hidden_layer_sizes"], plain["activation"]
     kind = plain["kind"]
+    if kind == "ensemble":
+        shape = n_features, n_latents
+        return EnsembleEnergy([network_from_plain(own, *shape) for own in plain["networks"]])
+    widths, activation = plain["hidden_layer_sizes"], plain["activation"]
     if kind in ("mlp", "periodic"):
         dense = MLPEnergy if kind == "mlp" else PeriodicEnergy
         network: Network = dense(n_features, n_latents, widths, activation)

@@ -6,7 +6,8 @@ r"""The density ratio of rows to the reference, by classification: where trainin
 Rows with latents from the reference's posterior are told from `\nu` times as many exact draws of
 the reference. The optimum is `f + c = -\log(p_{data} / p_{ref})`, where c is `log Z` of `exp(-f)`:
 the correction of maximum likelihood, without Markov chains. Noise-contrastive estimation
-[1]_ is nearly efficient where the reference is near the rows.
+[1]_ is nearly efficient where the reference is near the rows. Each network of an ensemble has the
+loss of its own, and a number c of its own; the model is their mean.
 
 References
 ----------
@@ -155,7 +156,7 @@ def contrast(
     *,
     row_share: float = 1.0,
 ) -> Tensor:
-    """Return the loss of telling rows from draws, 0-d, in nats per row.
+    """Return the loss of telling rows from draws, 0-d, in nats per row, mean over the networks.
 
     Parameters
     ----------
@@ -163,8 +164,8 @@ def contrast(
         Its correction f is the classifier.
     x : Tensor of shape (B, D)
         Rows. Their latents are drawn from the reference's posterior here.
-    constant : Tensor of shape ()
-        The number c.
+    constant : Tensor of shape (K,)
+        The number c of each network.
     draws : Tensor of shape (M, D + L)
         Draws of the reference, in its coordinates.
     generator : torch.Generator
@@ -176,9 +177,11 @@ def contrast(
     e = x.new_empty(len(x), energy.n_latents).normal_(generator=generator)
     drawn_x, drawn_z = reference.split(draws)
     rows = torch.cat([x, drawn_x]), torch.cat([reference.to_latents(x, e), drawn_z])
-    log_odds = in_parts(energy, energy.correction, *rows) + constant + math.log(len(draws) / len(x))
+    shift = constant + math.log(len(draws) / len(x))
+    log_odds = in_parts(energy, energy.corrections, *rows) + shift  # (B + M, K)
     of_rows, of_draws = log_odds.split([len(x), len(draws)])
-    return row_share * softplus(of_rows).mean() + softplus(-of_draws).sum() / len(x)
+    n_values = of_rows.numel()
+    return row_share * softplus(of_rows).mean() + softplus(-of_draws).sum() / n_values
 
 
 class Classification:
@@ -213,7 +216,10 @@ class Classification:
         self.row_weights, self.share = row_weights, share
         self.energy, self.average = energy, copy.deepcopy(energy)
         self.x, self.recipe, self.generator = x, recipe, generator
-        self.constant = x.new_zeros(()).requires_grad_()
+        n_networks = energy.network.n_networks
+        self.constant = x.new_zeros(n_networks).requires_grad_()
+        # gradients of the mean loss are shorter than those of single networks by the root of K
+        self.clip_norm = _CLIP_NORM / math.sqrt(n_networks)
         self.parameters: list[Tensor] = [p for p in energy.parameters() if p.requires_grad]
         self.averages: list[Tensor] = [p for p in self.average.parameters() if p.requires_grad]
         self.optimizer = Adam(
@@ -248,7 +254,7 @@ class Classification:
         self.share.ranks.average_gradients(self.optimizer.parameters)
         self.n_updates += 1
         self.optimizer.learning_rate = learning_rate * min(1.0, self.n_updates / _WARM_UP)
-        self.optimizer.step(_CLIP_NORM)
+        self.optimizer.step(self.clip_norm)
         share = 1.0 / min(0.5 + 0.5 * self.n_updates, self.recipe.averaged_over)
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, self.parameters, share)

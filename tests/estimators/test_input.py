@@ -230,6 +230,7 @@ BAD_VALUES = {
     "hidden_layer_sizes": [(), (0,), (8, -1), (8, 1.5), 8, "8", None],
     "image_shape": [(), (4,), (4, 0), (4, 4.5), (3, 9), 16, "8x8"],
     "embedding": ["linear", None, 1],
+    "n_networks": [0, -1, 1.5, "four", None, True],
     "init": ["random", None, 1],
     "activation": ["relu", "", 3, None],
     "energy": ["mlp", 3, (8, 8)],

@@ -256,6 +256,7 @@ BAD_PARAMETERS = [
     ("image_shape", (4, 4), ValueError),
     ("image_shape", 16, TypeError),
     ("embedding", "linear", ValueError),
+    ("n_networks", 0, ValueError),
     ("init", None, TypeError),
     ("activation", "relu", ValueError),
     ("reference", "kernel", ValueError),

@@ -18,7 +18,7 @@ from sklvebm.versions import own_version
 _VERSION_KEY = "_sklvebm_version"
 _WITHOUT_VERSION = "0.1"  # the last minor version whose states do not carry one
 # How version 0.1 fitted, for parameters that it did not have; others get their default.
-_IN_0_1 = {"margins": "none", "embedding": "none", "init": "reference"}
+_IN_0_1 = {"margins": "none", "embedding": "none", "n_networks": 1, "init": "reference"}
 
 
 class VersionedState:

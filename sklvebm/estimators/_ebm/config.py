@@ -22,6 +22,7 @@ from sklvebm.runtime import working_memory
 
 _FEW_DIMENSIONS = 7  # features and latents together
 _FEWEST_COLUMNS, _ROWS_PER_COLUMN = 4, 100  # for embeddings of columns
+_N_NETWORKS = {"fast": 1, "default": 4, "thorough": 8}  # with embeddings and a ratio, by effort
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
@@ -168,8 +169,10 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
     free = few_dimensions and n_samples >= _MANY_ROWS
     words = _with_words(parameters, n_samples, n_features)
     embeds, classifies = words["embedding"] == "periodic", words["init"] == "ratio"
+    averages = embeds and classifies
     chosen = {
         "hidden_layer_sizes": (64, 64) if few_dimensions and not embeds else (128, 128),
+        "n_networks": _N_NETWORKS[parameters["effort"]] if averages else 1,
         "n_temperatures": 1 if contrastive else 4 if few_dimensions else 8,
         "n_particles": 1 if few_particles else 4,
         # particles after the density ratio are to follow a small change
