@@ -61,6 +61,7 @@ CASES = [
     (MixtureStack(margins="histogram", max_components=1, random_state=0), ROUNDED),
     (ParticleLVEBM(n_components=1, latent_map="manifold", **SHORT), X),
     (ParticleLVEBM(embedding="periodic", init="ratio", **SHORT), X),
+    (ParticleLVEBM(embedding="periodic", init="ratio", n_networks=2, **SHORT), X),
     (ParticleLVEBM(image_shape=(4, 4), n_components=1, reference="gaussian", **SHORT), PIXELS),
     (WassersteinFlowEBM(**SHORT), X),
     (PotentialFlowEBM(**SHORT), X),

@@ -1,5 +1,6 @@
 """The density ratio against closed forms: Gaussians, whose ratio and normaliser are known."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from sklvebm.confidence import lower_confidence_limit, upper_confidence_limit
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, Energy, MLPEnergy
+from sklvebm.models.ensembles import EnsembleEnergy
 from sklvebm.objectives.density_ratio import (
+    Classification,
     RatioRecipe,
     contrast,
     log_mean_weight,
@@ -113,6 +116,64 @@ def test_the_trained_ratio_is_that_of_two_gaussians_and_its_gain_their_divergenc
     exact = 0.5 * ((at - mean) / sd).square() + math.log(sd) - 0.5 * at.square()
     own = start.energy.correction(at, torch.zeros(31, 1)).detach() + start.log_partition
     torch.testing.assert_close(own, exact[:, 0], rtol=0, atol=0.15)
+
+
+def two_networks():
+    networks = [MLPEnergy(1, 1, (16,), "silu", generator(seed)) for seed in (0, 1)]
+    return AnchoredEnergy(standard_normal(), EnsembleEnergy(networks)).double()
+
+
+def test_the_loss_of_an_ensemble_is_the_mean_of_the_losses_of_its_networks():
+    energy = two_networks()
+    with torch.no_grad():
+        energy.network.networks[0].output.normal_(0.0, 1.0, generator=generator(7))
+    x, draws = torch.randn(20, 1).double(), energy.reference.sample(60, generator(2))
+    constant = torch.tensor([0.2, -0.4], dtype=torch.float64)
+    losses = [
+        contrast(AnchoredEnergy(energy.reference, own), x, c[None], draws, generator(3))
+        for own, c in zip(energy.network.networks, constant, strict=True)
+    ]
+    together = contrast(energy, x, constant, draws, generator(3))
+    torch.testing.assert_close(together, sum(losses) / 2.0)
+    assert float((losses[0] - losses[1]).abs().detach()) > 0.01
+
+
+def test_networks_of_an_ensemble_learn_as_if_alone():
+    x = 0.6 * torch.randn(400, 1, generator=generator(1)).double() + 0.7
+    energy = two_networks()
+    networks = copy.deepcopy(energy.network.networks)
+    alone = [AnchoredEnergy(energy.reference, own) for own in networks]
+    runs = [Classification(own, x, recipe(5), generator(2)) for own in (energy, *alone)]
+    for run in runs:
+        for _ in range(5):
+            run.epoch(0.003)
+    together, *others = runs
+    for k, other in enumerate(others):
+        own = together.energy.network.networks[k].parameters()
+        for first, second in zip(own, other.energy.network.parameters(), strict=True):
+            # the small constant in Adam's denominator is not scaled with the gradients
+            torch.testing.assert_close(first, second, rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        together.constant, torch.cat([run.constant for run in others]), rtol=0, atol=2e-4
+    )
+
+
+def test_an_ensemble_beats_its_networks_where_rows_are_few():
+    """Networks that know 150 rows by heart make different errors, which the mean halves."""
+    mean, g = 0.7, generator(1)
+    x, held_out = (mean + torch.randn(n, 3, generator=g) for n in (150, 2000))
+    exact = mean * held_out.sum(1) - 3.0 * mean**2 / 2.0
+    networks = [MLPEnergy(3, 0, (32, 32), "silu", generator(seed)) for seed in range(4)]
+    reference = standard_normal(3, 0)
+    how = recipe(100, weight_decay=0.0, averaged_over=1)
+    errors = []
+    for network in (copy.deepcopy(networks[0]), EnsembleEnergy(networks)):
+        run = Classification(AnchoredEnergy(reference, network).float(), x, how, generator(3))
+        for _ in range(60):
+            run.epoch(0.003)
+        ratio = -run.energy.correction(held_out, held_out[:, :0]).detach()
+        errors.append((ratio - exact).var())
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_without_a_difference_the_reference_stays_and_no_gain_is_expected():

@@ -169,10 +169,10 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
     free = few_dimensions and n_samples >= _MANY_ROWS
     words = _with_words(parameters, n_samples, n_features)
     embeds, classifies = words["embedding"] == "periodic", words["init"] == "ratio"
-    averages = embeds and classifies
+    # the mean of several small networks beats few large ones, in less time
+    is_small = words["n_networks"] > 1 if embeds else few_dimensions
     chosen = {
-        "hidden_layer_sizes": (64, 64) if few_dimensions and not embeds else (128, 128),
-        "n_networks": _N_NETWORKS[parameters["effort"]] if averages else 1,
+        "hidden_layer_sizes": (64, 64) if is_small else (128, 128),
         "n_temperatures": 1 if contrastive else 4 if few_dimensions else 8,
         "n_particles": 1 if few_particles else 4,
         # particles after the density ratio are to follow a small change
@@ -188,7 +188,7 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
 
 
 def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> dict[str, Any]:
-    """Return `embedding` and `init` without "auto", and `screens`.
+    """Return `embedding`, `init` and `n_networks` without "auto", and `screens`.
 
     Raises
     ------
@@ -202,7 +202,9 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
     if embedding == "auto":
         is_table = not (is_image or is_own)
         is_long = n_samples >= max(_MANY_ROWS, _ROWS_PER_COLUMN * n_features)
-        embeds = is_table and is_long and n_features >= _FEWEST_COLUMNS
+        # where a stack of mixtures leaves nothing to learn in few columns, one Gaussian leaves much
+        is_plain = isinstance(parameters["reference"], str) and parameters["reference"] == "gaussian"
+        embeds = is_table and is_long and (is_plain or n_features >= _FEWEST_COLUMNS)
         embedding = "periodic" if embeds else "none"
     is_tempered = parameters["negatives"] == "persistent" and parameters["n_temperatures"] != 1
     can_classify = is_tempered and parameters["early_stopping"] and not is_own
@@ -218,4 +220,8 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
         screens = can_classify and embedding == "none" and is_long and parameters["tol"] is not None
         # with few rows for each column, particles alone find more (docs/benchmarks/tables.md)
         init = "ratio" if can_classify and embedding == "periodic" else "reference"
-    return {"embedding": embedding, "init": init, "screens": screens}
+    n_networks = parameters["n_networks"]
+    if n_networks == "auto":
+        averages = embedding == "periodic" and init == "ratio"
+        n_networks = _N_NETWORKS[parameters["effort"]] if averages else 1
+    return {"embedding": embedding, "init": init, "n_networks": n_networks, "screens": screens}
