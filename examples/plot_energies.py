@@ -14,6 +14,7 @@ from sklvebm import (
     AnchoredEnergy,
     BridgedEnergy,
     Energy,
+    EnsembleEnergy,
     FeatureEnergy,
     KernelLatentMap,
     LinearGaussianEnergy,
@@ -34,6 +35,7 @@ source = torch.Generator().manual_seed(0)
 networks = {
     "perceptron": MLPEnergy(2, 1, (16,), generator=source),
     "periodic inputs": PeriodicEnergy(2, 1, (16,), generator=source),
+    "mean of three": EnsembleEnergy([MLPEnergy(2, 1, (8,), generator=source) for _ in range(3)]),
 }
 x, z = torch.randn(5, 2, generator=source), torch.zeros(5, 1)
 for name, network in networks.items():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import make_moons
+from sklearn.mixture import GaussianMixture
 
 from sklvebm import (
     LinearGaussianEnergy,
@@ -218,17 +219,52 @@ def table(n=1000, d=4, seed=0):
 
 @BOTH
 def test_the_embedding_is_chosen_by_rows_and_columns(estimator):
-    chosen = {
-        (n, d): brief(estimator, max_iter=0).fit(table(n, d)).embedding_
-        for n, d in ((1000, 4), (999, 4), (1000, 3), (1200, 12), (1199, 12))
-    }
-    periodic = [shape for shape, embedding in chosen.items() if embedding == "periodic"]
-    assert periodic == [(1000, 4), (1200, 12)]
+    shapes = [(1000, 4), (999, 4), (1000, 3), (1200, 12), (1199, 12)]
+    # in few columns, a mixture leaves nothing to learn that needs them, and one Gaussian much
+    for reference, least in ((GaussianMixture(1, random_state=0), 4), ("gaussian", 1)):
+        fitted = [
+            brief(estimator, max_iter=0, reference=reference).fit(table(*shape)) for shape in shapes
+        ]
+        periodic = [
+            shape
+            for shape, model in zip(shapes, fitted, strict=True)
+            if model.embedding_ == "periodic"
+        ]
+        assert periodic == [(n, d) for n, d in shapes if n >= max(1000, 100 * d) and d >= least]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (4, (64, 64))),
+        ({"effort": "fast"}, (1, (128, 128))),
+        ({"effort": "thorough"}, (8, (64, 64))),
+        ({"embedding": "none"}, (1, (64, 64))),
+        ({"init": "reference"}, (1, (128, 128))),
+        ({"n_networks": 2}, (2, (64, 64))),
+        ({"n_networks": 1}, (1, (128, 128))),
+        ({"n_networks": 3, "hidden_layer_sizes": (5,)}, (3, (5,))),
+    ],
+)
+@BOTH
+def test_the_number_of_networks_follows_embedding_start_and_effort(estimator, changes, expected):
+    model = brief(estimator, max_iter=0, **changes).fit(table())
+    assert (model.n_networks_, model.hidden_layer_sizes_) == expected
+
+
+@BOTH
+def test_an_ensemble_is_trained_and_stays_as_large_as_it_is(estimator, curved):
+    model = brief(estimator, embedding="periodic", n_networks=2, max_iter=4).fit(curved)
+    network = model._training.optimisation.energy.network
+    assert [type(own) for own in network.networks] == [PeriodicEnergy, PeriodicEnergy]
+    assert model.partial_fit(curved).n_networks_ == 2
+    with pytest.raises(ValueError, match="n_networks must stay 2"):
+        model.set_params(n_networks=3).partial_fit(curved)
 
 
 @pytest.mark.parametrize(("embedding", "kind"), [("periodic", PeriodicEnergy), ("none", MLPEnergy)])
 def test_the_embedding_decides_the_network(embedding, kind, curved):
-    model = brief(embedding=embedding, max_iter=2).fit(curved)
+    model = brief(embedding=embedding, n_networks=1, max_iter=2).fit(curved)
     assert type(model._training.optimisation.energy.network) is kind
     assert model.embedding_ == embedding
 
@@ -252,7 +288,8 @@ def test_auto_stays_what_the_first_rows_made_of_it():
 def test_a_pickle_with_embeddings_scores_and_continues_alike(estimator, curved):
     import pickle
 
-    model = brief(estimator, embedding="periodic", warm_start=True, max_iter=10).fit(curved)
+    options = {"embedding": "periodic", "n_networks": 2, "warm_start": True, "max_iter": 10}
+    model = brief(estimator, **options).fit(curved)
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.score_samples(curved), model.score_samples(curved))
     again.fit(curved)

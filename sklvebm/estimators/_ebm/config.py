@@ -203,7 +203,9 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
         is_table = not (is_image or is_own)
         is_long = n_samples >= max(_MANY_ROWS, _ROWS_PER_COLUMN * n_features)
         # where a stack of mixtures leaves nothing to learn in few columns, one Gaussian leaves much
-        is_plain = isinstance(parameters["reference"], str) and parameters["reference"] == "gaussian"
+        is_plain = (
+            isinstance(parameters["reference"], str) and parameters["reference"] == "gaussian"
+        )
         embeds = is_table and is_long and (is_plain or n_features >= _FEWEST_COLUMNS)
         embedding = "periodic" if embeds else "none"
     is_tempered = parameters["negatives"] == "persistent" and parameters["n_temperatures"] != 1
