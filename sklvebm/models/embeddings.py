@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sklvebm.models.energies import Energy, MLPEnergy
 
-_N_FREQUENCIES, _N_OUTPUTS = 16, 8  # of each column
+_N_OUTPUTS = 8  # of each column
 # standard deviations of the first and of the last frequency at the start, periods per standardised
 # unit; the others lie between them, evenly in the logarithm
 _FREQUENCY_SCALES = 0.1, 1.0
@@ -36,9 +36,12 @@ class PeriodicEnergy(Energy):
         Activation of the perceptron.
     generator : torch.Generator or None, default=None
         Source of the initial weights; required unless the weights are loaded afterwards.
+    n_frequencies : int, default=16
+        Sines, and cosines, of each column.
 
     See Also
     --------
+    EnsembleEnergy : The mean of several networks, for which fewer frequencies suffice.
     MLPEnergy : The same without embeddings.
     AnchoredEnergy : Bounds the network and adds it to a reference.
 
@@ -63,17 +66,19 @@ class PeriodicEnergy(Energy):
         hidden_layer_sizes: Sequence[int] = (128, 128),
         activation: str = "silu",
         generator: torch.Generator | None = None,
+        *,
+        n_frequencies: int = 16,
     ) -> None:
         super().__init__()
         self.n_features, self.n_latents = n_features, n_latents
-        frequencies = torch.empty(n_features, _N_FREQUENCIES, dtype=torch.float32)
-        weights = torch.empty(n_features, 2 * _N_FREQUENCIES, _N_OUTPUTS, dtype=torch.float32)
+        frequencies = torch.empty(n_features, n_frequencies, dtype=torch.float32)
+        weights = torch.empty(n_features, 2 * n_frequencies, _N_OUTPUTS, dtype=torch.float32)
         if generator is not None:
             low, high = (math.log(scale) for scale in _FREQUENCY_SCALES)
-            scales = torch.linspace(low, high, _N_FREQUENCIES, dtype=torch.float32).exp()
+            scales = torch.linspace(low, high, n_frequencies, dtype=torch.float32).exp()
             frequencies.normal_(0.0, 1.0, generator=generator).mul_(scales)
             # the mean square of sines and cosines is one half
-            weights.normal_(0.0, math.sqrt(1.0 / _N_FREQUENCIES), generator=generator)
+            weights.normal_(0.0, math.sqrt(1.0 / n_frequencies), generator=generator)
         self.frequencies, self.weights = nn.Parameter(frequencies), nn.Parameter(weights)
         self.biases = nn.Parameter(torch.zeros(n_features, 1, _N_OUTPUTS, dtype=torch.float32))
         self.perceptron = MLPEnergy(

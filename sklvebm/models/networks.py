@@ -22,6 +22,10 @@ _KINDS = {
     "conv-layer": ConvLayerEnergy,
 }
 _DENSE_UNITS, _LOCAL_CHANNELS = (64,), (16,)  # defaults with `image_shape`
+_FREQUENCIES, _FREQUENCIES_OF_SEVERAL = (
+    16,
+    8,
+)  # of each column, of one network and of each of several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,9 @@ def _single_correction(
 ) -> MLPEnergy | PeriodicEnergy | ConvEnergy:
     if config.embedding == "periodic":
         widths, activation = config.hidden_layer_sizes, config.activation
-        return PeriodicEnergy(n_features, n_latents, widths, activation, generator)
+        n_frequencies = _FREQUENCIES if config.n_networks == 1 else _FREQUENCIES_OF_SEVERAL
+        shape = n_features, n_latents, widths, activation, generator
+        return PeriodicEnergy(*shape, n_frequencies=n_frequencies)
     if config.image_shape is None:
         return _dense_network(config, n_features, n_latents, generator)
     widths, activation = config.hidden_layer_sizes, config.activation
@@ -142,9 +148,12 @@ def network_from_plain(plain: dict[str, Any], n_features: int, n_latents: int) -
         shape = n_features, n_latents
         return EnsembleEnergy([network_from_plain(own, *shape) for own in plain["networks"]])
     widths, activation = plain["hidden_layer_sizes"], plain["activation"]
-    if kind in ("mlp", "periodic"):
-        dense = MLPEnergy if kind == "mlp" else PeriodicEnergy
-        network: Network = dense(n_features, n_latents, widths, activation)
+    network: SingleNetwork
+    if kind == "mlp":
+        network = MLPEnergy(n_features, n_latents, widths, activation)
+    elif kind == "periodic":
+        own = {"n_frequencies": plain["arrays"]["frequencies"].shape[1]}
+        network = PeriodicEnergy(n_features, n_latents, widths, activation, **own)
     elif kind == "conv":
         network = ConvEnergy(n_features, n_latents, plain["image_shape"], widths, activation)
     else:

@@ -67,10 +67,12 @@ class RatioRecipe(NamedTuple):
     averaged_over: int  # updates: memory of the running average of the parameters
 
 
-def ratio_recipe(n_rows: int, *, max_epochs: int, tol: float, patience: int) -> RatioRecipe:
-    """Return settings for a number of rows; see docs/benchmarks/tables.md."""
+def ratio_recipe(
+    n_rows: int, *, max_epochs: int, tol: float, patience: int, n_networks: int = 1
+) -> RatioRecipe:
+    """Return settings for numbers of rows and networks; see docs/benchmarks/tables.md."""
     return RatioRecipe(
-        learning_rate=3e-3,
+        learning_rate=3e-3 if n_networks == 1 else 6e-3,
         weight_decay=0.1,
         batch_size=min(256, max(32, n_rows // 16)),
         max_epochs=max_epochs,

@@ -115,4 +115,12 @@ def test_gradients_in_rows_are_those_of_finite_differences():
     energy = ensemble(embedding="periodic").double()
     x, z = (part.double().requires_grad_() for part in rows(3))
     assert torch.autograd.gradcheck(energy, (x, z))
-    assert isinstance(energy.networks[0], PeriodicEnergy)
+
+
+def test_networks_of_an_ensemble_have_fewer_frequencies():
+    several = correction_network(config(embedding="periodic"), 4, 2, generator())
+    one = correction_network(config(embedding="periodic", n_networks=1), 4, 2, generator())
+    assert [type(own) for own in several.networks] == [PeriodicEnergy] * 3
+    assert [own.frequencies.shape for own in (one, *several.networks)] == [(4, 16)] + 3 * [(4, 8)]
+    again = network_from_plain(plain_network(one), 4, 2)
+    assert again.frequencies.shape == (4, 16)

@@ -54,6 +54,7 @@ class PoolConfig(AnchoredConfig):
             max_epochs=self.max_iter // 2 if is_wanted else 0,
             tol=-math.inf if self.tol is None else self.tol,
             patience=self.n_iter_no_change,
+            n_networks=self.n_networks,
         )
 
     def objective(self) -> Any:
