@@ -356,25 +356,10 @@ def fit_mixture(
     *,
     row_weights: np.ndarray | None = None,
 ) -> Mixture:
-    """Fit one Gaussian mixture by expectation maximisation; see `fit_mixtures`.
+    """Fit one Gaussian mixture to rows X (n_samples, n_features); see `fit_mixtures`.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Standardised rows, at least as many as components.
-    n_components : int
-        Components M.
-    covariance_type, ridge
-        As in `fit_mixtures`.
-    seed : int
-        Seed of k-means++, which draws the first centres.
-    row_weights : ndarray of shape (n_samples,) or None, default=None
-        How often each row counts; None counts each row once.
-
-    Returns
-    -------
-    mixture : Mixture
-        The fit.
+    `seed` is that of k-means++, which draws the first centres. `row_weights` (n_samples,) say how
+    often each row counts; None counts each row once.
 
     Raises
     ------

@@ -29,9 +29,7 @@ def test_centres_are_those_of_scikit_learn(kind, weighted):
     starts = Starts(X, 5, row_weights)
     starts.labels(4)  # a draw that is continued
     starts.labels(30)
-    places = kmeans_plusplus(
-        X, 30, sample_weight=row_weights, random_state=5, n_local_trials=4
-    )[1]
+    places = kmeans_plusplus(X, 30, sample_weight=row_weights, random_state=5, n_local_trials=4)[1]
     np.testing.assert_array_equal(starts._places, places)
 
 
