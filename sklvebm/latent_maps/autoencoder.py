@@ -16,6 +16,7 @@ from sklvebm.threads import limited_threads
 
 _N_UNITS, _N_UNITS_EXACT = 64, 128  # of each hidden layer, in a coarse and an exact fit
 _N_STEPS, _BATCH_SIZE = 1000, 256  # steps of Adam and rows per step
+N_TRIAL_STEPS = 150  # of a fit that only shows whether rows are curved
 _MAX_LEARNING_RATE = 6e-3  # of the cycle
 # Standard deviation of the noise on latents with variance 1. Without noise, the encoder may encode
 # information in directions of tiny variance, in which nearest neighbours are meaningless.
@@ -56,7 +57,12 @@ class _ResidualPerceptron(nn.Module):
 @limited_threads(1)  # operations are small, and threads wait for busy cores
 @torch.enable_grad()  # `numerical_session` disables gradients
 def fit_bottleneck(
-    X: np.ndarray, linear: np.ndarray, seed: int, *, exact: bool = False
+    X: np.ndarray,
+    linear: np.ndarray,
+    seed: int,
+    *,
+    exact: bool = False,
+    n_steps: int = _N_STEPS,
 ) -> PerceptronLatentMap:
     """Fit an autoencoder and return its encoder.
 
@@ -74,6 +80,8 @@ def fit_bottleneck(
         Whether the encoder is then fitted to the projection on a principal surface: the latents
         whose decoded points are nearest to the rows. Joint training alone is less accurate. The
         networks are wider, and the fit takes three times as long.
+    n_steps : int, default=1000
+        Updates.
 
     Returns
     -------
@@ -95,7 +103,7 @@ def fit_bottleneck(
         noise = torch.randn(latents.shape, generator=generator, dtype=latents.dtype)
         return (batch - decoder(latents + _LATENT_NOISE * noise)).square().sum(1).mean()
 
-    _minimise(reconstruction_loss, [*encoder.parameters(), *decoder.parameters()])
+    _minimise(reconstruction_loss, [*encoder.parameters(), *decoder.parameters()], n_steps)
     if exact:
         first = encoder(rows).detach()
         mean, scale = first.mean(0), first.std(0, correction=0).clamp(min=1e-6)
@@ -106,7 +114,7 @@ def fit_bottleneck(
             latents = (encoder(rows[drawn]) - mean) / scale
             return (nearest[drawn] - latents).square().sum(1).mean()
 
-        _minimise(projection_loss, [*encoder.parameters()])
+        _minimise(projection_loss, [*encoder.parameters()], n_steps)
     return _unit_variance_map(encoder.double().requires_grad_(False), rows.double())
 
 
@@ -114,11 +122,11 @@ def _standardised(latents: Tensor) -> Tensor:
     return (latents - latents.mean(0)) / latents.std(0, correction=0).clamp(min=1e-6)
 
 
-def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> None:
+def _minimise(loss: Callable[[], Tensor], parameters: list[nn.Parameter], n_steps: int) -> None:
     """Run one cycle of Adam."""
     optimizer = Adam(parameters, learning_rate=_MAX_LEARNING_RATE)
-    for step in range(_N_STEPS):
-        share, momentum = one_cycle(step, _N_STEPS)
+    for step in range(n_steps):
+        share, momentum = one_cycle(step, n_steps)
         optimizer.learning_rate, optimizer.betas = share * _MAX_LEARNING_RATE, (momentum, 0.999)
         optimizer.zero_grad()
         loss().backward()

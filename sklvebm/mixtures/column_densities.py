@@ -1,7 +1,7 @@
 """Densities of single columns: histograms where they beat smooth densities, else mixtures."""
 
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklvebm.mixtures.starts import Starts
 from sklvebm.preprocessing.dequantization import resolution
 from sklvebm.preprocessing.margins import PSEUDO_COUNT, Bins, Margin, SmoothMargin
 from sklvebm.preprocessing.scaling import without_outliers
+from sklvebm.preprocessing.value_steps import step_of
 from sklvebm.row_weights import chosen, mean_of, standard_error_of
 
 MAX_BINS = 64  # of one column
@@ -41,36 +42,65 @@ def column_margins(
     NaN marks missing cells, which are left out. `row_weights` (N,) say how often each row counts.
     """
     known = ~np.isnan(X)
+    folds = _folds(len(X)) if known.all() and len(X) >= MIN_ROWS else None
+    # the same rows of every column: many columns together take less time than one by one
+    units = None if folds is None else [_units(X[fold.known]) for fold in folds]
     margins = tuple(
-        bins_or_none(column[seen], max_bins, chosen(row_weights, seen))
-        for column, seen in zip(X.T, known.T, strict=True)
+        bins_or_none(
+            column[seen],
+            max_bins,
+            chosen(row_weights, seen),
+            None if units is None else [(middle[j], scale[j]) for middle, scale in units],
+        )
+        for j, (column, seen) in enumerate(zip(X.T, known.T, strict=True))
     )
     return None if all(bins is None for bins in margins) else margins
 
 
 def bins_or_none(
-    x: np.ndarray, max_bins: int, row_weights: np.ndarray | None = None
+    x: np.ndarray,
+    max_bins: int,
+    row_weights: np.ndarray | None = None,
+    units: list[tuple[float, float]] | None = None,
 ) -> Bins | None:
     """Return the best bins of a column (N,), or None where smooth densities are as good.
+
+    `units` are the results of `_units` for each fold, or None.
 
     Rounded values have none, unless rounding is much finer than the bins: the density of single
     values depends on the width of the bins. `dequantize` adds the noise that they need.
     """
     if max_bins == 0 or len(x) < MIN_ROWS or not 0.0 < np.ptp(x) < np.inf:
         return None
-    step = float(resolution(x[:, None])[0])
+    step = step_of(x)
     if _MIN_STEPS_PER_BIN * step * max_bins > np.ptp(x):
         return None
-    order = np.random.RandomState(0).permutation(len(x))[:_MAX_COMPARED_ROWS]
-    folds = [order[first::_N_FOLDS] for first in range(_N_FOLDS)]
-    others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
-    if min(np.ptp(x[known]) for known in others) == 0.0:
+    folds = _folds(len(x))
+    if min(np.ptp(x[fold.known]) for fold in folds) == 0.0:
         return None
-    splits = zip(others, folds, strict=True)
-    parts = [_part(x, known, new, row_weights) for known, new in splits]
+    if units is None:
+        of_folds = (_units(x[fold.known][:, None]) for fold in folds)
+        units = [(middle[0], scale[0]) for middle, scale in of_folds]
+    pairs = zip(folds, units, strict=True)
+    parts = [_part(x, fold, unit, row_weights) for fold, unit in pairs]
     if not _bins_win(parts, max_bins):
         return None
     return _best_bins(x, max_bins, row_weights)
+
+
+class _Places(NamedTuple):
+    """One fold: places of the values that densities are fitted to, and of others."""
+
+    known: np.ndarray
+    new: np.ndarray
+
+
+@lru_cache(maxsize=1)  # of all columns without missing cells
+def _folds(n_rows: int) -> list[_Places]:
+    order = np.random.RandomState(0).permutation(n_rows)[:_MAX_COMPARED_ROWS]
+    folds = [order[first::_N_FOLDS] for first in range(_N_FOLDS)]
+    others = [np.concatenate(folds[:k] + folds[k + 1 :]) for k in range(_N_FOLDS)]
+    return [_Places(*fold) for fold in zip(others, folds, strict=True)]
 
 
 class _Part(NamedTuple):
@@ -133,18 +163,24 @@ def _start(part: _Part, n_components: int) -> Start:
     return Start(X, Starts(X, 0, row_weights).labels(n_components), row_weights)
 
 
+def _units(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return middles and standard deviations (D,) of columns of X (N, D), without outliers."""
+    inner = without_outliers(X)
+    scale = inner.std(0)
+    # the variance of the smallest floating-point numbers underflows to zero
+    return inner.mean(0), np.where(scale > 0.0, scale, 1.0)
+
+
 def _part(
-    x: np.ndarray, known: np.ndarray, new: np.ndarray, row_weights: np.ndarray | None
+    x: np.ndarray, fold: _Places, unit: tuple[float, float], row_weights: np.ndarray | None
 ) -> _Part:
     """Return values x at two sets of places, in standard deviations of the known ones.
 
     Distant values do not determine the unit.
     """
-    inner = without_outliers(x[known][:, None])
-    # the variance of the smallest floating-point numbers underflows to zero
-    middle, scale = inner.mean(), inner.std() or 1.0
-    weights = chosen(row_weights, known), chosen(row_weights, new)
-    return _Part((x[known] - middle) / scale, (x[new] - middle) / scale, *weights)
+    middle, scale = unit
+    weights = chosen(row_weights, fold.known), chosen(row_weights, fold.new)
+    return _Part((x[fold.known] - middle) / scale, (x[fold.new] - middle) / scale, *weights)
 
 
 def _best_bins(x: np.ndarray, max_bins: int, row_weights: np.ndarray | None = None) -> Bins:

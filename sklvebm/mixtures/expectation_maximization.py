@@ -24,6 +24,9 @@ _MIN_GAIN_PER_ITERATION = 1e-3  # nats per row; a smaller gain ends the iteratio
 PRIOR_ROWS = 0.5  # weight of the pooled covariance in each component's own, in rows
 # number of features up to which products of features are cheaper than residuals per component
 _MAX_FEATURES_WITH_PRODUCTS = 24
+# With more rows than this for each column, rows are multiplied by inverse triangular roots, which
+# takes less time than solving for each of them.
+_ROWS_PER_INVERTED_COLUMN = 2
 # largest squared value over smallest variance of expanded quadratic forms, whose terms cancel, with
 # an error of 0.001 nats at this limit
 _MAX_EXPANDED_SQUARE = 1e13
@@ -150,8 +153,7 @@ def log_joint(rows: Statistics, mixture: Mixture) -> np.ndarray:
         quadratic += (centres**2).sum(-1)[..., None, :]
         log_det = 2.0 * np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(-1)[..., None]
     else:
-        quadratic = _full_quadratic_forms(rows, mixture)
-        log_det = np.linalg.slogdet(mixture.covariances)[1]
+        quadratic, log_det = _full_forms(rows, mixture)
     log_det = log_det + X.shape[-1] * LOG_2PI
     quadratic += (log_det - 2.0 * np.log(mixture.weights))[..., None, :]
     quadratic *= -0.5
@@ -164,9 +166,11 @@ def _transposed(matrices: np.ndarray) -> np.ndarray:
 
 def _whitened(X: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """Return rows X (..., n_samples, D) in units of covariances with triangular root `lower`."""
+    if X.shape[-2] > _ROWS_PER_INVERTED_COLUMN * X.shape[-1]:
+        return X @ _transposed(np.linalg.inv(lower))
     if X.ndim == 2:
         return solve_triangular(lower, X.T, lower=True, check_finite=False).T
-    return _transposed(np.linalg.solve(lower, _transposed(X)))
+    return np.stack([_whitened(*of_fit) for of_fit in zip(X, lower, strict=True)])
 
 
 def _residual_forms(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
@@ -192,10 +196,13 @@ def _residual_forms(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.nda
     return np.stack(forms, 1), log_det[of]
 
 
-def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
+def _full_forms(rows: Statistics, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
+    """Return quadratic forms (..., n_samples, M) and log determinants (..., M)."""
     X, means = rows.X, mixture.means
     if rows.products is None:
-        return _residual_forms(X, mixture)[0]
+        if len(X) <= _ROWS_PER_INVERTED_COLUMN * X.shape[1]:
+            return _residual_forms(X, mixture)
+        return _forms_of_products(X, mixture)
     precisions = np.linalg.inv(mixture.covariances)
     first, second = rows.pairs
     # an off-diagonal product occurs twice in the form
@@ -204,7 +211,17 @@ def _full_quadratic_forms(rows: Statistics, mixture: Mixture) -> np.ndarray:
     quadratic = rows.products @ _transposed(coefficients)
     quadratic -= 2.0 * (X @ _transposed(pull))
     quadratic += (pull * means).sum(-1)[..., None, :]
-    return quadratic
+    return quadratic, np.linalg.slogdet(mixture.covariances)[1]
+
+
+def _forms_of_products(X: np.ndarray, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
+    """Return the forms of full covariances by one product of X (n_samples, D) for all of them."""
+    lower = np.linalg.cholesky(mixture.covariances)
+    inverse = np.linalg.inv(lower)
+    white = (X @ _transposed(inverse.reshape(-1, X.shape[1]))).reshape(len(X), *mixture.means.shape)
+    white -= (inverse @ mixture.means[:, :, None])[:, :, 0]
+    log_det = 2.0 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(1)
+    return np.einsum("nmd,nmd->nm", white, white), log_det
 
 
 def maximise(
@@ -309,8 +326,8 @@ def _full_covariances(
     covariances = np.empty((*means.shape, means.shape[-1]))
     if rows.products is None:
         for m, (weight, mean) in enumerate(zip(responsibilities.T, means, strict=True)):
-            centred = rows.X - mean
-            covariances[m] = (weight * centred.T) @ centred / counts[m]
+            scaled = np.sqrt(weight)[:, None] * (rows.X - mean)
+            covariances[m] = scaled.T @ scaled / counts[m]  # half the products: one factor
         return covariances
     first, second = rows.pairs
     moments = (_transposed(responsibilities) @ rows.products) / counts[..., None]
@@ -339,25 +356,10 @@ def fit_mixture(
     *,
     row_weights: np.ndarray | None = None,
 ) -> Mixture:
-    """Fit one Gaussian mixture by expectation maximisation; see `fit_mixtures`.
+    """Fit one Gaussian mixture to rows X (n_samples, n_features); see `fit_mixtures`.
 
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Standardised rows, at least as many as components.
-    n_components : int
-        Components M.
-    covariance_type, ridge
-        As in `fit_mixtures`.
-    seed : int
-        Seed of k-means++, which draws the first centres.
-    row_weights : ndarray of shape (n_samples,) or None, default=None
-        How often each row counts; None counts each row once.
-
-    Returns
-    -------
-    mixture : Mixture
-        The fit.
+    `seed` is that of k-means++, which draws the first centres. `row_weights` (n_samples,) say how
+    often each row counts; None counts each row once.
 
     Raises
     ------

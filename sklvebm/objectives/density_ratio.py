@@ -52,6 +52,9 @@ _LEARNING_RATE_FACTOR, _N_REDUCTIONS = (
 _CLIP_NORM = 10.0
 _MOMENTA = 0.9, 0.99
 _NODES = 16  # latents per held-out row
+# Shares of the needed gain without which epochs end: from the first `patience` epochs on, and from
+# the first plateau on. What gained anything in the end had more: see docs/benchmarks/defaults.md.
+_EARLY_SHARE, _PLATEAU_SHARE = 0.1, 0.5
 _SEPARATING_SWEEPS = 20  # of a resampled pool
 
 
@@ -65,6 +68,23 @@ class RatioRecipe(NamedTuple):
     tol: float  # smallest relevant improvement, nats
     patience: int  # epochs without one that make a plateau
     averaged_over: int  # updates: memory of the running average of the parameters
+    needed: float = -math.inf  # mean gain on held-out rows, nats, below which nothing is gained
+
+    def is_hopeless(self, gain: float, epoch: int, n_plateaus: int) -> bool:
+        """Return whether further epochs will not reach the needed gain.
+
+        Parameters
+        ----------
+        gain : float
+            Of the best epoch so far on held-out rows, nats.
+        epoch : int
+            Epochs so far.
+        n_plateaus : int
+            Plateaus so far.
+        """
+        if n_plateaus == 0 and epoch < self.patience:
+            return False
+        return gain < (_PLATEAU_SHARE if n_plateaus else _EARLY_SHARE) * self.needed
 
 
 def ratio_recipe(
@@ -372,7 +392,10 @@ def start_from_ratio(
         if read["gain"] > best_gain:
             best, best_gain = copy.deepcopy(run.average), read["gain"]
         plateau.update(read["gain"])
-        if plateau.reached():
+        is_plateau = plateau.reached()
+        if recipe.is_hopeless(best_gain, number, plateau.n_reductions):
+            break
+        if is_plateau:
             if plateau.n_reductions > _N_REDUCTIONS:
                 break
             learning_rate *= _LEARNING_RATE_FACTOR

@@ -29,27 +29,28 @@ class Bins(NamedTuple):
 
     def log_density(self, x: np.ndarray) -> np.ndarray:
         """Return the log density at x (N,), nats."""
-        z, log_slope = self.to_normal(x)
-        return log_slope - 0.5 * (z**2 + LOG_2PI)
+        log_mass = np.log(self.cumulative[0])  # of each tail
+        outside = np.maximum(np.maximum(self.edges[0] - x, x - self.edges[-1]), 0.0)
+        return np.where(
+            outside > 0.0,
+            log_mass - np.log(self.tail) - outside / self.tail,
+            np.log(self.heights())[self._places(x)],
+        )
+
+    def _places(self, x: np.ndarray) -> np.ndarray:
+        """Return the bin of each x (N,), the nearest one in the tails."""
+        last = len(self.edges) - 2
+        return np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, last)
 
     def to_normal(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return normal values of x (N,) and the log of their slopes, (N,)."""
-        last = len(self.edges) - 2
-        place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, last)
+        place, log_mass = self._places(x), np.log(self.cumulative[0])
         below, above = self.edges[0] - x, x - self.edges[-1]
-        log_mass = np.log(self.cumulative[0])  # of each tail
-        height = self.heights()
-        inner = self.cumulative[place] + height[place] * (x - self.edges[place])
+        inner = self.cumulative[place] + self.heights()[place] * (x - self.edges[place])
         z = ndtri(np.clip(inner, self.cumulative[0], self.cumulative[-1]))
         z = np.where(below > 0.0, ndtri_exp(log_mass - np.maximum(below, 0.0) / self.tail), z)
         z = np.where(above > 0.0, -ndtri_exp(log_mass - np.maximum(above, 0.0) / self.tail), z)
-        outside = np.maximum(np.maximum(below, above), 0.0)
-        log_density = np.where(
-            outside > 0.0,
-            log_mass - np.log(self.tail) - outside / self.tail,
-            np.log(height)[place],
-        )
-        return z, log_density + 0.5 * (z**2 + LOG_2PI)
+        return z, self.log_density(x) + 0.5 * (z**2 + LOG_2PI)
 
     def left_out(self, x: np.ndarray, row_weights: float | np.ndarray = 1.0) -> np.ndarray:
         """Return what each row x (N,) adds to its own log density, nats: its bin holds it.
@@ -60,7 +61,7 @@ class Bins(NamedTuple):
         n_rows = 1.0 / outside - 1.0
         total = n_rows + n_bins * PSEUDO_COUNT
         filled = np.diff(self.cumulative) / (1.0 - 2.0 * outside) * total  # with pseudo-counts
-        place = np.clip(np.searchsorted(self.edges, x, side="right") - 1, 0, n_bins - 1)
+        place = self._places(x)
         others = np.maximum(filled[place] - row_weights, PSEUDO_COUNT)
         return np.log(filled[place] / total) - np.log(others / (total - row_weights))
 

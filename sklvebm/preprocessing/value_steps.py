@@ -38,6 +38,8 @@ def step_of(column: np.ndarray, least: float = 0.0) -> float:
     least : float, default=0.0
         Smallest tolerance, in the units of the column.
     """
+    if _are_apart(column, least):
+        return 0.0
     value, n_rows = np.unique(column, return_counts=True)
     tolerance = np.maximum(_MAX_EQUAL_SPACINGS * _rounding(value), least)
     values = _Values(value.astype(np.float64), n_rows, tolerance)
@@ -65,6 +67,19 @@ def step_of(column: np.ndarray, least: float = 0.0) -> float:
     place = alike[rounding[alike].argmin()]
     step = float(gap[place])
     return _shortest(step, min(_STEP_ERROR * step, max(tolerance[place], 4.0 * rounding[place])))
+
+
+def _are_apart(column: np.ndarray, least: float) -> bool:
+    """Return whether all values differ by more than any tolerance, as in most columns."""
+    if column.dtype != np.float64 or len(column) < _MAX_ZEROS:
+        return False
+    value = np.sort(column)
+    most = max(abs(value[0]), abs(value[-1]))
+    # twice the widest tolerance: two values around zero may both be rounding errors
+    widest = 2.0 * max(least, _DIFFERENCE_SPACINGS * np.spacing(most))
+    if not np.diff(value).min() > widest:
+        return False
+    return bool((column.astype(np.float32) != column).any())  # those are compared more coarsely
 
 
 def _rounding(value: np.ndarray) -> np.ndarray:

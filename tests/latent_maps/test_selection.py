@@ -11,7 +11,13 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from sklvebm import MLPEnergy, ParticleLVEBM, PerceptronLatentMap
 from sklvebm.datasets import make_kepler_orbits
-from sklvebm.latent_maps.autoencoder import _nearest, _ResidualPerceptron, fit_bottleneck
+from sklvebm.latent_maps import selection
+from sklvebm.latent_maps.autoencoder import (
+    N_TRIAL_STEPS,
+    _nearest,
+    _ResidualPerceptron,
+    fit_bottleneck,
+)
 from sklvebm.metrics import factor_recovery
 from sklvebm.models.energies import MappedEnergy
 
@@ -155,6 +161,26 @@ def test_a_bottleneck_keeps_what_no_linear_map_does():
     np.testing.assert_allclose(Z.std(0), 1.0, atol=1e-6)
     known = KNeighborsRegressor(10).fit(Z[:600], X[:600]).score(Z[600:], X[600:])
     assert known > 0.9  # the linear map knows two of three columns
+
+
+def test_rows_that_are_not_curved_have_a_short_fit_only(monkeypatch):
+    """Neighbours in thirteen columns know more than two latents, by whichever map."""
+    steps = []
+
+    def counting(*args, n_steps=1000, **how):
+        steps.append(n_steps)
+        return fit_bottleneck(*args, n_steps=n_steps, **how)
+
+    monkeypatch.setattr(selection, "fit_bottleneck", counting)
+    monkeypatch.setattr(selection, "_MAX_FLOOR_RATIO", 1.0)
+    random = np.random.RandomState(0)
+    X = random.standard_normal((600, 4)) @ random.standard_normal((4, 13))
+    assert untrained(X, 2)._model.latent_map is None
+    assert steps == [N_TRIAL_STEPS]
+    steps.clear()
+    bent = untrained(make_kepler_orbits(1000, random_state=0), 2, reference="mixture")
+    assert isinstance(bent._model.latent_map, PerceptronLatentMap)
+    assert steps == [N_TRIAL_STEPS, 1000, 1000]
 
 
 def test_latents_of_nearest_points_know_more_of_an_orbit():

@@ -152,10 +152,33 @@ def test_energies_are_trained_on_mapped_rows_and_answer_in_the_units_of_x():
 def test_the_normal_rival_of_a_histogram_is_the_mixture_of_one_component(weighted):
     random = np.random.RandomState(0)
     values, weights = random.exponential(size=300), random.uniform(0.5, 2.0, 300)
-    part = column_densities._part(
-        values, np.arange(200), np.arange(200, 300), weights if weighted else None
-    )
+    fold = column_densities._Places(np.arange(200), np.arange(200, 300))
+    unit = [values[:200].mean(), values[:200].std()]
+    part = column_densities._part(values, fold, unit, weights if weighted else None)
     start = Start(part.known[:, None], np.zeros(200, dtype=int), part.known_weights)
     (mixture,) = fit_mixtures([start], 1, "full", column_densities._RIVAL_RIDGE)
     (found,) = column_densities._rivals([part], 1)
     np.testing.assert_allclose(found, mixture.score_samples(part.new[:, None]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_columns_together_have_the_histograms_that_each_has_alone(weighted):
+    X = np.column_stack([columns(200, 0), 1e3 * columns(200, 1) ** 2])
+    row_weights = np.random.default_rng(2).uniform(0.5, 2.0, 200) if weighted else None
+    together = column_densities.column_margins(X, row_weights=row_weights)
+    alone = [column_densities.bins_or_none(x, column_densities.MAX_BINS, row_weights) for x in X.T]
+    assert 0 < sum(bins is None for bins in together) < X.shape[1]
+    for first, second in zip(together, alone, strict=True):
+        assert (first is None) == (second is None)
+        if first is not None:
+            np.testing.assert_array_equal(first.edges, second.edges)
+            np.testing.assert_array_equal(first.cumulative, second.cumulative)
+
+
+def test_a_histogram_with_its_tails_has_mass_one():
+    bins = Bins(np.array([-1.0, 0.0, 1.0]), np.array([0.1, 0.4, 0.9]), 0.5)
+    grid = np.linspace(-15.0, 15.0, 300_000, endpoint=False) + 0.5e-4
+    density = np.exp(bins.log_density(grid))
+    assert density.sum() * 1e-4 == pytest.approx(1.0, abs=1e-6)
+    for x, below in [(-1.0, 0.1), (0.5, 0.65), (2.0, 1.0 - 0.1 * np.exp(-2.0))]:
+        assert density[grid < x].sum() * 1e-4 == pytest.approx(below, abs=1e-6)

@@ -47,7 +47,8 @@ def test_densities_are_those_of_scikit_learn(kind, n_features):
     X = rows(n_features=n_features)
     theirs = scikit_learn(X, kind, 3)
     ours = from_scikit_learn(theirs)
-    np.testing.assert_allclose(ours.score_samples(X), theirs.score_samples(X), rtol=1e-9)
+    for some in (X, X[:20]):  # few rows and many of them are whitened in different ways
+        np.testing.assert_allclose(ours.score_samples(some), theirs.score_samples(some), rtol=1e-9)
     covariances, covariance_of = ours.covariance_matrices()
     full = Mixture(ours.weights, ours.means, covariances[covariance_of], "full")
     np.testing.assert_allclose(full.score_samples(X), theirs.score_samples(X), rtol=1e-9)
@@ -186,7 +187,7 @@ def test_a_ridge_may_be_one_for_each_column(kind):
     assert covariances[0, 0, 0] == pytest.approx(X.var(0)[0])
 
 
-@pytest.mark.parametrize("n_features", [1, 3, 30])
+@pytest.mark.parametrize("n_features", [1, 3, 30, 200])
 @pytest.mark.parametrize("kind", TYPES)
 def test_fits_side_by_side_are_those_of_one_at_a_time(kind, n_features):
     # of different lengths, so that the shorter ones end with rows of weight zero

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 from sklearn.mixture import GaussianMixture
 
 from sklvebm.datasets import make_concentric_shells
@@ -291,6 +291,18 @@ def test_components_that_other_rows_cannot_support_stay():
     losses = HeldOutLosses([fold], 0, column_scales(X), stacking.DEFAULT_POLICY)
     shares = {Candidate(4, "full", 1e-3): 1.0}  # twelve distinct rows support two
     assert stacking.grown(losses, shares) == shares
+
+
+def test_a_single_covariance_is_fitted_once():
+    X = rows(200, 3)
+    fold = one_fold(X, X, random_state().permutation(len(X)), (1000, 1000))
+    losses = HeldOutLosses([fold], 0, column_scales(X), stacking.DEFAULT_POLICY)
+    full, tied = (losses.log_density(Candidate(1, kind, 1e-3), 2) for kind in ("full", "tied"))
+    np.testing.assert_array_equal(full, tied)
+    assert len(losses._members) == 1
+    covariance = np.cov(fold.train.T, bias=True) + 1e-3 * np.eye(3)
+    truth = multivariate_normal(fold.train.mean(0), covariance).logpdf(fold.test)
+    np.testing.assert_allclose(full, truth, rtol=1e-9)
 
 
 def test_one_fold_holds_a_quarter_out_within_limits():

@@ -18,6 +18,7 @@ from sklvebm import (
     resolution,
 )
 from sklvebm.baselines import VAE
+from sklvebm.preprocessing import value_steps
 from sklvebm.preprocessing.dequantization import warn_of_repeated_rows, warn_of_unbounded_density
 from sklvebm.preprocessing.scaling import fit_standardisation
 from sklvebm.row_weights import distinct_rows
@@ -317,3 +318,21 @@ def test_a_single_outlier_keeps_its_place():
     assert np.all(model.scale_ < 10.0)
     scores = model.score_samples(np.array([[0.0, 0.0], [1e5, 1e5]]))
     assert scores[0] > scores[1] + 10.0
+
+
+@pytest.mark.parametrize("kind", ["continuous", "rounded", "sums", "single", "around zero", "ties"])
+def test_values_that_are_apart_need_no_comparison(kind, monkeypatch):
+    """The shortcut for columns without ties changes no step."""
+    random = np.random.default_rng(0)
+    x = {
+        "continuous": random.normal(size=60),
+        "rounded": random.normal(size=60).round(1),
+        "sums": np.repeat(random.normal(size=20).round(1), 3) + np.tile([0.0, 0.1, 0.2], 20),
+        "single": random.normal(size=60).astype(np.float32).astype(np.float64),
+        "around zero": np.append(random.normal(size=40), [1e-17, -1e-17, 3e-18]),
+        "ties": np.repeat(random.normal(size=30), 2) * np.tile([1.0, 1.0 + 1e-15], 30),
+    }[kind]
+    assert value_steps._are_apart(x, 0.0) == (kind == "continuous")
+    found = value_steps.step_of(x)
+    monkeypatch.setattr(value_steps, "_are_apart", lambda column, least: False)
+    assert found == value_steps.step_of(x)

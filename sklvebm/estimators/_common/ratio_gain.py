@@ -1,5 +1,7 @@
 """What a density ratio of rows and reference lets one expect of an energy."""
 
+import math
+
 from torch import Tensor
 
 from sklvebm.estimators._common.session import FitSession
@@ -41,3 +43,15 @@ def promised_gain(
         f"{gain:.3f} ({name})"
     )
     return gain
+
+
+def needed_gain(session: FitSession, expected: Tensor, row_weights: Tensor | None) -> float:
+    """Return the mean gain over its reference, nats, below which a ratio is of no use.
+
+    Arguments are those of `promised_gain`, which is not positive for a smaller one. There is no
+    such limit with effort="thorough", which asks for a possible gain only, and without `tol`, by
+    which a fit ends early.
+    """
+    if session.config.effort == "thorough" or session.config.tol is None:
+        return -math.inf
+    return float(mean_on_device(expected, row_weights))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.communication import Communicator
-from sklvebm.estimators._common.ratio_gain import promised_gain
+from sklvebm.estimators._common.ratio_gain import needed_gain, promised_gain
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -285,13 +285,15 @@ def _from_ratio(
         if not config.screens:
             session.report_epoch(history[-1])
 
+    expected = expected_refit_gain(session, training)
+    if config.screens:  # otherwise particles start from it
+        recipe = recipe._replace(needed=needed_gain(session, expected, weights.held_out))
     how: dict[str, Any] = {"generator": generator, "callback": record}
     if can_share_rows(data, session.ranks.size):
         rows = TrainingRows(fitted, monitor, *weights)
         ratio = ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
     else:
         ratio = start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
-    expected = expected_refit_gain(session, training)
     promised = promised_gain(session, ratio, expected, weights.held_out)
     is_hopeless = too_few or (promised <= 0.0 and config.tol is not None)
     if config.screens and is_hopeless:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sklvebm.confidence import lower_confidence_limit
-from sklvebm.estimators._common.ratio_gain import promised_gain
+from sklvebm.estimators._common.ratio_gain import needed_gain, promised_gain
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
     fit_session_reference,
@@ -159,6 +159,8 @@ def _useless_ratio(
     weights = RatioWeights(
         *(as_tensor(part, device) for part in (data.fitted_weights, data.monitored_weights))
     )
+    expected = expected_refit_gain(session, training)
+    recipe = recipe._replace(needed=needed_gain(session, expected, weights.held_out))
     fitted, monitored = (part.to(config.torch_dtype) for part in rows)
     ratio = start_from_ratio(
         energy,
@@ -169,7 +171,6 @@ def _useless_ratio(
         callback=lambda epoch: None,
         weights=weights,
     )
-    expected = expected_refit_gain(session, training)
     if promised_gain(session, ratio, expected, weights.held_out) > 0.0:
         return None
     base = mean_log_density(training.reference, data)
