@@ -23,6 +23,8 @@ from sklvebm import (
 from sklvebm.estimators._common import reference
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures import reference_selection
+from sklvebm.objectives import density_ratio
+from sklvebm.objectives.density_ratio import Classification
 
 random = np.random.RandomState(0)
 X = np.concatenate([random.normal(0, 1, (60, 2)), random.normal(4, 0.5, (40, 2))])
@@ -108,6 +110,69 @@ def test_a_continued_fit_equals_one_without_interruption(name, tmp_path, monkeyp
             ours, theirs = (m._training.state.latents for m in (again, whole))
             if hasattr(theirs, "values"):  # particles of rows are no part of a stored model
                 np.testing.assert_array_equal(ours.values, theirs.values)
+
+
+RATIOS = {
+    "start": lambda: lvebm(init="ratio", max_iter=6),
+    "screen": lambda: lvebm(max_iter=100, tol=1.0, n_iter_no_change=1),
+    "screen of a flow": lambda: PotentialFlowEBM(
+        max_iter=100, batch_size=50, tol=1.0, n_iter_no_change=1, random_state=0
+    ),
+}
+
+
+class Calls:
+    """Counts the epochs of density ratios, and ends the process, so to say, at a measurement.
+
+    log Z is measured after every epoch, and once more after the last.
+    """
+
+    def __init__(self, monkeypatch, last=None):
+        self.n_epochs = self.n_measured = 0
+        epoch, measure = Classification.epoch, density_ratio.log_mean_weight
+
+        def counted(run, learning_rate):
+            self.n_epochs += 1
+            return epoch(run, learning_rate)
+
+        def measured(*arguments):
+            self.n_measured += 1
+            if self.n_measured == last:
+                raise Stopped
+            return measure(*arguments)
+
+        monkeypatch.setattr(Classification, "epoch", counted)
+        monkeypatch.setattr(density_ratio, "log_mean_weight", measured)
+
+
+def stop(*arguments):
+    raise Stopped
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_density_ratio_is_continued_and_never_trained_again(name, tmp_path, monkeypatch):
+    make = RATIOS[name]
+    with monkeypatch.context() as patch:
+        calls = Calls(patch)
+        whole = make().fit(X)
+        n_epochs = calls.n_epochs
+    assert n_epochs > 2
+    # after its third epoch, which is not kept, between its last epoch and its end, after its end
+    attempts = (3, 3), (n_epochs - 1, n_epochs - 2), (None, 0)
+    with checkpoints(tmp_path, every=0):
+        for last, n_made in attempts:
+            with monkeypatch.context() as patch:
+                calls = Calls(patch, last)
+                if last is None:
+                    patch.setattr(density_ratio.RatioStart, "mean_gain", stop)
+                with pytest.raises(Stopped):
+                    make().fit(X)
+            assert calls.n_epochs == n_made
+        calls = Calls(monkeypatch)
+        again = make().fit(X)
+    assert calls.n_epochs == 0
+    assert_equal(again, whole, X)
 
 
 @pytest.mark.parametrize("where", ["reference", "training", "normalising"])
@@ -219,7 +284,8 @@ def test_what_has_no_effect_may_change(tmp_path, monkeypatch):
 
 def test_a_message_tells_of_the_continuation(tmp_path, monkeypatch, capsys):
     continued(monkeypatch, tmp_path, lambda: lvebm(verbose=1), X, 3)
-    assert f"continuing an interrupted fit, 2 epochs of it in {tmp_path}" in capsys.readouterr().out
+    text = f"continuing an interrupted fit after epoch 2 of training, from {tmp_path}"
+    assert text in capsys.readouterr().out
 
 
 def test_continued_fits_are_refused(tmp_path):
