@@ -49,8 +49,8 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Itera
         Made if it does not exist. Gets one file, `checkpoint.npz`, of arrays and JSON. Use a folder
         of its own for each fit that runs at the same time.
     every : float, default=60.0
-        Seconds from one checkpoint to the next; 0 stores the state after every epoch. The end of
-        training is stored in every case.
+        Seconds from one checkpoint to the next; 0 stores the state after every epoch. The ends of
+        the density ratio and of training are stored in every case.
 
     Yields
     ------

@@ -323,8 +323,13 @@ def others(rank):
 KEPT = {"init": "reference", **FIT}
 KEPT_MAKERS = {
     "particles": lambda: ParticleLVEBM(n_components=1, n_chains=33, **KEPT),
-    "gaussians": lambda: ParticleLVEBM(
-        n_components=1, n_chains=33, posterior="gaussian", n_temperatures=1, **KEPT
+    # two epochs of the density ratio, two of particles
+    "ratio": lambda: ParticleLVEBM(
+        n_components=1,
+        n_chains=33,
+        posterior="gaussian",
+        n_temperatures=2,
+        **{**KEPT, "init": "ratio", "max_iter": 4},
     ),
     "flow": lambda: PotentialFlowEBM(**FIT),
 }
@@ -354,6 +359,9 @@ def checkpointed(rank):
                 interrupted(make(), own_rows(X, rank))
             if rank == 0:
                 shutil.copytree(folder, folder.with_name(f"{name}-of-two"))
+            if name == "ratio":  # once more, within training
+                with distributed():
+                    interrupted(make(), own_rows(X, rank), 4)
             with distributed():
                 again = make().fit(own_rows(X, rank))
         results[name] = {
