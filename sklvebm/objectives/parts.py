@@ -175,17 +175,23 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, parameters = ctx.saved_tensors, ctx.parameters
 
-        def shares(slope: Tensor, values: Tensor | None, *part: Tensor) -> tuple[Tensor, ...]:
+        slopes = grad.split(ctx.size)
+        # made before the activations of any part, between which gradients would leave holes
+        shares = [p.new_empty((len(slopes), *p.shape)) for p in parameters]
+
+        def share(slope: Tensor, number: int, values: Tensor | None, *part: Tensor) -> None:
             if values is None:
                 with torch.enable_grad():
                     values = ctx.function(*part)
-            return torch.autograd.grad(
+            own = torch.autograd.grad(
                 values, parameters, slope, allow_unused=True, materialize_grads=True
             )
+            for every, of_part in zip(shares, own, strict=True):
+                every[number].copy_(of_part)
 
-        slopes = grad.split(ctx.size)
         kept = ctx.values or [None] * len(slopes)
         ctx.values = None  # the graphs can be walked once
-        of_parts = _of_parts(shares, slopes, kept, *(t.split(ctx.size) for t in rows))
-        totals = [torch.stack(of_parameter).sum(0) for of_parameter in zip(*of_parts, strict=True)]
+        numbers = range(len(slopes))
+        _of_parts(share, slopes, numbers, kept, *(t.split(ctx.size) for t in rows))
+        totals = [every.sum(0) for every in shares]
         return (None, None, None, *(None for _ in rows), *totals)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -37,12 +37,12 @@ def kept_ratio(
 
     def compute() -> dict[str, Any]:
         start = train()
-        start = start._replace(energy=copied(start.energy))
-        return {"start": start, "generator": generator.get_state()}
+        numbers: Any = copied(start.energy)
+        return {"start": start._replace(energy=numbers), "generator": generator.get_state()}
 
     kept = session.checkpoint.result(RATIO, compute)
     generator.set_state(kept["generator"])
     start: RatioStart = kept["start"]
-    trained = copy.deepcopy(energy)
-    write(trained, adopted(None, start.energy, energy.reference.location.device))
+    trained, numbers = copy.deepcopy(energy), cast(Any, start.energy)
+    write(trained, adopted(None, numbers, energy.reference.location.device))
     return start._replace(energy=trained)
