@@ -20,6 +20,8 @@ from sklvebm.trees import Arrays, decoded, encoded
 _FILE = "checkpoint.npz"
 _DESCRIPTION = "description"  # name of the array that holds JSON
 _PREFIX = "arrays/"  # of the other names
+# the parts of a fit whose states between two epochs are stored, one after the other
+RATIO, TRAINING = "the density ratio", "training"
 
 
 class _Settings(NamedTuple):
@@ -47,8 +49,8 @@ def checkpoints(folder: str | os.PathLike[str], *, every: float = 60.0) -> Itera
         Made if it does not exist. Gets one file, `checkpoint.npz`, of arrays and JSON. Use a folder
         of its own for each fit that runs at the same time.
     every : float, default=60.0
-        Seconds from one checkpoint to the next; 0 stores the state after every epoch. The end of
-        training is stored in every case.
+        Seconds from one checkpoint to the next; 0 stores the state after every epoch. The ends of
+        the density ratio and of training are stored in every case.
 
     Yields
     ------
@@ -125,19 +127,22 @@ class Checkpoint:
         self.path, self._every = settings.folder / _FILE, settings.every
         self._identity = identity
         self._results: dict[str, Any] = {}
-        self._training: dict[str, Any] | None = None
+        self._stage, self._numbers = "", None  # of the part that was interrupted
         self._written = time.monotonic()
         for left_over in settings.folder.glob(f"{temporary_prefix(self.path)}*"):
             left_over.unlink(missing_ok=True)  # of a process that was killed while it wrote
         self.is_continued = self.path.exists()
         if self.is_continued:
             contents = _read(self.path, identity)
-            self._results, self._training = contents["results"], contents["training"]
+            self._results = contents["results"]
+            self._stage, self._numbers = contents["stage"], contents["numbers"]
 
     @property
-    def n_epochs(self) -> int:
-        """Return the number of epochs that were read from the file."""
-        return 0 if self._training is None else len(self._training["course"]["history"])
+    def place(self) -> str:
+        """Say after which epoch the fit was interrupted, in words."""
+        if self._numbers is None:
+            return "before training"
+        return f"after epoch {len(self._numbers['course']['history'])} of {self._stage}"
 
     def result(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return a result that was kept under a name, or compute and keep it.
@@ -147,34 +152,42 @@ class Checkpoint:
         name : str
             Of the result.
         compute : callable
-            Returns arrays, plain values and named tuples of this package.
+            Returns arrays, tensors, plain values and named tuples of this package.
         """
         if name not in self._results:
             self._results[name] = compute()
-            self._write(self._training)
+            self._write(self._stage, self._numbers)
         return self._results[name]
 
-    def kept(self) -> dict[str, Any] | None:
-        """Return the state of training that was read, once, and forget it; None without one."""
-        training, self._training = self._training, None  # particles may take much memory
-        return training
+    def kept(self, stage: str) -> dict[str, Any] | None:
+        """Return the state of a stage that was read, once, and forget it; None without one."""
+        if stage != self._stage:
+            return None
+        numbers, self._numbers = self._numbers, None  # particles may take much memory
+        return numbers
 
-    def keep(self, numbers: Callable[[], dict[str, Any]], *, at_once: bool) -> None:
-        """Write the state of training that a function returns, if it is time or `at_once`."""
+    def keep(
+        self, stage: str, numbers: Callable[[], dict[str, Any]], *, at_once: bool = False
+    ) -> None:
+        """Write the state of a stage that a function returns, if it is time or `at_once`.
+
+        It takes the place of that of an earlier stage, whose outcome is a result by then.
+        """
         if self.is_due(at_once):
-            self._write(numbers())
+            self._write(stage, numbers())
 
     def is_due(self, at_once: bool) -> bool:
-        """Return whether the state of training is to be written now."""
+        """Return whether the state of a stage is to be written now."""
         return at_once or time.monotonic() - self._written >= self._every
 
     def remove(self) -> None:
         """Remove the file."""
         self.path.unlink(missing_ok=True)
 
-    def _write(self, training: dict[str, Any] | None) -> None:
+    def _write(self, stage: str, numbers: dict[str, Any] | None) -> None:
         arrays: Arrays = {}
-        tree = encoded({"results": self._results, "training": training}, arrays)
+        contents = {"results": self._results, "stage": stage, "numbers": numbers}
+        tree = encoded(contents, arrays)
         description = {"identity": self._identity, "contents": tree}
         text = json.dumps(description, allow_nan=False).encode()
         named = {f"{_PREFIX}{name}": array for name, array in arrays.items()}

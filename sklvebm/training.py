@@ -366,10 +366,18 @@ def _continue(run: "_Run", course: Course, keeper: Keeper) -> None:
     if isinstance(run.objective, Storable):
         run.objective.load(adopted(None, kept["objective"], here))
     course.load(adopted(None, kept["course"], here))
-    if kept["generator"] is None:  # another number of ranks: no noise of earlier epochs again
-        run.generator.manual_seed(run.generator.initial_seed() + len(course.history))
+    set_generator(run.generator, kept["generator"], len(course.history))
+
+
+def set_generator(generator: torch.Generator, kept: Tensor | None, n_epochs: int) -> None:
+    """Put a generator in a state that was kept after some epochs.
+
+    It is None where another number of ranks continues: noise of earlier epochs must not come again.
+    """
+    if kept is None:
+        generator.manual_seed(generator.initial_seed() + n_epochs)
     else:
-        run.generator.set_state(kept["generator"])
+        generator.set_state(kept)
 
 
 class _Run:

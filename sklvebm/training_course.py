@@ -65,6 +65,15 @@ class Plateau:
         self.n_reductions += 1
         return True
 
+    def state(self) -> dict[str, Any]:
+        """Return all that `load` needs."""
+        return {name: getattr(self, name) for name in _OF_A_PLATEAU}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for name in _OF_A_PLATEAU:
+            setattr(self, name, state[name])
+
 
 class Course:
     """What the epochs of a run have led to: the best model, the learning rate, the history.
@@ -132,15 +141,13 @@ class Course:
     def numbers(self) -> dict[str, Any]:
         """Return all that `load` needs."""
         own = {name: getattr(self, name) for name in _OF_A_COURSE}
-        plateau = {name: getattr(self.plateau, name) for name in _OF_A_PLATEAU}
-        return {**own, "recent": list(self.recent), "plateau": plateau}
+        return {**own, "recent": list(self.recent), "plateau": self.plateau.state()}
 
     def load(self, numbers: dict[str, Any]) -> None:
         """Take over what `numbers` returned."""
         for name in _OF_A_COURSE:
             setattr(self, name, numbers[name])
-        for name in _OF_A_PLATEAU:
-            setattr(self.plateau, name, numbers["plateau"][name])
+        self.plateau.load(numbers["plateau"])
         self.recent.extend(numbers["recent"])
 
 

@@ -80,7 +80,7 @@ LEVELS = {
         ["rows_to_fit"],
         ["checkpoints"],
         ["session"],
-        ["margins", "ratio_gain"],
+        ["kept_ratio", "margins", "ratio_gain"],
         ["answers", "fit", "reference"],
     ],
     "estimators/_ebm": [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sklvebm import checkpointing, checkpoints
-from sklvebm.checkpointing import Checkpoint, is_active
+from sklvebm.checkpointing import RATIO, TRAINING, Checkpoint, is_active
 from sklvebm.exceptions import DamagedStateError
 from sklvebm.training_course import Progress
 
@@ -23,7 +23,7 @@ NUMBERS = {
 def kept(folder, numbers=NUMBERS, identity=OURS):
     with checkpoints(folder, every=0):
         checkpoint = Checkpoint(identity)
-        checkpoint.keep(lambda: numbers, at_once=True)
+        checkpoint.keep(TRAINING, lambda: numbers, at_once=True)
     return checkpoint.path
 
 
@@ -36,14 +36,15 @@ def test_the_state_comes_back(tmp_path):
     kept(tmp_path)
     checkpoint = read(tmp_path)
     assert checkpoint.is_continued
-    assert checkpoint.n_epochs == 1
-    numbers = checkpoint.kept()
+    assert checkpoint.place == "after epoch 1 of training"
+    assert checkpoint.kept(RATIO) is None
+    numbers = checkpoint.kept(TRAINING)
     assert torch.equal(numbers["energy"][0], NUMBERS["energy"][0])
     assert numbers["energy"][1].dtype == torch.bool
     np.testing.assert_equal(numbers["course"], NUMBERS["course"])
     assert isinstance(numbers["course"]["history"][0], Progress)
     assert numbers["nothing"] is None
-    assert checkpoint.kept() is None  # once
+    assert checkpoint.kept(TRAINING) is None  # once
 
 
 def test_results_are_computed_once(tmp_path):
@@ -63,7 +64,7 @@ def test_results_are_computed_once(tmp_path):
 def test_a_later_result_keeps_the_state_of_training(tmp_path):
     kept(tmp_path)
     read(tmp_path).result("name", lambda: 1)
-    assert read(tmp_path).kept() is not None
+    assert read(tmp_path).kept(TRAINING) is not None
 
 
 def test_states_are_written_every_so_many_seconds(tmp_path, monkeypatch):
@@ -79,7 +80,7 @@ def test_states_are_written_every_so_many_seconds(tmp_path, monkeypatch):
         checkpoint = Checkpoint(OURS)
         for _ in range(30):
             now[0] += 1.0
-            checkpoint.keep(numbers, at_once=now[0] == 125.0)
+            checkpoint.keep(TRAINING, numbers, at_once=now[0] == 125.0)
     assert written == [110.0, 120.0, 125.0]
 
 
@@ -121,7 +122,7 @@ def test_any_damaged_byte_is_found_or_harmless(tmp_path):
     for place in range(0, len(data), 31):
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
         try:
-            numbers = read(tmp_path).kept()
+            numbers = read(tmp_path).kept(TRAINING)
         except DamagedStateError:
             n_found += 1
             continue

@@ -23,7 +23,7 @@ from sklvebm.estimators._common.keeper_of_ranks import parts_of
 from sklvebm.estimators._common.rows_of_ranks import TrainingRows, scattered_rows
 from sklvebm.estimators._ebm import shared_training
 from sklvebm.mcmc.state import Batch, ParticleState
-from sklvebm.objectives.density_ratio import contrast
+from sklvebm.objectives.density_ratio import Classification, contrast
 from sklvebm.objectives.flow_matching import PotentialFlow
 from sklvebm.preprocessing.scaling import fit_standardisation
 from sklvebm.row_weights import mean_on_device
@@ -172,6 +172,19 @@ def test_a_shared_fit_is_continued_from_its_checkpoint(sound, name):
     np.testing.assert_array_equal(*first["scores"])
     np.testing.assert_array_equal(*second["scores"])
     assert first["left"] == []
+
+
+def test_a_density_ratio_of_two_ranks_is_continued_by_one_process(sound, monkeypatch):
+    (first, _), made = sound["checkpointed"], []
+    original = Classification.epoch
+    monkeypatch.setattr(Classification, "epoch", lambda *a: (made.append(a), original(*a))[1])
+    with checkpoints(sound["folder"] / "ratio-of-two", every=0):
+        alone = two_ranks.KEPT_MAKERS["ratio"]().fit(two_ranks.ring()).history_
+    assert len(made) == 1  # of two
+    shared = first["ratio"]["history"][0]
+    assert alone[:1] == shared[:1]
+    assert ["ratio_loss" in epoch for epoch in alone] == [True, True, False, False]
+    assert abs(alone[-1]["lower_bound"] - shared[-1]["lower_bound"]) < 0.2  # nats
 
 
 def test_a_shared_fit_is_continued_by_one_process_and_the_other_way_round(sound):

@@ -1,6 +1,7 @@
 """Time of an epoch with two processes and twice the rows, over that of one process.
 
     python examples/benchmarks/weak_scaling.py               # ten minutes
+    python examples/benchmarks/weak_scaling.py --large       # the shape with a bar: three minutes
     python examples/benchmarks/weak_scaling.py --quick       # small shapes: one minute
     python examples/benchmarks/weak_scaling.py --output DIR  # where finished rows go
 
@@ -29,7 +30,7 @@ SHAPES = {
 }
 QUICK = {"small": {"rows": 400, "batch": 100, "chains": 32, "features": 2}}
 WIDEST = {"small": math.inf, "small update": math.inf, "large update": 1.25}  # ratio
-N_TURNS, N_EPOCHS = 4, 5
+N_TURNS, N_LARGE_TURNS, N_EPOCHS = 4, 3, 5
 PARTS = "epoch", "processor", "whole fit"
 
 # what each process runs: settings, rank, number of ranks, folder
@@ -106,10 +107,14 @@ def line_of(name, row):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true")
+    which.add_argument("--large", action="store_true")
     parser.add_argument("--output", default=RESULTS / "weak_scaling")
     options = parser.parse_args(arguments)
     shapes, n_turns = (QUICK, 1) if options.quick else (SHAPES, N_TURNS)
+    if options.large:
+        shapes, n_turns = {"large update": SHAPES["large update"]}, N_LARGE_TURNS
     store = Store(options.output)
     print_header(store)
     found = {

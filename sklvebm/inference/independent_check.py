@@ -38,6 +38,7 @@ from sklvebm.smc.resampling import log_mean_exp
 
 _DEFENSIVE_SHARE = 0.5  # of the defended reference
 _N_DRAWS, _CHUNK_DRAWS = 2**16, 2**13  # importance draws, and those evaluated at once
+_EVALUATED_AT_A_TIME = 2**20  # numbers of these
 _N_WALKERS = 1024  # annealed from the defended reference
 # Standard errors of a difference that is a contradiction, in general and above the claim. The
 # latter is smaller: the distribution of a mean weight is skewed towards values that are too low.
@@ -167,8 +168,13 @@ def _importance_weights(
     energy: PathEnergy, wider: MixtureReference, n: int, noise: IndependentNoise
 ) -> Tensor:
     """Return log weights (n,), nats, of draws of the wider reference under the model."""
-    positions, log_weights = _weighted_starts(energy.reference, wider, n, noise)
-    return log_weights - energy.correction(*energy.reference.split(positions)).double()
+    reference = energy.reference
+    positions = wider.sample(n, noise.generator, stratified=True)
+    parts = []
+    for some in positions.split(max(1, _EVALUATED_AT_A_TIME // positions.shape[1])):
+        correction = energy.correction(*reference.split(some)).double()
+        parts.append(log_ratio(reference, wider, some) - correction)
+    return torch.cat(parts)
 
 
 def _estimate(log_weights: Tensor) -> IndependentEstimate:

@@ -29,6 +29,7 @@ _MIN_EFFECTIVE_DRAWS = 8  # of a component whose estimated mass is used
 _MAX_RARE_WALKERS = 0.5  # expected number of walkers below which a component is rare
 _MAX_MISSED_SHARE = 0.5  # of the walkers, that start in missed components
 _N_PARALLEL_CHUNKS = 4  # chunks of draws in memory at a time
+_WHITENED_AT_A_TIME = 2**20  # numbers of rows of which densities are compared
 
 
 class MissedComponents(NamedTuple):
@@ -228,8 +229,13 @@ def tilted_draws(
 def log_ratio(reference: MixtureReference, tilted: MixtureReference, positions: Tensor) -> Tensor:
     """Return `log r - log r'` at positions (B, D + L) of both, (B,), float64, nats."""
     y = positions[:, : reference.n_features]
-    logs = [torch.logsumexp(part.log_components(y), 1) for part in (reference, tilted)]
-    return logs[0] - logs[1]
+    # what a row is whitened to, in double precision
+    n_at_once = max(1, _WHITENED_AT_A_TIME // (reference.n_features * len(reference.factors)))
+    ratios = []
+    for some in y.split(n_at_once):
+        logs = [torch.logsumexp(part.log_components(some), 1) for part in (reference, tilted)]
+        ratios.append(logs[0] - logs[1])
+    return torch.cat(ratios)
 
 
 class Rebased:

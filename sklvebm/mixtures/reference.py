@@ -38,6 +38,7 @@ from sklvebm.mixtures.components import (
 _MAX_EXPANDED_FORM = 1e10
 # features of which all products of two are computed, each twice: cheaper than choosing them
 _MOST_SQUARED = 6
+_COLOURED_AT_A_TIME = 2**20  # numbers of draws
 _DEFENSIVE_PARAMETERS = ("weight", "covariance", "scales")
 RENAMED_PARAMETERS = {
     f"wide_{name}": Renamed(f"defensive_{name}", "0.3") for name in _DEFENSIVE_PARAMETERS
@@ -458,14 +459,13 @@ class MixtureReference(MixtureParts):
     def draws_of(self, component: Tensor, generator: torch.Generator) -> Tensor:
         """Draw `(y, e)`, (n, D + L), exactly, one of each `component` (n,), from `generator`."""
         like = self.means
-        noise = torch.randn(
-            (len(component), self.n_features + self.n_latents),
-            generator=generator,
-            dtype=like.dtype,
-            device=like.device,
-        )
-        y, e = noise[:, : self.n_features], noise[:, self.n_features :]
-        return torch.cat([self.frame_of(component).colour(y), e], 1)
+        shape = len(component), self.n_features + self.n_latents
+        noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        y = noise[:, : self.n_features]
+        size = max(1, _COLOURED_AT_A_TIME // self.n_features)
+        for some, of_some in zip(y.split(size), component.split(size), strict=True):
+            some.copy_(self.frame_of(of_some).colour(some))
+        return noise
 
     def draw_components(self, y: Tensor, noise: Noise) -> Tensor:
         """Draw a component for each y (B, D) from its posterior given y, by `noise`; (B,)."""

@@ -18,7 +18,7 @@ References
 import copy
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,11 +31,12 @@ from sklvebm.mcmc.state import ParticleState
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives.parts import in_parts
+from sklvebm.objectives.ratio_course import RatioCourse, RatioEpoch, RatioRecipe
 from sklvebm.objectives.tempered_pool import TemperedPool, free_energy_bound
+from sklvebm.optimisation import adopted, copied, write
 from sklvebm.row_weights import mean_on_device, pass_over
 from sklvebm.smc.quasi_random import latent_nodes
-from sklvebm.training import batches, read_together
-from sklvebm.training_course import Plateau, Progress
+from sklvebm.training import Keeper, batches, read_together, set_generator
 
 INITS = ("auto", "ratio", "reference")
 _DRAWS_PER_ROW = 5  # the number nu
@@ -45,76 +46,10 @@ _MONITORING_DRAWS = 2**14  # that join the pool's particles in the log Z of late
 _FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW = 2**12, 4  # for log Z of one epoch, at most as many as above
 _MEASURED_AT_A_TIME = 2**12
 _WARM_UP = 20  # updates until the learning rate is reached
-_LEARNING_RATE_FACTOR, _N_REDUCTIONS = (
-    0.3,
-    2,
-)  # applied on a plateau; the next plateau ends training
 _CLIP_NORM = 10.0
 _MOMENTA = 0.9, 0.99
 _NODES = 16  # latents per held-out row
-# Shares of the needed gain without which epochs end: from the first `patience` epochs on, and from
-# the first plateau on. What gained anything in the end had more: see docs/benchmarks/defaults.md.
-_EARLY_SHARE, _PLATEAU_SHARE = 0.1, 0.5
 _SEPARATING_SWEEPS = 20  # of a resampled pool
-
-
-class RatioRecipe(NamedTuple):
-    """Settings of the classification."""
-
-    learning_rate: float
-    weight_decay: float  # per unit of learning rate
-    batch_size: int  # rows
-    max_epochs: int
-    tol: float  # smallest relevant improvement, nats
-    patience: int  # epochs without one that make a plateau
-    averaged_over: int  # updates: memory of the running average of the parameters
-    needed: float = -math.inf  # mean gain on held-out rows, nats, below which nothing is gained
-
-    def is_hopeless(self, gain: float, epoch: int, n_plateaus: int) -> bool:
-        """Return whether further epochs will not reach the needed gain.
-
-        Parameters
-        ----------
-        gain : float
-            Of the best epoch so far on held-out rows, nats.
-        epoch : int
-            Epochs so far.
-        n_plateaus : int
-            Plateaus so far.
-        """
-        if n_plateaus == 0 and epoch < self.patience:
-            return False
-        return gain < (_PLATEAU_SHARE if n_plateaus else _EARLY_SHARE) * self.needed
-
-
-def ratio_recipe(
-    n_rows: int, *, max_epochs: int, tol: float, patience: int, n_networks: int = 1
-) -> RatioRecipe:
-    """Return settings for numbers of rows and networks; see docs/benchmarks/tables.md."""
-    return RatioRecipe(
-        learning_rate=3e-3 if n_networks == 1 else 6e-3,
-        weight_decay=0.1,
-        batch_size=min(256, max(32, n_rows // 16)),
-        max_epochs=max_epochs,
-        tol=tol,
-        patience=patience,
-        averaged_over=50,
-    )
-
-
-class RatioEpoch(NamedTuple):
-    """One epoch: its gain over the reference on held-out rows, and what it came from."""
-
-    number: int
-    gain: float  # nats per row; NaN where parameters are not finite
-    learning_rate: float
-    loss: float  # of the classification, nats per row
-
-    def progress(self, base: float) -> Progress:
-        """Return the epoch for a history; `base` is the reference's log density, nats per row."""
-        value, is_sound = base + self.gain, math.isfinite(self.gain)
-        problem = "" if is_sound else "the density ratio is not finite"
-        return Progress(self.number, value, self.learning_rate, {"ratio_loss": self.loss}, problem)
 
 
 class RatioWeights(NamedTuple):
@@ -252,6 +187,25 @@ class Classification:
         )
         self.n_updates = 0
 
+    def state(self) -> dict[str, Any]:
+        """Return copies of all numbers that later epochs depend on, but for the generator's."""
+        return {
+            "energy": copied(self.energy),
+            "average": copied(self.average),
+            "constant": self.constant.detach().clone(),
+            "optimizer": self.optimizer.state(),
+            "n_updates": self.n_updates,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned, in place."""
+        write(self.energy, state["energy"])
+        write(self.average, state["average"])
+        with torch.no_grad():
+            self.constant.copy_(state["constant"])
+        self.optimizer.load(state["optimizer"])
+        self.n_updates = state["n_updates"]
+
     def epoch(self, learning_rate: float) -> Tensor:
         """Pass over the rows once; return the mean loss, 0-d. The host waits for nothing here."""
         order = pass_over(len(self.x), self.generator, self.x.device, self.row_weights)
@@ -332,6 +286,22 @@ def _over_ranks(
     return own
 
 
+def _numbers_of(run: Classification, course: RatioCourse) -> dict[str, Any]:
+    """Return the state between two epochs, in parts as that of `train` has them."""
+    own = {"classification": run.state(), "course": course.numbers()}
+    return {**own, "state": None, "objective": {}, "generator": run.generator.get_state()}
+
+
+def _continue(run: Classification, course: RatioCourse, keeper: Keeper) -> None:
+    """Put a run where an interrupted one was at the end of an epoch, if that was kept."""
+    kept = keeper.kept()
+    if kept is None:
+        return
+    run.load(adopted(None, kept["classification"], run.x.device))
+    course.load(adopted(None, kept["course"], run.x.device))
+    set_generator(run.generator, kept["generator"], len(course.epochs))
+
+
 def start_from_ratio(
     energy: AnchoredEnergy,
     x: Tensor,
@@ -342,6 +312,7 @@ def start_from_ratio(
     callback: Callable[[RatioEpoch], None],
     weights: RatioWeights = EQUAL_WEIGHTS,
     share: Share = WHOLE,
+    keeper: Keeper | None = None,
 ) -> RatioStart:
     """Train a correction as a density ratio, up to the epoch that held-out rows prefer.
 
@@ -363,6 +334,8 @@ def start_from_ratio(
         Weights of both kinds of rows.
     share : Share
         Of this process; both kinds of rows are its own, and the gains are those of its rows.
+    keeper : Keeper or None, default=None
+        Receives the state after each epoch, and has that of an interrupted run, which is continued.
 
     Returns
     -------
@@ -375,34 +348,26 @@ def start_from_ratio(
     n_rows = len(x) if ranks.size == 1 else int(ranks.sum(torch.tensor(len(x))))
     n_draws = min(_MEASURING_DRAWS, max(_FEWEST_DRAWS, _EPOCH_DRAWS_PER_ROW * n_rows))
     draws = energy.reference.sample(-(-n_draws // ranks.size), generator)
-    best, best_gain = copy.deepcopy(energy), 0.0
-    learning_rate, plateau = recipe.learning_rate, Plateau(recipe.tol, recipe.patience)
-    epochs: list[RatioEpoch] = []
-    for number in range(1, recipe.max_epochs + 1):
+    course = RatioCourse(energy, recipe)
+    if keeper is not None:
+        _continue(run, course, keeper)
+    while not course.is_over:
+        number, learning_rate = len(course.epochs) + 1, course.learning_rate
         loss = run.epoch(learning_rate)
         log_z, _ = log_mean_weight(run.average, draws, ranks)
         gain = mean_on_device(log_mean_ratios(run.average, x_held_out), weights.held_out) - log_z
         read = read_together({"gain": gain, "loss": loss})
         if ranks.size > 1:
             read = _over_ranks(ranks, read, x_held_out, weights.held_out)
-        epochs.append(RatioEpoch(number, read["gain"], learning_rate, read["loss"]))
-        callback(epochs[-1])
-        if not math.isfinite(read["gain"]):
-            break
-        if read["gain"] > best_gain:
-            best, best_gain = copy.deepcopy(run.average), read["gain"]
-        plateau.update(read["gain"])
-        is_plateau = plateau.reached()
-        if recipe.is_hopeless(best_gain, number, plateau.n_reductions):
-            break
-        if is_plateau:
-            if plateau.n_reductions > _N_REDUCTIONS:
-                break
-            learning_rate *= _LEARNING_RATE_FACTOR
+        epoch = RatioEpoch(number, read["gain"], learning_rate, read["loss"])
+        callback(epoch)
+        course.note(epoch, run.average)
+        if keeper is not None:
+            keeper.keep(lambda: _numbers_of(run, course), at_once=False)
     draws = energy.reference.sample(-(-_MEASURING_DRAWS // ranks.size), generator)
-    log_z, error = log_mean_weight(best, draws, ranks)
-    gains = log_mean_ratios(best, x_held_out) - log_z
-    return RatioStart(best, gains.cpu(), float(log_z), float(error), epochs)
+    log_z, error = log_mean_weight(course.best, draws, ranks)
+    gains = log_mean_ratios(course.best, x_held_out) - log_z
+    return RatioStart(course.best, gains.cpu(), float(log_z), float(error), course.epochs)
 
 
 @torch.no_grad()

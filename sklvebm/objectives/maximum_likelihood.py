@@ -10,7 +10,7 @@ with their multistate weights.
 
 import math
 from collections.abc import Hashable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from sklvebm.mcmc.state import Batch, IndependentNoise, ParticleState
 from sklvebm.models.energies import PathEnergy
 from sklvebm.objectives.frame_move import can_move_in_frames, move_in_frames
 from sklvebm.objectives.joint_move import can_move_together, move_together
-from sklvebm.objectives.parts import contrast_in_parts, in_parts
+from sklvebm.objectives.parts import JoinedRows, contrast_in_parts, in_parts
 from sklvebm.objectives.pool import Sweep, n_blocks_of
 from sklvebm.objectives.posteriors import (
     AmortisedPosterior,
@@ -37,6 +37,7 @@ from sklvebm.smc.quasi_random import latent_nodes
 POSTERIORS = ("particles", "gaussian", "amortized")
 NEGATIVES = ("persistent", "contrastive")
 _MONITOR_NODES = 16  # latents per monitored row
+_LARGE = 2**14  # particles of a pool, whose rows are not made all at once
 
 
 class ParticleLikelihood:
@@ -225,12 +226,16 @@ class ParticleLikelihood:
     ) -> tuple[Tensor, Weighing]:
         """Return the mean correction of rows minus the weighted mean of the pool, 0-d, nats."""
         particles, negative = self.tempered.read_out(sweep, noise), sweep.rows
-        if negative is None:
-            negative = energy.reference.rows(particles.flatten(0, 1))
-        rows = torch.cat([moved.rows, negative])
         n, shape = len(moved.rows), particles.shape[:2]
         contrast = select_contrast(energy)
         correction = sweep.correction
+        rows: Any
+        if contrast is not None and correction is not None and particles[..., 0].numel() > _LARGE:
+            rows = JoinedRows(energy.reference, moved.rows, particles.flatten(0, 1))
+        else:
+            if negative is None:
+                negative = energy.reference.rows(particles.flatten(0, 1))
+            rows = torch.cat([moved.rows, negative])
         if contrast is None:
             of_rows = in_parts(energy, energy.correction, *energy.reference.parts(rows))
             correction = of_rows[n:].detach().view(shape)
@@ -241,7 +246,7 @@ class ParticleLikelihood:
                 parts = energy.reference.parts(rows[n:])
                 correction = in_parts(energy, energy.correction, *parts).view(shape)
         weighing = self.tempered.weigh(correction, state)
-        weights = rows.new_full((len(rows),), self._row_share / n)
+        weights = moved.rows.new_full((len(rows),), self._row_share / n)
         torch.mul(weighing.weights, -1.0, out=weights[n:])
         if contrast is None:
             return weights @ of_rows, weighing

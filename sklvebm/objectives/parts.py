@@ -1,13 +1,14 @@
 """Rows in parts: side by side where the work is large, one after another where memory is short."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sklvebm.mcmc.state import IndependentNoise
+from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import multiply_adds
 from sklvebm.threads import n_parts, side_by_side
 
@@ -68,8 +69,39 @@ def in_parts(network: nn.Module, function: Callable[..., Tensor], *rows: Tensor)
     return values
 
 
+class Rows(Protocol):
+    """Rows (B, D + L), of which slices are made when they are needed, as those of a tensor."""
+
+    def __len__(self) -> int:
+        """Return their number."""
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """Return some of them."""
+
+
+class JoinedRows:
+    """Rows, and those of particles of a pool, which are mapped when they are needed.
+
+    All of them together would take as much memory as a large pool.
+    """
+
+    def __init__(self, reference: MixtureReference, first: Tensor, particles: Tensor) -> None:
+        self.reference = reference
+        self.first = first  # (N, D + L), rows
+        self.particles = particles  # (M, D + L), in the reference's coordinates
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.particles)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        start, stop, _ = part.indices(len(self))
+        n = len(self.first)
+        own = self.particles[max(start - n, 0) : max(stop - n, 0)]
+        return torch.cat([self.first[start:stop], self.reference.rows(own)])
+
+
 def contrast_in_parts(
-    network: nn.Module, contrast: Callable[[Tensor, Tensor], Tensor], rows: Tensor, weights: Tensor
+    network: nn.Module, contrast: Callable[[Tensor, Tensor], Tensor], rows: Rows, weights: Tensor
 ) -> Tensor:
     """Return `contrast(rows, weights)`, 0-d, in parts as `in_parts` makes them.
 
@@ -79,15 +111,20 @@ def contrast_in_parts(
         What the contrast evaluates.
     contrast : callable
         A sum over rows that keeps no activations; see `backends.select_contrast`.
-    rows : Tensor of shape (B, D + L)
-        Rows (x, z).
+    rows : Rows
+        Rows (x, z), a tensor for example.
     weights : Tensor of shape (B,)
         Their weights.
     """
-    size = _part_size(network, len(rows), rows.device)
+    size = _part_size(network, len(rows), weights.device)
     if size >= len(rows):
-        return contrast(rows, weights)
-    return torch.stack(_of_parts(contrast, rows.split(size), weights.split(size))).sum()
+        return contrast(rows[:], weights)
+
+    def of_part(own: Tensor, first: int) -> Tensor:
+        return contrast(rows[first : first + size], own)
+
+    parts = _of_parts(of_part, weights.split(size), range(0, len(rows), size))
+    return torch.stack(parts).sum()
 
 
 def _of_parts(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
@@ -138,17 +175,23 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, parameters = ctx.saved_tensors, ctx.parameters
 
-        def shares(slope: Tensor, values: Tensor | None, *part: Tensor) -> tuple[Tensor, ...]:
+        slopes = grad.split(ctx.size)
+        # made before the activations of any part, between which gradients would leave holes
+        shares = [p.new_empty((len(slopes), *p.shape)) for p in parameters]
+
+        def share(slope: Tensor, number: int, values: Tensor | None, *part: Tensor) -> None:
             if values is None:
                 with torch.enable_grad():
                     values = ctx.function(*part)
-            return torch.autograd.grad(
+            own = torch.autograd.grad(
                 values, parameters, slope, allow_unused=True, materialize_grads=True
             )
+            for every, of_part in zip(shares, own, strict=True):
+                every[number].copy_(of_part)
 
-        slopes = grad.split(ctx.size)
         kept = ctx.values or [None] * len(slopes)
         ctx.values = None  # the graphs can be walked once
-        of_parts = _of_parts(shares, slopes, kept, *(t.split(ctx.size) for t in rows))
-        totals = [torch.stack(of_parameter).sum(0) for of_parameter in zip(*of_parts, strict=True)]
+        numbers = range(len(slopes))
+        _of_parts(share, slopes, numbers, kept, *(t.split(ctx.size) for t in rows))
+        totals = [every.sum(0) for every in shares]
         return (None, None, None, *(None for _ in rows), *totals)

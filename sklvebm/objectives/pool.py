@@ -1,6 +1,7 @@
 """The joint negative pool: a ladder of replicas of `(x, z)`, moved sweep by sweep."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ def sweep_pool(
         torch.stack([part.acceptance for part in parts]).mean(0),
         torch.stack([part.swap_acceptance for part in parts]).mean(0),
         # of a place, only its rung matters
-        torch.cat([part.origin() for part in parts], 1).reshape(-1).long() * state.pool.shape[1],
+        torch.cat([part.origin() for part in parts], 1).flatten().int().mul_(state.pool.shape[1]),
         parts[0].parity,
         _joined([part.correction for part in parts]),
     )
@@ -285,6 +286,7 @@ def with_independence_proposals(
     noise: IndependentNoise,
     *,
     rare: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Return the pool after independence proposals, which reach regions that chains seldom visit.
 
@@ -308,6 +310,8 @@ def with_independence_proposals(
         Source of draws and decisions.
     rare : Tensor of shape (M,) or None, default=None
         Components that are too rare for the chains; None looks for them.
+    overwrite : bool, default=False
+        Whether proposals to a large pool may take the place of particles in memory.
     """
     t, c = pool.shape[:2]
     reference = energy.reference
@@ -319,22 +323,28 @@ def with_independence_proposals(
     tilted = defended(reference.reweighted(log_weights), _DEFENSIVE_SHARE)
     old = pool.reshape(t * c, -1)
     new = tilted.sample(t * c, noise.generator).to(pool)
-    of_both = _log_density(energy, torch.cat([new, old]), tilted, betas.repeat(2))
-    gain = of_both[: len(new)] - of_both[len(new) :]
-    accepted = noise.uniform(gain) < torch.exp(gain.clamp(max=0.0))
+    beta = betas.repeat_interleave(c)
+    is_large = len(new) > _BLOCK_PARTICLES
+    if not is_large:
+        of_both = _log_density(energy, tilted, torch.cat([new, old]), beta.repeat(2))
+        gain = of_both[: len(new)] - of_both[len(new) :]
+    else:  # activations of all particles would be many times the pool
+        density = partial(_log_density, energy, tilted)
+        gain = in_parts(energy, density, new, beta).sub_(in_parts(energy, density, old, beta))
+    accepted = noise.uniform(gain) < gain.clamp_(max=0.0).exp_()
     if reference.n_defensive == 0:
         accepted &= is_worth_it
-    return torch.where(accepted.unsqueeze(1), new, old).reshape(t, c, -1)
+    where = old if is_large and overwrite else new
+    return torch.where(accepted.unsqueeze(1), new, old, out=where).reshape(t, c, -1)
 
 
 def _log_density(
-    energy: PathEnergy, position: Tensor, tilted: MixtureReference, betas: Tensor
+    energy: PathEnergy, tilted: MixtureReference, position: Tensor, beta: Tensor
 ) -> Tensor:
-    """Return log p - log q of particles, q the independence proposal, nats; betas of all rungs."""
+    """Return log p - log q of particles, q the independence proposal, nats, given their betas."""
     rows = energy.reference.rows(position)
     correction = energy.correction(*energy.reference.parts(rows)).double()
-    beta = betas.double().repeat_interleave(len(position) // len(betas))
-    return log_ratio(energy.reference, tilted, position) - beta * correction
+    return log_ratio(energy.reference, tilted, position) - beta.double() * correction
 
 
 @torch.no_grad()

@@ -146,6 +146,7 @@ class TemperedPool:
                 state.log_partitions[-1],
                 noise,
                 rare=self._rare_components(energy.reference),
+                overwrite=True,
             )
             state = state._replace(pool=pool)
         return state

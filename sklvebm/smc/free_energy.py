@@ -115,7 +115,9 @@ def multistate_weights(
     if correction.numel() > _CHUNK_SAMPLES:  # without a matrix for all samples
         log_z, log_mixture = mbar(correction, betas, guess, max_iter=n_iterations, tol=None)
         log_potential = correction.detach().double().reshape(-1).mul(-betas[-1].double())
-        return torch.softmax(log_potential - log_mixture, 0), log_z
+        log_potential.sub_(log_mixture)
+        del log_mixture  # with many chains, each of these is as large as a part of the pool
+        return torch.softmax(log_potential, 0), log_z
     f = correction.detach().double()
     potentials = -betas.unsqueeze(1) * f.reshape(1, -1)
     normalised = potentials - guess.unsqueeze(1)

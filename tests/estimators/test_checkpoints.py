@@ -23,12 +23,15 @@ from sklvebm import (
 from sklvebm.estimators._common import reference
 from sklvebm.estimators._common.transactional_fit import Reporter
 from sklvebm.mixtures import reference_selection
+from sklvebm.objectives import density_ratio
+from sklvebm.objectives.density_ratio import Classification
 
 random = np.random.RandomState(0)
 X = np.concatenate([random.normal(0, 1, (60, 2)), random.normal(4, 0.5, (40, 2))])
 X[:, 1] += X[:, 0] ** 2
 WITH_HOLES = np.where(random.uniform(size=X.shape) < 0.1, np.nan, X)
 COPIES = np.concatenate([np.round(X, 1), np.round(X[:30], 1)])
+GAUSSIAN = random.normal(size=(60, 2))
 N_EPOCHS = 5
 
 
@@ -50,7 +53,10 @@ FITS = {
     "missing cells": (lvebm, WITH_HOLES),
     "copies": (lvebm, COPIES),
     "double": (lambda: lvebm(dtype="float64", early_stopping=False), X),
-    "own energy": (lambda: lvebm(energy=LinearGaussianEnergy(2, 2)), X),
+    "own energy": (
+        lambda: lvebm(n_components=1, energy=LinearGaussianEnergy(2, 1), reference="gaussian"),
+        GAUSSIAN,  # which such an energy fits, so that annealing is short
+    ),
     "wasserstein": (
         lambda: WassersteinFlowEBM(max_iter=N_EPOCHS, n_chains=64, tol=None, random_state=0),
         X,
@@ -74,13 +80,17 @@ def stopped_at(monkeypatch, epoch, name="__call__"):
     monkeypatch.setattr(Reporter, name, stop)
 
 
-def continued(monkeypatch, folder, make, rows, *where):
-    """Fit, stop, and fit again; return the second estimator."""
+def continued(monkeypatch, folder, make, rows, *places):
+    """Fit, stop at the first place, and so on; return the estimator that is not stopped.
+
+    A place is an epoch, or what `stopped_at` takes.
+    """
     with checkpoints(folder, every=0):
-        with monkeypatch.context() as patch:
-            stopped_at(patch, *where)
-            with pytest.raises(Stopped):
-                make().fit(rows)
+        for place in places:
+            with monkeypatch.context() as patch:
+                stopped_at(patch, *(place if isinstance(place, tuple) else (place,)))
+                with pytest.raises(Stopped):
+                    make().fit(rows)
         assert (folder / "checkpoint.npz").exists()
         model = make().fit(rows)
     assert not list(folder.iterdir())
@@ -101,19 +111,81 @@ def test_a_continued_fit_equals_one_without_interruption(name, tmp_path, monkeyp
     make, rows = FITS[name]
     whole = make().fit(rows)
     last = len(whole.history_)
-    for epoch in sorted({last - N_EPOCHS + 2, last}):
-        again = continued(monkeypatch, tmp_path, make, rows, epoch)
-        assert_equal(again, whole, rows)
-        if hasattr(getattr(whole._training, "state", None), "pool"):
-            ours, theirs = (m._training.state.latents for m in (again, whole))
-            if hasattr(theirs, "values"):  # particles of rows are no part of a stored model
-                np.testing.assert_array_equal(ours.values, theirs.values)
+    again = continued(monkeypatch, tmp_path, make, rows, last - N_EPOCHS + 2, last)
+    assert_equal(again, whole, rows)
+    if hasattr(getattr(whole._training, "state", None), "pool"):
+        ours, theirs = (m._training.state.latents for m in (again, whole))
+        if hasattr(theirs, "values"):  # particles of rows are no part of a stored model
+            np.testing.assert_array_equal(ours.values, theirs.values)
+
+
+RATIOS = {
+    "start": lambda: lvebm(init="ratio", max_iter=6),
+    "screen": lambda: lvebm(max_iter=100, tol=1.0, n_iter_no_change=1),
+    "screen of a flow": lambda: PotentialFlowEBM(
+        max_iter=100, batch_size=50, tol=1.0, n_iter_no_change=1, random_state=0
+    ),
+}
+
+
+class Calls:
+    """Counts the epochs of density ratios, and ends the process, so to say, at a measurement.
+
+    log Z is measured after every epoch, and once more after the last.
+    """
+
+    def __init__(self, monkeypatch, last=None):
+        self.n_epochs = self.n_measured = 0
+        epoch, measure = Classification.epoch, density_ratio.log_mean_weight
+
+        def counted(run, learning_rate):
+            self.n_epochs += 1
+            return epoch(run, learning_rate)
+
+        def measured(*arguments):
+            self.n_measured += 1
+            if self.n_measured == last:
+                raise Stopped
+            return measure(*arguments)
+
+        monkeypatch.setattr(Classification, "epoch", counted)
+        monkeypatch.setattr(density_ratio, "log_mean_weight", measured)
+
+
+def stop(*arguments):
+    raise Stopped
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_density_ratio_is_continued_and_never_trained_again(name, tmp_path, monkeypatch):
+    make = RATIOS[name]
+    with monkeypatch.context() as patch:
+        calls = Calls(patch)
+        whole = make().fit(X)
+        n_epochs = calls.n_epochs
+    assert n_epochs > 2
+    # after its third epoch, which is not kept, between its last epoch and its end, after its end
+    attempts = (3, 3), (n_epochs - 1, n_epochs - 2), (None, 0)
+    with checkpoints(tmp_path, every=0):
+        for last, n_made in attempts:
+            with monkeypatch.context() as patch:
+                calls = Calls(patch, last)
+                if last is None:
+                    patch.setattr(density_ratio.RatioStart, "mean_gain", stop)
+                with pytest.raises(Stopped):
+                    make().fit(X)
+            assert calls.n_epochs == n_made
+        calls = Calls(monkeypatch)
+        again = make().fit(X)
+    assert calls.n_epochs == 0
+    assert_equal(again, whole, X)
 
 
 @pytest.mark.parametrize("where", ["reference", "training", "normalising"])
 def test_every_phase_can_be_interrupted(where, tmp_path, monkeypatch):
     whole = lvebm().fit(X)
-    assert_equal(continued(monkeypatch, tmp_path, lvebm, X, where, "phase"), whole, X)
+    assert_equal(continued(monkeypatch, tmp_path, lvebm, X, (where, "phase")), whole, X)
 
 
 def test_the_reference_is_not_chosen_again(tmp_path, monkeypatch):
@@ -219,7 +291,8 @@ def test_what_has_no_effect_may_change(tmp_path, monkeypatch):
 
 def test_a_message_tells_of_the_continuation(tmp_path, monkeypatch, capsys):
     continued(monkeypatch, tmp_path, lambda: lvebm(verbose=1), X, 3)
-    assert f"continuing an interrupted fit, 2 epochs of it in {tmp_path}" in capsys.readouterr().out
+    text = f"continuing an interrupted fit after epoch 2 of training, from {tmp_path}"
+    assert text in capsys.readouterr().out
 
 
 def test_continued_fits_are_refused(tmp_path):
@@ -260,14 +333,16 @@ def test_an_estimator_within_another_is_continued(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again, whole)
 
 
-SCRIPT = """
+# 15 epochs of the density ratio, 15 of particles
+SETTINGS = {"init": "ratio", "max_iter": 30, "n_chains": 64, "tol": None, "random_state": 0}
+SCRIPT = f"""
 import sys
 import numpy as np
 from sklvebm import ParticleLVEBM, checkpoints
-X = np.load(sys.argv[1])
+X, settings = np.load(sys.argv[1]), {SETTINGS}
 print("begin", flush=True)
 with checkpoints(sys.argv[2], every=0):
-    model = ParticleLVEBM(max_iter=40, n_chains=64, tol=None, random_state=0).fit(X)
+    model = ParticleLVEBM(**settings).fit(X)
 np.save(sys.argv[3], model.score_samples(X))
 """
 
@@ -288,6 +363,6 @@ def test_a_process_may_be_killed_at_any_moment(tmp_path):
             process.send_signal(signal.SIGKILL)
             n_kills += 1
         process.communicate()
-    whole = ParticleLVEBM(max_iter=40, n_chains=64, tol=None, random_state=0).fit(X)
+    whole = ParticleLVEBM(**SETTINGS).fit(X)
     np.testing.assert_array_equal(np.load(scores), whole.score_samples(X))
     assert not list(folder.iterdir())

@@ -12,14 +12,13 @@ from sklvebm.models.energies import AnchoredEnergy, Energy, MLPEnergy
 from sklvebm.models.ensembles import EnsembleEnergy
 from sklvebm.objectives.density_ratio import (
     Classification,
-    RatioRecipe,
     contrast,
     log_mean_weight,
-    ratio_recipe,
     resampled,
     resampled_pool,
     start_from_ratio,
 )
+from sklvebm.objectives.ratio_course import RatioRecipe, ratio_recipe
 from sklvebm.objectives.tempered_pool import TemperedPool
 
 SIGMAS = 5.0  # of Monte Carlo errors, with fixed seeds

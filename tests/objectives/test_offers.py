@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sklvebm.mcmc.state import IndependentNoise
-from sklvebm.objectives import tempered_pool
+from sklvebm.objectives import parts, tempered_pool
+from sklvebm.objectives import pool as pool_module
 from sklvebm.objectives.pool import with_independence_proposals
 from sklvebm.objectives.tempered_pool import TemperedPool
 
@@ -80,13 +81,36 @@ def test_wrong_shares_slow_offers_down_but_change_no_law(energy_with):
     assert share == pytest.approx(exact, abs=4.0 * math.sqrt(exact * (1.0 - exact) / N_CHAINS))
 
 
+def test_a_large_pool_is_offered_draws_in_parts_and_in_place(energy_with, monkeypatch):
+    energy, rows = energy_with(LIFT), []
+    pool, correction = first_pool(energy)[:, :500], type(energy).correction
+    how = {"betas": BETAS, "log_partition": torch.zeros((), dtype=torch.float64)}
+    whole = with_independence_proposals(energy, pool.clone(), noise=noise(), **how)
+    assert not torch.equal(whole, pool)
+
+    def noted(self, x, z):
+        rows.append(len(x))
+        return correction(self, x, z)
+
+    monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", 400)
+    monkeypatch.setattr(parts, "_MOST_IN_GRAPH", 400)
+    monkeypatch.setattr(parts, "_PART", 300)
+    monkeypatch.setattr(type(energy), "correction", noted)
+    in_parts = with_independence_proposals(energy, pool.clone(), noise=noise(), **how)
+    in_place = pool.clone()
+    with_independence_proposals(energy, in_place, noise=noise(), overwrite=True, **how)
+    assert torch.equal(in_parts, whole)
+    assert torch.equal(in_place, whole)
+    assert max(rows) <= 300
+
+
 @pytest.mark.parametrize(("n_temperatures", "expected"), [(4, [0, 16, 32]), (1, [])])
 def test_ladders_are_offered_draws_every_sixteen_updates(
     monkeypatch, energy_with, n_temperatures, expected
 ):
     offered = []
 
-    def spy(energy, pool, betas, log_partition, noise, *, rare):
+    def spy(energy, pool, betas, log_partition, noise, **how):
         offered.append(number)
         return pool
 

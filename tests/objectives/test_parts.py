@@ -1,6 +1,7 @@
 """Work in parts: cut by its size, side by side or in turn with the same numbers."""
 
 import contextlib
+from unittest import mock
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from sklvebm.mcmc.langevin import KERNELS
 from sklvebm.mcmc.state import Batch, IndependentNoise
 from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy, multiply_adds
-from sklvebm.objectives import parts
-from sklvebm.objectives.parts import in_parts, noises_of_parts, parts_of_work
+from sklvebm.objectives import maximum_likelihood, parts
+from sklvebm.objectives import pool as pool_module
+from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
+from sklvebm.objectives.parts import JoinedRows, in_parts, noises_of_parts, parts_of_work
 from sklvebm.objectives.pool import sweep_pool
 from sklvebm.objectives.posteriors import ParticlePosterior
 from sklvebm.objectives.tempered_pool import TemperedPool
@@ -150,3 +153,37 @@ def test_posterior_particles_in_parts_stay_with_their_rows(dear):
     assert ((e.mean(1) * 20.0).abs() < 5.0).all()
     assert ((e.var(1) - 1.0).abs() < 5.0 * (2.0 / 399.0) ** 0.5).all()
     assert not torch.equal(e[0], e[5])
+
+
+def test_slices_of_joined_rows_are_those_of_all_together():
+    reference = trained().reference.double()
+    first, particles = torch.randn(2, 7, 3, generator=generator(), dtype=torch.float64)
+    joined = JoinedRows(reference, first, particles)
+    whole = torch.cat([first, reference.rows(particles)])
+    assert len(joined) == 14
+    for part in (slice(None), slice(0, 5), slice(5, 10), slice(7, 9), slice(10, 20)):
+        torch.testing.assert_close(joined[part], whole[part], rtol=0, atol=1e-15)
+
+
+def test_the_rows_of_a_large_pool_are_not_made_all_at_once(monkeypatch):
+    """The loss and its gradient stay as they are."""
+    monkeypatch.setattr(pool_module, "_BLOCK_PARTICLES", 40)
+    monkeypatch.setattr(parts, "_MOST_IN_GRAPH", 40)
+    monkeypatch.setattr(parts, "_PART", 30)
+    energy, found = trained(), []
+    x = torch.randn(8, 2, generator=generator(), dtype=torch.float64)
+    monkeypatch.setattr(ParticleLikelihood, "_moves_together", lambda *_: False)
+    how = {"dynamics": "crank-nicolson", "n_langevin_steps": 1, "step_size": 0.1}
+    for large in (40, 10**6):
+        monkeypatch.setattr(maximum_likelihood, "_LARGE", large)
+        objective = ParticleLikelihood(n_particles=2, n_chains=30, n_temperatures=3, **how)
+        state = objective.init(energy, 8, generator=generator())
+        with mock.patch.object(
+            maximum_likelihood, "JoinedRows", side_effect=maximum_likelihood.JoinedRows
+        ) as joined:
+            loss = objective.step(energy, Batch(x, torch.arange(8)), state, generator(1))[0]
+        assert joined.called == (large == 40)
+        slopes = torch.autograd.grad(loss, list(energy.parameters()))
+        found.append([loss.detach(), *slopes])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)

@@ -182,8 +182,8 @@ def _begun(
     if checkpoint is not None:
         random_state.set_state(checkpoint.result("random_state", random_state.get_state))
         if checkpoint.is_continued:
-            where = f"{checkpoint.n_epochs} epochs of it in {checkpoint.path}"
-            report.stage(f"continuing an interrupted fit, {where}")
+            where = f"{checkpoint.place}, from {checkpoint.path}"
+            report.stage(f"continuing an interrupted fit {where}")
     estimator._split_seed = random_state.randint(np.iinfo(np.int32).max)
     data = prepare(distinct, config.held_out_share, estimator._split_seed, units)
     data = with_completed_rows(data, estimator._split_seed)

@@ -1,4 +1,4 @@
-"""Checkpoints of training that several processes share: rank 0 has the file, ranks the particles.
+"""Checkpoints of what several processes train: rank 0 has the file, ranks the particles.
 
 A file that n ranks wrote is continued by any number of them, also by one. With the same number,
 each rank gets back what it had. With another number, particles are divided anew: rows and chains
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklvebm.checkpointing import Checkpoint
+from sklvebm.checkpointing import TRAINING, Checkpoint
 from sklvebm.communication import Communicator
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.optimisation import adopted
@@ -31,16 +31,25 @@ class KeeperOfRanks:
         On rank 0; None on others.
     n_chains : int
         Chains of the pools of all ranks together; 0 without pools.
+    stage : str, default=TRAINING
+        What is trained.
     """
 
-    def __init__(self, ranks: Communicator, checkpoint: Checkpoint | None, n_chains: int) -> None:
+    def __init__(
+        self,
+        ranks: Communicator,
+        checkpoint: Checkpoint | None,
+        n_chains: int,
+        stage: str = TRAINING,
+    ) -> None:
         self.ranks, self.checkpoint, self.n_chains = ranks, checkpoint, n_chains
+        self.stage = stage
 
     def kept(self) -> dict[str, Any] | None:
         """Return the state of an interrupted run for this rank; None if there is none."""
         parts: Sequence[Any] = ()
         if self.checkpoint is not None:
-            training, n_ranks = self.checkpoint.kept(), self.ranks.size
+            training, n_ranks = self.checkpoint.kept(self.stage), self.ranks.size
             parts = [None] * n_ranks
             if training is not None:
                 parts = parts_of(training, n_ranks, self.n_chains)
@@ -57,7 +66,8 @@ class KeeperOfRanks:
         sent = own if self.ranks.rank == 0 else {name: own[name] for name in _OF_A_RANK}
         every = self.ranks.collect(sent)
         if checkpoint is not None:
-            checkpoint.keep(lambda: {**every[0], _OTHERS: every[1:]}, at_once=True)
+            of_all = {**every[0], _OTHERS: every[1:]}
+            checkpoint.keep(self.stage, lambda: of_all, at_once=True)
 
 
 def parts_of(training: dict[str, Any], n_ranks: int, n_chains: int) -> list[dict[str, Any]]:

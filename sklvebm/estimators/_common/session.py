@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sklvebm.checkpointing import Checkpoint
+from sklvebm.checkpointing import TRAINING, Checkpoint
 from sklvebm.communication import ALONE, Communicator
 from sklvebm.estimators._common.keeper_of_ranks import KeeperOfRanks
 from sklvebm.estimators._common.transactional_fit import Reporter
@@ -46,10 +46,10 @@ class FitSession(NamedTuple):
 
         return cached
 
-    def keeper(self, n_chains: int = 0) -> KeeperOfRanks | None:
-        """Return the keeper of training by this process alone; None without a checkpoint."""
+    def keeper(self, n_chains: int = 0, stage: str = TRAINING) -> KeeperOfRanks | None:
+        """Return the keeper of a stage of this process alone; None without a checkpoint."""
         checkpoint = self.checkpoint
-        return None if checkpoint is None else KeeperOfRanks(ALONE, checkpoint, n_chains)
+        return None if checkpoint is None else KeeperOfRanks(ALONE, checkpoint, n_chains, stage)
 
     def completed_by(self, reference: MixtureReference) -> "FitSession":
         """Return the session with missing cells drawn from a reference given the observed cells."""

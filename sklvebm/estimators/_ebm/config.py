@@ -14,9 +14,9 @@ from sklvebm.estimators._common.config import (
     scaled,
 )
 from sklvebm.models.networks import resolve_layers
-from sklvebm.objectives.density_ratio import RatioRecipe, ratio_recipe
 from sklvebm.objectives.maximum_likelihood import ParticleLikelihood
 from sklvebm.objectives.proximal import WassersteinFlow
+from sklvebm.objectives.ratio_course import RatioRecipe, ratio_recipe
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.runtime import working_memory
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sklvebm.checkpointing import Checkpoint
+from sklvebm.checkpointing import RATIO, Checkpoint
 from sklvebm.communication import Communicator
 from sklvebm.estimators._common.keeper_of_ranks import KeeperOfRanks
 from sklvebm.estimators._common.rows_of_ranks import (
@@ -27,8 +27,6 @@ from sklvebm.estimators._ebm.config import LikelihoodConfig, PoolConfig
 from sklvebm.mcmc.state import ParticleState
 from sklvebm.models.energies import AnchoredEnergy
 from sklvebm.objectives.density_ratio import (
-    RatioEpoch,
-    RatioRecipe,
     RatioStart,
     RatioWeights,
     Share,
@@ -36,6 +34,7 @@ from sklvebm.objectives.density_ratio import (
     monitoring_draws,
     start_from_ratio,
 )
+from sklvebm.objectives.ratio_course import RatioEpoch, RatioRecipe
 from sklvebm.optimisation import Optimisation
 from sklvebm.runtime import numerical_session, seeded_generator
 from sklvebm.threads import team
@@ -61,6 +60,7 @@ class _RatioOrder(NamedTuple):
 
     energy: AnchoredEnergy
     recipe: RatioRecipe  # with the rows of a batch of one rank
+    keeps: bool = False  # whether rank 0 has a checkpoint
 
     def follow(self, ranks: Communicator, device: torch.device) -> None:
         """Take part in `ratio_on_ranks` of rank 0, on a device of this rank."""
@@ -74,9 +74,11 @@ class _RatioOrder(NamedTuple):
         own: RowsOfRank,
         device: torch.device,
         callback: Callable[[RatioEpoch], None],
+        checkpoint: Checkpoint | None = None,
     ) -> RatioStart:
         """Classify the rows of one rank."""
         rows = own.rows.on(device)
+        keeper = KeeperOfRanks(ranks, checkpoint, 0, RATIO) if self.keeps else None
         return start_from_ratio(
             self.energy.to(device),
             rows.fitted,
@@ -86,6 +88,7 @@ class _RatioOrder(NamedTuple):
             callback=callback,
             weights=RatioWeights(rows.fitted_weights, rows.monitored_weights),
             share=Share(ranks, own.row_share),
+            keeper=keeper,
         )
 
 
@@ -97,13 +100,17 @@ def ratio_on_ranks(
     *,
     generator: torch.Generator,
     callback: Callable[[RatioEpoch], None],
+    checkpoint: Checkpoint | None = None,
 ) -> RatioStart:
-    """Train a density ratio on all ranks; arguments and result as in `start_from_ratio`."""
-    batch_size = -(-recipe.batch_size // ranks.size)
-    order = _RatioOrder(copy.deepcopy(energy).to(_CPU), recipe._replace(batch_size=batch_size))
+    """Train a density ratio on all ranks; arguments and result as in `start_from_ratio`.
+
+    A checkpoint receives the states of all ranks.
+    """
+    recipe = recipe._replace(batch_size=-(-recipe.batch_size // ranks.size))
+    order = _RatioOrder(copy.deepcopy(energy).to(_CPU), recipe, checkpoint is not None)
     ranks.broadcast(order)
     own = scattered_rows(ranks, rows, generator)
-    start = order.run(ranks, own, rows.fitted.device, callback)
+    start = order.run(ranks, own, rows.fitted.device, callback, checkpoint)
     gains = log_mean_ratios(start.energy, rows.monitored).cpu() - start.log_partition
     return start._replace(gains=gains)
 

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklvebm.checkpointing import RATIO
 from sklvebm.communication import Communicator
+from sklvebm.estimators._common.kept_ratio import kept_ratio
 from sklvebm.estimators._common.ratio_gain import needed_gain, promised_gain
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
@@ -45,13 +47,14 @@ from sklvebm.models.networks import correction_network
 from sklvebm.models.reach import Reach, reach_of_rows
 from sklvebm.models.user_energy import build_user_energy, probe
 from sklvebm.objectives.density_ratio import (
-    RatioEpoch,
+    RatioStart,
     RatioWeights,
     monitoring_draws,
     resampled_pool,
     start_from_ratio,
 )
 from sklvebm.objectives.missing_cells import WithMissingCells
+from sklvebm.objectives.ratio_course import RatioEpoch
 from sklvebm.objectives.tempered_pool import TemperedPool
 from sklvebm.optimisation import Optimisation, start_optimisation
 from sklvebm.row_weights import as_tensor, mean_on_device, resampled
@@ -278,22 +281,27 @@ def _from_ratio(
         *(as_tensor(w, fitted.device) for w in (data.fitted_weights, data.monitored_weights))
     )
     of_rows = energy.reference.log_marginal(monitor).double()
-    base, history = float(mean_on_device(of_rows, weights.held_out)), []
+    base = float(mean_on_device(of_rows, weights.held_out))
 
-    def record(epoch: RatioEpoch) -> None:
-        history.append(epoch.progress(base))
+    def report(epoch: RatioEpoch) -> None:
         if not config.screens:
-            session.report_epoch(history[-1])
+            session.report_epoch(epoch.progress(base))
 
     expected = expected_refit_gain(session, training)
     if config.screens:  # otherwise particles start from it
         recipe = recipe._replace(needed=needed_gain(session, expected, weights.held_out))
-    how: dict[str, Any] = {"generator": generator, "callback": record}
-    if can_share_rows(data, session.ranks.size):
-        rows = TrainingRows(fitted, monitor, *weights)
-        ratio = ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
-    else:
-        ratio = start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
+
+    def classify() -> RatioStart:
+        how: dict[str, Any] = {"generator": generator, "callback": report}
+        if can_share_rows(data, session.ranks.size):
+            rows = TrainingRows(fitted, monitor, *weights)
+            how["checkpoint"] = session.checkpoint
+            return ratio_on_ranks(session.ranks, energy, rows, recipe, **how)
+        how["keeper"] = session.keeper(stage=RATIO)
+        return start_from_ratio(energy, fitted, monitor, recipe, weights=weights, **how)
+
+    ratio = kept_ratio(session, energy, classify, generator)
+    history = [epoch.progress(base) for epoch in ratio.epochs]
     promised = promised_gain(session, ratio, expected, weights.held_out)
     is_hopeless = too_few or (promised <= 0.0 and config.tol is not None)
     if config.screens and is_hopeless:

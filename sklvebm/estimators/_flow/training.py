@@ -2,12 +2,15 @@
 
 import copy
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sklvebm.checkpointing import RATIO
 from sklvebm.confidence import lower_confidence_limit
+from sklvebm.estimators._common.kept_ratio import kept_ratio
 from sklvebm.estimators._common.ratio_gain import needed_gain, promised_gain
 from sklvebm.estimators._common.reference import (
     expected_refit_gain,
@@ -33,7 +36,8 @@ from sklvebm.mixtures.reference import MixtureReference
 from sklvebm.mixtures.stacking import MixtureChoice
 from sklvebm.models.energies import AnchoredEnergy, MLPEnergy
 from sklvebm.models.networks import potential_network
-from sklvebm.objectives.density_ratio import RatioWeights, ratio_recipe, start_from_ratio
+from sklvebm.objectives.density_ratio import RatioWeights, start_from_ratio
+from sklvebm.objectives.ratio_course import ratio_recipe
 from sklvebm.optimisation import Optimisation, start_optimisation
 from sklvebm.row_weights import as_tensor
 from sklvebm.runtime import numerical_session, seeded_generator
@@ -146,9 +150,9 @@ def _useless_ratio(
     is_alone = session.ranks.size == 1 and data.observed is None and config.image_shape is None
     if not (config.screens and is_first and is_alone):
         return None
-    generator = seeded_generator(seed, torch.device("cpu"))
     reference = training.reference.without_latents()
-    network = MLPEnergy(reference.n_features, 0, _SCREENING_LAYERS, generator=generator)
+    on_cpu = seeded_generator(seed, torch.device("cpu"))
+    network = MLPEnergy(reference.n_features, 0, _SCREENING_LAYERS, generator=on_cpu)
     energy = AnchoredEnergy(reference, network).to(device=device, dtype=config.torch_dtype)
     recipe = ratio_recipe(
         len(rows[0]),
@@ -162,15 +166,11 @@ def _useless_ratio(
     expected = expected_refit_gain(session, training)
     recipe = recipe._replace(needed=needed_gain(session, expected, weights.held_out))
     fitted, monitored = (part.to(config.torch_dtype) for part in rows)
-    ratio = start_from_ratio(
-        energy,
-        fitted,
-        monitored,
-        recipe,
-        generator=seeded_generator(seed, device),
-        callback=lambda epoch: None,
-        weights=weights,
-    )
+    generator = seeded_generator(seed, device)
+    how: dict[str, Any] = {"generator": generator, "callback": lambda epoch: None}
+    how |= {"weights": weights, "keeper": session.keeper(stage=RATIO)}
+    train_ratio = partial(start_from_ratio, energy, fitted, monitored, recipe, **how)
+    ratio = kept_ratio(session, energy, train_ratio, generator)
     if promised_gain(session, ratio, expected, weights.held_out) > 0.0:
         return None
     base = mean_log_density(training.reference, data)
