@@ -121,9 +121,9 @@ def test_a_continued_fit_equals_one_without_interruption(name, tmp_path, monkeyp
 
 RATIOS = {
     "start": lambda: lvebm(init="ratio", max_iter=6),
-    "screen": lambda: lvebm(max_iter=100, tol=1.0, n_iter_no_change=1),
+    "screen": lambda: lvebm(max_iter=100, tol=1.0, n_iter_no_change=5),
     "screen of a flow": lambda: PotentialFlowEBM(
-        max_iter=100, batch_size=50, tol=1.0, n_iter_no_change=1, random_state=0
+        max_iter=100, batch_size=50, tol=1.0, n_iter_no_change=5, random_state=0
     ),
 }
 
