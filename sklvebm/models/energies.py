@@ -66,7 +66,7 @@ class Energy(nn.Module, abc.ABC):
         """Return energies in nats, (B,), of rows x (B, D) with latents z (B, L)."""
 
     def members(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies of the single networks, (B, n_networks), in nats."""
+        """Return energies of single networks, (B, n_networks), of rows x (B, D), z (B, L)."""
         return self(x, z).unsqueeze(1)
 
 
@@ -259,7 +259,7 @@ class AnchoredEnergy(Energy):
         return bounded if self.reach is None else self.reach(x) * bounded
 
     def corrections(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return the corrections by the single networks of an ensemble, (B, K), in nats."""
+        """Return corrections by single networks, (B, n_networks), of x (B, D) and z (B, L)."""
         bounded = self.bound * torch.tanh(self.network.members(x, z) / self.bound)
         return bounded if self.reach is None else self.reach(x).unsqueeze(1) * bounded
 

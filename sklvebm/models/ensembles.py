@@ -54,7 +54,7 @@ class EnsembleEnergy(Energy):
         return torch.cat([cast(Tensor, network.output) for network in self.networks])
 
     def members(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return energies of the single networks, (B, n_networks), in nats."""
+        """Return energies of single networks, (B, n_networks), of rows x (B, D), z (B, L)."""
         return torch.stack([network(x, z) for network in self.networks], 1)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
