@@ -156,7 +156,7 @@ VALUES = {
 }
 BESIDE = {  # what a value cannot do without
     ("negatives", "contrastive"): {"n_temperatures": 1},
-    ("init", "ratio"): {"early_stopping": True, "max_iter": 4},
+    ("init", "ratio"): {"early_stopping": True, "max_iter": 4, "n_networks": 2},
     # less to anneal than from a reference that is wrong
     ("energy", "module"): {"reference": "gaussian"},
     ("energy", "factory"): {"reference": "gaussian"},
