@@ -89,8 +89,8 @@ class Course:
     plateau : Plateau
         Which epochs count as better.
     refines : bool, default=False
-        Whether the model before the first epoch is a trained one. Its ELBO is what epochs must
-        exceed, and the first plateau ends a run of which none does.
+        Whether the model before the first epoch is a trained one. Epochs must exceed its ELBO by
+        the plateau's tolerance, and the first plateau ends a run of which none does.
     """
 
     def __init__(
@@ -104,10 +104,12 @@ class Course:
     ) -> None:
         self.best, self.best_lower_bound = best, best_lower_bound
         self.learning_rate, self.plateau = learning_rate, plateau
-        self._to_exceed = best_lower_bound if refines else -math.inf
+        self._to_exceed = best_lower_bound + max(0.0, plateau.tol) if refines else -math.inf
+        self.recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
         if refines:
             plateau.update(best_lower_bound)
-        self.recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
+            # a single lucky epoch is no progress
+            self.recent.extend([best_lower_bound] * _SMOOTH_OVER)
         self.history: list[Progress] = []
         self.n_roll_backs = 0
         self.is_over = False
@@ -123,7 +125,7 @@ class Course:
         """Take note of a sound epoch, after which the running average is `average`."""
         self.recent.append(lower_bound)
         smoothed = sum(self.recent) / len(self.recent)
-        if smoothed > self.best_lower_bound:
+        if smoothed > max(self.best_lower_bound, self._to_exceed):
             self.best, self.best_lower_bound = copied(average), smoothed
         self.plateau.update(smoothed)
         if not is_last and self.plateau.reached():
