@@ -134,8 +134,9 @@ class WassersteinFlowEBM(ContinuedFitMixin, FeatureDensityMixin, BaseEstimator):
         Activation of the network g.
     embedding : {"auto", "periodic", "none"}, default="auto"
         Inputs of the network g: "periodic" gives it learned sines and cosines of every column
-        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more, a
-        thousand rows or more and a hundred rows or more per feature, without `image_shape`.
+        (`PeriodicEnergy`), "none" the columns. "auto" is "periodic" with four features or more (one
+        with `reference="gaussian"`), a thousand rows or more and a hundred rows or more per
+        feature, without `image_shape`.
     n_networks : int or "auto", default="auto"
         Networks whose mean is g. In the density ratio each of them learns by itself, and what they
         learn by chance cancels. Time of training and of scores is proportional to it. "auto" is 4
