@@ -146,8 +146,9 @@ class ParticleLVEBM(ContinuedFitMixin, LatentDensityMixin, BaseEstimator):
     n_networks : int or "auto", default="auto"
         Networks whose mean is g. In the density ratio each of them learns by itself, and what they
         learn by chance cancels. Time of training and of scores is proportional to it. "auto" is 4
-        for networks with an embedding that start from the ratio (`effort`: 1 with "fast", 8 with
-        "thorough"), else 1. Ignored when `energy` is given.
+        for networks with an embedding that start from the ratio, fewer beyond 25,000 rows, and one
+        from 50,001 on (`effort`: 1 with "fast", twice as many with "thorough"); else 1. Ignored
+        when `energy` is given.
     init : {"auto", "ratio", "reference"}, default="auto"
         Where training by particles starts. "reference": at the reference. "ratio": at the density
         ratio of rows to reference, trained for at most half of `max_iter` epochs by classifying

@@ -16,6 +16,7 @@ from sklvebm import (
     WassersteinFlowEBM,
 )
 from sklvebm.estimators._ebm import training as training_module
+from sklvebm.estimators._ebm.config import likelihood_config
 from sklvebm.objectives.density_ratio import RatioStart
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -250,6 +251,24 @@ def test_the_embedding_is_chosen_by_rows_and_columns(estimator):
 def test_the_number_of_networks_follows_embedding_start_and_effort(estimator, changes, expected):
     model = brief(estimator, max_iter=0, **changes).fit(table())
     assert (model.n_networks_, model.hidden_layer_sizes_) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "effort", "expected"),
+    [
+        (25_000, "default", 4),
+        (25_001, "default", 3),
+        (50_000, "default", 2),
+        (50_001, "default", 1),
+        (10**6, "default", 1),
+        (25_000, "thorough", 8),
+        (10**6, "thorough", 1),
+        (1000, "fast", 1),
+    ],
+)
+def test_many_rows_have_fewer_networks(n_samples, effort, expected):
+    parameters = ParticleLVEBM(effort=effort).get_params()
+    assert likelihood_config(parameters, n_samples, 10).n_networks == expected
 
 
 @BOTH

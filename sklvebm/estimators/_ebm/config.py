@@ -22,7 +22,10 @@ from sklvebm.runtime import working_memory
 
 _FEW_DIMENSIONS = 7  # features and latents together
 _FEWEST_COLUMNS, _ROWS_PER_COLUMN = 4, 100  # for embeddings of columns
-_N_NETWORKS = {"fast": 1, "default": 4, "thorough": 8}  # with embeddings and a ratio, by effort
+# With embeddings and a ratio, by effort: networks at most, and rows times networks at most. The
+# time of an epoch is proportional to the latter, and of many rows little is learnt by chance.
+_N_NETWORKS = {"fast": 1, "default": 4, "thorough": 8}
+_ROWS_OF_NETWORKS = {"fast": 0, "default": 100_000, "thorough": 200_000}
 _MANY_ROWS, _VERY_MANY_ROWS = 1000, 10_000  # thresholds of `with_defaults`
 
 
@@ -225,6 +228,8 @@ def _with_words(parameters: dict[str, Any], n_samples: int, n_features: int) -> 
         init = "ratio" if can_classify and embedding == "periodic" else "reference"
     n_networks = parameters["n_networks"]
     if n_networks == "auto":
-        averages = embedding == "periodic" and init == "ratio"
-        n_networks = _N_NETWORKS[parameters["effort"]] if averages else 1
+        most, effort = 1, parameters["effort"]
+        if embedding == "periodic" and init == "ratio":
+            most = min(_N_NETWORKS[effort], _ROWS_OF_NETWORKS[effort] // n_samples)
+        n_networks = max(1, most)
     return {"embedding": embedding, "init": init, "n_networks": n_networks, "screens": screens}
