@@ -279,8 +279,7 @@ def train(
         Processes that train together. Each has rows and particles of its own, and the same model.
         Gradients are averaged before every update; rank 0 makes all decisions.
     refines : bool, default=False
-        Whether the start is a trained model; the first plateau then ends training unless an epoch
-        was better than the start.
+        Whether the start is a trained model; the first plateau then ends training.
 
     Returns
     -------

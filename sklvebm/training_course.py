@@ -90,7 +90,8 @@ class Course:
         Which epochs count as better.
     refines : bool, default=False
         Whether the model before the first epoch is a trained one. Epochs must exceed its ELBO by
-        the plateau's tolerance, and the first plateau ends a run of which none does.
+        the plateau's tolerance, and the first plateau ends the run: it has moved away from the best
+        model by then, and smaller steps would not bring it back.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Course:
         self.best, self.best_lower_bound = best, best_lower_bound
         self.learning_rate, self.plateau = learning_rate, plateau
         self._to_exceed = best_lower_bound + max(0.0, plateau.tol) if refines else -math.inf
+        self._last_plateau = 0 if refines else _N_REDUCTIONS
         self.recent: deque[float] = deque(maxlen=_SMOOTH_OVER)
         if refines:
             plateau.update(best_lower_bound)
@@ -137,8 +139,7 @@ class Course:
     @property
     def converged(self) -> bool:
         """Whether the last plateau ended training."""
-        is_useless = self.best_lower_bound <= self._to_exceed
-        return self.plateau.n_reductions > (0 if is_useless else _N_REDUCTIONS)
+        return self.plateau.n_reductions > self._last_plateau
 
     def numbers(self) -> dict[str, Any]:
         """Return all that `load` needs."""
