@@ -10,9 +10,9 @@ from sklvebm.training_course import Plateau, Progress
 
 # of the learning rate, on a plateau; how many such reductions come before the plateau that ends it
 _LEARNING_RATE_FACTOR, _N_REDUCTIONS = 0.3, 2
-# Shares of the needed gain without which epochs end: from the first `patience` epochs on, and from
-# the first plateau on. What gained anything in the end had more: see docs/benchmarks/defaults.md.
-_EARLY_SHARE, _PLATEAU_SHARE = 0.1, 0.5
+# Share of the needed gain without which epochs end at the first plateau. What gained anything in
+# the end had more: see docs/benchmarks/defaults.md.
+_PLATEAU_SHARE = 0.5
 
 
 class RatioRecipe(NamedTuple):
@@ -27,21 +27,17 @@ class RatioRecipe(NamedTuple):
     averaged_over: int  # updates: memory of the running average of the parameters
     needed: float = -math.inf  # mean gain on held-out rows, nats, below which nothing is gained
 
-    def is_hopeless(self, gain: float, epoch: int, n_plateaus: int) -> bool:
+    def is_hopeless(self, gain: float, n_plateaus: int) -> bool:
         """Return whether further epochs will not reach the needed gain.
 
         Parameters
         ----------
         gain : float
             Of the best epoch so far on held-out rows, nats.
-        epoch : int
-            Epochs so far.
         n_plateaus : int
             Plateaus so far.
         """
-        if n_plateaus == 0 and epoch < self.patience:
-            return False
-        return gain < (_PLATEAU_SHARE if n_plateaus else _EARLY_SHARE) * self.needed
+        return n_plateaus > 0 and gain < _PLATEAU_SHARE * self.needed
 
 
 def ratio_recipe(
@@ -107,7 +103,7 @@ class RatioCourse:
             self.best, self.best_gain = copy.deepcopy(average), epoch.gain
         self.plateau.update(epoch.gain)
         is_plateau, n_plateaus = self.plateau.reached(), self.plateau.n_reductions
-        if self.recipe.is_hopeless(self.best_gain, epoch.number, n_plateaus):
+        if self.recipe.is_hopeless(self.best_gain, n_plateaus):
             self._has_ended = True
         elif is_plateau:
             self._has_ended = n_plateaus > _N_REDUCTIONS
