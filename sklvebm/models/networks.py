@@ -22,10 +22,8 @@ _KINDS = {
     "conv-layer": ConvLayerEnergy,
 }
 _DENSE_UNITS, _LOCAL_CHANNELS = (64,), (16,)  # defaults with `image_shape`
-_FREQUENCIES, _FREQUENCIES_OF_SEVERAL = (
-    16,
-    8,
-)  # of each column, of one network and of each of several
+# of each column: of a single network, and of each of several
+_FREQUENCIES, _FREQUENCIES_OF_SEVERAL = 16, 8
 
 
 @dataclass(frozen=True, kw_only=True)

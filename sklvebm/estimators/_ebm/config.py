@@ -173,7 +173,7 @@ def with_defaults(parameters: dict[str, Any], n_samples: int, n_features: int) -
     free = few_dimensions and n_samples >= _MANY_ROWS
     words = _with_words(parameters, n_samples, n_features)
     embeds, classifies = words["embedding"] == "periodic", words["init"] == "ratio"
-    # the mean of several small networks beats few large ones, in less time
+    # several small networks are as good as several large ones, in less time
     is_small = words["n_networks"] > 1 if embeds else few_dimensions
     chosen = {
         "hidden_layer_sizes": (64, 64) if is_small else (128, 128),
